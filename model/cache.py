@@ -1,0 +1,139 @@
+"""The key-value cache: what attention has computed for tokens that it has already read.
+
+One class for every loop that decodes: one chat, ragged batches, rows that finish, candidates of one prompt, requests
+that join. It knows which token ids it holds, and so its lengths; the network only appends to it. Whose rows these are
+and when to cut them is left to the decoder.
+
+A row's slots are its positions: the token at position p has its key in slot p, so no slot is ever padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from model.gpt2 import GPT2
+
+BLOCK = 128  # slots the buffers grow by: 9.4 MB a row for GPT-2 small in float32, one growth per 128 tokens
+
+
+class CacheFull(ValueError):
+    """More tokens than the network has positions; the cache is left as it was."""
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, in rows of different lengths.
+
+    Example: two rows holding 3 and 1 tokens; after ``reserve([2, 2])``, an ``append`` per layer, and
+    ``advance([[7, 8], [9, 7]])`` they hold 5 and 3.
+
+    Attributes:
+        ids: the token ids held, row by row.
+        max_length: the most tokens a row can hold, the network's `n_positions`.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor, max_length: int) -> None:
+        """Wrap empty buffers, both (L, B, H, capacity, D); `for_model` makes them."""
+        self.keys = keys
+        self.values = values
+        self.max_length = max_length
+        self.ids: list[list[int]] = [[] for _ in range(keys.size(1))]
+
+    @classmethod
+    def for_model(cls, model: GPT2, rows: int = 1) -> KVCache:
+        """An empty cache that fits `model`, with its dtype and on its device."""
+        config, weight = model.config, model.token_embedding.weight
+        keys, values = weight.new_zeros(2, config.n_layer, rows, config.n_head, 0, config.head_dim)
+        return cls(keys, values, config.n_positions)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens held by each row: (B,), on the CPU."""
+        return torch.tensor([len(row) for row in self.ids])
+
+    # ---- called by the network, in this order, once per forward pass ----
+
+    def reserve(self, new: Sequence[int]) -> None:
+        """Make room for `new` further tokens per row and plan their slots.
+
+        Raises:
+            CacheFull: a row would hold more than `max_length` tokens.
+        """
+        held = [len(row) for row in self.ids]
+        end = max(h + n for h, n in zip(held, new, strict=True))
+        for row, (h, n) in enumerate(zip(held, new, strict=True)):
+            if h + n > self.max_length:
+                raise CacheFull(
+                    f"the cache is full: row {row} holds {h} tokens and {n} more were asked for, but the network has "
+                    f"{self.max_length} positions; drop the oldest turns or generate fewer tokens"
+                )
+        missing = end - self.keys.size(3)
+        if missing > 0:
+            capacity = min(-(-end // BLOCK) * BLOCK, self.max_length)
+            self.keys, self.values = (_widen(buffer, capacity) for buffer in (self.keys, self.values))
+        self._start, self._end = held[0], end
+        self._aligned = len(set(held)) == 1 and len(set(new)) == 1
+        if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
+            self._rows = torch.tensor([b for b, n in enumerate(new) for _ in range(n)], device=self.keys.device)
+            self._steps = torch.tensor([t for n in new for t in range(n)], device=self.keys.device)
+            self._slots = torch.tensor(held, device=self.keys.device)[self._rows] + self._steps
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Store one layer's new keys and values, and return all that the layer holds.
+
+        Args:
+            layer: index of the block.
+            keys: (B, H, T, D), right-padded; padded steps are not stored.
+            values: likewise.
+
+        Returns:
+            Keys and values, (B, H, S, D), S the longest row after this pass. Slots beyond a row's length hold zeros
+            or what was cut off; attention masks them.
+        """
+        for buffer, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            if self._aligned:
+                buffer[:, :, self._start : self._end] = new[:, :, : self._end - self._start]
+            else:
+                buffer[self._rows, :, self._slots] = new[self._rows, :, self._steps]  # (sum of new, H, D)
+        return self.keys[layer, :, :, : self._end], self.values[layer, :, :, : self._end]  # (B, H, S, D)
+
+    def advance(self, ids: Sequence[Sequence[int]]) -> None:
+        """Record the ids that were read, one list a row: from here on the cache holds them."""
+        self.ids = [held + list(new) for held, new in zip(self.ids, ids, strict=True)]
+
+    # ---- called by the decoder ----
+
+    def crop(self, row: int, length: int) -> None:
+        """Forget all but the first `length` tokens of a row."""
+        if not 0 <= length <= len(self.ids[row]):
+            raise ValueError(f"row {row} holds {len(self.ids[row])} tokens and cannot be cut to {length}")
+        self.ids[row] = self.ids[row][:length]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order: reorders, drops, and (a row named twice) copies."""
+        if list(rows) == list(range(len(self.ids))):
+            return
+        index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
+        self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        self.ids = [list(self.ids[row]) for row in rows]
+
+    def join(self, other: KVCache) -> None:
+        """Take in copies of another cache's rows, after this one's."""
+        capacity = max(self.keys.size(3), other.keys.size(3))
+        self.keys = torch.cat([_widen(self.keys, capacity), _widen(other.keys, capacity)], dim=1)
+        self.values = torch.cat([_widen(self.values, capacity), _widen(other.values, capacity)], dim=1)
+        self.ids = self.ids + [list(row) for row in other.ids]
+
+
+def _widen(buffer: Tensor, capacity: int) -> Tensor:
+    """Give a buffer more slots; new ones are zero, as a NaN in a masked slot would be a NaN in the result."""
+    L, B, H, held, D = buffer.shape
+    if held == capacity:
+        return buffer
+    wide = buffer.new_zeros(L, B, H, capacity, D)
+    wide[:, :, :, :held] = buffer
+    return wide

@@ -1,0 +1,163 @@
+"""GPT-2, written to be read from top to bottom.
+
+A decoder-only transformer with pre-norm blocks, learned absolute positions, a tanh GELU, and an output head tied to the
+token embedding (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3). It equals
+`GPT2LMHeadModel` of transformers (models/gpt2/modeling_gpt2.py). It knows tensors only: text, sampling and files are
+left to the other packages, and what has been read before is in the cache that the caller passes in.
+
+Shape letters, here and everywhere: B rows, T new tokens, S cached + new tokens, C width, H heads, D head width,
+V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.cache import CacheFull, KVCache
+from model.config import GPT2Config
+
+
+class GPT2(nn.Module):
+    """The network: token ids in, the next token's logits out."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Logits at every position: (B, T) -> (B, T, V). Arguments and errors are those of `hidden`."""
+        return self.logits(self.hidden(ids, cache, lengths))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score every token of the vocabulary: (..., C) -> (..., V)."""
+        return F.linear(hidden, self.token_embedding.weight)  # the head is the token embedding
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
+        """Read new tokens: (B, T) -> (B, T, C), after the final norm.
+
+        Args:
+            ids: token ids; rows shorter than T are padded on the right with any valid id.
+            cache: what the rows have read before. It is extended by the new tokens.
+            lengths: (B,) new tokens of each row, where they differ. Results at padded places mean nothing.
+
+        Raises:
+            CacheFull: a row would be longer than `n_positions`; nothing is changed.
+            ValueError: `lengths` do not fit `ids`.
+        """
+        held = [0] * len(ids) if cache is None else [len(row) for row in cache.ids]
+        new = new_lengths(ids, lengths, self.config.n_positions)
+        if cache is not None:
+            cache.reserve(new)
+        positions = positions_of(held, ids.size(1), ids.device)  # (B or 1, T)
+        mask = attention_mask(held, positions, max(h + n for h, n in zip(held, new, strict=True)))
+        positions = positions.clamp(max=self.config.n_positions - 1)  # padding may run past the table
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, mask, cache, layer)
+        if cache is not None:
+            cache.advance([row[:n] for row, n in zip(ids.tolist(), new, strict=True)])
+        normed: Tensor = self.final_norm(x)
+        return normed
+
+
+class Block(nn.Module):
+    """Attention, then an MLP; each reads a normed copy of the residual stream and adds its answer to it."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.attention(self.attention_norm(x), mask, cache, layer)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+
+class Attention(nn.Module):
+    """Multi-head causal self-attention over what is cached and what is new."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
+        self.output = nn.Linear(config.n_embd, config.n_embd)
+        self.attention_dropout = config.attn_pdrop
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """(B, T, C) -> (B, T, C). Without a mask, several new tokens are a whole prompt: plainly causal."""
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
+        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
+        if cache is not None:
+            keys, values = cache.append(layer, keys, values)  # each (B, H, S, D)
+        heads = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            is_causal=mask is None and T > 1,
+            dropout_p=self.attention_dropout if self.training else 0.0,
+        )  # (B, H, T, D), scores scaled by 1 / sqrt(D)
+        mixed: Tensor = self.dropout(self.output(heads.transpose(1, 2).reshape(B, T, C)))  # (B, T, C)
+        return mixed
+
+
+class MLP(nn.Module):
+    """Two linear layers with a GELU between them, applied to each position alone."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.inner_dim)
+        self.gelu = nn.GELU(approximate="tanh")  # transformers' gelu_new; erf differs by 4.7e-4 near |x| = 2.7
+        self.down = nn.Linear(config.inner_dim, config.n_embd)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        out: Tensor = self.dropout(self.down(self.gelu(self.up(x))))
+        return out
+
+
+def new_lengths(ids: Tensor, lengths: Tensor | None, n_positions: int) -> list[int]:
+    """How many of each row's T ids are tokens and not padding."""
+    B, T = ids.shape
+    new: list[int] = [T] * B if lengths is None else lengths.tolist()
+    if len(new) != B or not all(0 <= n <= T for n in new):
+        raise ValueError(f"lengths are {new}; expected {B} numbers from 0 to {T}, one for each row of ids")
+    if max(new) > n_positions:
+        raise CacheFull(f"a row has {max(new)} new tokens and the network {n_positions} positions; shorten it")
+    return new
+
+
+def positions_of(held: Sequence[int], T: int, device: torch.device) -> Tensor:
+    """Absolute positions of T new tokens: (B, T), or (1, T) where all rows hold equally many."""
+    starts = torch.tensor(held[:1] if len(set(held)) == 1 else held, device=device)
+    return starts[:, None] + torch.arange(T, device=device)  # (B or 1, T)
+
+
+def attention_mask(held: Sequence[int], positions: Tensor, S: int) -> Tensor | None:
+    """Which of S slots each new token may see, (B or 1, 1, T, S): those up to its own position.
+
+    Example: 2 tokens held and 2 new ones (S = 4) give the rows 1110 and 1111.
+
+    None where no mask is needed: a prompt read from its start (plain causal attention; padding on the right comes after
+    all that counts), or one new token a row that sees all that its row holds.
+    """
+    T = positions.size(1)
+    if not any(held) or (T == 1 and len(set(held)) == 1):
+        return None
+    return torch.arange(S, device=positions.device) <= positions[:, None, :, None]  # (B or 1, 1, T, S)

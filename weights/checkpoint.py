@@ -1,0 +1,238 @@
+"""Open a source: find out what it is, and collect its parts without reading anything heavy.
+
+A source is `tiny` (the checkpoint that the package carries), a folder or a file of ours or as transformers writes it,
+or the name of a checkpoint on the Hugging Face hub. Reading bytes is left to `weights.files`, names to
+`weights.names`, building the network to `weights.load`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model import ConfigError, GPT2Config, unknown_keys
+from weights.files import CheckpointError, StoredTensor, read_json, read_pickle, read_safetensors, sha256_of
+from weights.names import check_ours, from_published
+from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
+
+FORMAT_VERSION = 1
+TINY = Path(__file__).parent / "tiny"
+WEIGHT_FILES = (  # in the order of preference
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """All parts of one checkpoint, its tensors still on the disk.
+
+    Attributes:
+        config: sizes of the network.
+        tensors: the network's parameters under our names, each once.
+        vocabulary: its own, GPT-2's where it has none and the size fits, or None.
+        generation_config: the content of ``generation_config.json``; empty where there is none.
+        history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
+        path: the folder or file that was opened.
+        files: the files that hold the weights.
+        ours: whether it is in this project's own format.
+        ignored: tensors of a published file that are not needed, with the reason.
+        head: a published file's own copy of the output head.
+        notices: what a user should know and need not act on.
+    """
+
+    config: GPT2Config
+    tensors: dict[str, StoredTensor]
+    vocabulary: Vocabulary | None
+    generation_config: dict[str, Any]
+    history_tokens: int | None
+    path: Path
+    files: tuple[Path, ...]
+    ours: bool
+    ignored: dict[str, str] = field(default_factory=dict)
+    head: StoredTensor | None = None
+    notices: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights; of several, the one that holds them all."""
+        dtypes = [tensor.dtype for tensor in self.tensors.values() if tensor.dtype is not None]
+        widest = dtypes[0]
+        for dtype in dtypes:
+            widest = torch.promote_types(widest, dtype)
+        return widest
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the network has learned."""
+        return sum(torch.Size(tensor.shape).numel() for tensor in self.tensors.values())
+
+    def sha256(self) -> str:
+        """Checksum of the weight files, one after the other; reads them all."""
+        return sha256_of(self.files)
+
+
+Source = str | os.PathLike[str] | Checkpoint
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """Open a source and check that its parts fit each other.
+
+    Args:
+        source: see this file's opening; an open checkpoint is returned as it is.
+
+    Raises:
+        CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    path = _find(source)
+    folder = path if path.is_dir() else path.parent
+    values = _read_config(folder)
+    ours = "format_version" in values
+    if ours and values["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {values['format_version']!r}, this program reads {FORMAT_VERSION}: "
+            f"convert the original again"
+        )
+    try:
+        config = GPT2Config.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
+    files = _weight_files(path)
+    stored = _read_all(files)
+    try:
+        if ours:
+            check_ours(stored, config)
+            mapped, ignored, head = stored, {}, None
+        else:
+            result = from_published(stored, config)
+            mapped, ignored, head = result.tensors, result.ignored, result.head
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    vocabulary, notices = _find_vocabulary(folder, config)
+    unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
+    if unknown:
+        notices.append(f"{folder / 'config.json'} has settings that are not known here: {', '.join(unknown)}")
+    generation = folder / "generation_config.json"
+    return Checkpoint(
+        config=config,
+        tensors=mapped,
+        vocabulary=vocabulary,
+        generation_config=read_json(generation) if generation.exists() else {},
+        history_tokens=_history_tokens(values, folder),
+        path=path,
+        files=files,
+        ours=ours,
+        ignored=ignored,
+        head=head,
+        notices=tuple(notices),
+    )
+
+
+def _find(source: str | os.PathLike[str]) -> Path:
+    """Turn the name of a source into a path that exists."""
+    name = os.fspath(source)
+    if name == "tiny":
+        if TINY.is_dir():
+            return TINY
+        raise CheckpointError(
+            "this version carries no embedded checkpoint yet; pass a folder that transformers wrote or that "
+            "`dialogpt convert` made"
+        )
+    path = Path(name)
+    try:
+        if path.is_dir() or path.is_file():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+        exists = False
+    if exists:
+        raise CheckpointError(f"{name} is neither a folder nor a plain file")
+    advice = "check the path"
+    if _HUB_NAME.fullmatch(name):
+        advice = (
+            "if it is a name on the Hugging Face hub, download config.json, the weights, vocab.json and merges.txt "
+            "into a folder and pass that folder"
+        )
+    raise CheckpointError(f"there is no folder or file {name!r}: {advice}")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.exists():
+        raise CheckpointError(
+            f"{folder} has no config.json; expected a checkpoint's folder: config.json, {WEIGHT_FILES[0]} or "
+            f"{WEIGHT_FILES[2]}, vocab.json and merges.txt"
+        )
+    return read_json(path)
+
+
+def _weight_files(path: Path) -> tuple[Path, ...]:
+    """The files that hold the weights, in a fixed order."""
+    if path.is_dir():
+        name = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
+        if name is None:
+            raise CheckpointError(f"{path} has no weights; expected one of {', '.join(WEIGHT_FILES)}")
+        path = path / name
+    if not path.name.endswith(".index.json"):
+        return (path,)
+    shards = read_json(path).get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
+        raise CheckpointError(f"{path} has no weight_map from tensors to files")
+    names = sorted(set(shards.values()))
+    foreign = [name for name in names if Path(name).name != name or name in (".", "..")]
+    if foreign:
+        raise CheckpointError(f"{path} points outside its folder ({foreign[0]!r}); expected plain file names")
+    missing = [name for name in names if not (path.parent / name).is_file()]
+    if missing:
+        raise CheckpointError(f"{path} names files that are missing: {', '.join(missing)}; fetch them into the folder")
+    return tuple(path.parent / name for name in names)
+
+
+def _read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
+    stored: dict[str, StoredTensor] = {}
+    for file in files:
+        part = read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+        twice = sorted(stored.keys() & part.keys())
+        if twice:
+            raise CheckpointError(f"{file} holds tensors that another shard holds too: {', '.join(twice[:4])}")
+        stored |= part
+    return stored
+
+
+def _find_vocabulary(folder: Path, config: GPT2Config) -> tuple[Vocabulary | None, list[str]]:
+    vocabulary = read_vocabulary(folder)
+    notices = []
+    if vocabulary is None and config.vocab_size == GPT2_SIZE:
+        vocabulary = gpt2_vocabulary()
+        notices.append(f"{folder} has no vocabulary; GPT-2's is used, as its {GPT2_SIZE:,} tokens fit")
+    elif vocabulary is None:
+        notices.append(
+            f"{folder} has no vocabulary, and GPT-2's {GPT2_SIZE:,} tokens do not fit its {config.vocab_size:,} "
+            f"embedding rows: it cannot read or write text until vocab.json and merges.txt lie beside it"
+        )
+    elif vocabulary.size > config.vocab_size:
+        raise CheckpointError(
+            f"{folder}: the vocabulary needs {vocabulary.size:,} embedding rows and the network has "
+            f"{config.vocab_size:,}; these files do not belong together"
+        )
+    if vocabulary is not None and vocabulary.size < config.vocab_size:
+        notices.append(f"{config.vocab_size - vocabulary.size:,} embedding rows of {folder} have no text")
+    return vocabulary, notices
+
+
+def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:
+    tokens = values.get("history_tokens")
+    if tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0):
+        return tokens
+    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a whole number above 0")

@@ -1,0 +1,166 @@
+"""Between published checkpoints and ours, on the disk: `convert` and its way back, `export`.
+
+Both stream: one tensor at a time is read, checked and written, and a folder takes its final name only when all of it is
+on the disk. What a source is, is left to `weights.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model import GPT2Config
+from weights.checkpoint import FORMAT_VERSION, Checkpoint, Source, open_checkpoint
+from weights.files import StoredTensor, dtype_name, new_folder, safetensors_metadata, write_json, write_safetensors
+from weights.load import dtype_of, read_checked, refuse_non_finite
+from weights.names import to_published
+from weights.vocabulary import END_OF_TEXT, Vocabulary
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a conversion did.
+
+    Attributes:
+        source, destination: folders.
+        tensors, parameters: how many were written.
+        dtype: of the written weights.
+        sha256: checksum of the weight files that were read.
+        ignored: tensors that were left out, with the reason.
+        notices: what a user should know.
+    """
+
+    source: Path
+    destination: Path
+    tensors: int
+    parameters: int
+    dtype: str
+    sha256: str
+    ignored: dict[str, str]
+    notices: tuple[str, ...]
+
+
+def convert(source: Source, destination: str | os.PathLike[str], *, dtype: str | None = None) -> Report:
+    """Write a checkpoint in this project's own format.
+
+    Args:
+        source: see `open_checkpoint`.
+        destination: a new folder.
+        dtype: a name in `DTYPES`; None keeps the source's.
+
+    Raises:
+        CheckpointError: the source cannot be used or holds NaN, or the destination exists or cannot be written.
+    """
+    checkpoint = open_checkpoint(source)
+    target = checkpoint.dtype if dtype is None else dtype_of(dtype)
+    sha256 = checkpoint.sha256()
+    notes = {
+        "format": "pt",
+        "format_version": str(FORMAT_VERSION),
+        "origin": checkpoint.path.resolve().name,
+        "origin_sha256": sha256,
+        "dtype": dtype_name(target),
+    }
+    if checkpoint.ours:  # the origin is what was converted first
+        before = safetensors_metadata(checkpoint.files[0])
+        notes |= {key: before[key] for key in ("origin", "origin_sha256") if key in before}
+    config = {"format_version": FORMAT_VERSION, **published_config(checkpoint.config)}
+    if checkpoint.history_tokens is not None:
+        config["history_tokens"] = checkpoint.history_tokens
+    tensors = [replace(tensor, name=name) for name, tensor in _checked(checkpoint, target).items()]
+    return _write(checkpoint, Path(destination), tensors, notes, config, sha256, {})
+
+
+def export(source: Source, destination: str | os.PathLike[str]) -> Report:
+    """Write a checkpoint as `GPT2LMHeadModel.save_pretrained` does: every tensor of the network equal to the bit.
+
+    Args:
+        source: see `open_checkpoint`.
+        destination: a new folder, which transformers and the tools that read its folders load.
+
+    Raises:
+        CheckpointError: as `convert`.
+    """
+    checkpoint = open_checkpoint(source)
+    tensors = to_published(_checked(checkpoint, checkpoint.dtype))
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        **published_config(checkpoint.config),
+        "bos_token_id": checkpoint.config.eos_token_id,  # GPT-2 has one token for both
+        "dtype": dtype_name(checkpoint.dtype),
+        "tie_word_embeddings": True,
+    }
+    settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
+    return _write(checkpoint, Path(destination), tensors, {"format": "pt"}, config, checkpoint.sha256(), settings)
+
+
+def published_config(config: GPT2Config) -> dict[str, Any]:
+    """A config's content under transformers' names, with the choices that this network has made."""
+    return {"model_type": "gpt2", "activation_function": "gelu_new", **asdict(config)}
+
+
+def _checked(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor]:
+    """The network's tensors in a dtype, each checked when it is read and again when it is converted."""
+
+    def read(name: str) -> Tensor:
+        tensor = read_checked(checkpoint, name)
+        if tensor.dtype != target:
+            tensor = tensor.to(target)
+            refuse_non_finite(tensor, checkpoint.tensors[name])  # float16 ends at 65,504
+        return tensor
+
+    return {
+        name: replace(stored, dtype=target, read=partial(read, name)) for name, stored in checkpoint.tensors.items()
+    }
+
+
+def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, Any]:
+    """What transformers needs to know of the tokenizer beyond ``vocab.json`` and ``merges.txt``."""
+    letters = {token for pair in vocabulary.merges for token in (*pair, "".join(pair))}
+    added = {token: n for token, n in vocabulary.ids.items() if len(token) > 1 and token not in letters}
+    return {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": config.n_positions,
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+        "added_tokens_decoder": {
+            str(n): {"content": token, "special": token not in vocabulary.added} for token, n in added.items()
+        },
+    }
+
+
+def _write(
+    checkpoint: Checkpoint,
+    destination: Path,
+    tensors: list[StoredTensor],
+    notes: Mapping[str, str],
+    config: dict[str, Any],
+    sha256: str,
+    tokenizer_config: dict[str, Any],
+) -> Report:
+    """Write a folder: config first, the weights last."""
+    with new_folder(destination) as folder:
+        write_json(folder / "config.json", config)
+        if checkpoint.generation_config:
+            write_json(folder / "generation_config.json", checkpoint.generation_config)
+        if checkpoint.vocabulary is not None:
+            checkpoint.vocabulary.write(folder)
+        if tokenizer_config:
+            write_json(folder / "tokenizer_config.json", tokenizer_config)
+        write_safetensors(folder / "model.safetensors", tensors, notes)
+    return Report(
+        source=checkpoint.path,
+        destination=destination,
+        tensors=len(tensors),
+        parameters=checkpoint.parameters,
+        dtype=dtype_name(tensors[0].dtype or checkpoint.dtype),
+        sha256=sha256,
+        ignored=checkpoint.ignored,
+        notices=checkpoint.notices,
+    )
