@@ -11,6 +11,7 @@ V vocabulary, L layers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,11 +28,24 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Embedding(config.n_positions, config.n_embd)
+        self.token_embedding = _embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = _embedding(config.n_positions, config.n_embd)
         self.dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        if not self.token_embedding.weight.is_meta:  # a network built to be filled from a file has no memory yet
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw fresh weights as GPT-2 does: deviation 0.02, less for what is added 2L times to the residual stream."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif "norm" in name:
+                nn.init.ones_(parameter)
+            else:
+                added = name.endswith(("attention.output.weight", "mlp.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if added else 0.02)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Logits at every position: (B, T) -> (B, T, V). Arguments and errors are those of `hidden`."""
@@ -130,6 +144,12 @@ class MLP(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         out: Tensor = self.dropout(self.down(self.gelu(self.up(x))))
         return out
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """An embedding that is not drawn yet; drawing one without memory would import torch's compiler, for a second."""
+    embedding: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
+    return embedding
 
 
 def new_lengths(ids: Tensor, lengths: Tensor | None, n_positions: int) -> list[int]:

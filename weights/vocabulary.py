@@ -7,6 +7,7 @@ whole vocabulary (openai/gpt-2, src/encoder.py). How text becomes ids is left to
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -90,9 +91,15 @@ class Vocabulary:
             write_json(folder / "added_tokens.json", self.added)
 
 
+@cache
+def gpt2_merges() -> tuple[tuple[str, str], ...]:
+    """The 50,000 merges of GPT-2, from the file that this package carries."""
+    return _read_merges(_GPT2_MERGES)
+
+
 def gpt2_vocabulary() -> Vocabulary:
     """The vocabulary of GPT-2 and DialoGPT, from the merges that this package carries."""
-    merges = _read_merges(_GPT2_MERGES)
+    merges = gpt2_merges()
     tokens = [*byte_letters().values(), *(left + right for left, right in merges), END_OF_TEXT]
     return Vocabulary({token: n for n, token in enumerate(tokens)}, merges, origin="GPT-2, as carried by this package")
 
@@ -126,8 +133,6 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 
 def write_vocabulary_json(path: Path, ids: Mapping[str, int]) -> None:
     """Write ``vocab.json`` byte for byte as OpenAI did: one line, ASCII, in the order of the ids."""
-    import json
-
     path.write_text(json.dumps(dict(sorted(ids.items(), key=lambda item: item[1]))), encoding="utf-8")
 
 

@@ -1,0 +1,98 @@
+"""A dialogue as the model sees it: turns of token ids, each ended by `<|endoftext|>`, cut by whole turns.
+
+DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); it knows no
+roles, only turns that take turns. Turning text into ids is left to `dialogpt.tokenizer`, answering to `dialogpt.chat`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+DEFAULT_HISTORY_TOKENS = (
+    256  # Microsoft trained on 128; long histories make the published models repeat and fall silent
+)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is shown of a dialogue.
+
+    Attributes:
+        ids: the shown turns, each with its end token.
+        first_turn: index of the first shown turn; those before it are kept but not shown.
+        cut: how many tokens the last turn lost at its front.
+    """
+
+    ids: list[int]
+    first_turn: int
+    cut: int
+
+
+class History:
+    """The turns of a dialogue, oldest first; the person speaks first, then turns alternate.
+
+    Attributes:
+        eos_id: the token that ends every turn.
+        turns: ids without their end token.
+    """
+
+    def __init__(self, eos_id: int, turns: Iterable[Sequence[int]] = ()) -> None:
+        self.eos_id = eos_id
+        self.turns: list[list[int]] = []
+        for turn in turns:
+            self.add(turn)
+
+    def add(self, turn: Sequence[int]) -> None:
+        """Append a turn.
+
+        Raises:
+            ValueError: it holds the end token, which would make two turns of it.
+        """
+        if self.eos_id in turn:
+            raise ValueError(f"a turn holds the end token {self.eos_id}; expected one turn without its end")
+        self.turns.append(list(turn))
+
+    def pop(self) -> list[int]:
+        """Take the last turn back."""
+        return self.turns.pop()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.turns.clear()
+
+    def prompt(self, history_tokens: int, window: int) -> Prompt:
+        """What to show the model before it answers the last turn.
+
+        Args:
+            history_tokens: how many tokens of dialogue to show; the last turn is shown even if it is longer.
+            window: how many tokens the network can take besides its reply. Only this cuts the last turn, at its front.
+
+        Raises:
+            ValueError: there is no turn, or `window` leaves no room for one.
+        """
+        if not self.turns or window < 1:
+            raise ValueError(f"a prompt needs a turn and room for it; there are {len(self.turns)} and {window} tokens")
+        first = first_shown([len(turn) + 1 for turn in self.turns], min(history_tokens, window))
+        ids = [token for turn in self.turns[first:] for token in (*turn, self.eos_id)]
+        cut = max(0, len(ids) - window)
+        return Prompt(ids[cut:], first, cut)
+
+
+def first_shown(lengths: Sequence[int], budget: int) -> int:
+    """Index of the first turn that is shown, a pure function of the turns so far.
+
+    Whenever a turn takes the total over the budget, the oldest turns are dropped until the rest fits half of it. Half,
+    so that the next turns extend a prompt that is in the cache rather than move its start each time.
+
+    Example: turns of 4 tokens and a budget of 12 show 3 turns; the fourth leaves itself alone (4 <= 6), and is the
+    start until six turns are there.
+    """
+    first = total = 0
+    for current, length in enumerate(lengths):
+        total += length
+        if total > budget:
+            while total > budget // 2 and first < current:
+                total -= lengths[first]
+                first += 1
+    return first

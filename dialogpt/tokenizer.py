@@ -1,0 +1,197 @@
+"""Text to token ids and back: GPT-2's byte-level BPE, run by tiktoken on the checkpoint's own vocabulary.
+
+Ids equal those of transformers' GPT-2 tokenizer with `split_special_tokens=True`: typed text never becomes
+`<|endoftext|>`, which ends every turn. Reading a vocabulary is left to `weights.vocabulary`; turns and prompts to
+`dialogpt.history`. It follows openai/gpt-2, src/encoder.py.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import tiktoken
+
+from weights import CheckpointError, Vocabulary, open_checkpoint
+from weights.checkpoint import Source
+from weights.vocabulary import byte_letters, gpt2_merges
+
+# GPT-2 cuts text before it merges: English contractions; then words, numbers and other signs, each with one space
+# before it; then white space, whose last character is left to the word that follows.
+PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+# tiktoken's engine steps back through a run of white space and panics on a long one (a million spaces, then a letter).
+# A run is cut before its last character anyway, so text may be cut there before tiktoken sees it.
+_GAP = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # what \s is in Rust
+_LONG_GAP = 1000
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Tokenizer:
+    """Text to ids and back for one vocabulary.
+
+    Attributes:
+        vocabulary: where it comes from.
+        eos_id: the id that ends every turn; `encode` never returns it.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        """Build the tokenizer.
+
+        Raises:
+            CheckpointError: the merges are not in the order in which training finds them, so that tiktoken, which
+                merges by token, and transformers, which merges by pair, would disagree.
+        """
+        self.vocabulary = vocabulary
+        self.eos_id = vocabulary.end_of_text
+        letters, ids = byte_letters(), vocabulary.ids
+        byte_of = {letter: byte for byte, letter in letters.items()}
+        tokens = [*letters.values(), *(left + right for left, right in vocabulary.merges)]
+        spelled = [bytes(map(byte_of.__getitem__, token)) for token in tokens]
+        self._ranks = {token: rank for rank, token in enumerate(spelled)}
+        _check_order(spelled, vocabulary, self._ranks)
+        self._encoding = tiktoken.Encoding(
+            "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={}
+        )
+        self._ids = [ids[token] for token in tokens]  # rank to id: the same numbers in GPT-2's own vocabulary
+        self._bytes = {n: token.encode() for token, n in ids.items()} | dict(zip(self._ids, spelled, strict=True))
+        longest_first = sorted(vocabulary.added, key=len, reverse=True)
+        self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    @classmethod
+    def load(cls, source: Source) -> Tokenizer:
+        """The tokenizer of a checkpoint; see `weights.open_checkpoint` for sources and errors."""
+        checkpoint = open_checkpoint(source)
+        if checkpoint.vocabulary is None:
+            raise CheckpointError(f"{checkpoint.path} has no vocabulary; put its vocab.json and merges.txt beside it")
+        return cls(checkpoint.vocabulary)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text.
+
+        Raises:
+            ValueError: the text holds half a surrogate pair, which no UTF-8 has.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was "
+                f"not valid UTF-8; type or convert it again"
+            ) from None
+        if self._added is None:
+            return self._encode(text)
+        pieces = self._added.split(text)  # text, added token, text, added token, ..., text
+        added = self.vocabulary.added
+        return [n for k, piece in enumerate(pieces) for n in ([added[piece]] if k % 2 else self._encode(piece))]
+
+    def _encode(self, text: str) -> list[int]:
+        cuts = [gap.end() - 1 for gap in _GAP.finditer(text) if gap.end() - gap.start() > _LONG_GAP]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)] if cuts else [text]
+        return [self._ids[rank] for part in parts for rank in self._encoding.encode_ordinary(part)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of any ids; bytes that are not UTF-8, and ids without text, become U+FFFD."""
+        return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that an id stands for: a whole character, several, or a part of one."""
+        return self._bytes.get(token_id, REPLACEMENT.encode())
+
+    def explain(self, text: str) -> list[Piece]:
+        """Show how a text becomes ids: cut into pieces, spelled in letters, merged step by step.
+
+        The slow and obvious version of `encode`, for readers. Added tokens are not looked for, and the cuts come from
+        Python's regex package, whose Unicode tables may know letters that tiktoken's do not know yet.
+        """
+        import regex  # tiktoken installs it
+
+        letters = byte_letters()
+        pieces = []
+        for match in regex.finditer(PATTERN, text):
+            data = match[0].encode()
+            steps = [[bytes([byte]) for byte in data], *merge_steps(data, self._ranks)]
+            pieces.append(
+                Piece(
+                    text=match[0],
+                    letters="".join(letters[byte] for byte in data),
+                    steps=[["".join(letters[byte] for byte in part) for part in step] for step in steps],
+                    ids=[self._ids[self._ranks[part]] for part in steps[-1]],
+                )
+            )
+        return pieces
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One piece of a text on its way to ids.
+
+    Attributes:
+        text: as it was typed.
+        letters: its bytes as GPT-2 spells them.
+        steps: the parts before the first merge, and after each.
+        ids: of the parts that remain.
+    """
+
+    text: str
+    letters: str
+    steps: list[list[str]]
+    ids: list[int]
+
+
+def merge_steps(data: bytes, ranks: Mapping[bytes, int], limit: int | None = None) -> Iterator[list[bytes]]:
+    """Merge the neighbours whose union has the lowest rank, the leftmost first, until none has a rank.
+
+    Args:
+        data: one piece of text.
+        ranks: token to its place in the order of merges.
+        limit: only merges of a lower rank are made.
+
+    Yields:
+        The parts after each merge.
+    """
+    parts = [bytes([byte]) for byte in data]
+    while len(parts) > 1:
+        unions = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
+        best = min(unions)
+        if best >= (len(ranks) if limit is None else limit):
+            return
+        place = unions.index(best)
+        parts = [*parts[:place], parts[place] + parts[place + 1], *parts[place + 2 :]]
+        yield parts
+
+
+def _check_order(spelled: list[bytes], vocabulary: Vocabulary, ranks: Mapping[bytes, int]) -> None:
+    """Raise unless each merge is the one that lower merges lead to; GPT-2's own need no proof."""
+    if vocabulary.merges == gpt2_merges()[: len(vocabulary.merges)]:
+        return
+    for rank, token in enumerate(spelled[256:], 256):
+        *_, parts = [[bytes([byte]) for byte in token], *merge_steps(token, ranks, rank)]
+        if len(parts) != 2 or len(parts[0]) != len(vocabulary.merges[rank - 256][0]):
+            raise CheckpointError(
+                f"the merges of {vocabulary.origin} are out of order: merge {rank - 255} "
+                f"({' '.join(vocabulary.merges[rank - 256])!r}) cannot be reached by the merges before it"
+            )
+
+
+class StreamDecoder:
+    """Ids to text while they arrive: a character is shown when its last byte is there, never half of it."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    @property
+    def waiting(self) -> bool:
+        """Whether bytes of an unfinished character are held back."""
+        return bool(self._decoder.getstate()[0])
+
+    def feed(self, token_id: int) -> str:
+        """The text that this id completes; often empty in the middle of an emoji."""
+        return self._decoder.decode(self._tokenizer.bytes_of(token_id))
+
+    def finish(self) -> str:
+        """What is left at the end: U+FFFD for a character that was never completed."""
+        return self._decoder.decode(b"", final=True)
