@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
     from dialogpt.decoder import Decoder, Step
+    from dialogpt.errors import DialogueError
     from dialogpt.generate import Reply, generate, generate_batch
     from dialogpt.generation_config import GenerationConfig
     from dialogpt.history import History
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Chat",
     "Decoder",
+    "DialogueError",
     "GenerationConfig",
     "History",
     "Reply",
@@ -35,6 +37,7 @@ _HOMES = {
     "Chat": "chat",
     "Decoder": "decoder",
     "Step": "decoder",
+    "DialogueError": "errors",
     "Reply": "generate",
     "generate": "generate",
     "generate_batch": "generate",

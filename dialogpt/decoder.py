@@ -12,12 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.sampler import next_token_scores
 from model import GPT2, KVCache
 
 
-class GenerationError(ValueError):
+class GenerationError(DialogueError):
     """The network gave nothing to choose from; the message says why."""
 
 
@@ -98,15 +99,15 @@ class Decoder:
                 cache over; a row that runs alone is decoded in this very cache.
 
         Raises:
-            ValueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply.
+            DialogueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply.
         """
         limits, prompt = self.model.config, list(prompt_ids)
         if not prompt:
-            raise ValueError("the prompt is empty; expected at least one token")
+            raise DialogueError("the prompt is empty; expected at least one token")
         if not all(0 <= token < limits.vocab_size for token in prompt):
-            raise ValueError(f"the prompt holds ids outside the vocabulary of {limits.vocab_size:,} tokens")
+            raise DialogueError(f"the prompt holds ids outside the vocabulary of {limits.vocab_size:,} tokens")
         if len(prompt) + config.max_new_tokens > limits.n_positions:
-            raise ValueError(
+            raise DialogueError(
                 f"a prompt of {len(prompt)} tokens and max_new_tokens {config.max_new_tokens} do not fit the network's "
                 f"{limits.n_positions} positions; shorten the prompt or ask for fewer tokens"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from dialogpt.decoder import Decoder, Row, Step, fresh_generator
+from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from model import GPT2, KVCache
 
@@ -49,11 +50,11 @@ def generate(
             afterwards.
 
     Raises:
-        ValueError: the prompt cannot be used; see `Decoder.add`.
+        DialogueError: the prompt cannot be used; see `Decoder.add`.
         GenerationError: while stepping; see `Decoder.step`.
     """
     if config.num_return_sequences != 1:
-        raise ValueError("generate says one reply; for num_return_sequences above 1 call generate_batch")
+        raise DialogueError("generate says one reply; for num_return_sequences above 1 call generate_batch")
     decoder = Decoder(model)
     return _stream(decoder, decoder.add(prompt_ids, config, generator=generator, cache=cache))
 
@@ -82,7 +83,7 @@ def generate_batch(
             prompt, so that no row's tokens depend on the others. None is a fresh one for the whole call.
 
     Raises:
-        ValueError: a prompt cannot be used, or the generators are not as many as the rows.
+        DialogueError: a prompt cannot be used, or the generators are not as many as the rows.
         GenerationError: see `Decoder.step`.
     """
     number = len(prompts) * config.num_return_sequences
@@ -90,7 +91,7 @@ def generate_batch(
         generator = fresh_generator(model.token_embedding.weight.device)
     generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != number:
-        raise ValueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
+        raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
     if config.eos_token_id is None:  # once, so that all rows share one config and are processed together
         config = replace(config, eos_token_id=model.config.eos_token_id)
     decoder = Decoder(model)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
+
+from dialogpt.errors import DialogueError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +18,7 @@ class GenerationConfig:
     """Settings of one generation; the defaults are transformers'. None means unset, and takes the default.
 
     Raises:
-        ValueError: a value is out of its range, or two contradict each other; all problems are named.
+        DialogueError: a value is out of its range, or two contradict each other; all problems are named.
     """
 
     max_new_tokens: int = field(default=20, metadata={"help": "most tokens of a reply"})
@@ -54,7 +56,7 @@ class GenerationConfig:
                 f"{self.num_return_sequences} replies to one prompt would all be the same without do_sample"
             )
         if problems:
-            raise ValueError("; ".join(problems))
+            raise DialogueError("; ".join(problems))
 
     @classmethod
     def chat(cls) -> GenerationConfig:
@@ -65,12 +67,53 @@ class GenerationConfig:
         """
         return cls(do_sample=True, temperature=0.8, top_k=50, top_p=0.9, max_new_tokens=64, min_new_tokens=1)
 
+    def fitted(self, n_positions: int) -> GenerationConfig:
+        """The same settings, with at most half of a small network's positions for the reply."""
+        most = max(1, min(self.max_new_tokens, n_positions // 2))
+        return replace(self, max_new_tokens=most, min_new_tokens=min(self.min_new_tokens, most))
+
+    def greedy(self) -> GenerationConfig:
+        """The same settings with every processor neutral: the likeliest token, always."""
+        return replace(self, do_sample=False, **NEUTRAL)
+
     @property
     def end_ids(self) -> Sequence[int]:
         """The tokens that end a reply, as a sequence; none where `eos_token_id` is unset."""
         if self.eos_token_id is None:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value of a setting from what a person typed.
+
+    Raises:
+        DialogueError: there is no such setting, or the text is no value of its kind; ranges are checked later.
+    """
+    kinds: dict[str, Callable[[str], Any]] = {
+        setting.name: type(setting.default) for setting in fields(GenerationConfig)
+    }
+    if name not in kinds:
+        raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
+    try:
+        if kinds[name] is bool:
+            return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[text.lower()]
+        if name == "eos_token_id":
+            return tuple(int(part) for part in text.split(","))
+        return kinds[name](text)
+    except (KeyError, ValueError):
+        raise DialogueError(f"{name.replace('_', '-')} is {text!r}, expected {_RANGES[name][1]}") from None
+
+
+def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
+    """The settings with one of them changed as a person typed it; a temperature of 0 is greedy decoding.
+
+    Raises:
+        DialogueError: as `parse_value`, or the settings do not go together.
+    """
+    name = name.replace("-", "_")
+    value = parse_value(name, text)
+    return config.greedy() if name == "temperature" and value == 0 else replace(config, **{name: value})
 
 
 # Each processor's value that changes nothing; with `do_sample` off this is plain greedy decoding.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dialogpt.errors import DialogueError
+
 DEFAULT_HISTORY_TOKENS = (
     256  # Microsoft trained on 128; long histories make the published models repeat and fall silent
 )
@@ -47,10 +49,10 @@ class History:
         """Append a turn.
 
         Raises:
-            ValueError: it holds the end token, which would make two turns of it.
+            DialogueError: it holds the end token, which would make two turns of it.
         """
         if self.eos_id in turn:
-            raise ValueError(f"a turn holds the end token {self.eos_id}; expected one turn without its end")
+            raise DialogueError(f"a turn holds the end token {self.eos_id}; expected one turn without its end")
         self.turns.append(list(turn))
 
     def pop(self) -> list[int]:
@@ -69,10 +71,12 @@ class History:
             window: how many tokens the network can take besides its reply. Only this cuts the last turn, at its front.
 
         Raises:
-            ValueError: there is no turn, or `window` leaves no room for one.
+            DialogueError: there is no turn, or `window` leaves no room for one.
         """
         if not self.turns or window < 1:
-            raise ValueError(f"a prompt needs a turn and room for it; there are {len(self.turns)} and {window} tokens")
+            raise DialogueError(
+                f"a prompt needs a turn and room for it; there are {len(self.turns)} and {window} tokens"
+            )
         first = first_shown([len(turn) + 1 for turn in self.turns], min(history_tokens, window))
         ids = [token for turn in self.turns[first:] for token in (*turn, self.eos_id)]
         cut = max(0, len(ids) - window)

@@ -15,6 +15,7 @@ from itertools import pairwise
 
 import tiktoken
 
+from dialogpt.errors import DialogueError
 from weights import CheckpointError, Vocabulary, open_checkpoint
 from weights.checkpoint import Source
 from weights.vocabulary import byte_letters, gpt2_merges
@@ -72,12 +73,12 @@ class Tokenizer:
         """The ids of a text.
 
         Raises:
-            ValueError: the text holds half a surrogate pair, which no UTF-8 has.
+            DialogueError: the text holds half a surrogate pair, which no UTF-8 has.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise DialogueError(
                 f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was "
                 f"not valid UTF-8; type or convert it again"
             ) from None

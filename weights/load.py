@@ -87,3 +87,8 @@ def refuse_non_finite(tensor: Tensor, stored: StoredTensor) -> None:
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:
     return checkpoint.tensors[name].read()
+
+
+def count_non_finite(checkpoint: Checkpoint, name: str) -> int:
+    """How many values of a tensor are NaN or infinite."""
+    return int((~torch.isfinite(_read(checkpoint, name))).sum())

@@ -1,0 +1,274 @@
+"""A conversation: one history, one cache, one stream of draws.
+
+What is typed becomes a turn; the reply is streamed as text and becomes the next turn. The cache keeps the longest
+prefix that the next prompt shares with the last one, so a turn costs its own tokens. Reading a keyboard and printing
+are left to `dialogpt.cli` and `dialogpt.terminal`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from dialogpt.decoder import fresh_generator, shared_prefix
+from dialogpt.errors import DialogueError
+from dialogpt.generate import Reply, generate, generate_batch
+from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
+from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from model import GPT2, KVCache
+from weights import load, open_checkpoint
+from weights.checkpoint import Source
+
+TRIES = 5  # draws of a reply before one of white space only is accepted
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Statistics:
+    """What the last reply cost.
+
+    Attributes:
+        prompt_tokens: how long the prompt was.
+        computed_tokens: how many of them were not in the cache.
+        new_tokens: how many were said, draws that were thrown away included.
+        first_seconds: from the start until the first token.
+        seconds: until the last.
+    """
+
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    new_tokens: int = 0
+    first_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def count_token(self, seconds: float) -> None:
+        """Note that a token was said, `seconds` after the start."""
+        if self.new_tokens == 0:
+            self.first_seconds = seconds
+        self.new_tokens += 1
+        self.seconds = seconds
+
+
+class Chat:
+    """One conversation with one network; the network itself may serve many.
+
+    Attributes:
+        generation: settings of the next reply; may be replaced at any time.
+        history: the turns; a person's and the network's in turn.
+        history_tokens: how many tokens of dialogue the network is shown.
+        statistics: of the last reply.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        generation: GenerationConfig | None = None,
+        *,
+        seed: int | None = None,
+        history_tokens: int | None = None,
+    ) -> None:
+        """Begin an empty conversation.
+
+        Args:
+            model: a loaded network.
+            tokenizer: of the same checkpoint.
+            generation: None is the chat preset, with at most half the network's positions for a reply.
+            seed: of all draws of this conversation; None is another one each time.
+            history_tokens: None is 256.
+        """
+        self.model = model
+        self.tokenizer = tokenizer
+        self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
+        self.history = History(tokenizer.eos_id)
+        self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
+        self.statistics = Statistics()
+        self._generator = fresh_generator(model.token_embedding.weight.device, seed)
+        self._cache = KVCache.for_model(model)
+        self._current: Generator[str, None, None] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: Source,
+        *,
+        dtype: str = "float32",
+        device: str | torch.device = "cpu",
+        generation: GenerationConfig | None = None,
+        seed: int | None = None,
+        history_tokens: int | None = None,
+    ) -> Chat:
+        """Begin a conversation with a checkpoint.
+
+        Arguments are those of `weights.load` and of the constructor; `history_tokens` is the checkpoint's own where it
+        has one.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be used.
+        """
+        checkpoint = open_checkpoint(source)
+        tokenizer = Tokenizer.load(checkpoint)
+        model = load(checkpoint, dtype=dtype, device=device)
+        return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens or checkpoint.history_tokens)
+
+    def reply(self, text: str) -> str:
+        """Say something, and wait for the whole answer; errors are those of `stream`."""
+        return "".join(self.stream(text))
+
+    def stream(self, text: str) -> Generator[str, None, None]:
+        """Say something, and read the answer while it is made.
+
+        A stream that is abandoned (closed, or overtaken by the next call) counts as an interruption: what was said is
+        kept and its turn closed; if nothing was said yet, the person's turn is taken back too.
+
+        Raises:
+            DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
+        """
+        turn = self.tokenizer.encode(text)
+        self._settle()
+        return self._begin([*self.history.turns, turn])
+
+    def stream_retry(self) -> Generator[str, None, None]:
+        """Answer the last turn once more; the old reply comes back if the new one is abandoned before its first word.
+
+        Raises:
+            DialogueError: there is no reply yet.
+        """
+        self._settle()
+        self._require_exchange()
+        return self._begin(self.history.turns[:-1])
+
+    def stream_edit(self, text: str) -> Generator[str, None, None]:
+        """Put another text in the place of the last one that the person said, and answer that.
+
+        Raises:
+            DialogueError: as `stream`, or there is no exchange yet.
+        """
+        turn = self.tokenizer.encode(text)
+        self._settle()
+        self._require_exchange()
+        return self._begin([*self.history.turns[:-2], turn])
+
+    def retry(self) -> str:
+        """`stream_retry`, and wait for the whole answer."""
+        return "".join(self.stream_retry())
+
+    def undo(self) -> str:
+        """Take the last exchange back, and return what the person had said.
+
+        Raises:
+            DialogueError: there is no exchange yet.
+        """
+        self._settle()
+        self._require_exchange()
+        self.history.pop()
+        return self.tokenizer.decode(self.history.pop())
+
+    def reset(self) -> None:
+        """Begin a new conversation; settings stay, and so does the stream of draws."""
+        self._settle()
+        self.history.clear()
+
+    def texts(self) -> list[str]:
+        """What was said so far, the person first."""
+        self._settle()
+        return [self.tokenizer.decode(turn) for turn in self.history.turns]
+
+    def restore(self, turns: Sequence[Sequence[int]]) -> None:
+        """Go on from these turns, the last of them the network's; errors are those of `History.add`."""
+        self._settle()
+        if len(turns) % 2:
+            raise DialogueError(f"{len(turns)} turns were given; expected pairs, what was said and its answer")
+        self.history = History(self.tokenizer.eos_id, turns)
+
+    def candidates(self, turns: Sequence[str], number: int) -> list[Reply]:
+        """Several replies to one dialogue, which is not made part of this conversation.
+
+        Args:
+            turns: at least one; the last is answered.
+            number: how many replies; above 1 the settings must sample.
+        """
+        history = History(self.tokenizer.eos_id, map(self.tokenizer.encode, turns))
+        prompt = self._prompt(history)
+        replies: list[Reply] = []
+        blank: list[Reply] = []
+        for _ in range(TRIES):
+            config = replace(self.generation, eos_token_id=self._end_ids(), num_return_sequences=number - len(replies))
+            drawn = generate_batch(self.model, [prompt.ids], config, generator=self._generator)[0]
+            blank = [reply for reply in drawn if not self.tokenizer.decode(reply.ids).strip()]
+            replies += [reply for reply in drawn if reply not in blank]
+            if not blank or not config.do_sample:
+                break
+        return replies + blank
+
+    def shown(self) -> Prompt | None:
+        """What of the dialogue the network was shown last; None before the first turn."""
+        return self._prompt(History(self.history.eos_id, self.history.turns[:-1])) if self.history.turns else None
+
+    def _begin(self, turns: list[list[int]]) -> Generator[str, None, None]:
+        self._current = self._answer(turns)
+        return self._current
+
+    def _settle(self) -> None:
+        """End a reply that nobody reads any more."""
+        if self._current is not None:
+            self._current.close()
+            self._current = None
+
+    def _require_exchange(self) -> None:
+        if len(self.history.turns) < 2:
+            raise DialogueError("nothing has been said yet")
+
+    def _end_ids(self) -> tuple[int, ...]:
+        return tuple(self.generation.end_ids) or (self.tokenizer.eos_id,)
+
+    def _prompt(self, history: History) -> Prompt:
+        window = self.model.config.n_positions - self.generation.max_new_tokens
+        if window < 1:
+            raise DialogueError(
+                f"max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt in the network's "
+                f"{self.model.config.n_positions} positions; ask for fewer"
+            )
+        return history.prompt(self.history_tokens, window)
+
+    def _answer(self, turns: list[list[int]]) -> Generator[str, None, None]:
+        """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""
+        before = self.history.turns
+        said: list[int] | None = None  # ids whose text was handed out; None while there is none
+        try:
+            self.history.turns = turns
+            prompt = self._prompt(self.history)
+            if prompt.cut:
+                logger.warning(
+                    "the last turn is longer than the network can take: its first %d tokens were cut off", prompt.cut
+                )
+            config = replace(self.generation, eos_token_id=self._end_ids())
+            shared = min(shared_prefix(self._cache.ids[0], prompt.ids), len(prompt.ids) - 1)
+            self.statistics = Statistics(len(prompt.ids), len(prompt.ids) - shared)
+            start = time.perf_counter()
+            for _ in range(TRIES):
+                ids: list[int] = []
+                text, visible = "", False
+                decoder = StreamDecoder(self.tokenizer)
+                for step in generate(self.model, prompt.ids, config, generator=self._generator, cache=self._cache):
+                    ids.append(step.id)
+                    text += decoder.feed(step.id)
+                    visible = visible or bool(text.strip())
+                    self.statistics.count_token(time.perf_counter() - start)
+                    if visible and text:
+                        said = list(ids)
+                        yield text
+                        text = ""
+                text += decoder.finish()
+                if visible or text.strip() or not config.do_sample:
+                    break
+            said = ids
+            if text:
+                yield text
+        finally:
+            self.history.turns = before if said is None else [*turns, said]

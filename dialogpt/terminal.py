@@ -1,0 +1,230 @@
+"""Talking in a terminal: a prompt, streamed replies, and commands that begin with a slash.
+
+Reading and writing are passed in, so that a test can play the person. What is said is left to `dialogpt.chat`; pipes
+and flags to `dialogpt.cli`.
+"""
+
+from __future__ import annotations
+
+import signal
+import unicodedata
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from types import FrameType
+
+from dialogpt import conversation
+from dialogpt.chat import Chat
+from dialogpt.errors import DialogueError
+from dialogpt.generation_config import GenerationConfig, parse_setting
+from dialogpt.tokenizer import REPLACEMENT
+
+YOU, BOT, MORE = "you> ", "bot> ", "...> "
+Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
+Write = Callable[[str], None]
+
+
+class Leave(Exception):
+    """The person leaves."""
+
+
+class Terminal:
+    """One person, one chat."""
+
+    def __init__(self, chat: Chat, read: Read, write: Write, notice: Write) -> None:
+        """Tie a chat to a keyboard and a screen.
+
+        Args:
+            chat: may hold a conversation already.
+            read: asks for a line.
+            write: shows text as it comes; newlines are part of it.
+            notice: says something that is not part of the conversation, a line each.
+        """
+        self.chat = chat
+        self.read, self.write, self.notice = read, write, notice
+        self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
+            "help": (self.help, "", "this list"),
+            "exit": (self.leave, "", "leave (so does Ctrl-D)"),
+            "clear": (self.clear, "", "begin a new conversation"),
+            "retry": (self.retry, "", "another reply to your last turn"),
+            "undo": (self.undo, "", "take the last exchange back"),
+            "edit": (self.edit, "[TEXT]", "say something else instead of your last turn"),
+            "history": (self.history, "", "the conversation; turns the model is no longer shown are marked"),
+            "save": (self.save, "FILE", "write the conversation to a file"),
+            "load": (self.load, "FILE", "go on with a saved conversation"),
+            "set": (self.set, "NAME VALUE", "change a setting, such as temperature 0.6"),
+            "show": (self.show, "", "settings, the window, and what the last reply cost"),
+            "multi": (self.multi, "", "say several lines; a line with only a dot ends them"),
+        }
+
+    def talk(self) -> int:
+        """Talk until the person leaves; returns the exit status: 0, or 130 after a second Ctrl-C."""
+        interrupted = False
+        while True:
+            try:
+                line = self.read(YOU, "")
+                interrupted = False
+                self.take(line)
+            except EOFError:
+                self.write("\n")
+                return 0
+            except Leave:
+                return 0
+            except KeyboardInterrupt:
+                self.write("\n")
+                if interrupted:
+                    return 130
+                interrupted = True
+                self.notice("Ctrl-C again, or Ctrl-D, leaves")
+            except DialogueError as error:
+                self.notice(str(error))
+
+    def take(self, line: str) -> None:
+        """Answer one line: a command, or something that was said."""
+        if line.startswith("/"):
+            name, _, argument = line[1:].partition(" ")
+            if name not in self.commands:
+                raise DialogueError(f"there is no command /{name}; /help lists them (a space before the / says it)")
+            run, usage, _ = self.commands[name]
+            argument = argument.strip()
+            if (bool(argument) and not usage) or (not argument and usage and not usage.startswith("[")):
+                raise DialogueError(f"usage: /{name} {usage}".rstrip())
+            run(argument)
+        elif line.strip():
+            self.say(self.chat.stream(line))
+
+    def say(self, stream: Generator[str, None, None]) -> None:
+        """Show a reply as it is made. Ctrl-C stops it between two tokens; a second one at once."""
+        self.write(BOT)
+        with flag_interrupt() as interrupted:
+            try:
+                for text in stream:
+                    self.write(printable(text))
+                    if interrupted():
+                        break
+            finally:
+                kept = len(self.chat.history.turns)
+                stream.close()
+                self.write("\n")
+        if interrupted():
+            said = len(self.chat.history.turns) >= kept
+            self.notice("stopped; what was said is kept" if said else "stopped before the first word")
+
+    def help(self, _: str) -> None:
+        """List the commands."""
+        for name, (_run, usage, purpose) in self.commands.items():
+            self.notice(f"  {f'/{name} {usage}':<18} {purpose}")
+        self.notice("  Ctrl-C stops a reply; at the prompt it clears the line, and a second one leaves")
+
+    def leave(self, _: str) -> None:
+        """End the talk."""
+        raise Leave
+
+    def clear(self, _: str) -> None:
+        """Forget the conversation."""
+        self.chat.reset()
+        self.notice("a new conversation")
+
+    def retry(self, _: str) -> None:
+        """Say another reply to the last turn."""
+        if not self.chat.generation.do_sample:
+            raise DialogueError("greedy decoding would say the same again; /set do-sample true draws another reply")
+        self.say(self.chat.stream_retry())
+
+    def undo(self, _: str) -> None:
+        """Take the last exchange back."""
+        self.notice(f"taken back: {printable(self.chat.undo())}")
+
+    def edit(self, text: str) -> None:
+        """Replace the last thing that the person said."""
+        texts = self.chat.texts()
+        if not texts:
+            raise DialogueError("nothing has been said yet")
+        text = text or self.read(YOU, texts[-2])
+        if text.strip():
+            self.say(self.chat.stream_edit(text))
+
+    def history(self, _: str) -> None:
+        """Show the conversation."""
+        prompt = self.chat.shown()
+        for place, text in enumerate(self.chat.texts()):
+            hidden = prompt is not None and place < prompt.first_turn
+            speaker = BOT if place % 2 else YOU
+            self.write(f"{'(not shown to the model) ' if hidden else ''}{speaker}{printable(text)}\n")
+
+    def save(self, name: str) -> None:
+        """Write the conversation to a file."""
+        conversation.save(Path(name).expanduser(), self.chat.history.turns, self.chat.tokenizer)
+        self.notice(f"{len(self.chat.history.turns)} turns written to {name}")
+
+    def load(self, name: str) -> None:
+        """Go on with a saved conversation."""
+        path = Path(name).expanduser()
+        self.chat.restore(conversation.load(path, self.chat.tokenizer, self.chat.model.config.vocab_size))
+        self.history("")
+
+    def set(self, argument: str) -> None:
+        """Change a setting."""
+        name, _, value = argument.partition(" ")
+        if name.replace("-", "_") == "history_tokens":
+            if not value.strip().isdecimal() or int(value) < 1:
+                raise DialogueError(f"history-tokens is {value.strip()!r}, expected a whole number from 1 on")
+            self.chat.history_tokens = int(value)
+        else:
+            self.chat.generation = parse_setting(self.chat.generation, name, value.strip())
+        self.show("")
+
+    def show(self, _: str) -> None:
+        """Show settings, the window, and what the last reply cost."""
+        for setting in fields(GenerationConfig):
+            self.notice(f"  {setting.name.replace('_', '-'):<22} {getattr(self.chat.generation, setting.name)}")
+        self.notice(f"  {'history-tokens':<22} {self.chat.history_tokens}")
+        prompt, last = self.chat.shown(), self.chat.statistics
+        shown = 0 if prompt is None else len(prompt.ids)
+        self.notice(f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last")
+        if last.new_tokens:
+            self.notice(
+                f"  last reply: {last.new_tokens} tokens in {last.seconds:.2f} s, the first after "
+                f"{last.first_seconds:.2f} s; {last.computed_tokens} of {last.prompt_tokens} prompt tokens computed"
+            )
+
+    def multi(self, _: str) -> None:
+        """Read several lines as one turn."""
+        lines: list[str] = []
+        try:
+            while (line := self.read(MORE, "")) != ".":
+                lines.append(line)
+        except EOFError:
+            self.write("\n")
+        if any(line.strip() for line in lines):
+            self.say(self.chat.stream("\n".join(lines)))
+
+
+@contextmanager
+def flag_interrupt() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag that is read between tokens, so that no state is left half changed.
+
+    A second one raises KeyboardInterrupt, for a reply that takes too long to its next token.
+    """
+    pressed = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def printable(text: str) -> str:
+    """Text that cannot move the cursor or change the terminal: control characters become U+FFFD."""
+    return "".join(
+        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs") else REPLACEMENT
+        for letter in text
+    )
