@@ -1,0 +1,75 @@
+"""What several test files build: random networks in transformers and here, and checkpoints on the disk.
+
+Every parameter is random, norms and biases too: with transformers' fresh weights (unit norms, zero biases, deviation
+0.02) swapped norms, lost biases and the wrong GELU would pass.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GPT2Config as TheirConfig
+from transformers import GPT2LMHeadModel
+
+from model import GPT2, GPT2Config
+from weights import Vocabulary, load
+from weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "checkpoints" / "chitchat-reference"
+NO_REFERENCE = "the trained reference checkpoint is not beside this checkout"
+
+
+def their_model(seed: int = 0, dtype: torch.dtype = torch.float64, deviation: float = 0.3, **sizes: Any) -> Any:
+    """A `GPT2LMHeadModel` with every parameter drawn; its end token is the last id."""
+    vocab_size = sizes.setdefault("vocab_size", 97)
+    for name, value in {"n_positions": 48, "n_embd": 24, "n_layer": 2, "n_head": 3}.items():
+        sizes.setdefault(name, value)
+    sizes.setdefault("eos_token_id", vocab_size - 1)
+    config = TheirConfig(bos_token_id=vocab_size - 1, **sizes)
+    model = GPT2LMHeadModel(config).to(dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, deviation, generator=generator)
+    return model
+
+
+def pair(folder: Path, dtype: str = "float64", **sizes: Any) -> tuple[GPT2, Any]:
+    """The same random network here and in transformers, carried over by a checkpoint in `folder`."""
+    theirs = their_model(dtype=getattr(torch, dtype), **sizes)
+    theirs.save_pretrained(folder)
+    return load(folder, dtype=dtype), theirs
+
+
+def small_vocabulary(merges: int = 300) -> Vocabulary:
+    """GPT-2's bytes, its first merges and the end token: an ordinary vocabulary of 257 + `merges` ids."""
+    pairs = gpt2_merges()[:merges]
+    tokens = [*byte_letters().values(), *(left + right for left, right in pairs), END_OF_TEXT]
+    return Vocabulary({token: n for n, token in enumerate(tokens)}, pairs, origin="a test")
+
+
+def write_published(folder: Path, merges: int = 300, dtype: torch.dtype = torch.float32, **sizes: Any) -> Any:
+    """Write a checkpoint as transformers does, with a vocabulary beside it; returns transformers' network."""
+    vocabulary = small_vocabulary(merges)
+    theirs = their_model(vocab_size=vocabulary.size, dtype=dtype, **sizes)
+    theirs.save_pretrained(folder)
+    vocabulary.write(folder)
+    return theirs
+
+
+def random_model(seed: int = 0, **sizes: Any) -> GPT2:
+    """A network of ours with every parameter drawn, in float64."""
+    sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": 24, "n_layer": 2, "n_head": 3, "eos_token_id": 96} | sizes
+    model = GPT2(GPT2Config(**sizes)).double().eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.3, generator=generator)
+    return model
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    """A generator that starts at `seed`."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,1 @@
+"""Equality with transformers, number by number and token by token."""
