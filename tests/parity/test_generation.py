@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,7 +67,7 @@ def test_one_row_says_the_same_tokens(networks: tuple[GPT2, Any], settings: dict
 
 @pytest.mark.parametrize("seed", range(6))
 def test_several_replies_draw_from_one_matrix(networks: tuple[GPT2, Any], seed: int) -> None:
-    """transformers draws once a step for all replies, finished ones too; so must we, or the third reply differs."""
+    """Transformers draws once a step for all replies, finished ones too; so must we, or the third reply differs."""
     ours, theirs = networks
     settings = {"do_sample": True, "top_k": 10, "num_return_sequences": 4}
     prompt = torch.randint(0, 31, (6,), generator=seeded(seed)).tolist()
@@ -126,7 +125,7 @@ def dialogues(tokenizer: Tokenizer, number: int, length: int) -> list[list[list[
     said = [
         "Hi! How are you?", "I'm fine, thanks. And you?", "What did you do today?", "Nothing much, just working.",
         "Do you like music?", "Yes! Mostly jazz.", "me too :)", "Where are you from?", "I live near the sea.",
-        "That sounds great!!!", "Do you have any pets?", "Two cats and a dog.", "haha nice", "What's your favourite food?",
+        "That sounds great!!!", "Do you have any pets?", "Two cats and a dog.", "haha nice", "What's for dinner?",
         "Pizza, of course.", "Tell me a joke", "Why did the chicken cross the road?", "I don't know, why?", "🙂",
     ]  # fmt: skip
     order = torch.randint(0, len(said), (number, length), generator=seeded()).tolist()
@@ -139,18 +138,18 @@ def test_dialogues_on_trained_weights_say_the_same_tokens(dtype: str) -> None:
     """20 dialogues of 6 turns: each turn's reply is decided by both, given the concatenated history."""
     theirs = GPT2LMHeadModel.from_pretrained(REFERENCE, dtype=getattr(torch, dtype)).eval()
     ours, tokenizer = load(REFERENCE, dtype=dtype), Tokenizer.load(REFERENCE)
-    greedy = {"max_new_tokens": 30}
-    sampled = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.9, "top_k": 40, "top_p": 0.95}
+    greedy = {"max_new_tokens": 20}
+    sampled = {"max_new_tokens": 20, "do_sample": True, "temperature": 0.9, "top_k": 40, "top_p": 0.95}
     compared = 0
     for number, dialogue in enumerate(dialogues(tokenizer, 20, 6)):
         history: list[int] = []
         for place, turn in enumerate(dialogue):
             history += [*turn, tokenizer.eos_id]
-            for settings in (greedy, sampled):
+            for chosen in (greedy, sampled):
                 seed = 100 * number + place
-                config = GenerationConfig(**settings)
+                config = GenerationConfig(**chosen)
                 mine = [step.id for step in generate(ours, history, config, generator=seeded(seed))]
-                assert [mine] == their_tokens(theirs, history, settings, seed), (number, place, settings)
+                assert [mine] == their_tokens(theirs, history, chosen, seed), (number, place, chosen)
                 compared += len(mine)
     assert compared > 1000
 

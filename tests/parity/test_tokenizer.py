@@ -58,7 +58,8 @@ def test_every_code_point_equals_transformers(pair: tuple[Tokenizer, Any]) -> No
     ours, theirs = pair
     points = [chr(n) for n in range(0x110000) if not 0xD800 <= n < 0xE000]
     for start in range(0, len(points), 20_000):
-        texts = [f"a{point} {point}1" for point in points[start : start + 20_000]]
+        block = points[start : start + 20_000]
+        texts = ["".join(f"a{point} {point}1" for point in block[k : k + 50]) for k in range(0, len(block), 50)]
         assert [ours.encode(text) for text in texts] == their_ids(theirs, texts)
 
 

@@ -1,0 +1,125 @@
+"""The cache as the decoder uses it: full, cut back, reordered, copied, joined."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import GPT2, CacheFull, KVCache
+from model.cache import BLOCK
+from tests.helpers import random_model, seeded
+
+
+@pytest.fixture(scope="module")
+def network() -> GPT2:
+    return random_model(n_positions=300)
+
+
+def ids_of(seed: int, length: int) -> Tensor:
+    return torch.randint(0, 97, (1, length), generator=seeded(seed))
+
+
+def filled(network: GPT2, *rows: Tensor) -> KVCache:
+    cache = KVCache.for_model(network, rows=0)
+    for row in rows:
+        alone = KVCache.for_model(network)
+        network.hidden(row, alone)
+        cache.join(alone)
+    return cache
+
+
+def follows(network: GPT2, cache: KVCache) -> Tensor:
+    """The next hidden state of each row after reading token 5: what a cache is for."""
+    return network.hidden(torch.full((len(cache.ids), 1), 5), cache)[:, 0]
+
+
+@torch.no_grad()
+def test_it_says_in_a_sentence_when_it_is_full_and_stays_as_it_was() -> None:
+    network = random_model(n_positions=10)
+    cache = KVCache.for_model(network)
+    network.hidden(ids_of(0, 8), cache)
+    with pytest.raises(CacheFull, match=r"holds 8 tokens and 3 more were asked for.*10 positions; drop"):
+        network.hidden(ids_of(1, 3), cache)
+    assert cache.lengths.tolist() == [8]
+    network.hidden(ids_of(1, 2), cache)
+    assert cache.lengths.tolist() == [10]
+
+
+def test_without_a_cache_a_prompt_that_is_too_long_is_a_sentence_too() -> None:
+    with pytest.raises(CacheFull, match="11 new tokens and the network 10 positions"):
+        random_model(n_positions=10).hidden(ids_of(0, 11))
+
+
+@pytest.mark.parametrize("lengths", [[3], [3, 9], [-1, 3]])
+def test_lengths_that_do_not_fit_the_ids_are_refused(network: GPT2, lengths: list[int]) -> None:
+    with pytest.raises(ValueError, match="expected 2 numbers from 0 to 4"):
+        network.hidden(torch.zeros(2, 4, dtype=torch.long), lengths=torch.tensor(lengths))
+
+
+@torch.no_grad()
+def test_it_grows_in_blocks_and_keeps_what_it_holds(network: GPT2) -> None:
+    cache = KVCache.for_model(network)
+    ids = ids_of(0, 2 * BLOCK + 3)
+    network.hidden(ids[:, :5], cache)
+    assert cache.keys.size(3) == BLOCK
+    network.hidden(ids[:, 5:], cache)
+    assert cache.keys.size(3) == 300  # no more than the network has positions
+    assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)
+
+
+@torch.no_grad()
+def test_what_is_cut_off_leaves_no_trace(network: GPT2) -> None:
+    left, right = ids_of(0, 20), ids_of(1, 15)
+    cache = filled(network, left, right)
+    cache.crop(0, 7)
+    assert cache.lengths.tolist() == [7, 15]
+    expected = filled(network, left[:, :7], right)
+    assert torch.allclose(follows(network, cache), follows(network, expected), atol=1e-12)
+    with pytest.raises(ValueError, match="holds 8 tokens and cannot be cut to 9"):
+        cache.crop(0, 9)
+
+
+@torch.no_grad()
+def test_rows_are_reordered_dropped_and_copied(network: GPT2) -> None:
+    rows = [ids_of(seed, length) for seed, length in enumerate((4, 9, 6))]
+    cache = filled(network, *rows)
+    cache.select([2, 0, 2])
+    expected = filled(network, rows[2], rows[0], rows[2])
+    assert cache.ids == expected.ids
+    assert torch.allclose(follows(network, cache), follows(network, expected), atol=1e-12)
+    network.hidden(torch.tensor([[1], [2], [3]]), cache)
+    assert cache.ids[0] != cache.ids[2]  # copies, not aliases
+
+
+@torch.no_grad()
+def test_a_joining_row_is_a_copy(network: GPT2) -> None:
+    one, other = filled(network, ids_of(0, 5)), filled(network, ids_of(1, 200))
+    one.join(other)
+    network.hidden(torch.tensor([[1], [2]]), one)
+    assert other.lengths.tolist() == [200]
+    assert torch.allclose(follows(network, other), follows(network, filled(network, ids_of(1, 200))), atol=1e-12)
+
+
+@torch.no_grad()
+def test_an_interrupted_pass_leaves_the_cache_as_it_was(network: GPT2) -> None:
+    """A pass that stops in the middle has written slots that nothing counts; the next pass writes over them."""
+    ids = ids_of(0, 12)
+    cache = filled(network, ids)
+    last = network.blocks[1]
+    hook = last.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        network.hidden(ids_of(3, 4), cache)
+    hook.remove()
+    assert cache.lengths.tolist() == [12]
+    assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)
+
+
+@torch.no_grad()
+def test_one_model_serves_many_caches(network: GPT2) -> None:
+    left, right = ids_of(0, 8), ids_of(1, 8)
+    first, second = KVCache.for_model(network), KVCache.for_model(network)
+    for start in range(0, 8, 2):
+        network.hidden(left[:, start : start + 2], first)
+        network.hidden(right[:, start : start + 2], second)
+    assert torch.allclose(follows(network, first), follows(network, filled(network, left)), atol=1e-12)

@@ -1,0 +1,109 @@
+"""Settings and processors on their own; equality with transformers is judged in parity/."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dialogpt import DialogueError, GenerationConfig
+from dialogpt.generation_config import parse_setting
+from dialogpt.sampler import next_token_probabilities, next_token_scores
+
+
+def probabilities(logits: list[float], **values: Any) -> list[float]:
+    config = GenerationConfig(**{"do_sample": True, "top_k": 0, **values})
+    row: list[float] = next_token_probabilities(torch.tensor([logits]).log(), config)[0].tolist()
+    return [round(value, 4) for value in row]
+
+
+def test_top_p_keeps_the_token_that_crosses_p() -> None:
+    """P = 0.7 of 0.5, 0.3, 0.2 keeps two; openai/gpt-2's own sample.py keeps one."""
+    assert probabilities([0.2, 0.5, 0.3], top_p=0.7) == [0.0, 0.625, 0.375]
+    assert probabilities([0.2, 0.5, 0.3], top_p=0.0) == [0.0, 1.0, 0.0]
+    assert probabilities([0.2, 0.5, 0.3], top_p=1.0) == [0.2, 0.5, 0.3]
+
+
+def test_top_k_keeps_ties() -> None:
+    assert probabilities([0.4, 0.2, 0.2, 0.2], top_k=2) == [0.4, 0.2, 0.2, 0.2]
+    assert probabilities([0.5, 0.3, 0.2], top_k=2) == [0.625, 0.375, 0.0]
+    assert probabilities([0.5, 0.3, 0.2], top_k=9) == [0.5, 0.3, 0.2]
+
+
+def test_temperature_sharpens() -> None:
+    assert probabilities([0.8, 0.2], temperature=0.5) == [0.9412, 0.0588]
+
+
+def test_the_logits_are_not_changed() -> None:
+    logits = torch.randn(2, 20)
+    before = logits.clone()
+    config = GenerationConfig(
+        do_sample=True, repetition_penalty=2.0, no_repeat_ngram_size=1, min_new_tokens=3, top_p=0.5, eos_token_id=4
+    )
+    next_token_scores(logits, config, [[1, 2], [3]], [0, 5])
+    assert torch.equal(logits, before)
+
+
+def test_min_new_tokens_bans_every_end_token_in_short_rows_only() -> None:
+    config = GenerationConfig(min_new_tokens=2, eos_token_id=(1, 3, 99))
+    scores = next_token_scores(torch.zeros(2, 5), config, new_tokens=[1, 2])
+    assert scores.isinf().tolist() == [[False, True, False, True, False], [False] * 5]
+
+
+def test_warpers_do_not_act_without_sampling() -> None:
+    logits = torch.randn(1, 20)
+    assert torch.equal(next_token_scores(logits, GenerationConfig(temperature=0.1, top_k=1, top_p=0.1)), logits)
+
+
+def test_defaults_are_those_of_transformers() -> None:
+    config = GenerationConfig()
+    assert (config.do_sample, config.max_new_tokens, config.top_k, config.temperature) == (False, 20, 50, 1.0)
+    assert GenerationConfig(top_k=None, temperature=None) == config  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("min_new_tokens", -1),
+        ("do_sample", 1),
+        ("temperature", 0),
+        ("temperature", float("nan")),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_p", 1.5),
+        ("repetition_penalty", 0),
+        ("repetition_penalty", "1"),
+        ("no_repeat_ngram_size", -2),
+        ("num_return_sequences", 0),
+        ("eos_token_id", -1),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(DialogueError, match=f"{name} is .*expected"):
+        GenerationConfig(**{name: value})
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    with pytest.raises(DialogueError, match="min_new_tokens 30 is above max_new_tokens 20"):
+        GenerationConfig(min_new_tokens=30)
+    with pytest.raises(DialogueError, match="all be the same without do_sample"):
+        GenerationConfig(num_return_sequences=2)
+
+
+def test_settings_are_changed_as_a_person_types_them() -> None:
+    chat = GenerationConfig.chat()
+    assert parse_setting(chat, "top-k", "7").top_k == 7
+    assert parse_setting(chat, "do_sample", "off").do_sample is False
+    assert parse_setting(chat, "temperature", "0") == chat.greedy()
+    assert parse_setting(chat, "eos-token-id", "3,4").eos_token_id == (3, 4)
+    with pytest.raises(DialogueError, match="there is no setting 'topk'"):
+        parse_setting(chat, "topk", "7")
+    with pytest.raises(DialogueError, match="top-p is 'x', expected a number from 0 to 1"):
+        parse_setting(chat, "top-p", "x")
+
+
+def test_the_chat_preset_fits_a_small_network() -> None:
+    assert GenerationConfig.chat().fitted(16).max_new_tokens == 8
+    assert GenerationConfig.chat().fitted(1024) == GenerationConfig.chat()
