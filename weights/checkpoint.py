@@ -7,6 +7,7 @@ or the name of a checkpoint on the Hugging Face hub. Reading bytes is left to `w
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from weights.names import check_ours, from_published
 from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
+logger = logging.getLogger(__name__)
 TINY = Path(__file__).parent / "tiny"
 WEIGHT_FILES = (  # in the order of preference
     "model.safetensors",
@@ -47,7 +49,7 @@ class Checkpoint:
         ours: whether it is in this project's own format.
         ignored: tensors of a published file that are not needed, with the reason.
         head: a published file's own copy of the output head.
-        notices: what a user should know and need not act on.
+        notices: what a user should know and need not act on; logged as warnings when the checkpoint is opened.
     """
 
     config: GPT2Config
@@ -123,6 +125,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         notices.append(f"{folder / 'config.json'} has settings that are not known here: {', '.join(unknown)}")
+    for notice in notices:
+        logger.warning("%s", notice)
     generation = folder / "generation_config.json"
     return Checkpoint(
         config=config,

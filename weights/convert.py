@@ -34,7 +34,6 @@ class Report:
         dtype: of the written weights.
         sha256: checksum of the weight files that were read.
         ignored: tensors that were left out, with the reason.
-        notices: what a user should know.
     """
 
     source: Path
@@ -44,7 +43,6 @@ class Report:
     dtype: str
     sha256: str
     ignored: dict[str, str]
-    notices: tuple[str, ...]
 
 
 def convert(source: Source, destination: str | os.PathLike[str], *, dtype: str | None = None) -> Report:
@@ -162,5 +160,4 @@ def _write(
         dtype=dtype_name(tensors[0].dtype or checkpoint.dtype),
         sha256=sha256,
         ignored=checkpoint.ignored,
-        notices=checkpoint.notices,
     )

@@ -1,0 +1,414 @@
+"""Checkpoints from transformers and back: what loads, to the bit, and what is refused, in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import GPT2LMHeadModel
+
+from tests.helpers import seeded, write_published
+from weights import CheckpointError, convert, export, load, open_checkpoint
+from weights.files import ALIGNMENT, StoredTensor, read_safetensors, write_safetensors
+
+
+@pytest.fixture
+def folder(published: Path, tmp_path: Path) -> Path:
+    """A copy of the small published checkpoint that a test may damage."""
+    return Path(shutil.copytree(published, tmp_path / "copy"))
+
+
+def state(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = state(folder)
+    change(tensors)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
+
+
+def set_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def same_weights(left: Path, right: Path) -> bool:
+    ours, theirs = load(left).state_dict(), load(right).state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# ---- what loads ----
+
+
+def as_safetensors(folder: Path) -> None:
+    """As it is."""
+
+
+def as_shards(folder: Path) -> None:
+    network = GPT2LMHeadModel.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    network.save_pretrained(folder, max_shard_size="40KB")
+    assert len(list(folder.glob("model-*.safetensors"))) > 1
+
+
+def as_pickle(folder: Path) -> None:
+    torch.save(GPT2LMHeadModel.from_pretrained(folder).state_dict(), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def as_ordered_pickle(folder: Path) -> None:
+    tensors = state(folder)
+    torch.save(OrderedDict(tensors), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def without_prefix(folder: Path) -> None:
+    rewrite(folder, lambda t: [t.__setitem__(n.removeprefix("transformer."), t.pop(n)) for n in list(t)])
+
+
+def with_masks(folder: Path) -> None:
+    masks = {f"transformer.h.{n}.attn.bias": torch.ones(1, 1, 8, 8).tril() for n in range(2)}
+    values = {f"transformer.h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(2)}
+    rewrite(folder, lambda t: t.update(masks | values))
+
+
+def with_head(folder: Path) -> None:
+    rewrite(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))
+
+
+@pytest.mark.parametrize(
+    "form", [as_safetensors, as_shards, as_pickle, as_ordered_pickle, without_prefix, with_masks, with_head]
+)
+def test_every_form_loads_to_the_same_bits(published: Path, folder: Path, form: Callable[[Path], None]) -> None:
+    form(folder)
+    assert same_weights(folder, published)
+    convert(folder, folder.parent / "ours")
+    assert same_weights(folder.parent / "ours", published)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_there_and_back_is_equal_to_the_bit(tmp_path: Path, dtype: torch.dtype) -> None:
+    theirs = write_published(tmp_path / "published", dtype=dtype, n_inner=11, layer_norm_epsilon=1e-3)
+    report = convert(tmp_path / "published", tmp_path / "ours")
+    assert report.dtype == str(dtype).removeprefix("torch.")
+    export(tmp_path / "ours", tmp_path / "back")
+    before, after = state(tmp_path / "published"), state(tmp_path / "back")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == dtype for name in before)
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "back")
+    assert again.config.n_inner == 11
+    assert again.config.layer_norm_epsilon == 1e-3
+    assert again.config.eos_token_id == theirs.config.eos_token_id
+    assert again.dtype == dtype
+
+
+def test_a_converted_checkpoint_is_what_the_design_says(published: Path, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for path in published.iterdir():
+        shutil.copy(path, tmp_path / "source")
+    (tmp_path / "source" / "generation_config.json").write_text('{"max_new_tokens": 7}')
+    report = convert(tmp_path / "source", tmp_path / "ours")
+    assert {path.name for path in (tmp_path / "ours").iterdir()} == {
+        "model.safetensors", "config.json", "generation_config.json", "vocab.json", "merges.txt",
+    }  # fmt: skip
+    checkpoint = open_checkpoint(tmp_path / "ours")
+    assert checkpoint.ours
+    assert checkpoint.generation_config == {"max_new_tokens": 7}
+    header = read_header(tmp_path / "ours" / "model.safetensors")
+    assert header["__metadata__"] == {
+        "format": "pt", "format_version": "1", "origin": "source", "origin_sha256": report.sha256, "dtype": "float32",
+    }  # fmt: skip
+    assert header["blocks.0.attention.qkv.weight"]["shape"] == [72, 24]  # (out, in)
+    convert(tmp_path / "ours", tmp_path / "half", dtype="float16")
+    again = read_header(tmp_path / "half" / "model.safetensors")["__metadata__"]
+    assert (again["origin_sha256"], again["dtype"]) == (report.sha256, "float16")  # the origin stays the first one
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        header: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    return header
+
+
+def test_a_file_loads_like_its_folder(published: Path) -> None:
+    assert same_weights(published / "model.safetensors", published)
+
+
+def test_weights_are_mapped_and_held_once(published: Path, tmp_path: Path) -> None:
+    """Each parameter is the file's own memory: nothing is copied, and nothing was drawn before."""
+    convert(published, tmp_path / "ours")
+    network = load(tmp_path / "ours")
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "ours/model" in line]
+    ranges = [tuple(int(end, 16) for end in entry[0].split("-")) for entry in maps]
+    for name, parameter in network.named_parameters():
+        assert any(low <= parameter.data_ptr() < high for low, high in ranges), name
+        if parameter.numel() * 4 % ALIGNMENT == 0:
+            assert parameter.data_ptr() % ALIGNMENT == 0, name
+    assert not network.training
+
+
+def test_dtypes_and_devices_are_names(published: Path) -> None:
+    assert load(published, dtype="bfloat16").final_norm.weight.dtype == torch.bfloat16
+    with pytest.raises(CheckpointError, match="no dtype 'int3'; expected one of float64"):
+        load(published, dtype="int3")
+    with pytest.raises(CheckpointError, match="device 'gpu' cannot be used here"):
+        load(published, device="gpu")
+
+
+def test_a_vocabulary_that_is_smaller_than_the_network_is_a_notice(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rewrite(folder, lambda t: t.update({"transformer.wte.weight": torch.randn(600, 24)}))
+    set_config(folder, vocab_size=600, rope_theta=1e4)
+    open_checkpoint(folder)
+    assert "43 embedding rows" in caplog.text
+    assert "rope_theta" in caplog.text
+
+
+def test_a_network_without_a_vocabulary_loads_with_a_notice(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    load(folder)
+    assert "cannot read or write text" in caplog.text
+
+
+def test_gpt2s_own_vocabulary_is_used_where_its_size_fits(folder: Path) -> None:
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    rewrite(folder, lambda t: t.update({"transformer.wte.weight": torch.randn(50257, 24)}))
+    set_config(folder, vocab_size=50257)
+    vocabulary = open_checkpoint(folder).vocabulary
+    assert vocabulary is not None
+    assert vocabulary.end_of_text == 50256
+
+
+# ---- what is refused ----
+
+
+class Sneaky:
+    """A pickle that runs a command when it is loaded by a plain unpickler."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch /tmp/dialogpt-was-here",)
+
+
+def run_code(folder: Path) -> None:
+    torch.save({"transformer.wte.weight": Sneaky()}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def compress(folder: Path) -> None:
+    as_pickle(folder)
+    plain, packed = folder / "pytorch_model.bin", folder / "packed"
+    with zipfile.ZipFile(plain) as source, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name))
+    packed.replace(plain)
+
+
+def bare_pickle(folder: Path) -> None:
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
+    (folder / "model.safetensors").unlink()
+
+
+def pickled_list(folder: Path) -> None:
+    torch.save([torch.zeros(2)], folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+def cut(name: str, part: float) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        if name == "pytorch_model.bin":
+            as_pickle(folder)
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(data[: int(len(data) * part)])
+
+    return damage
+
+
+def index_to(target: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": target}}))
+
+    return damage
+
+
+def poison(value: float) -> Callable[[Path], None]:
+    return lambda folder: rewrite(folder, lambda t: t["transformer.h.1.mlp.c_fc.bias"].__setitem__(3, value))
+
+
+REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (lambda folder: shutil.rmtree(folder), "there is no folder or file"),
+    "empty folder": (lambda folder: [path.unlink() for path in folder.iterdir()], "has no config.json"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights; expected one of"),
+    "empty config": (lambda folder: (folder / "config.json").write_text(""), "config.json is not valid JSON"),
+    "config is a list": (lambda folder: (folder / "config.json").write_text("[1]"), "holds a JSON list"),
+    "config is latin-1": (lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xe9"}'), "not valid JSON"),
+    "wrong type": (lambda folder: set_config(folder, n_head="3", n_layer=[2]), "n_layer is .*n_head is '3'"),
+    "other network": (lambda folder: set_config(folder, activation_function="relu"), "activation_function is 'relu'"),
+    "other format": (lambda folder: set_config(folder, format_version=99), "format version 99, this program reads 1"),
+    "empty weights": (cut("model.safetensors", 0), r"\(0 bytes\) is not a whole safetensors file"),
+    "cut header": (cut("model.safetensors", 0.01), "not a whole safetensors file"),
+    "cut weights": (cut("model.safetensors", 0.7), "not a whole safetensors file.*fetch it again"),
+    "cut pickle": (cut("pytorch_model.bin", 0.7), "empty, cut short, or older than torch 1.6"),
+    "empty pickle": (
+        lambda folder: ((folder / "model.safetensors").unlink(), (folder / "pytorch_model.bin").touch()),
+        "empty, cut short",
+    ),
+    "bare pickle": (bare_pickle, "empty, cut short, or older than torch 1.6"),
+    "pickle that runs code": (run_code, r"would run code when loaded \(\w+\.system\); it was not loaded"),
+    "compressed pickle": (compress, "compressed or repeated records"),
+    "pickled list": (pickled_list, "does not hold a dictionary from names to tensors"),
+    "missing tensor": (
+        lambda folder: rewrite(folder, lambda t: (t.pop("transformer.h.0.ln_2.bias"), t.pop("transformer.ln_f.bias"))),
+        "missing tensors: blocks.0.mlp_norm.bias, final_norm.bias",
+    ),
+    "missing layer": (
+        lambda folder: rewrite(folder, lambda t: [t.pop(name) for name in list(t) if ".h.1." in name]),
+        "the config says n_layer 2, the tensors have 1 layers",
+    ),
+    "huge declared network": (lambda folder: set_config(folder, n_layer=10**9), "says n_layer 1000000000, the tensors"),
+    "extra tensor": (
+        lambda folder: rewrite(folder, lambda t: t.update({"transformer.h.0.rotary.inv_freq": torch.ones(4)})),
+        "unknown tensors: transformer.h.0.rotary.inv_freq",
+    ),
+    "twice": (
+        lambda folder: rewrite(folder, lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"].clone()})),
+        "there twice",
+    ),
+    "wrong shape": (
+        lambda folder: rewrite(folder, lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.ones(96, 24)})),
+        r"transformer.h.0.mlp.c_fc.weight is \[96, 24\] and the config asks for \[24, 96\]",
+    ),
+    "wrong dtype": (
+        lambda folder: rewrite(folder, lambda t: t.update({"transformer.ln_f.bias": torch.ones(24, dtype=torch.int8)})),
+        "not float64, float32, bfloat16 or float16: transformer.ln_f.bias",
+    ),
+    "several problems": (
+        lambda folder: rewrite(
+            folder, lambda t: (t.pop("transformer.ln_f.bias"), t.update({"x": torch.ones(1), "y": torch.ones(1)}))
+        ),
+        "unknown tensors: x, y; missing tensors: final_norm.bias",
+    ),
+    "NaN": (poison(float("nan")), "transformer.h.1.mlp.c_fc.bias holds 1 values that are NaN or infinite"),
+    "infinity": (poison(float("-inf")), "holds 1 values that are NaN or infinite"),
+    "untied head": (
+        lambda folder: rewrite(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1})),
+        "lm_head.weight differs from the token embedding",
+    ),
+    "large vocabulary": (
+        lambda folder: (folder / "added_tokens.json").write_text('{"<usr>": 557}'),
+        "needs 558 embedding rows and the network has 557",
+    ),
+    "index outside": (index_to("../copy/model.safetensors"), "points outside its folder"),
+    "index to nothing": (index_to("gone.safetensors"), "names files that are missing: gone.safetensors"),
+    "index to itself": (index_to(".."), "points outside its folder"),
+    "empty index": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "model.safetensors.index.json").write_text("{}"),
+        "no weight_map",
+    ),
+    "history of no tokens": (lambda folder: set_config(folder, history_tokens=0), "history_tokens is 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(folder: Path, case: str) -> None:
+    damage, sentence = REFUSED[case]
+    damage(folder)
+    destination = folder.parent / "ours"
+    with pytest.raises(CheckpointError, match=sentence) as raised:
+        convert(folder, destination)
+    assert "weights_only" not in str(raised.value)  # torch's advice is to load unsafely
+    assert raised.value.__cause__ is None
+    with pytest.raises(CheckpointError, match=sentence):
+        load(folder)
+    assert [path for path in folder.parent.iterdir() if path != folder] == []
+    assert not Path("/tmp/dialogpt-was-here").exists()
+
+
+def test_a_sneaky_pickle_would_have_run(tmp_path: Path) -> None:
+    """The test of the test: a plain unpickler does run the code that the loader above refuses."""
+    mark = tmp_path / "ran"
+
+    class Marks:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (mark,)
+
+    pickle.loads(pickle.dumps(Marks()))
+    assert mark.exists()
+
+
+def test_a_hub_name_or_tiny_is_a_sentence_with_advice() -> None:
+    with pytest.raises(CheckpointError, match="download config.json, the weights, vocab.json and merges.txt"):
+        open_checkpoint("microsoft/DialoGPT-small")
+    with pytest.raises(CheckpointError, match="no embedded checkpoint yet; pass a folder"):
+        open_checkpoint("tiny")
+    with pytest.raises(CheckpointError, match="there is no folder or file"):
+        open_checkpoint("x" * 5000)
+
+
+def test_float16_that_cannot_hold_a_weight_is_refused(folder: Path) -> None:
+    poison(1e6)(folder)
+    with pytest.raises(CheckpointError, match="NaN or infinite .as float16.; .*convert to a wider dtype"):
+        convert(folder, folder.parent / "half", dtype="float16")
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("content", ["a file", "a full folder", "itself"])
+def test_nothing_is_ever_written_over(published: Path, tmp_path: Path, content: str) -> None:
+    destination = published if content == "itself" else tmp_path / "there"
+    if content == "a file":
+        destination.write_text("mine")
+    elif content == "a full folder":
+        destination.mkdir()
+        (destination / "mine").touch()
+    before = sorted(destination.iterdir()) if destination.is_dir() else destination.read_text()
+    for write in (convert, export):
+        with pytest.raises(CheckpointError, match="exists already; name a new folder"):
+            write(published, destination)
+    assert (sorted(destination.iterdir()) if destination.is_dir() else destination.read_text()) == before
+
+
+def test_an_interrupted_conversion_leaves_nothing(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("weights.files.os.fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        convert(published, tmp_path / "ours")
+    assert list(tmp_path.iterdir()) == []
+
+
+shapes = st.lists(st.integers(1, 7), max_size=3).map(tuple)
+kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16])
+
+
+@given(tensors=st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(shapes, kinds), max_size=6))
+def test_safetensors_reads_what_we_write(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Any]) -> None:
+    """The library is the judge of our streaming writer, whatever the names, shapes and dtypes."""
+    tensors = {name: entry for name, entry in tensors.items() if name != "__metadata__" and name.isprintable()}
+    path = tmp_path_factory.mktemp("written") / "file.safetensors"
+    values = {name: torch.randn(shape, generator=seeded()).to(kind) for name, (shape, kind) in tensors.items()}
+    stored = [StoredTensor(name, tuple(v.shape), v.dtype, lambda v=v: v) for name, v in values.items()]
+    write_safetensors(path, stored, {"note": "ü"})
+    read = load_file(path)
+    assert read.keys() == values.keys()
+    assert all(torch.equal(read[name], values[name]) for name in values)
+    assert {n: entry.shape for n, entry in read_safetensors(path).items()} == {s.name: s.shape for s in stored}

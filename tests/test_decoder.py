@@ -1,0 +1,184 @@
+"""The decoding loop: what it computes, where it stops, and rows that join, leave and share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
+from dialogpt.decoder import GenerationError, fresh_generator, shared_prefix
+from model import GPT2, KVCache
+from tests.helpers import random_model, seeded
+
+SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def network() -> GPT2:
+    """23 tokens, so that the end token comes up now and then."""
+    return random_model(vocab_size=23, eos_token_id=22, n_positions=64)
+
+
+@pytest.fixture
+def read(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass computes, padding included."""
+    counts: list[int] = []
+    honest = network.hidden
+
+    def counted(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
+        counts.append(ids.numel())
+        return honest(ids, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(network, "hidden", counted)
+    return counts
+
+
+def prompts(lengths: list[int]) -> list[list[int]]:
+    return [torch.randint(0, 22, (length,), generator=seeded(length)).tolist() for length in lengths]
+
+
+def test_a_batch_of_ragged_rows_equals_each_row_alone(network: GPT2) -> None:
+    batch = prompts([3, 17, 1, 9, 30, 17])
+    config = GenerationConfig(max_new_tokens=20)
+    together = generate_batch(network, batch, config)
+    for prompt, (reply,) in zip(batch, together, strict=True):
+        alone = [step.id for step in generate(network, prompt, config)]
+        assert reply.ids == alone
+
+
+def test_sampled_rows_with_their_own_generators_do_not_depend_on_each_other(network: GPT2) -> None:
+    batch = prompts([3, 17, 1, 9])
+    together = generate_batch(network, batch, SAMPLED, generator=[seeded(k) for k in range(4)])
+    for k, (prompt, (reply,)) in enumerate(zip(batch, together, strict=True)):
+        assert reply.ids == [step.id for step in generate(network, prompt, SAMPLED, generator=seeded(k))]
+
+
+def test_nothing_is_computed_after_the_last_token(network: GPT2, read: list[int]) -> None:
+    steps = list(generate(network, [1, 2, 3], GenerationConfig(max_new_tokens=5, eos_token_id=99)))
+    assert len(steps) == 5
+    assert read == [3, 1, 1, 1, 1]  # the fifth token is chosen and never read
+
+
+def test_nothing_is_computed_for_a_token_that_nobody_asks_for(network: GPT2, read: list[int]) -> None:
+    stream = generate(network, [1, 2, 3], GenerationConfig(eos_token_id=99))
+    assert read == []
+    next(stream)
+    assert read == [3]
+
+
+def test_candidates_read_their_prompt_once(network: GPT2, read: list[int]) -> None:
+    config = GenerationConfig(do_sample=True, num_return_sequences=5, max_new_tokens=2, eos_token_id=99)
+    (replies,) = generate_batch(network, [[1, 2, 3, 4]], config, generator=seeded())
+    assert len(replies) == 5
+    assert read == [4, 5]
+
+
+def test_finished_rows_are_not_computed_any_more(network: GPT2, read: list[int]) -> None:
+    decoder = Decoder(network)
+    for length in (2, 6, 3):
+        decoder.add([1] * length, GenerationConfig(max_new_tokens=length, eos_token_id=99))
+    while decoder.step():
+        pass
+    assert read == [18, 3, 2, 1, 1, 1]
+
+
+def test_a_cache_keeps_the_longest_shared_prefix(network: GPT2, read: list[int]) -> None:
+    cache = KVCache.for_model(network)
+    config = GenerationConfig(max_new_tokens=3, eos_token_id=99)
+    first = [step.id for step in generate(network, [1, 2, 3, 4], config, cache=cache)]
+    assert cache.ids == [[1, 2, 3, 4, *first[:2]]]
+    read.clear()
+    again = [step.id for step in generate(network, [1, 2, 3, 4], config, cache=cache)]
+    assert again == first
+    assert read == [1, 1, 1]  # one token of the prompt is read again, for its logits
+    read.clear()
+    list(generate(network, [1, 2, 9, 9, 9], config, cache=cache))
+    assert read[0] == 3
+    assert cache.ids[0][:5] == [1, 2, 9, 9, 9]
+
+
+def test_rows_join_and_leave_without_changing_the_others(network: GPT2) -> None:
+    config = GenerationConfig(max_new_tokens=10, eos_token_id=99)
+    batch = prompts([5, 11, 2])
+    alone = [[step.id for step in generate(network, prompt, config)] for prompt in batch]
+    decoder = Decoder(network)
+    first = decoder.add(batch[0], config)
+    decoder.step()
+    second = decoder.add(batch[1], config)
+    decoder.step()
+    third = decoder.add(batch[2], config)
+    for _ in range(3):
+        decoder.step()
+    decoder.drop(second)
+    assert second.new_ids == alone[1][:4]
+    while decoder.step():
+        pass
+    assert (first.new_ids, third.new_ids) == (alone[0], alone[2])
+
+
+def test_rows_may_have_settings_of_their_own(network: GPT2) -> None:
+    settings = [GenerationConfig(), SAMPLED, GenerationConfig(repetition_penalty=1.5, no_repeat_ngram_size=2)]
+    decoder = Decoder(network)
+    rows = [decoder.add([4, 5, 6], config, generator=seeded(1)) for config in settings]
+    while decoder.step():
+        pass
+    for row, config in zip(rows, settings, strict=True):
+        assert row.new_ids == [step.id for step in generate(network, [4, 5, 6], config, generator=seeded(1))]
+
+
+def test_replies_say_why_they_ended_and_how_likely_they_were(network: GPT2) -> None:
+    for prompt in prompts(list(range(1, 12))):
+        ((reply,),) = generate_batch(network, [prompt], GenerationConfig(max_new_tokens=15))
+        said = [*reply.ids, 22] if reply.finish_reason == "stop" else reply.ids
+        assert reply.finish_reason == ("length" if len(reply.ids) == 15 else "stop")
+        with torch.no_grad():
+            logits = network(torch.tensor([[*prompt, *said]])).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        expected = logits.gather(1, torch.tensor(said)[:, None]).sum().item()
+        assert reply.score == pytest.approx(expected, rel=1e-5)
+
+
+def test_without_a_seed_every_call_draws_anew(network: GPT2) -> None:
+    """A fresh torch.Generator always starts at the same number; ours must not."""
+    config = GenerationConfig(do_sample=True, top_k=0, temperature=5.0, max_new_tokens=20, eos_token_id=99)
+    said = {tuple(step.id for step in generate(network, [1], config)) for _ in range(5)}
+    assert len(said) == 5
+    assert fresh_generator(seed=3).initial_seed() == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ([], "empty"),
+        ([23], "outside the vocabulary of 23"),
+        ([-1], "outside"),
+        ([1] * 50, "50 tokens and max_new_tokens"),
+    ],
+)
+def test_a_prompt_that_cannot_be_used_is_a_sentence(network: GPT2, prompt: list[int], sentence: str) -> None:
+    with pytest.raises(DialogueError, match=sentence):
+        generate(network, prompt, GenerationConfig())  # at the call, not at the first token
+
+
+def test_a_damaged_network_is_a_sentence() -> None:
+    broken = random_model()
+    broken.final_norm.bias.data[0] = torch.nan
+    with pytest.raises(GenerationError, match="NaN or infinity"):
+        next(generate(broken, [1], GenerationConfig()))
+
+
+def test_a_row_whose_tokens_are_all_banned_is_a_sentence(network: GPT2) -> None:
+    config = GenerationConfig(do_sample=True, no_repeat_ngram_size=1, max_new_tokens=40, eos_token_id=99)
+    with pytest.raises(GenerationError, match="every token is banned"):
+        list(generate(network, [1, 2], config))
+
+
+def test_generators_must_be_as_many_as_rows(network: GPT2) -> None:
+    with pytest.raises(DialogueError, match="2 generators were given for 3 rows"):
+        generate_batch(network, [[1], [2], [3]], SAMPLED, generator=[seeded(), seeded()])
+    with pytest.raises(DialogueError, match="generate says one reply"):
+        generate(network, [1], GenerationConfig(do_sample=True, num_return_sequences=2))
+    assert generate_batch(network, [], SAMPLED) == []
+
+
+def test_shared_prefix() -> None:
+    assert [shared_prefix([1, 2, 3], other) for other in ([], [1, 2], [1, 9, 3], [1, 2, 3, 4])] == [0, 2, 1, 3]

@@ -1,0 +1,109 @@
+"""The tokenizer on its own: readers' view, streams, text that is no text; ids are judged in parity/."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dialogpt import DialogueError, StreamDecoder, Tokenizer
+from tests.helpers import small_vocabulary
+from weights import CheckpointError, Vocabulary
+from weights.vocabulary import gpt2_vocabulary
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(gpt2_vocabulary())
+
+
+def test_typed_text_never_becomes_the_end_token(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a<|endoftext|>b")
+    assert tokenizer.eos_id == 50256
+    assert tokenizer.eos_id not in ids
+    assert tokenizer.decode(ids) == "a<|endoftext|>b"
+
+
+@given(
+    before=st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    half=st.characters(categories=["Cs"]),
+    after=st.text(max_size=5),
+)
+def test_half_a_surrogate_pair_is_refused_in_a_sentence(
+    tokenizer: Tokenizer, before: str, half: str, after: str
+) -> None:
+    with pytest.raises(DialogueError, match=rf"character {len(before) + 1} \(U\+{ord(half):04X}\) is half"):
+        tokenizer.encode(before + half + after)
+
+
+def test_ids_without_text_decode_to_a_replacement(tokenizer: Tokenizer) -> None:
+    assert tokenizer.decode([15496, 50257, -1, 10**12, 0]) == "Hello\ufffd\ufffd\ufffd!"
+
+
+@given(ids=st.lists(st.integers(-2, 50300), max_size=30))
+def test_a_stream_shows_the_same_text_and_never_half_a_character(tokenizer: Tokenizer, ids: list[int]) -> None:
+    decoder = StreamDecoder(tokenizer)
+    pieces = [decoder.feed(token) for token in ids]
+    assert "".join(pieces) + decoder.finish() == tokenizer.decode(ids)
+
+
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_a_stream_of_text_has_no_replacement_that_was_not_typed(tokenizer: Tokenizer, text: str) -> None:
+    decoder = StreamDecoder(tokenizer)
+    shown = ""
+    for token in tokenizer.encode(text):
+        shown += decoder.feed(token)
+        assert text.startswith(shown)
+    assert shown == text
+
+
+def test_an_emoji_waits_for_its_last_byte(tokenizer: Tokenizer) -> None:
+    decoder = StreamDecoder(tokenizer)
+    *first, last = tokenizer.encode("🤖")
+    assert [decoder.feed(token) for token in first] == [""] * len(first)
+    assert decoder.feed(last) == "🤖"
+    decoder.feed(first[0])
+    assert decoder.finish() == "\ufffd"
+
+
+assigned = st.characters(exclude_categories=["Cs", "Cn", "Co"]).filter(
+    lambda letter: unicodedata.ucd_3_2_0.category(letter) == unicodedata.category(letter)
+)  # letters that every Unicode table knows: see Tokenizer.explain
+
+
+@given(text=st.text(assigned, max_size=30))
+def test_an_explanation_is_what_encode_does(tokenizer: Tokenizer, text: str) -> None:
+    """`explain` merges in plain Python, the slow and obvious way, and so judges the fast one."""
+    pieces = tokenizer.explain(text)
+    assert "".join(piece.text for piece in pieces) == text
+    assert [token for piece in pieces for token in piece.ids] == tokenizer.encode(text)
+
+
+def test_an_explanation_shows_letters_and_merges(tokenizer: Tokenizer) -> None:
+    hello, world = tokenizer.explain("Hi you")
+    assert (hello.text, hello.letters, hello.ids) == ("Hi", "Hi", [17250])
+    assert world.letters == "Ġyou"
+    assert world.steps == [["Ġ", "y", "o", "u"], ["Ġ", "y", "ou"], ["Ġy", "ou"], ["Ġyou"]]
+
+
+def test_a_vocabulary_may_have_its_own_order_of_ids() -> None:
+    """Ids need not follow the merges: a vocabulary trained elsewhere often begins with its end token."""
+    plain = small_vocabulary(200)
+    moved = Vocabulary({token: (n + 1) % plain.size for token, n in plain.ids.items()}, plain.merges, origin="moved")
+    left, right = Tokenizer(plain), Tokenizer(moved)
+    assert right.eos_id == 0
+    assert right.encode("the other one") == [n + 1 for n in left.encode("the other one")]
+    assert right.decode(right.encode("the other one")) == "the other one"
+
+
+def test_merges_that_training_would_not_find_are_refused() -> None:
+    """Tiktoken merges by token and transformers by pair; a table in which that differs is refused, not misread."""
+    plain = small_vocabulary(0)
+    merges = (("b", "c"), ("a", "b"), ("ab", "c"))  # "abc" becomes "a" "bc", so "ab" "c" is never there to merge
+    ids = dict(plain.ids) | {"bc": 300, "ab": 301, "abc": 302}
+    with pytest.raises(CheckpointError, match=r"out of order: merge 3 \('ab c'\)"):
+        Tokenizer(Vocabulary(ids, merges, origin="a test"))
+    in_order = (("b", "c"), ("a", "b"), ("a", "bc"))
+    assert Tokenizer(Vocabulary(ids, in_order, origin="a test")).encode("abc") == [302]

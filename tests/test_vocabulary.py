@@ -1,0 +1,123 @@
+"""Vocabularies in the three forms that checkpoints have, and damaged ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GPT2Tokenizer
+
+from tests.helpers import small_vocabulary
+from weights import CheckpointError
+from weights.vocabulary import gpt2_vocabulary, read_vocabulary
+
+
+def test_the_merges_give_the_published_files_to_the_byte(tmp_path: Path) -> None:
+    """256 bytes, 50,000 merges and the end token; checksums of the files that OpenAI and Microsoft published."""
+    vocabulary = gpt2_vocabulary()
+    assert (vocabulary.size, vocabulary.end_of_text) == (50257, 50256)
+    vocabulary.write(tmp_path)
+    sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
+    assert sums == {
+        "vocab.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        "merges.txt": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    }
+
+
+def test_it_reads_what_it_writes(tmp_path: Path) -> None:
+    vocabulary = small_vocabulary()
+    vocabulary.write(tmp_path)
+    again = read_vocabulary(tmp_path)
+    assert again is not None
+    assert (again.ids, again.merges, again.added) == (vocabulary.ids, vocabulary.merges, {})
+
+
+def test_it_reads_the_tokenizer_json_of_transformers(tmp_path: Path) -> None:
+    small_vocabulary().write(tmp_path)
+    theirs = GPT2Tokenizer.from_pretrained(tmp_path)
+    theirs.add_tokens(["<usr>"])
+    folder = tmp_path / "saved"
+    theirs.save_pretrained(folder)
+    assert not (folder / "vocab.json").exists()
+    read = read_vocabulary(folder)
+    assert read is not None
+    assert dict(read.ids) == theirs.get_vocab()
+    assert read.merges == small_vocabulary().merges
+    assert read.added == {"<usr>": 557}
+
+
+def test_line_ends_of_another_system_do_no_harm(tmp_path: Path) -> None:
+    small_vocabulary().write(tmp_path)
+    merges = tmp_path / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+    read = read_vocabulary(tmp_path)
+    assert read is not None
+    assert read.merges == small_vocabulary().merges
+
+
+def test_a_folder_without_a_vocabulary_has_none(tmp_path: Path) -> None:
+    assert read_vocabulary(tmp_path) is None
+
+
+def edit_ids(folder: Path, **changes: Any) -> None:
+    path = folder / "vocab.json"
+    ids = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({token: n for token, n in ids.items() if n is not None}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "merges.txt").unlink(), "half a vocabulary: merges.txt is missing"),
+        (lambda folder: (folder / "vocab.json").unlink(), "half a vocabulary: vocab.json is missing"),
+        (lambda folder: (folder / "vocab.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "vocab.json").write_text("[]"), "holds a JSON list; expected an object"),
+        (lambda folder: (folder / "vocab.json").write_text("[" * 100_000), "not valid JSON"),
+        (lambda folder: (folder / "merges.txt").write_bytes(b"\xff\xfe"), "not UTF-8"),
+        (lambda folder: (folder / "merges.txt").write_text("a b c\n"), "merge 1 is .*expected two tokens"),
+        (lambda folder: (folder / "merges.txt").write_text("qq zz\n"), "'qq zz' uses or makes a token without an id"),
+        (lambda folder: edit_ids(folder, a="7"), "the id of 'a' is '7'"),
+        (lambda folder: edit_ids(folder, a=True), "the id of 'a' is True"),
+        (lambda folder: edit_ids(folder, a=-1), "the id of 'a' is -1"),
+        (lambda folder: edit_ids(folder, a=1), "two tokens have the same id"),
+        (lambda folder: edit_ids(folder, a=None), "1 of the 256 bytes have no token"),
+        (lambda folder: edit_ids(folder, **{"<|endoftext|>": None}), r"no <\|endoftext\|>"),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"add_prefix_space": true}'),
+            "add_prefix_space",
+        ),
+        (lambda folder: (folder / "added_tokens.json").write_text('{"<usr>": "x"}'), "the id of '<usr>' is 'x'"),
+        (lambda folder: (folder / "tokenizer.json").write_text('{"added_tokens": [{"id": 600}]}'), "has no text"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text(
+                '{"added_tokens": [{"id": 600, "content": "<m>", "special": false, "lstrip": true}]}'
+            ),
+            "'<m>' sets lstrip",
+        ),
+    ],
+)
+def test_a_damaged_vocabulary_is_a_sentence(tmp_path: Path, damage: Any, sentence: str) -> None:
+    small_vocabulary().write(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(CheckpointError, match=sentence):
+        read_vocabulary(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"model": {"type": "WordPiece", "vocab": {}, "merges": []}}',
+        '{"model": {"type": "BPE", "vocab": [], "merges": []}, "pre_tokenizer": {"type": "ByteLevel"}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": {"type": "Whitespace"}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": {"type": "ByteLevel"},'
+        ' "normalizer": {"type": "Lowercase"}}',
+        '{"model": null}',
+    ],
+)
+def test_another_kind_of_tokenizer_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match="describes another tokenizer"):
+        read_vocabulary(tmp_path)
