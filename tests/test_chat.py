@@ -1,0 +1,271 @@
+"""A conversation: what it computes, what it keeps when interrupted, and what comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
+from dialogpt.chat import TRIES
+from model import GPT2
+from tests.helpers import random_model, small_vocabulary
+from weights import load
+
+SIZES = {"vocab_size": 557, "eos_token_id": 556, "n_positions": 128}
+
+
+@pytest.fixture(scope="module")
+def network() -> GPT2:
+    return random_model(**SIZES)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(small_vocabulary())
+
+
+@pytest.fixture
+def chat(network: GPT2, tokenizer: Tokenizer) -> Chat:
+    return Chat(network, tokenizer, GenerationConfig(do_sample=True, max_new_tokens=8, min_new_tokens=2), seed=1)
+
+
+class Counted:
+    """How many tokens the network reads, by pass."""
+
+    def __init__(self, network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.passes: list[int] = []
+        honest = network.hidden
+
+        def hidden(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
+            self.passes.append(ids.numel())
+            return honest(ids, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(network, "hidden", hidden)
+
+
+def test_a_conversation_is_pairs_of_turns(chat: Chat) -> None:
+    first = chat.reply("Hello")
+    second = chat.reply("And now?")
+    assert chat.texts() == ["Hello", first, "And now?", second]
+
+
+@given(lengths=st.lists(st.integers(1, 20), min_size=1, max_size=6), new=st.integers(1, 12))
+@settings(max_examples=25)
+def test_a_turn_costs_its_own_tokens_and_at_most_two_more(
+    network: GPT2, tokenizer: Tokenizer, lengths: list[int], new: int
+) -> None:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        counted = Counted(network, monkeypatch)
+        chat = Chat(network, tokenizer, GenerationConfig(do_sample=True, max_new_tokens=new), seed=0)
+        chat.history_tokens = 10**6
+        for place, length in enumerate(lengths):
+            text = "a b c d e f g h i j k l m n o p q r s t"[: 2 * length - 1]
+            own = len(tokenizer.encode(text)) + 1
+            counted.passes.clear()
+            list(chat.stream(text))
+            shown = chat.shown()
+            if shown is not None and shown.first_turn == 0:
+                assert counted.passes[0] <= own + (2 if place else 0)
+                assert chat.statistics.computed_tokens == counted.passes[0]
+
+
+def test_a_900_token_history_is_not_read_again(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = random_model(**{**SIZES, "n_positions": 1024})
+    chat = Chat(network, tokenizer, GenerationConfig(max_new_tokens=20, min_new_tokens=20), history_tokens=1000)
+    counted = Counted(network, monkeypatch)
+    chat.reply("a" * 900)
+    assert counted.passes[0] > 850
+    counted.passes.clear()
+    chat.reply("b c d")
+    assert counted.passes[0] <= len(tokenizer.encode("b c d")) + 1 + 2
+    assert len(counted.passes) == 20
+
+
+def test_undo_retry_and_edit_read_only_what_is_new(chat: Chat, network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    chat.reply("one")
+    chat.reply("two")
+    counted = Counted(network, monkeypatch)
+    list(chat.stream_retry())
+    assert counted.passes[0] == 1
+    counted.passes.clear()
+    list(chat.stream_edit("two more"))
+    assert counted.passes[0] <= len(chat.tokenizer.encode(" more")) + 2
+    assert chat.undo() == "two more"
+    counted.passes.clear()
+    chat.reply("three")
+    assert counted.passes[0] <= len(chat.tokenizer.encode("three")) + 1 + 2
+
+
+def test_retry_draws_again_and_undo_takes_back(chat: Chat) -> None:
+    first = chat.reply("Hello")
+    replies = {first} | {chat.retry() for _ in range(4)}
+    assert len(replies) > 1
+    assert len(chat.texts()) == 2
+    assert chat.undo() == "Hello"
+    assert chat.texts() == []
+    for nothing in (chat.undo, chat.retry):
+        with pytest.raises(DialogueError, match="nothing has been said yet"):
+            nothing()
+
+
+def test_the_same_seed_gives_the_same_conversation(network: GPT2, tokenizer: Tokenizer) -> None:
+    config = GenerationConfig(do_sample=True, max_new_tokens=10, eos_token_id=600)
+
+    def talk(seed: int | None) -> list[str]:
+        chat = Chat(network, tokenizer, config, seed=seed)
+        return [chat.reply(text) for text in ("a", "a", "a")]
+
+    assert talk(3) == talk(3)
+    assert talk(3) != talk(4)
+    assert talk(None) != talk(None)
+    assert len(set(talk(3))) == 3  # seeded once, not once a turn
+
+
+# ---- interruptions ----
+
+
+def test_what_was_said_before_an_interruption_is_kept(chat: Chat) -> None:
+    stream = chat.stream("Hello")
+    shown = next(stream)
+    stream.close()
+    question, answer = chat.texts()
+    assert question == "Hello"
+    assert answer.startswith(shown)
+    chat.reply("Go on")
+    assert len(chat.texts()) == 4
+
+
+def test_an_interruption_before_the_first_word_takes_the_turn_back(
+    chat: Chat, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.reply("before")
+    texts = chat.texts()
+
+    def interrupt(*arguments: object) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(network, "hidden", interrupt)
+    for attempt in (lambda: chat.reply("Hello"), chat.retry, lambda: list(chat.stream_edit("other"))):
+        with pytest.raises(KeyboardInterrupt):
+            attempt()
+        assert chat.texts() == texts
+    monkeypatch.undo()
+    chat.reply("after")
+    assert len(chat.texts()) == 4
+
+
+def test_a_stream_that_is_overtaken_counts_as_interrupted(chat: Chat) -> None:
+    stream = chat.stream("one")
+    shown = next(stream)
+    chat.reply("two")
+    assert list(stream) == []
+    assert chat.texts()[0] == "one"
+    assert chat.texts()[1].startswith(shown)
+    assert chat.texts()[2] == "two"
+
+
+def test_a_stream_that_is_never_read_says_nothing(chat: Chat) -> None:
+    chat.stream("unheard")
+    assert chat.texts() == []
+    chat.reply("heard")
+    assert chat.texts()[0] == "heard"
+
+
+@given(steps=st.lists(st.sampled_from(["say", "cut", "close", "retry", "undo", "edit", "bad"]), max_size=10))
+@settings(max_examples=40)
+def test_the_history_is_always_whole_exchanges(network: GPT2, tokenizer: Tokenizer, steps: list[str]) -> None:
+    """Whatever a person does, the next prompt is the one that a fresh reading of the turns would give."""
+    chat = Chat(network, tokenizer, GenerationConfig(do_sample=True, max_new_tokens=5), seed=0)
+    for step in steps:
+        try:
+            if step == "say":
+                chat.reply("Hi there")
+            elif step == "cut":
+                next(chat.stream("cut off"), None)
+            elif step == "close":
+                chat.stream("closed").close()
+            elif step == "retry":
+                chat.retry()
+            elif step == "undo":
+                chat.undo()
+            elif step == "edit":
+                list(chat.stream_edit("edited"))
+            else:
+                chat.reply("\ud800")
+        except DialogueError:
+            pass
+        chat.texts()
+        assert len(chat.history.turns) % 2 == 0
+    expected = Chat(network, tokenizer, GenerationConfig(max_new_tokens=5))
+    expected.restore(chat.history.turns)
+    chat.generation = GenerationConfig(max_new_tokens=5)
+    assert chat.reply("the end") == expected.reply("the end")
+
+
+# ---- the preset, blanks, windows ----
+
+
+def blank_first(network: GPT2, tokenizer: Tokenizer, blanks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network say only a space and the end for the first replies, then a word."""
+    space, end, word = tokenizer.encode(" ")[0], tokenizer.eos_id, tokenizer.encode("a")[0]
+    plan = [space, end] * blanks + [word, end]
+
+    def logits(hidden: torch.Tensor) -> torch.Tensor:
+        row = torch.full((*hidden.shape[:-1], 557), -50.0)
+        row[..., plan.pop(0)] = 50.0
+        return row
+
+    monkeypatch.setattr(network, "logits", logits)
+
+
+def test_a_reply_of_white_space_is_drawn_again(
+    chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.generation = GenerationConfig(do_sample=True, min_new_tokens=1)
+    blank_first(network, tokenizer, 2, monkeypatch)
+    assert list(chat.stream("Hello")) == ["a"]
+    assert chat.texts() == ["Hello", "a"]
+    blank_first(network, tokenizer, 2, monkeypatch)
+    assert [tokenizer.decode(reply.ids) for reply in chat.candidates(["Hello"], 1)] == ["a"]
+
+
+def test_a_network_that_says_nothing_is_believed_in_the_end(
+    chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.generation = GenerationConfig(do_sample=True, min_new_tokens=1)
+    blank_first(network, tokenizer, TRIES, monkeypatch)
+    assert chat.reply("Hello") == " "
+    assert chat.texts() == ["Hello", " "]
+
+
+def test_a_turn_that_is_too_long_is_cut_and_the_user_is_told(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
+    tokens = len(chat.tokenizer.encode("x y z " * 100)) + 1
+    chat.reply("x y z " * 100)
+    assert f"its first {tokens - (128 - 8)} tokens were cut off" in caplog.text
+    assert chat.texts()[0] == "x y z " * 100  # the whole history is kept
+    chat.reply("short")
+    assert len(chat.texts()) == 4
+
+
+def test_candidates_are_not_part_of_the_conversation(chat: Chat) -> None:
+    replies = chat.candidates(["Hi", "Hello", "How are you?"], 4)
+    assert len(replies) == 4
+    assert chat.texts() == []
+
+
+def test_settings_that_leave_no_room_are_a_sentence(chat: Chat) -> None:
+    chat.generation = GenerationConfig(max_new_tokens=128)
+    with pytest.raises(DialogueError, match="max_new_tokens 128 leaves no room"):
+        chat.reply("Hello")
+    assert chat.texts() == []
+
+
+def test_a_chat_is_loaded_with_the_checkpoints_own_history(published: Path, tmp_path: Path) -> None:
+    chat = Chat.load(published)
+    assert (chat.history_tokens, chat.generation.max_new_tokens) == (256, 64)
+    assert chat.model.config == load(published).config
+    assert Chat.load(published, history_tokens=40).history_tokens == 40

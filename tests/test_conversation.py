@@ -1,0 +1,85 @@
+"""Conversations on the disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dialogpt import DialogueError, Tokenizer, conversation
+from tests.helpers import small_vocabulary
+from weights import Vocabulary
+
+TOKENIZER = Tokenizer(small_vocabulary())
+SIZE = 557
+turns = st.lists(st.lists(st.integers(0, SIZE - 2), max_size=10), max_size=6).filter(lambda turns: len(turns) % 2 == 0)
+
+
+@given(turns=turns)
+def test_what_is_saved_is_loaded_to_the_id(tmp_path_factory: pytest.TempPathFactory, turns: list[list[int]]) -> None:
+    """Ids are kept beside the text: a reply that was cut inside a character has no text that gives them back."""
+    path = tmp_path_factory.mktemp("saved") / "talk.json"
+    conversation.save(path, turns, TOKENIZER)
+    conversation.save(path, turns, TOKENIZER)  # over itself
+    assert conversation.load(path, TOKENIZER, SIZE) == turns
+    assert [file.name for file in path.parent.iterdir()] == ["talk.json"]
+
+
+def test_another_vocabulary_goes_by_the_text(tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    plain = small_vocabulary()
+    moved = {token: (n + 1) % plain.size for token, n in plain.ids.items()}
+    other = Tokenizer(Vocabulary(moved, plain.merges, origin="another"))
+    conversation.save(path, [other.encode("the other"), other.encode("one")], other)
+    assert conversation.load(path, TOKENIZER, SIZE) == [TOKENIZER.encode("the other"), TOKENIZER.encode("one")]
+
+
+def test_nothing_else_is_written_over(tmp_path: Path) -> None:
+    path = tmp_path / "letter.txt"
+    path.write_text("dear")
+    with pytest.raises(DialogueError, match="exists and is not a saved conversation"):
+        conversation.save(path, [], TOKENIZER)
+    assert path.read_text() == "dear"
+    with pytest.raises(DialogueError, match="cannot be written: No such file"):
+        conversation.save(tmp_path / "gone" / "talk.json", [], TOKENIZER)
+
+
+def saved(turns: Any) -> str:
+    return json.dumps({"format": conversation.FORMAT, "version": 1, "turns": turns})
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("", "is not a conversation"),
+        ("[]", "is not a conversation"),
+        ("{}", "is not a conversation"),
+        ("[" * 100_000, "is not a conversation"),
+        (saved("hello"), "is not a conversation"),
+        (saved([{"text": "a"}]), "1 turns; expected pairs"),
+        (saved([{"text": "a"}, {"ids": [1]}]), "turn 2 has no text"),
+        (saved([{"text": "a"}, 3]), "turn 2 has no text"),
+        (saved([{"text": "a"}, {"text": "\ud800"}]), "half a surrogate pair"),
+    ],
+)
+def test_what_is_no_conversation_is_a_sentence(tmp_path: Path, content: str, sentence: str) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(content)
+    with pytest.raises(DialogueError, match=sentence):
+        conversation.load(path, TOKENIZER, SIZE)
+
+
+@pytest.mark.parametrize("ids", [None, "abc", [SIZE], [-1], [SIZE - 1], [True], [1.0], [3]])
+def test_ids_that_do_not_fit_the_text_are_not_believed(tmp_path: Path, ids: Any) -> None:
+    path = tmp_path / "talk.json"
+    path.write_text(saved([{"text": "a", "ids": ids}, {"text": "b"}]))
+    assert conversation.load(path, TOKENIZER, SIZE) == [TOKENIZER.encode("a"), TOKENIZER.encode("b")]
+
+
+def test_a_file_that_is_not_there_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DialogueError, match="cannot be read: No such file"):
+        conversation.load(tmp_path / "gone.json", TOKENIZER, SIZE)
