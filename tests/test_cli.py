@@ -1,0 +1,266 @@
+"""The command line as a user meets it: pipes, exit statuses, one sentence for each mistake, and Ctrl-C."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dialogpt import cli
+from weights import open_checkpoint
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run a command in this process; gives its status, stdout and stderr."""
+
+    def call(*arguments: object, stdin: bytes = b"") -> SimpleNamespace:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        status = cli.main([str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return SimpleNamespace(status=status, out=out, err=err)
+
+    return call
+
+
+def process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    """Run a command in a process of its own, from another folder."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "dialogpt", *map(str, arguments)]
+    defaults = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
+    return subprocess.Popen(command, **{**defaults, **options})
+
+
+# ---- pipes ----
+
+
+def test_a_pipe_gets_one_line_for_each_line(run: Any, published: Path) -> None:
+    said = b"Hello\n\n   \n/help\r\nlast line without an end"
+    result = run("chat", "--model", published, "--seed", 1, stdin=said)
+    lines = result.out.split("\n")
+    assert result.status == 0
+    assert len(lines) == 6
+    assert lines[1:3] == ["", ""]
+    assert all(lines[place] for place in (0, 3, 4))
+    assert lines[-1] == ""
+    assert result.err == ""
+
+
+def test_the_same_seed_says_the_same(run: Any, published: Path) -> None:
+    outputs = [run("chat", "--model", published, "--seed", 7, stdin=b"Hi\nHi\n").out for _ in range(2)]
+    assert outputs[0] == outputs[1]
+    assert outputs[0] != run("chat", "--model", published, "--seed", 8, stdin=b"Hi\nHi\n").out
+
+
+def test_a_newline_inside_a_reply_becomes_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    chat: Any = SimpleNamespace(reply=lambda text: "one\ntwo\r\nthree\u2028four\x0bfive")
+    cli.answer_lines(chat, io.BytesIO(b"Hi\n"), written.append)
+    assert written == ["one two three four five"]
+
+
+def test_input_that_is_not_utf8_is_a_sentence_after_the_lines_before_it(run: Any, published: Path) -> None:
+    result = run("chat", "--model", published, stdin=b"Hello\nfa\xe7ade\nmore\n")
+    assert result.status == 1
+    assert result.out.count("\n") == 1
+    assert result.err == (
+        "dialogpt: error: line 2 of the input is not UTF-8 (byte 0xe7 at place 3); convert it to UTF-8 first\n"
+    )
+
+
+# ---- reply ----
+
+
+def test_reply_answers_a_dialogue(run: Any, published: Path) -> None:
+    result = run("reply", "--model", published, "--seed", 1, "Hi", "Hello", "How are you?")
+    assert result.status == 0
+    assert result.out.count("\n") == 1
+
+
+def test_reply_speaks_json(run: Any, published: Path) -> None:
+    said = json.dumps({"turns": ["Hi", "Hello", "naïve 🤖?"]}).encode()
+    result = run("reply", "--model", published, "--seed", 1, "--json", "--num-replies", 3, stdin=said)
+    replies = json.loads(result.out)["replies"]
+    assert len(replies) == 3
+    assert all(set(reply) == {"text", "ids", "finish_reason", "score"} for reply in replies)
+    same = run("reply", "--model", published, "--seed", 1, "--num-replies", 3, "Hi", "Hello", "naïve 🤖?")
+    assert same.out.split("\n")[:3] == [cli._one_line(reply["text"]) for reply in replies]
+
+
+def test_temperature_0_is_greedy(run: Any, published: Path) -> None:
+    greedy = run("reply", "--model", published, "--greedy", "Hi").out
+    assert run("reply", "--model", published, "--temperature", "0", "Hi").out == greedy
+    assert run("reply", "--model", published, "--greedy", "--repetition-penalty", "5", "Hi").out != greedy
+
+
+@pytest.mark.parametrize("stdin", [b"", b"{", b"[]", b'{"turns": []}', b'{"turns": [1]}', b"\xff", b"[" * 99999])
+def test_json_that_is_no_dialogue_is_a_sentence(run: Any, published: Path, stdin: bytes) -> None:
+    result = run("reply", "--model", published, "--json", stdin=stdin)
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("dialogpt: error: standard input ")
+    assert 'expected {"turns": [' in result.err
+
+
+# ---- convert and info ----
+
+
+def test_convert_there_and_back(run: Any, published: Path, tmp_path: Path) -> None:
+    result = run("convert", published, tmp_path / "ours", "--dtype", "bfloat16")
+    assert result.status == 0
+    assert "bfloat16" in result.out
+    assert open_checkpoint(tmp_path / "ours").ours
+    assert run("convert", "--to", "hf", tmp_path / "ours", tmp_path / "back").status == 0
+    assert not open_checkpoint(tmp_path / "back").ours
+
+
+def test_the_script_does_the_same(published: Path, tmp_path: Path) -> None:
+    from scripts import convert_weights
+
+    assert convert_weights.main([str(published), str(tmp_path / "ours")]) == 0
+    assert open_checkpoint(tmp_path / "ours").ours
+
+
+def test_info_says_what_a_checkpoint_is(run: Any, published: Path, tmp_path: Path) -> None:
+    run("convert", published, tmp_path / "ours")
+    for source in (published, tmp_path / "ours"):
+        result = run("info", source)
+        assert result.status == 0
+        for part in ("2 layers, 24 wide, 3 heads, 128 positions", "557 tokens", open_checkpoint(source).sha256()):
+            assert part in result.out
+
+
+# ---- mistakes ----
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["nothing"],
+        ["chat", "--top-k", "many"],
+        ["chat", "--top-p", "1.5"],
+        ["chat", "--max-new-tokens", "0"],
+        ["chat", "--min-new-tokens", "99"],
+        ["chat", "--dtype", "int3"],
+        ["chat", "--threads", "0"],
+        ["chat", "--seed", "-1"],
+        ["chat", "--history-tokens", "x"],
+        ["reply"],
+        ["reply", "--num-replies", "0", "Hi"],
+        ["reply", "--num-replies", "2", "--greedy", "Hi"],
+        ["convert", "somewhere"],
+        ["convert", "a", "b", "--to", "hf", "--dtype", "float16"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
+    result = run(*arguments)
+    assert (result.status, result.out) == (2, "")
+    assert "usage: dialogpt" in result.err
+    assert "error: " in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["chat"], "no embedded checkpoint yet; pass a folder"),
+        (["chat", "--model", "gone"], "there is no folder or file 'gone'"),
+        (["reply", "--model", "microsoft/DialoGPT-small", "Hi"], "hub"),
+        (["info", "gone"], "there is no folder or file"),
+        (["convert", "gone", "there"], "there is no folder or file"),
+        (["reply", "--model", "{published}", "--max-new-tokens", "128", "Hi"], "leaves no room"),
+        (["reply", "--model", "{published}", "--device", "gpu", "Hi"], "device 'gpu' cannot be used here"),
+        (["reply", "--model", "{published}", "\udcff"], "half a surrogate pair"),
+        (["convert", "{published}", "{published}"], "exists already"),
+    ],
+)
+def test_a_failure_is_1_and_one_sentence(run: Any, published: Path, arguments: list[str], sentence: str) -> None:
+    result = run(*(argument.format(published=published) for argument in arguments))
+    assert (result.status, result.out) == (1, "")
+    assert result.err.startswith("dialogpt: error: ")
+    assert sentence in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_help_imports_no_torch(flag: str) -> None:
+    program = (
+        f"import sys; from dialogpt.cli import main; status = main([{flag!r}]); "
+        "sys.exit(99 if 'torch' in sys.modules or 'numpy' in sys.modules else status)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0
+    assert done.stdout
+
+
+# ---- in processes of their own ----
+
+
+def test_a_closed_pipe_ends_quietly(published: Path) -> None:
+    chat = process("chat", "--model", published)
+    assert chat.stdin
+    assert chat.stdout
+    chat.stdout.close()
+    _, err = chat.communicate(b"Hi\n" * 50)
+    assert (chat.returncode, err) == (141, b"")
+
+
+def test_a_full_disk_is_a_sentence(published: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        chat = process("chat", "--model", published, stdout=full)
+        _, err = chat.communicate(b"Hi\n")
+    assert chat.returncode == 1
+    assert err == b"dialogpt: error: input or output: No space left on device\n"
+
+
+def test_a_closed_standard_input_is_a_sentence(published: Path) -> None:
+    command = f"{sys.executable} -m dialogpt chat --model {published} <&-"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
+    assert done.returncode == 1
+    assert done.stderr == b"dialogpt: error: standard input or output is closed; there is nothing to read or write\n"
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.6])
+def test_ctrl_c_at_any_moment_leaves_with_130_and_no_noise(published: Path, delay: float) -> None:
+    """From the import of torch to the wait for a line: no traceback, whatever is going on.
+
+    The delay counts from the moment at which torch's library is mapped, which is inside `main`; what goes on then
+    depends on the machine's speed, and what must come of it does not.
+    """
+    chat = process("chat", "--model", published)
+    while "libtorch" not in Path(f"/proc/{chat.pid}/maps").read_text():
+        assert chat.poll() is None
+        time.sleep(0.005)
+    time.sleep(delay)
+    chat.send_signal(signal.SIGINT)
+    out, err = chat.communicate(timeout=30)
+    assert (chat.returncode, out, err) == (130, b"", b"")
+
+
+def test_ctrl_c_during_a_conversion_leaves_nothing(published: Path, tmp_path: Path) -> None:
+    destination = tmp_path / "there" / "ours"
+    converting = process("convert", published, destination)
+    while converting.poll() is None and not list(tmp_path.glob("there/.ours.partial-*")):
+        time.sleep(0.001)
+    converting.send_signal(signal.SIGINT)
+    _, err = converting.communicate(timeout=30)
+    assert b"Traceback" not in err
+    left = [path.name for path in tmp_path.glob("there/*")] + [path.name for path in tmp_path.glob("there/.*")]
+    if converting.returncode == 130:
+        assert left == []
+    else:  # it was done before the signal came
+        assert (converting.returncode, left) == (0, ["ours"])
+        assert open_checkpoint(destination).ours
