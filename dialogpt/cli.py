@@ -13,8 +13,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig, parse_value
+from dialogpt.interrupt import INTERRUPTED, flagged, leaving_at_once
 
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
     from weights import Checkpoint, Report
 
-DONE, FAILED, USAGE, INTERRUPTED, CLOSED = 0, 1, 2, 130, 141  # 128 + SIGINT, 128 + SIGPIPE
+DONE, FAILED, USAGE, CLOSED = 0, 1, 2, 141  # 141 is 128 + SIGPIPE
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 HISTORY_LINES = 1000  # of typed lines that the terminal remembers
 
@@ -215,14 +216,14 @@ def generation_from(options: argparse.Namespace) -> GenerationConfig:
 
 def run_chat(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
-    with _leaving_at_once():
-        chat = _open_chat(options)
     if sys.stdin is None or sys.stdout is None:
         raise DialogueError("standard input or output is closed; there is nothing to read or write")
-    if sys.stdin.isatty() and sys.stdout.isatty():
-        return _talk(chat, options)
-    answer_lines(chat, sys.stdin.buffer, lambda line: print(line, flush=True))
-    return DONE
+    with leaving_at_once():
+        chat = _open_chat(options)
+        if not (sys.stdin.isatty() and sys.stdout.isatty()):
+            answer_lines(chat, sys.stdin.buffer, lambda line: print(line, flush=True))
+            return DONE
+    return _talk(chat, options)
 
 
 def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> None:
@@ -252,10 +253,10 @@ def run_reply(options: argparse.Namespace) -> int:
         raise _usage(options, str(error).replace("num_return_sequences", "--num-replies")) from None
     if not options.turns and not options.json:
         raise _usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
-    turns = options.turns or _turns_from(sys.stdin.buffer.read())
-    with _leaving_at_once():
+    with leaving_at_once():
+        turns = options.turns or _turns_from(sys.stdin.buffer.read())
         chat = _open_chat(options)
-    replies = chat.candidates(turns, number)
+        replies = chat.candidates(turns, number)
     texts = [chat.tokenizer.decode(reply.ids) for reply in replies]
     if options.json:
         content = [
@@ -283,14 +284,25 @@ def _turns_from(data: bytes) -> list[str]:
 
 def run_convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint, and say what was done."""
-    with _leaving_at_once():
+    if options.to == "hf" and options.dtype is not None:
+        raise _usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
+    with leaving_at_once():
         from weights import convert, export
-    if options.to == "hf":
-        if options.dtype is not None:
-            raise _usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
-        report = export(options.source, options.destination)
-    else:
-        report = convert(options.source, options.destination, dtype=options.dtype)
+    with flagged() as interrupted:
+
+        def stop_if_interrupted(_done: int, _total: int) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+
+        try:
+            if options.to == "hf":
+                report = export(options.source, options.destination, progress=stop_if_interrupted)
+            else:
+                report = convert(options.source, options.destination, dtype=options.dtype, progress=stop_if_interrupted)
+        except Exception:
+            if interrupted():  # a second Ctrl-C can surface as any error of the library that it hit
+                raise KeyboardInterrupt from None
+            raise
     print(_table(_report_rows(report)))
     return DONE
 
@@ -318,7 +330,7 @@ def _ignored_rows(ignored: dict[str, str]) -> list[tuple[str, str]]:
 
 def run_info(options: argparse.Namespace) -> int:
     """Say what a checkpoint is; reads all of it."""
-    with _leaving_at_once():
+    with leaving_at_once():
         from weights import open_checkpoint
 
         checkpoint = open_checkpoint(options.source)
@@ -437,20 +449,3 @@ def _history_file() -> Path | None:
         logging.getLogger(__name__).warning("typed lines are not remembered: %s: %s", path, error.strerror)
         return None
     return path
-
-
-@contextmanager
-def _leaving_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process where nothing can be lost: in the seconds of importing and loading.
-
-    There a KeyboardInterrupt could surface inside somebody's import hook, as a traceback.
-    """
-    try:
-        before = signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
-    except ValueError:  # not the main thread, which alone gets Ctrl-C
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -6,18 +6,16 @@ and flags to `dialogpt.cli`.
 
 from __future__ import annotations
 
-import signal
 import unicodedata
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
 from dataclasses import fields
 from pathlib import Path
-from types import FrameType
 
 from dialogpt import conversation
 from dialogpt.chat import Chat
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig, parse_setting
+from dialogpt.interrupt import flagged
 from dialogpt.tokenizer import REPLACEMENT
 
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
@@ -97,7 +95,7 @@ class Terminal:
     def say(self, stream: Generator[str, None, None]) -> None:
         """Show a reply as it is made. Ctrl-C stops it between two tokens; a second one at once."""
         self.write(BOT)
-        with flag_interrupt() as interrupted:
+        with flagged() as interrupted:
             try:
                 for text in stream:
                     self.write(printable(text))
@@ -199,27 +197,6 @@ class Terminal:
             self.write("\n")
         if any(line.strip() for line in lines):
             self.say(self.chat.stream("\n".join(lines)))
-
-
-@contextmanager
-def flag_interrupt() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that is read between tokens, so that no state is left half changed.
-
-    A second one raises KeyboardInterrupt, for a reply that takes too long to its next token.
-    """
-    pressed = False
-
-    def note(_signal: int, _frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def printable(text: str) -> str:

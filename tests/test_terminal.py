@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.terminal import Terminal, flag_interrupt, printable
+from dialogpt.interrupt import flagged
+from dialogpt.terminal import Terminal, printable
 from model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
@@ -196,7 +197,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_first_word(
 
 def test_the_handler_of_ctrl_c_is_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with flag_interrupt() as pressed:
+    with flagged() as pressed:
         assert not pressed()
         os.kill(os.getpid(), signal.SIGINT)
         assert pressed()

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from model import GPT2Config
 from weights.checkpoint import FORMAT_VERSION, Checkpoint, Source, open_checkpoint
-from weights.files import StoredTensor, dtype_name, new_folder, safetensors_metadata, write_json, write_safetensors
+from weights.files import (
+    Progress,
+    StoredTensor,
+    dtype_name,
+    new_folder,
+    safetensors_metadata,
+    write_json,
+    write_safetensors,
+)
 from weights.load import dtype_of, read_checked, refuse_non_finite
 from weights.names import to_published
 from weights.vocabulary import END_OF_TEXT, Vocabulary
@@ -45,13 +53,20 @@ class Report:
     ignored: dict[str, str]
 
 
-def convert(source: Source, destination: str | os.PathLike[str], *, dtype: str | None = None) -> Report:
+def convert(
+    source: Source,
+    destination: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    progress: Progress | None = None,
+) -> Report:
     """Write a checkpoint in this project's own format.
 
     Args:
         source: see `open_checkpoint`.
         destination: a new folder.
         dtype: a name in `DTYPES`; None keeps the source's.
+        progress: called before each tensor is written.
 
     Raises:
         CheckpointError: the source cannot be used or holds NaN, or the destination exists or cannot be written.
@@ -73,15 +88,16 @@ def convert(source: Source, destination: str | os.PathLike[str], *, dtype: str |
     if checkpoint.history_tokens is not None:
         config["history_tokens"] = checkpoint.history_tokens
     tensors = [replace(tensor, name=name) for name, tensor in _checked(checkpoint, target).items()]
-    return _write(checkpoint, Path(destination), tensors, notes, config, sha256, {})
+    return _write(checkpoint, Path(destination), tensors, notes, config, sha256, {}, progress)
 
 
-def export(source: Source, destination: str | os.PathLike[str]) -> Report:
+def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
     """Write a checkpoint as `GPT2LMHeadModel.save_pretrained` does: every tensor of the network equal to the bit.
 
     Args:
         source: see `open_checkpoint`.
         destination: a new folder, which transformers and the tools that read its folders load.
+        progress: called before each tensor is written.
 
     Raises:
         CheckpointError: as `convert`.
@@ -96,7 +112,9 @@ def export(source: Source, destination: str | os.PathLike[str]) -> Report:
         "tie_word_embeddings": True,
     }
     settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
-    return _write(checkpoint, Path(destination), tensors, {"format": "pt"}, config, checkpoint.sha256(), settings)
+    return _write(
+        checkpoint, Path(destination), tensors, {"format": "pt"}, config, checkpoint.sha256(), settings, progress
+    )
 
 
 def published_config(config: GPT2Config) -> dict[str, Any]:
@@ -141,6 +159,7 @@ def _write(
     config: dict[str, Any],
     sha256: str,
     tokenizer_config: dict[str, Any],
+    progress: Progress | None,
 ) -> Report:
     """Write a folder: config first, the weights last."""
     with new_folder(destination) as folder:
@@ -151,7 +170,7 @@ def _write(
             checkpoint.vocabulary.write(folder)
         if tokenizer_config:
             write_json(folder / "tokenizer_config.json", tokenizer_config)
-        write_safetensors(folder / "model.safetensors", tensors, notes)
+        write_safetensors(folder / "model.safetensors", tensors, notes, progress)
     return Report(
         source=checkpoint.path,
         destination=destination,

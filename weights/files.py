@@ -37,6 +37,9 @@ ALIGNMENT = (
 JSON_LIMIT = 64 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
 
 
+Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may raise to stop, and nothing is left behind
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be used; the message is a sentence that names every problem and what to do."""
 
@@ -181,7 +184,9 @@ def _check_archive(path: Path) -> None:
         raise CheckpointError(f"{path} declares more data than it holds; it is damaged: fetch it again")
 
 
-def write_safetensors(path: Path, tensors: Sequence[StoredTensor], metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: Sequence[StoredTensor], metadata: Mapping[str, str], progress: Progress | None = None
+) -> None:
     """Write tensors one after the other, so that one at a time is in memory, and see them on the disk.
 
     The data starts at a multiple of 64 bytes. The format allows no gaps, so tensors whose size is no multiple of 64
@@ -191,6 +196,7 @@ def write_safetensors(path: Path, tensors: Sequence[StoredTensor], metadata: Map
         path: a new file.
         tensors: in any order; what each `read` returns must have its `shape` and `dtype`.
         metadata: notes for the header.
+        progress: called before each tensor.
     """
     codes = {dtype: code for code, dtype in _SAFETENSORS_DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -205,7 +211,9 @@ def write_safetensors(path: Path, tensors: Sequence[StoredTensor], metadata: Map
     text += b" " * (-(8 + len(text)) % ALIGNMENT)  # 8 bytes of length come before the header
     with path.open("xb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in ordered:
+        for done, tensor in enumerate(ordered):
+            if progress is not None:
+                progress(done, len(ordered))
             data = tensor.read().contiguous()
             assert tuple(data.shape) == tensor.shape
             assert data.dtype == tensor.dtype

@@ -1,0 +1,57 @@
+"""Ctrl-C: when it may end the process at once, and when it must wait until nothing is half done.
+
+A KeyboardInterrupt can surface anywhere, also inside a library's callback, which may turn it into another error or print
+it as a traceback. So where nothing can be lost the process ends without one, and elsewhere a flag is set that is read
+where stopping is safe.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+INTERRUPTED = 130  # exit status, 128 + SIGINT
+Handler = Callable[[int, FrameType | None], None]
+
+
+@contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let Ctrl-C end the process: for importing, loading, and replies to a pipe, which are flushed line by line."""
+    with _handling(lambda _signal, _frame: os._exit(INTERRUPTED)):
+        yield
+
+
+@contextmanager
+def flagged() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag, and a second one, for what takes too long, into KeyboardInterrupt.
+
+    Yields:
+        A function that says whether Ctrl-C was pressed.
+    """
+    pressed = False
+
+    def note(_signal: int, _frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    with _handling(note):
+        yield lambda: pressed
+
+
+@contextmanager
+def _handling(handler: Handler) -> Iterator[None]:
+    """Handle SIGINT in this way for a while; outside the main thread, which alone gets it, nothing is changed."""
+    try:
+        before = signal.signal(signal.SIGINT, handler)
+    except ValueError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
