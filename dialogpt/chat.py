@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +26,7 @@ from weights import load, open_checkpoint
 from weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
+Stop = Callable[[], bool]
 logger = logging.getLogger(__name__)
 
 
@@ -81,7 +83,12 @@ class Chat:
             generation: None is the chat preset, with at most half the network's positions for a reply.
             seed: of all draws of this conversation; None is another one each time.
             history_tokens: None is 256.
+
+        Raises:
+            DialogueError: `history_tokens` is below 1.
         """
+        if history_tokens is not None and history_tokens < 1:
+            raise DialogueError(f"history_tokens is {history_tokens}, expected a whole number from 1 on")
         self.model = model
         self.tokenizer = tokenizer
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
@@ -90,7 +97,9 @@ class Chat:
         self.statistics = Statistics()
         self._generator = fresh_generator(model.token_embedding.weight.device, seed)
         self._cache = KVCache.for_model(model)
-        self._current: Generator[str, None, None] | None = None
+        self._shown: Prompt | None = None
+        # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
+        self._current: weakref.ref[Generator[str, None, None]] | None = None
 
     @classmethod
     def load(
@@ -114,26 +123,34 @@ class Chat:
         checkpoint = open_checkpoint(source)
         tokenizer = Tokenizer.load(checkpoint)
         model = load(checkpoint, dtype=dtype, device=device)
-        return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens or checkpoint.history_tokens)
+        if history_tokens is None:
+            history_tokens = checkpoint.history_tokens
+        return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
 
     def reply(self, text: str) -> str:
         """Say something, and wait for the whole answer; errors are those of `stream`."""
         return "".join(self.stream(text))
 
-    def stream(self, text: str) -> Generator[str, None, None]:
+    def stream(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
         """Say something, and read the answer while it is made.
 
-        A stream that is abandoned (closed, or overtaken by the next call) counts as an interruption: what was said is
-        kept and its turn closed; if nothing was said yet, the person's turn is taken back too.
+        A stream that is abandoned (stopped, closed, let go, or overtaken by the next call) counts as an interruption:
+        what was said is kept and its turn closed; if nothing was said yet, the person's turn is taken back too. A
+        stream that is never read says nothing.
+
+        Args:
+            text: what the person says.
+            stop: asked after every token; true ends the reply before that token is shown.
 
         Raises:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
+            GenerationError: while reading; as after an interruption, what was said is kept.
         """
         turn = self.tokenizer.encode(text)
         self._settle()
-        return self._begin([*self.history.turns, turn])
+        return self._begin([*self.history.turns, turn], stop)
 
-    def stream_retry(self) -> Generator[str, None, None]:
+    def stream_retry(self, stop: Stop | None = None) -> Generator[str, None, None]:
         """Answer the last turn once more; the old reply comes back if the new one is abandoned before its first word.
 
         Raises:
@@ -141,9 +158,9 @@ class Chat:
         """
         self._settle()
         self._require_exchange()
-        return self._begin(self.history.turns[:-1])
+        return self._begin(self.history.turns[:-1], stop)
 
-    def stream_edit(self, text: str) -> Generator[str, None, None]:
+    def stream_edit(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
         """Put another text in the place of the last one that the person said, and answer that.
 
         Raises:
@@ -152,7 +169,7 @@ class Chat:
         turn = self.tokenizer.encode(text)
         self._settle()
         self._require_exchange()
-        return self._begin([*self.history.turns[:-2], turn])
+        return self._begin([*self.history.turns[:-2], turn], stop)
 
     def retry(self) -> str:
         """`stream_retry`, and wait for the whole answer."""
@@ -173,10 +190,10 @@ class Chat:
         """Begin a new conversation; settings stay, and so does the stream of draws."""
         self._settle()
         self.history.clear()
+        self._shown = None
 
     def texts(self) -> list[str]:
         """What was said so far, the person first."""
-        self._settle()
         return [self.tokenizer.decode(turn) for turn in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
@@ -185,6 +202,7 @@ class Chat:
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs, what was said and its answer")
         self.history = History(self.tokenizer.eos_id, turns)
+        self._shown = None
 
     def candidates(self, turns: Sequence[str], number: int) -> list[Reply]:
         """Several replies to one dialogue, which is not made part of this conversation.
@@ -195,37 +213,44 @@ class Chat:
         """
         history = History(self.tokenizer.eos_id, map(self.tokenizer.encode, turns))
         prompt = self._prompt(history)
+        config = replace(self.generation, eos_token_id=self._end_ids())
         replies: list[Reply] = []
-        blank: list[Reply] = []
         for _ in range(TRIES):
-            config = replace(self.generation, eos_token_id=self._end_ids(), num_return_sequences=number - len(replies))
-            drawn = generate_batch(self.model, [prompt.ids], config, generator=self._generator)[0]
-            blank = [reply for reply in drawn if not self.tokenizer.decode(reply.ids).strip()]
-            replies += [reply for reply in drawn if reply not in blank]
+            config = replace(config, num_return_sequences=number - len(replies))
+            blank: list[Reply] = []
+            for reply in generate_batch(self.model, [prompt.ids], config, generator=self._generator)[0]:
+                (replies if self.tokenizer.decode(reply.ids).strip() else blank).append(reply)
             if not blank or not config.do_sample:
                 break
         return replies + blank
 
     def shown(self) -> Prompt | None:
         """What of the dialogue the network was shown last; None before the first turn."""
-        return self._prompt(History(self.history.eos_id, self.history.turns[:-1])) if self.history.turns else None
+        return self._shown
 
-    def _begin(self, turns: list[list[int]]) -> Generator[str, None, None]:
-        self._current = self._answer(turns)
-        return self._current
+    def _begin(self, turns: list[list[int]], stop: Stop | None) -> Generator[str, None, None]:
+        prompt = self._prompt(History(self.history.eos_id, turns))
+        if prompt.cut:
+            logger.warning(
+                "the last turn is longer than the network can take: its first %d tokens were cut off", prompt.cut
+            )
+        stream = self._answer(turns, prompt, stop)
+        self._current = weakref.ref(stream)
+        return stream
 
     def _settle(self) -> None:
         """End a reply that nobody reads any more."""
-        if self._current is not None:
-            self._current.close()
-            self._current = None
+        stream = self._current() if self._current is not None else None
+        if stream is not None:
+            stream.close()
 
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:
             raise DialogueError("nothing has been said yet")
 
     def _end_ids(self) -> tuple[int, ...]:
-        return tuple(self.generation.end_ids) or (self.tokenizer.eos_id,)
+        """What ends a reply: the end of a turn always, as no turn may hold it, and what the settings name."""
+        return tuple({self.tokenizer.eos_id, *self.generation.end_ids})
 
     def _prompt(self, history: History) -> Prompt:
         window = self.model.config.n_positions - self.generation.max_new_tokens
@@ -236,17 +261,12 @@ class Chat:
             )
         return history.prompt(self.history_tokens, window)
 
-    def _answer(self, turns: list[list[int]]) -> Generator[str, None, None]:
+    def _answer(self, turns: list[list[int]], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
         """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""
-        before = self.history.turns
+        before, shown = self.history.turns, self._shown
         said: list[int] | None = None  # ids whose text was handed out; None while there is none
         try:
-            self.history.turns = turns
-            prompt = self._prompt(self.history)
-            if prompt.cut:
-                logger.warning(
-                    "the last turn is longer than the network can take: its first %d tokens were cut off", prompt.cut
-                )
+            self.history.turns, self._shown = turns, prompt
             config = replace(self.generation, eos_token_id=self._end_ids())
             shared = min(shared_prefix(self._cache.ids[0], prompt.ids), len(prompt.ids) - 1)
             self.statistics = Statistics(len(prompt.ids), len(prompt.ids) - shared)
@@ -256,12 +276,15 @@ class Chat:
                 text, visible = "", False
                 decoder = StreamDecoder(self.tokenizer)
                 for step in generate(self.model, prompt.ids, config, generator=self._generator, cache=self._cache):
+                    self.statistics.count_token(time.perf_counter() - start)
+                    if stop is not None and stop():
+                        return
                     ids.append(step.id)
                     text += decoder.feed(step.id)
                     visible = visible or bool(text.strip())
-                    self.statistics.count_token(time.perf_counter() - start)
                     if visible and text:
-                        said = list(ids)
+                        if said is None or not decoder.waiting:  # half a character is not kept
+                            said = list(ids)
                         yield text
                         text = ""
                 text += decoder.finish()
@@ -271,4 +294,7 @@ class Chat:
             if text:
                 yield text
         finally:
-            self.history.turns = before if said is None else [*turns, said]
+            if said is None:
+                self.history.turns, self._shown = before, shown
+            else:
+                self.history.turns = [*turns, said]

@@ -363,7 +363,7 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     if checkpoint.history_tokens is not None:
         rows.append(("history tokens", str(checkpoint.history_tokens)))
     rows += _ignored_rows(checkpoint.ignored)
-    damaged = {name: count for name in checkpoint.tensors if (count := count_non_finite(checkpoint, name))}
+    damaged = {t.name: count for t in checkpoint.tensors.values() if (count := count_non_finite(t.read()))}
     rows += [("NOT FINITE", f"{name}: {count:,} values are NaN or infinite") for name, count in damaged.items()]
     return rows
 

@@ -5,8 +5,10 @@ The chat's own state is left to `dialogpt.chat`.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,21 @@ from dialogpt.tokenizer import Tokenizer
 
 FORMAT = "dialogpt conversation"
 VERSION = 1
+SIZE_LIMIT = 64 << 20  # bytes; a thousand turns take less than one MiB
 SPEAKERS = ("you", "bot")
 
 
-def save(path: Path, turns: list[list[int]], tokenizer: Tokenizer) -> None:
+def save(name: str, turns: list[list[int]], tokenizer: Tokenizer) -> None:
     """Write a conversation; a file that holds another one is replaced, in one step.
+
+    Args:
+        name: a file; `~` is the home folder.
+        turns: what was said and its answer, in pairs.
+        tokenizer: of the checkpoint that answered.
 
     Raises:
         DialogueError: something else has that name, or it cannot be written; nothing is changed.
     """
-    if path.exists() and not _is_conversation(path):
-        raise DialogueError(f"{path} exists and is not a saved conversation; choose another name")
     content = {
         "format": FORMAT,
         "version": VERSION,
@@ -36,18 +42,23 @@ def save(path: Path, turns: list[list[int]], tokenizer: Tokenizer) -> None:
         ],
     }
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        path = Path(name).expanduser()
+        if path.exists() and not _is_conversation(path):
+            raise DialogueError(f"{name} exists and is not a saved conversation; choose another name")
+        handle, temporary = tempfile.mkstemp(prefix=".dialogpt-", dir=path.parent)
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 json.dump(content, file, ensure_ascii=False, indent=1)
             Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise DialogueError(f"{path} cannot be written: {error.strerror}") from None
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+        if isinstance(error, DialogueError):
+            raise
+        raise DialogueError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
-def load(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
+def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
     """Read the turns of a conversation that `save` wrote.
 
     Where ids and text do not belong together (another checkpoint's vocabulary), the text counts.
@@ -56,35 +67,60 @@ def load(path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
         DialogueError: the file cannot be read or is not a conversation.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        content = None
-    turns = content.get("turns") if isinstance(content, dict) and content.get("format") == FORMAT else None
+        path = Path(name).expanduser()
+        content = _read(path)
+    except (OSError, RuntimeError) as error:
+        raise DialogueError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    except ValueError:
+        content = {}
+    turns = content.get("turns") if content.get("format") == FORMAT else None
     if not isinstance(turns, list):
-        raise DialogueError(f"{path} is not a conversation; expected a file that /save wrote")
+        raise DialogueError(f"{name} is not a conversation; expected a file that /save wrote")
+    if content.get("version") != VERSION:
+        raise DialogueError(f"{name} has version {content.get('version')!r}; this program reads {VERSION}")
     if len(turns) % 2:
-        raise DialogueError(f"{path} holds {len(turns)} turns; expected pairs, what was said and its answer")
-    return [_ids(turn, number, path, tokenizer, vocab_size) for number, turn in enumerate(turns, 1)]
+        raise DialogueError(f"{name} holds {len(turns)} turns; expected pairs, what was said and its answer")
+    return [_ids(turn, number, name, tokenizer, vocab_size) for number, turn in enumerate(turns, 1)]
 
 
-def _ids(turn: Any, number: int, path: Path, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+def _read(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        OSError: it is not there, or a pipe or device, which might never end.
+        ValueError: it holds something else.
+    """
+    if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > SIZE_LIMIT:
+        raise OSError(errno.EINVAL, "not a plain file of a conversation's size")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(content, dict):
+        raise ValueError("not an object")
+    return content
+
+
+def _ids(turn: Any, number: int, name: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-        raise DialogueError(f"{path}: turn {number} has no text")
+        raise DialogueError(f"{name}: turn {number} has no text")
+    if turn.get("speaker") != SPEAKERS[(number - 1) % 2]:
+        raise DialogueError(f"{name}: turn {number} is not said by {SPEAKERS[(number - 1) % 2]!r}, whose turn it is")
     ids = turn.get("ids")
     if (
         isinstance(ids, list)
-        and all(isinstance(n, int) and 0 <= n < vocab_size and n != tokenizer.eos_id for n in ids)
+        and all(type(n) is int and 0 <= n < vocab_size and n != tokenizer.eos_id for n in ids)
         and tokenizer.decode(ids) == turn["text"]
     ):
         return ids
-    return tokenizer.encode(turn["text"])
+    try:
+        return tokenizer.encode(turn["text"])
+    except DialogueError as error:
+        raise DialogueError(f"{name}: turn {number}: {error}") from None
 
 
 def _is_conversation(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return _read(path).get("format") == FORMAT
+    except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.get("format") == FORMAT

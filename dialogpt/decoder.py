@@ -95,11 +95,12 @@ class Decoder:
             prompt_ids: at least one token.
             config: without `eos_token_id`, the network's own ends the row.
             generator: None draws from a fresh one.
-            cache: one row, which may hold a beginning of the prompt. The decoder keeps what is shared and takes the
-                cache over; a row that runs alone is decoded in this very cache.
+            cache: one row, which may hold a beginning of the prompt; what is shared is not computed again. A row that
+                runs alone is decoded in this very cache; one that runs with others, in a copy.
 
         Raises:
-            DialogueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply.
+            DialogueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply; or
+                the cache has other than one row.
         """
         limits, prompt = self.model.config, list(prompt_ids)
         if not prompt:
@@ -111,6 +112,8 @@ class Decoder:
                 f"a prompt of {len(prompt)} tokens and max_new_tokens {config.max_new_tokens} do not fit the network's "
                 f"{limits.n_positions} positions; shorten the prompt or ask for fewer tokens"
             )
+        if cache is not None and len(cache.ids) != 1:
+            raise DialogueError(f"the cache has {len(cache.ids)} rows; expected one")
         if config.eos_token_id is None:
             config = replace(config, eos_token_id=limits.eos_token_id)
         if generator is None and config.do_sample:
@@ -123,7 +126,7 @@ class Decoder:
         """Let a row leave, finished or not."""
         self.rows.remove(row)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def step(self) -> list[Step]:
         """Choose one token for every row that is not finished.
 
@@ -151,21 +154,21 @@ class Decoder:
     def _next_logits(self, active: list[Row]) -> Tensor:
         """Read what each row has not read yet, and return the logits after it: (B, V) in float32."""
         hidden = []
+        kept = [place for place, row in enumerate(self._running) if row in active]
+        self._running = [self._running[place] for place in kept]
+        if not kept:
+            self._cache = None  # it may be the caller's, who keeps what the last row has read
         if self._cache is not None:
-            self._cache.select([place for place, row in enumerate(self._running) if row in active])
-        self._running = [row for row in self._running if row in active]
-        if self._running:
-            assert self._cache is not None
+            self._cache.select(kept)
+            for place, row in enumerate(self._running):  # a step that failed may have read a token and chosen none
+                self._cache.crop(place, len(row.ids) - 1)
             last = torch.tensor([row.ids[-1:] for row in self._running], device=self._cache.keys.device)  # (B, 1)
             hidden.append(self.model.hidden(last, self._cache)[:, -1])  # (B, C)
         waiting = active[len(self._running) :]
         if waiting:
             cache, read = self._read_prompts(waiting)
             hidden.append(read)
-            if self._running and self._cache is not None:
-                self._cache.join(cache)
-            else:
-                self._cache = cache
+            self._cache = cache if self._cache is None else KVCache.joined([self._cache, cache])
             self._running = active
         return self.model.logits(torch.cat(hidden)).float()  # (B, V)
 
@@ -176,11 +179,7 @@ class Decoder:
         caches = [row.cache or KVCache.for_model(self.model) for row in readers]
         for cache, row in zip(caches, readers, strict=True):
             cache.crop(0, min(shared_prefix(cache.ids[0], row.ids), len(row.ids) - 1))
-        cache = caches[0]
-        if len(caches) > 1:
-            cache = KVCache.for_model(self.model, rows=0)
-            for other in caches:
-                cache.join(other)
+        cache = caches[0] if len(waiting) == 1 else KVCache.joined(caches)
         new = [row.ids[len(held) :] for row, held in zip(readers, cache.ids, strict=True)]
         lengths = torch.tensor([len(ids) for ids in new])
         padded = torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in new], device=cache.keys.device)
@@ -206,7 +205,10 @@ class Decoder:
                 continue
             probabilities[list(places)] = torch.softmax(scores[list(places.values())], dim=-1)
             if torch.isnan(probabilities).any():
-                raise GenerationError("every token is banned; loosen no_repeat_ngram_size or min_new_tokens")
+                raise GenerationError(
+                    "the settings leave no token to choose: no_repeat_ngram_size or min_new_tokens ban all of them, "
+                    "or the temperature is too close to 0; loosen them"
+                )
             drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
             for place, row in places.items():
                 chosen[row] = drawn[place]

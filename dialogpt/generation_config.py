@@ -105,6 +105,17 @@ def parse_value(name: str, text: str) -> Any:
         raise DialogueError(f"{name.replace('_', '-')} is {text!r}, expected {_RANGES[name][1]}") from None
 
 
+def positive(name: str, text: str) -> int:
+    """A whole number from 1 on, as a person typed it.
+
+    Raises:
+        DialogueError: it is none.
+    """
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise DialogueError(f"{name.replace('_', '-')} is {text[:20]!r}, expected a whole number from 1 to 999999999")
+    return int(text)
+
+
 def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
     """The settings with one of them changed as a person typed it; a temperature of 0 is greedy decoding.
 

@@ -1,8 +1,8 @@
 """Ctrl-C: when it may end the process at once, and when it must wait until nothing is half done.
 
-A KeyboardInterrupt can surface anywhere, also inside a library's callback, which may turn it into another error or print
-it as a traceback. So where nothing can be lost the process ends without one, and elsewhere a flag is set that is read
-where stopping is safe.
+A KeyboardInterrupt can surface anywhere, also inside a library's callback, which may make another error of it or print
+a traceback. So where nothing can be lost the process ends without one, and elsewhere a flag is set that is read where
+stopping is safe.
 """
 
 from __future__ import annotations

@@ -26,6 +26,9 @@ def next_token_probabilities(
         config: its `eos_token_id` is taken as it stands.
         ids: the row's tokens so far, for repetition penalty and n-grams; may be left out where both are off.
         new_tokens: how many of them were generated, for `min_new_tokens`; may be left out where that is 0.
+
+    Raises:
+        ValueError: what the settings need was left out.
     """
     return torch.softmax(next_token_scores(logits, config, ids, new_tokens), dim=-1)  # (B, V)
 
@@ -37,6 +40,9 @@ def next_token_scores(
 
     Arguments are those of `next_token_probabilities`.
     """
+    needs_ids = config.repetition_penalty != 1 or config.no_repeat_ngram_size
+    if (needs_ids and len(ids) != len(logits)) or (config.min_new_tokens and len(new_tokens) != len(logits)):
+        raise ValueError(f"these settings need ids and new_tokens for each of the {len(logits)} rows of logits")
     scores = logits.to(torch.float32, copy=True)
     if config.repetition_penalty != 1:
         scores = repetition_penalty(scores, ids, config.repetition_penalty)

@@ -9,16 +9,18 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Generator
 from dataclasses import fields
-from pathlib import Path
+from functools import partial
 
 from dialogpt import conversation
-from dialogpt.chat import Chat
+from dialogpt.chat import Chat, Stop
 from dialogpt.errors import DialogueError
-from dialogpt.generation_config import GenerationConfig, parse_setting
-from dialogpt.interrupt import flagged
+from dialogpt.generation_config import GenerationConfig, parse_setting, positive
+from dialogpt.interrupt import INTERRUPTED, flagged
 from dialogpt.tokenizer import REPLACEMENT
 
+ONE_REPLY = ("num_return_sequences", "eos_token_id")  # settings that have no use in a conversation
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
+SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
 Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
 Write = Callable[[str], None]
 
@@ -62,19 +64,26 @@ class Terminal:
         while True:
             try:
                 line = self.read(YOU, "")
-                interrupted = False
-                self.take(line)
             except EOFError:
                 self.write("\n")
-                return 0
-            except Leave:
                 return 0
             except KeyboardInterrupt:
                 self.write("\n")
                 if interrupted:
-                    return 130
+                    return INTERRUPTED
                 interrupted = True
                 self.notice("Ctrl-C again, or Ctrl-D, leaves")
+                continue
+            except UnicodeDecodeError:
+                self.notice("that line was not valid UTF-8; type it again")
+                continue
+            interrupted = False
+            try:
+                self.take(line)
+            except Leave:
+                return 0
+            except KeyboardInterrupt:
+                self.write("\n")
             except DialogueError as error:
                 self.notice(str(error))
 
@@ -90,24 +99,27 @@ class Terminal:
                 raise DialogueError(f"usage: /{name} {usage}".rstrip())
             run(argument)
         elif line.strip():
-            self.say(self.chat.stream(line))
+            self.say(partial(self.chat.stream, line))
 
-    def say(self, stream: Generator[str, None, None]) -> None:
-        """Show a reply as it is made. Ctrl-C stops it between two tokens; a second one at once."""
-        self.write(BOT)
+    def say(self, begin: Callable[[Stop], Generator[str, None, None]]) -> None:
+        """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
+
+        Args:
+            begin: starts the reply, given the question that it asks after every token.
+        """
+        shown = False
         with flagged() as interrupted:
+            stream = begin(interrupted)
             try:
                 for text in stream:
-                    self.write(printable(text))
-                    if interrupted():
-                        break
+                    self.write(printable(text if shown else BOT + text))
+                    shown = True
             finally:
-                kept = len(self.chat.history.turns)
                 stream.close()
-                self.write("\n")
+                if shown:
+                    self.write("\n")
         if interrupted():
-            said = len(self.chat.history.turns) >= kept
-            self.notice("stopped; what was said is kept" if said else "stopped before the first word")
+            self.notice("stopped; what was said is kept" if shown else "stopped before the first word")
 
     def help(self, _: str) -> None:
         """List the commands."""
@@ -128,7 +140,7 @@ class Terminal:
         """Say another reply to the last turn."""
         if not self.chat.generation.do_sample:
             raise DialogueError("greedy decoding would say the same again; /set do-sample true draws another reply")
-        self.say(self.chat.stream_retry())
+        self.say(self.chat.stream_retry)
 
     def undo(self, _: str) -> None:
         """Take the last exchange back."""
@@ -141,7 +153,7 @@ class Terminal:
             raise DialogueError("nothing has been said yet")
         text = text or self.read(YOU, texts[-2])
         if text.strip():
-            self.say(self.chat.stream_edit(text))
+            self.say(partial(self.chat.stream_edit, text))
 
     def history(self, _: str) -> None:
         """Show the conversation."""
@@ -153,31 +165,36 @@ class Terminal:
 
     def save(self, name: str) -> None:
         """Write the conversation to a file."""
-        conversation.save(Path(name).expanduser(), self.chat.history.turns, self.chat.tokenizer)
+        conversation.save(name, self.chat.history.turns, self.chat.tokenizer)
         self.notice(f"{len(self.chat.history.turns)} turns written to {name}")
 
     def load(self, name: str) -> None:
         """Go on with a saved conversation."""
-        path = Path(name).expanduser()
-        self.chat.restore(conversation.load(path, self.chat.tokenizer, self.chat.model.config.vocab_size))
+        self.chat.restore(conversation.load(name, self.chat.tokenizer, self.chat.model.config.vocab_size))
         self.history("")
 
     def set(self, argument: str) -> None:
         """Change a setting."""
         name, _, value = argument.partition(" ")
-        if name.replace("-", "_") == "history_tokens":
-            if not value.strip().isdecimal() or int(value) < 1:
-                raise DialogueError(f"history-tokens is {value.strip()!r}, expected a whole number from 1 on")
-            self.chat.history_tokens = int(value)
+        name, value = name.replace("-", "_"), value.strip()
+        if name == "history_tokens":
+            self.chat.history_tokens = positive(name, value)
+        elif name not in SETTINGS:
+            raise DialogueError(f"there is no setting {name!r}; there are {', '.join(SETTINGS).replace('_', '-')}")
         else:
-            self.chat.generation = parse_setting(self.chat.generation, name, value.strip())
+            config, positions = parse_setting(self.chat.generation, name, value), self.chat.model.config.n_positions
+            if config.max_new_tokens >= positions:
+                raise DialogueError(f"max-new-tokens is {value}, and the network has {positions} positions in all")
+            self.chat.generation = config
+            if not config.do_sample and name in ("temperature", "top_k", "top_p"):
+                self.notice(f"decoding is greedy; {name.replace('_', '-')} acts only after /set do-sample true")
         self.show("")
 
     def show(self, _: str) -> None:
         """Show settings, the window, and what the last reply cost."""
-        for setting in fields(GenerationConfig):
-            self.notice(f"  {setting.name.replace('_', '-'):<22} {getattr(self.chat.generation, setting.name)}")
-        self.notice(f"  {'history-tokens':<22} {self.chat.history_tokens}")
+        for name in SETTINGS:
+            value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
+            self.notice(f"  {name.replace('_', '-'):<22} {value}")
         prompt, last = self.chat.shown(), self.chat.statistics
         shown = 0 if prompt is None else len(prompt.ids)
         self.notice(f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last")
@@ -196,12 +213,17 @@ class Terminal:
         except EOFError:
             self.write("\n")
         if any(line.strip() for line in lines):
-            self.say(self.chat.stream("\n".join(lines)))
+            self.say(partial(self.chat.stream, "\n".join(lines)))
 
 
 def printable(text: str) -> str:
-    """Text that cannot move the cursor or change the terminal: control characters become U+FFFD."""
+    """Text that cannot move the cursor, turn the line round or change the terminal: such signs become U+FFFD."""
     return "".join(
-        letter if letter in "\n\t" or unicodedata.category(letter) not in ("Cc", "Cs") else REPLACEMENT
+        letter
+        if letter in "\n\t" or not (unicodedata.category(letter) in ("Cc", "Cs") or letter in _TURNING)
+        else REPLACEMENT
         for letter in text
     )
+
+
+_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # order of reading; joiners of emoji stay

@@ -24,7 +24,7 @@ from weights.vocabulary import byte_letters, gpt2_merges
 # before it; then white space, whose last character is left to the word that follows.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 # tiktoken's engine steps back through a run of white space and panics on a long one (a million spaces, then a letter).
-# A run is cut before its last character anyway, so text may be cut there before tiktoken sees it.
+# Before anything else a run is cut before its last character anyway, so text may be cut there before tiktoken sees it.
 _GAP = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # what \s is in Rust
 _LONG_GAP = 1000
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -75,13 +75,7 @@ class Tokenizer:
         Raises:
             DialogueError: the text holds half a surrogate pair, which no UTF-8 has.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DialogueError(
-                f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was "
-                f"not valid UTF-8; type or convert it again"
-            ) from None
+        _refuse_surrogates(text)
         if self._added is None:
             return self._encode(text)
         pieces = self._added.split(text)  # text, added token, text, added token, ..., text
@@ -89,7 +83,8 @@ class Tokenizer:
         return [n for k, piece in enumerate(pieces) for n in ([added[piece]] if k % 2 else self._encode(piece))]
 
     def _encode(self, text: str) -> list[int]:
-        cuts = [gap.end() - 1 for gap in _GAP.finditer(text) if gap.end() - gap.start() > _LONG_GAP]
+        gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > _LONG_GAP and gap.end() < len(text)]
+        cuts = [gap.end() - 1 for gap in gaps]
         parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)] if cuts else [text]
         return [self._ids[rank] for part in parts for rank in self._encoding.encode_ordinary(part)]
 
@@ -99,7 +94,7 @@ class Tokenizer:
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that an id stands for: a whole character, several, or a part of one."""
-        return self._bytes.get(token_id, REPLACEMENT.encode())
+        return self._bytes.get(int(token_id), REPLACEMENT.encode())
 
     def explain(self, text: str) -> list[Piece]:
         """Show how a text becomes ids: cut into pieces, spelled in letters, merged step by step.
@@ -109,6 +104,7 @@ class Tokenizer:
         """
         import regex  # tiktoken installs it
 
+        _refuse_surrogates(text)
         letters = byte_letters()
         pieces = []
         for match in regex.finditer(PATTERN, text):
@@ -162,6 +158,16 @@ def merge_steps(data: bytes, ranks: Mapping[bytes, int], limit: int | None = Non
         place = unions.index(best)
         parts = [*parts[:place], parts[place] + parts[place + 1], *parts[place + 2 :]]
         yield parts
+
+
+def _refuse_surrogates(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DialogueError(
+            f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was not "
+            f"valid UTF-8; type or convert it again"
+        ) from None
 
 
 def _check_order(spelled: list[bytes], vocabulary: Vocabulary, ranks: Mapping[bytes, int]) -> None:

@@ -47,8 +47,18 @@ class KVCache:
     def for_model(cls, model: GPT2, rows: int = 1) -> KVCache:
         """An empty cache that fits `model`, with its dtype and on its device."""
         config, weight = model.config, model.token_embedding.weight
-        keys, values = weight.new_zeros(2, config.n_layer, rows, config.n_head, 0, config.head_dim)
-        return cls(keys, values, config.n_positions)
+        shape = (config.n_layer, rows, config.n_head, 0, config.head_dim)  # (L, B, H, capacity, D)
+        return cls(weight.new_zeros(shape), weight.new_zeros(shape), config.n_positions)
+
+    @classmethod
+    def joined(cls, caches: Sequence[KVCache]) -> KVCache:
+        """A new cache with copies of the rows of several, in their order."""
+        capacity = max(cache.keys.size(3) for cache in caches)
+        keys = torch.cat([_widen(cache.keys, capacity) for cache in caches], dim=1)
+        values = torch.cat([_widen(cache.values, capacity) for cache in caches], dim=1)
+        joined = cls(keys, values, caches[0].max_length)
+        joined.ids = [list(row) for cache in caches for row in cache.ids]
+        return joined
 
     @property
     def lengths(self) -> Tensor:
@@ -108,10 +118,16 @@ class KVCache:
     # ---- called by the decoder ----
 
     def crop(self, row: int, length: int) -> None:
-        """Forget all but the first `length` tokens of a row."""
-        if not 0 <= length <= len(self.ids[row]):
-            raise ValueError(f"row {row} holds {len(self.ids[row])} tokens and cannot be cut to {length}")
+        """Forget all but the first `length` tokens of a row.
+
+        Their slots become zero again, as they were: what is masked must at least be finite.
+        """
+        held = len(self.ids[row])
+        if not 0 <= length <= held:
+            raise ValueError(f"row {row} holds {held} tokens and cannot be cut to {length}")
         self.ids[row] = self.ids[row][:length]
+        self.keys[:, row, :, length:held] = 0
+        self.values[:, row, :, length:held] = 0
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order: reorders, drops, and (a row named twice) copies."""
@@ -120,13 +136,6 @@ class KVCache:
         index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
         self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
         self.ids = [list(self.ids[row]) for row in rows]
-
-    def join(self, other: KVCache) -> None:
-        """Take in copies of another cache's rows, after this one's."""
-        capacity = max(self.keys.size(3), other.keys.size(3))
-        self.keys = torch.cat([_widen(self.keys, capacity), _widen(other.keys, capacity)], dim=1)
-        self.values = torch.cat([_widen(self.values, capacity), _widen(other.values, capacity)], dim=1)
-        self.ids = self.ids + [list(row) for row in other.ids]
 
 
 def _widen(buffer: Tensor, capacity: int) -> Tensor:

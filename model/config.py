@@ -73,6 +73,9 @@ class GPT2Config:
             if key in values and not any(values[key] == a and type(values[key]) is type(a) for a in accepted)
         ]
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
+        for alias, name in ALIASES.items():
+            if alias in values and known.setdefault(name, values[alias]) != values[alias]:
+                problems.append(f"{alias} is {values[alias]!r} and {name}, another name for it, is {known[name]!r}")
         if isinstance(known.get("eos_token_id"), list):
             known["eos_token_id"] = tuple(known["eos_token_id"])
         try:
@@ -87,8 +90,15 @@ class GPT2Config:
 def unknown_keys(values: Mapping[str, Any]) -> list[str]:
     """Keys of a ``config.json`` that are neither used, nor fixed, nor known to be without effect."""
     used = {field.name for field in fields(GPT2Config)}
-    return sorted(key for key in values if key not in used and key not in FIXED and key not in IGNORABLE)
+    return sorted(key for key in values if not any(key in known for known in (used, ALIASES, FIXED, IGNORABLE)))
 
+
+ALIASES = {  # other models' names for the sizes, which transformers takes too
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
 
 # Settings that would change the result: key -> the values that this network computes.
 FIXED: dict[str, tuple[Any, ...]] = {
@@ -129,11 +139,11 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_size(value: Any) -> bool:
-    return _is_whole(value) and bool(value > 0)
+    return _is_whole(value) and bool(0 < value < 1 << 31)
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return (isinstance(value, float) and math.isfinite(value)) or (_is_whole(value) and abs(value) < 1 << 53)
 
 
 def _is_rate(value: Any) -> bool:
@@ -144,7 +154,7 @@ def _is_token(value: Any) -> bool:
     return value is None or all(_is_whole(i) and i >= 0 for i in (value if isinstance(value, tuple) else (value,)))
 
 
-_SIZE = (_is_size, "a whole number above 0")
+_SIZE = (_is_size, "a whole number above 0 and below 2^31")
 _RATE = (_is_rate, "a number from 0 up to, but not including, 1")
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"), _SIZE),

@@ -65,10 +65,10 @@ class GPT2(nn.Module):
 
         Raises:
             CacheFull: a row would be longer than `n_positions`; nothing is changed.
-            ValueError: `lengths` do not fit `ids`.
+            ValueError: `lengths` or the cache do not fit `ids`.
         """
         held = [0] * len(ids) if cache is None else [len(row) for row in cache.ids]
-        new = new_lengths(ids, lengths, self.config.n_positions)
+        new = new_lengths(ids, lengths, len(held), self.config.n_positions)
         if cache is not None:
             cache.reserve(new)
         positions = positions_of(held, ids.size(1), ids.device)  # (B or 1, T)
@@ -152,9 +152,11 @@ def _embedding(rows: int, width: int) -> nn.Embedding:
     return embedding
 
 
-def new_lengths(ids: Tensor, lengths: Tensor | None, n_positions: int) -> list[int]:
+def new_lengths(ids: Tensor, lengths: Tensor | None, rows: int, n_positions: int) -> list[int]:
     """How many of each row's T ids are tokens and not padding."""
     B, T = ids.shape
+    if B == 0 or rows != B:
+        raise ValueError(f"ids have {B} rows and the cache {rows}; expected as many, and at least one")
     new: list[int] = [T] * B if lengths is None else lengths.tolist()
     if len(new) != B or not all(0 <= n <= T for n in new):
         raise ValueError(f"lengths are {new}; expected {B} numbers from 0 to {T}, one for each row of ids")

@@ -21,12 +21,11 @@ def ids_of(seed: int, length: int) -> Tensor:
 
 
 def filled(network: GPT2, *rows: Tensor) -> KVCache:
-    cache = KVCache.for_model(network, rows=0)
+    caches = []
     for row in rows:
-        alone = KVCache.for_model(network)
-        network.hidden(row, alone)
-        cache.join(alone)
-    return cache
+        caches.append(KVCache.for_model(network))
+        network.hidden(row, caches[-1])
+    return KVCache.joined(caches)
 
 
 def follows(network: GPT2, cache: KVCache) -> Tensor:
@@ -95,8 +94,9 @@ def test_rows_are_reordered_dropped_and_copied(network: GPT2) -> None:
 @torch.no_grad()
 def test_a_joining_row_is_a_copy(network: GPT2) -> None:
     one, other = filled(network, ids_of(0, 5)), filled(network, ids_of(1, 200))
-    one.join(other)
-    network.hidden(torch.tensor([[1], [2]]), one)
+    both = KVCache.joined([one, other])
+    network.hidden(torch.tensor([[1], [2]]), both)
+    assert one.lengths.tolist() == [5]
     assert other.lengths.tolist() == [200]
     assert torch.allclose(follows(network, other), follows(network, filled(network, ids_of(1, 200))), atol=1e-12)
 

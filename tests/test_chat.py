@@ -168,11 +168,56 @@ def test_a_stream_that_is_overtaken_counts_as_interrupted(chat: Chat) -> None:
     assert chat.texts()[2] == "two"
 
 
+def test_a_stream_that_nobody_holds_is_closed_at_once(chat: Chat) -> None:
+    for _ in chat.stream("Hello"):
+        break
+    assert len(chat.history.turns) == 2
+
+
+def test_looking_does_not_end_a_stream(chat: Chat) -> None:
+    pieces = []
+    for piece in chat.stream("Hello"):
+        pieces.append(piece)
+        assert chat.texts()[0] == "Hello"
+        assert chat.shown() is not None
+    assert chat.texts()[1] == "".join(pieces)
+
+
+def test_a_stop_before_the_first_word_takes_the_turn_back(chat: Chat) -> None:
+    assert list(chat.stream("Hello", stop=lambda: True)) == []
+    assert (chat.texts(), chat.shown()) == ([], None)
+    asked: list[int] = []
+    pieces = list(chat.stream("Hello", stop=lambda: bool(asked.append(1)) or len(asked) > 3))
+    assert chat.texts() == ["Hello", "".join(pieces)]
+
+
+def test_half_a_character_is_not_kept(
+    chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reply that is cut inside an emoji is kept up to the character before."""
+    word, *emoji = [*tokenizer.encode("a"), *tokenizer.encode("🤖")]
+    say_in_turn(network, [word, *emoji[:2]], monkeypatch)
+    chat.generation = GenerationConfig()
+    assert list(chat.stream("Hello", stop=lambda: chat.statistics.new_tokens > 2)) == ["a"]
+    assert chat.texts() == ["Hello", "a"]
+
+
+def test_no_turn_holds_the_end_token_whatever_ends_a_reply(
+    chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.generation = GenerationConfig(eos_token_id=3)
+    say_in_turn(network, [5, tokenizer.eos_id], monkeypatch)
+    chat.reply("Hello")
+    assert chat.history.turns[1] == [5]
+
+
 def test_a_stream_that_is_never_read_says_nothing(chat: Chat) -> None:
-    chat.stream("unheard")
+    chat.stream("unheard").close()
+    unread = chat.stream("unread")
     assert chat.texts() == []
     chat.reply("heard")
     assert chat.texts()[0] == "heard"
+    assert list(unread) == []
 
 
 @given(steps=st.lists(st.sampled_from(["say", "cut", "close", "retry", "undo", "edit", "bad"]), max_size=10))
@@ -198,7 +243,6 @@ def test_the_history_is_always_whole_exchanges(network: GPT2, tokenizer: Tokeniz
                 chat.reply("\ud800")
         except DialogueError:
             pass
-        chat.texts()
         assert len(chat.history.turns) % 2 == 0
     expected = Chat(network, tokenizer, GenerationConfig(max_new_tokens=5))
     expected.restore(chat.history.turns)
@@ -212,7 +256,11 @@ def test_the_history_is_always_whole_exchanges(network: GPT2, tokenizer: Tokeniz
 def blank_first(network: GPT2, tokenizer: Tokenizer, blanks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the network say only a space and the end for the first replies, then a word."""
     space, end, word = tokenizer.encode(" ")[0], tokenizer.eos_id, tokenizer.encode("a")[0]
-    plan = [space, end] * blanks + [word, end]
+    say_in_turn(network, [space, end] * blanks + [word, end], monkeypatch)
+
+
+def say_in_turn(network: GPT2, plan: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the network choose these tokens, one after the other."""
 
     def logits(hidden: torch.Tensor) -> torch.Tensor:
         row = torch.full((*hidden.shape[:-1], 557), -50.0)
@@ -260,7 +308,9 @@ def test_candidates_are_not_part_of_the_conversation(chat: Chat) -> None:
 def test_settings_that_leave_no_room_are_a_sentence(chat: Chat) -> None:
     chat.generation = GenerationConfig(max_new_tokens=128)
     with pytest.raises(DialogueError, match="max_new_tokens 128 leaves no room"):
-        chat.reply("Hello")
+        chat.stream("Hello")  # at the call
+    with pytest.raises(DialogueError, match="history_tokens is 0"):
+        Chat(chat.model, chat.tokenizer, history_tokens=0)
     assert chat.texts() == []
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
-from tests.helpers import seeded, write_published
-from weights import CheckpointError, convert, export, load, open_checkpoint
+from tests.helpers import random_model, seeded, write_published
+from weights import CheckpointError, convert, export, load, names, open_checkpoint
 from weights.files import ALIGNMENT, StoredTensor, read_safetensors, write_safetensors
 
 
@@ -144,6 +144,42 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def test_what_the_config_says_besides_is_kept(folder: Path) -> None:
+    """Labels, tokens and notes that the network does not use come through both conversions."""
+    extras = {"bos_token_id": 5, "pad_token_id": 7, "task_specific_params": {"conversational": {"max_length": 1000}}}
+    set_config(folder, **extras, eos_token_id=[556, 3])
+    convert(folder, folder.parent / "ours")
+    export(folder.parent / "ours", folder.parent / "back")
+    for name in ("ours", "back"):
+        content = json.loads((folder.parent / name / "config.json").read_text())
+        assert {key: content[key] for key in extras} == extras
+        assert content["eos_token_id"] == [556, 3]
+    assert GPT2LMHeadModel.from_pretrained(folder.parent / "back").config.pad_token_id == 7
+
+
+def test_other_models_names_for_the_sizes_are_read(folder: Path, published: Path) -> None:
+    """Transformers takes num_attention_heads for n_head; to ignore it would be 12 heads, and wrong logits."""
+    content = json.loads((folder / "config.json").read_text())
+    content["num_attention_heads"] = content.pop("n_head")
+    (folder / "config.json").write_text(json.dumps(content))
+    assert open_checkpoint(folder).config == open_checkpoint(published).config
+    set_config(folder, n_head=4)
+    with pytest.raises(CheckpointError, match="num_attention_heads is 3 and n_head, another name for it, is 4"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"n_inner": 11}, {"n_layer": 3, "n_head": 1}])
+def test_the_rules_shapes_are_the_networks(sizes: dict[str, int]) -> None:
+    network = random_model(**sizes)
+    letters = names.sizes(network.config)
+    expected = {
+        rule.ours.format(layer): tuple(letters[letter] for letter in rule.shape.split())
+        for rule in names.RULES
+        for layer in range(network.config.n_layer if "{" in rule.ours else 1)
+    }
+    assert expected == {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
+
+
 def test_a_file_loads_like_its_folder(published: Path) -> None:
     assert same_weights(published / "model.safetensors", published)
 
@@ -220,6 +256,20 @@ def compress(folder: Path) -> None:
     packed.replace(plain)
 
 
+def pickle_of(data: bytes) -> Callable[[Path], None]:
+    """An archive as torch.save writes it, with another pickle in it."""
+
+    def damage(folder: Path) -> None:
+        as_pickle(folder)
+        plain, changed = folder / "pytorch_model.bin", folder / "changed"
+        with zipfile.ZipFile(plain) as source, zipfile.ZipFile(changed, "w") as target:
+            for name in source.namelist():
+                target.writestr(name, data if name.endswith("data.pkl") else source.read(name))
+        changed.replace(plain)
+
+    return damage
+
+
 def bare_pickle(folder: Path) -> None:
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": 1}))
     (folder / "model.safetensors").unlink()
@@ -258,25 +308,40 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "has no weights; expected one of"),
     "empty config": (lambda folder: (folder / "config.json").write_text(""), "config.json is not valid JSON"),
     "config is a list": (lambda folder: (folder / "config.json").write_text("[1]"), "holds a JSON list"),
-    "config is latin-1": (lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xe9"}'), "not valid JSON"),
+    "config is latin-1": (lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xe9"}'), "is not UTF-8 text"),
     "wrong type": (lambda folder: set_config(folder, n_head="3", n_layer=[2]), "n_layer is .*n_head is '3'"),
     "other network": (lambda folder: set_config(folder, activation_function="relu"), "activation_function is 'relu'"),
     "other format": (lambda folder: set_config(folder, format_version=99), "format version 99, this program reads 1"),
     "empty weights": (cut("model.safetensors", 0), r"\(0 bytes\) is not a whole safetensors file"),
     "cut header": (cut("model.safetensors", 0.01), "not a whole safetensors file"),
     "cut weights": (cut("model.safetensors", 0.7), "not a whole safetensors file.*fetch it again"),
-    "cut pickle": (cut("pytorch_model.bin", 0.7), "empty, cut short, or older than torch 1.6"),
+    "cut pickle": (cut("pytorch_model.bin", 0.7), "is cut short or damaged"),
     "empty pickle": (
         lambda folder: ((folder / "model.safetensors").unlink(), (folder / "pytorch_model.bin").touch()),
         "empty, cut short",
     ),
     "bare pickle": (bare_pickle, "empty, cut short, or older than torch 1.6"),
+    "pickle that reserves memory": (
+        pickle_of(b"\x80\x02cbuiltins\nbytearray\nJ" + (1_500_000_000).to_bytes(4, "little") + b"\x85R."),
+        r"would run code when loaded \(builtins.bytearray\)",
+    ),
+    "pickle that runs code at protocol 4": (
+        pickle_of(pickle.dumps(Sneaky(), protocol=4)), "would run code when loaded .by the instruction STACK_GLOBAL.",
+    ),
+    "pickle that runs code with INST": (
+        pickle_of(b"(S'touch /tmp/dialogpt-was-here'\nios\nsystem\n."), "by the instruction INST",
+    ),
+    "pickle through torch's own functions": (
+        pickle_of(b"\x80\x02ctorch.serialization\nload\nX\x01\x00\x00\x00x\x85R."),
+        "would run code when loaded .torch.serialization.load",
+    ),
+    "damaged pickle": (pickle_of(b"\x80\x02X\xff\xff\xff\x7f"), "is a damaged pickle"),
     "pickle that runs code": (run_code, r"would run code when loaded \(\w+\.system\); it was not loaded"),
     "compressed pickle": (compress, "compressed or repeated records"),
     "pickled list": (pickled_list, "does not hold a dictionary from names to tensors"),
     "missing tensor": (
         lambda folder: rewrite(folder, lambda t: (t.pop("transformer.h.0.ln_2.bias"), t.pop("transformer.ln_f.bias"))),
-        "missing tensors: blocks.0.mlp_norm.bias, final_norm.bias",
+        "missing tensors: transformer.h.0.ln_2.bias, transformer.ln_f.bias",
     ),
     "missing layer": (
         lambda folder: rewrite(folder, lambda t: [t.pop(name) for name in list(t) if ".h.1." in name]),
@@ -303,9 +368,56 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: rewrite(
             folder, lambda t: (t.pop("transformer.ln_f.bias"), t.update({"x": torch.ones(1), "y": torch.ones(1)}))
         ),
-        "unknown tensors: x, y; missing tensors: final_norm.bias",
+        "unknown tensors: x, y; missing tensors: transformer.ln_f.bias",
     ),
     "NaN": (poison(float("nan")), "transformer.h.1.mlp.c_fc.bias holds 1 values that are NaN or infinite"),
+    "two NaNs": (
+        lambda folder: rewrite(
+            folder, lambda t: [t[f"transformer.{name}"].fill_(torch.nan) for name in ("ln_f.bias", "wpe.weight")]
+        ),
+        "transformer.ln_f.bias holds 24 values .*transformer.wpe.weight holds 3,072",
+    ),
+    "a layer and the embedding are missing": (
+        lambda folder: rewrite(
+            folder, lambda t: [t.pop(name) for name in list(t) if ".h.1." in name or name == "transformer.wte.weight"]
+        ),
+        "tensors have 1 layers; missing tensors: transformer.wte.weight",
+    ),
+    "a head of another dtype": (
+        lambda folder: rewrite(folder, lambda t: t.update({"lm_head.weight": torch.ones(3, dtype=torch.int8)})),
+        r"lm_head.weight is \[3\], not a copy of the token embedding",
+    ),
+    "a name that is a template": (
+        lambda folder: rewrite(folder, lambda t: t.update({"h.{}.ln_1.bias": t.pop("transformer.h.0.ln_1.bias")})),
+        r"unknown tensors: h.\{\}.ln_1.bias; missing tensors: transformer.h.0.ln_1.bias",
+    ),
+    "a million layers of one tensor": (
+        lambda folder: (
+            set_config(folder, n_layer=1_000_000),
+            rewrite(folder, lambda t: t.update({"h.999999.ln_1.bias": torch.ones(24)})),
+        ),
+        "says n_layer 1000000, the tensors have 3 layers",
+    ),
+    "huge widths": (lambda folder: set_config(folder, n_embd=3 << 40, vocab_size=10**30), "vocab_size is .*n_embd is"),
+    "widths whose product is huge": (
+        lambda folder: set_config(folder, n_embd=3 << 28, n_inner=(1 << 31) - 1),
+        "wrong shapes: transformer.wte.weight",
+    ),
+    "a number beyond floats": (lambda folder: set_config(folder, layer_norm_epsilon=10**400), "layer_norm_epsilon is"),
+    "a pipe as config": (
+        lambda folder: ((folder / "config.json").unlink(), os.mkfifo(folder / "config.json")), "is not a plain file",
+    ),
+    "an endless device as config": (
+        lambda folder: ((folder / "config.json").unlink(), (folder / "config.json").symlink_to("/dev/zero")),
+        "is not a plain file",
+    ),
+    "ours as a pickle": (
+        lambda folder: (as_pickle(folder), set_config(folder, format_version=1)),
+        "is in our format, which is model.safetensors, and has pytorch_model.bin instead",
+    ),
+    "a file that is no checkpoint": (
+        lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "is not a whole safetensors file",
+    ),
     "infinity": (poison(float("-inf")), "holds 1 values that are NaN or infinite"),
     "untied head": (
         lambda folder: rewrite(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1})),
@@ -338,6 +450,7 @@ def test_what_cannot_be_used_is_one_sentence_and_leaves_nothing(folder: Path, ca
     with pytest.raises(CheckpointError, match=sentence):
         load(folder)
     assert [path for path in folder.parent.iterdir() if path != folder] == []
+    assert "\n" not in str(raised.value)
     assert not Path("/tmp/dialogpt-was-here").exists()
 
 
@@ -364,9 +477,25 @@ def test_a_hub_name_or_tiny_is_a_sentence_with_advice() -> None:
 
 def test_float16_that_cannot_hold_a_weight_is_refused(folder: Path) -> None:
     poison(1e6)(folder)
-    with pytest.raises(CheckpointError, match="NaN or infinite .as float16.; .*convert to a wider dtype"):
+    with pytest.raises(CheckpointError, match="has 1 values too large for float16; keep torch.float32"):
         convert(folder, folder.parent / "half", dtype="float16")
     assert list(folder.parent.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("destination", "sentence"),
+    [("a\0b", "null"), ("x" * 300, "name too long"), ("/proc/nothing/ours", "cannot be written")],
+)
+def test_a_destination_that_cannot_be_is_a_sentence(published: Path, destination: str, sentence: str) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        convert(published, destination)
+
+
+def test_parents_are_made_and_taken_away_again(folder: Path, tmp_path: Path) -> None:
+    poison(float("nan"))(folder)
+    with pytest.raises(CheckpointError, match="NaN"):
+        convert(folder, tmp_path / "new" / "deep" / "ours")
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("content", ["a file", "a full folder", "itself"])

@@ -68,6 +68,39 @@ def edit_ids(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({token: n for token, n in ids.items() if n is not None}))
 
 
+def edit_tokenizer(folder: Path, **changes: Any) -> None:
+    """Put a tokenizer.json as transformers writes it beside the pair, with something else in it."""
+    theirs = GPT2Tokenizer.from_pretrained(folder)
+    theirs.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["model"] |= changes.pop("model", {})
+    (folder / "tokenizer.json").write_text(json.dumps(content | changes))
+
+
+def cut_lines(path: Path, number: int) -> None:
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:number]))
+
+
+def test_typed_text_never_becomes_a_special_token(tmp_path: Path) -> None:
+    """Whatever the files say: the end token, and every token that they name as special, are not matched in text."""
+    small_vocabulary().write(tmp_path)
+    (tmp_path / "added_tokens.json").write_text('{"[PAD]": 557, "<usr>": 558, "<sys>": 559}')
+    (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]", "additional_special_tokens": ["<sys>"]}')
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"added_tokens_decoder": {"556": {"content": "<|endoftext|>", "special": false}}}'
+    )
+    read = read_vocabulary(tmp_path)
+    assert read is not None
+    assert read.added == {"<usr>": 558}
+    assert read.special == {"<|endoftext|>", "[PAD]", "<sys>"}
+    read.write(tmp_path / ".")
+    (tmp_path / "again").mkdir()
+    read.write(tmp_path / "again")
+    again = read_vocabulary(tmp_path / "again")
+    assert again is not None
+    assert (again.ids, again.added, again.special) == (read.ids, read.added, read.special)
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -90,13 +123,33 @@ def edit_ids(folder: Path, **changes: Any) -> None:
             "add_prefix_space",
         ),
         (lambda folder: (folder / "added_tokens.json").write_text('{"<usr>": "x"}'), "the id of '<usr>' is 'x'"),
-        (lambda folder: (folder / "tokenizer.json").write_text('{"added_tokens": [{"id": 600}]}'), "has no text"),
+        (lambda folder: edit_tokenizer(folder, added_tokens=[{"id": 600}]), "has no text"),
+        (lambda folder: edit_tokenizer(folder, added_tokens=[{"content": "x"}]), "the id of 'x' is None"),
+        (lambda folder: edit_tokenizer(folder, added_tokens=1), "added_tokens is not a list"),
         (
-            lambda folder: (folder / "tokenizer.json").write_text(
-                '{"added_tokens": [{"id": 600, "content": "<m>", "special": false, "lstrip": true}]}'
-            ),
+            lambda folder: edit_tokenizer(folder, added_tokens=[{"id": 600, "content": "<m>", "lstrip": True}]),
             "'<m>' sets lstrip",
         ),
+        (lambda folder: edit_tokenizer(folder, normalizer={"type": "Lowercase"}), "describes another tokenizer"),
+        (lambda folder: edit_tokenizer(folder, model={"ignore_merges": True}), "describes another tokenizer"),
+        (
+            lambda folder: edit_tokenizer(
+                folder, post_processor={"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "a"}}]}
+            ),
+            "describes another tokenizer",
+        ),
+        (lambda folder: edit_tokenizer(folder, model={"merges": []}), "is another vocabulary than"),
+        (lambda folder: (folder / "merges.txt").write_text(""), "300 tokens are made by no merge.*cut short"),
+        (lambda folder: cut_lines(folder / "merges.txt", 100), "201 tokens are made by no merge"),
+        (lambda folder: edit_ids(folder, **{"\ud800": 600}), "half a surrogate pair"),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text(
+                '{"added_tokens_decoder": {"' + "9" * 5000 + '": {}}}'
+            ),
+            "not a map from ids",
+        ),
+        (lambda folder: (folder / "tokenizer_config.json").write_text('{"add_bos_token": true}'), "add_bos_token"),
+        (lambda folder: (folder / "vocab.json").write_text('{"a": NaN}'), "NaN is no JSON number"),
     ],
 )
 def test_a_damaged_vocabulary_is_a_sentence(tmp_path: Path, damage: Any, sentence: str) -> None:

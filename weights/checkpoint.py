@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from model import ConfigError, GPT2Config, unknown_keys
-from weights.files import CheckpointError, StoredTensor, read_json, read_pickle, read_safetensors, sha256_of
+from model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
+from weights.files import CheckpointError, StoredTensor, read_json, read_tensors, sha256_of
 from weights.names import check_ours, from_published
 from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
@@ -31,7 +31,8 @@ WEIGHT_FILES = (  # in the order of preference
     "pytorch_model.bin.index.json",
 )
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?")
+_ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Checkpoint:
         path: the folder or file that was opened.
         files: the files that hold the weights.
         ours: whether it is in this project's own format.
+        settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
         ignored: tensors of a published file that are not needed, with the reason.
         head: a published file's own copy of the output head.
         notices: what a user should know and need not act on; logged as warnings when the checkpoint is opened.
@@ -60,6 +62,7 @@ class Checkpoint:
     path: Path
     files: tuple[Path, ...]
     ours: bool
+    settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     head: StoredTensor | None = None
     notices: tuple[str, ...] = ()
@@ -111,6 +114,8 @@ def open_checkpoint(source: Source) -> Checkpoint:
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     files = _weight_files(path)
+    if ours and any(file.suffix != ".safetensors" for file in files):
+        raise CheckpointError(f"{path} is in our format, which is model.safetensors, and has {files[0].name} instead")
     stored = _read_all(files)
     try:
         if ours:
@@ -137,6 +142,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
         path=path,
         files=files,
         ours=ours,
+        settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
         ignored=ignored,
         head=head,
         notices=tuple(notices),
@@ -145,20 +151,22 @@ def open_checkpoint(source: Source) -> Checkpoint:
 
 def _find(source: str | os.PathLike[str]) -> Path:
     """Turn the name of a source into a path that exists."""
-    name = os.fspath(source)
-    if name == "tiny":
+    if source == "tiny":  # the word, and no path to a folder of that name
         if TINY.is_dir():
             return TINY
         raise CheckpointError(
             "this version carries no embedded checkpoint yet; pass a folder that transformers wrote or that "
             "`dialogpt convert` made"
         )
-    path = Path(name)
+    name, path = os.fspath(source), Path(source)
+    if not name:
+        raise CheckpointError("the name of the checkpoint is empty; expected a folder or a file")
     try:
+        name.encode()
         if path.is_dir() or path.is_file():
             return path
         exists = path.exists()
-    except (OSError, ValueError):  # a name that is too long, or holds a NUL
+    except (OSError, ValueError):  # a name that is too long, holds a NUL, or is not UTF-8
         exists = False
     if exists:
         raise CheckpointError(f"{name} is neither a folder nor a plain file")
@@ -173,7 +181,7 @@ def _find(source: str | os.PathLike[str]) -> Path:
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise CheckpointError(
             f"{folder} has no config.json; expected a checkpoint's folder: config.json, {WEIGHT_FILES[0]} or "
             f"{WEIGHT_FILES[2]}, vocab.json and merges.txt"
@@ -184,7 +192,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold the weights, in a fixed order."""
     if path.is_dir():
-        name = next((name for name in WEIGHT_FILES if (path / name).exists()), None)
+        name = next((name for name in WEIGHT_FILES if os.path.lexists(path / name)), None)
         if name is None:
             raise CheckpointError(f"{path} has no weights; expected one of {', '.join(WEIGHT_FILES)}")
         path = path / name
@@ -197,7 +205,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
     foreign = [name for name in names if Path(name).name != name or name in (".", "..")]
     if foreign:
         raise CheckpointError(f"{path} points outside its folder ({foreign[0]!r}); expected plain file names")
-    missing = [name for name in names if not (path.parent / name).is_file()]
+    missing = [name for name in names if not os.path.isfile(path.parent / name)]  # noqa: PTH113 - says no where a Path would raise
     if missing:
         raise CheckpointError(f"{path} names files that are missing: {', '.join(missing)}; fetch them into the folder")
     return tuple(path.parent / name for name in names)
@@ -206,7 +214,7 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 def _read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
     for file in files:
-        part = read_safetensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+        part = read_tensors(file)
         twice = sorted(stored.keys() & part.keys())
         if twice:
             raise CheckpointError(f"{file} holds tensors that another shard holds too: {', '.join(twice[:4])}")

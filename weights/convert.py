@@ -19,6 +19,7 @@ from torch import Tensor
 from model import GPT2Config
 from weights.checkpoint import FORMAT_VERSION, Checkpoint, Source, open_checkpoint
 from weights.files import (
+    CheckpointError,
     Progress,
     StoredTensor,
     dtype_name,
@@ -27,7 +28,7 @@ from weights.files import (
     write_json,
     write_safetensors,
 )
-from weights.load import dtype_of, read_checked, refuse_non_finite
+from weights.load import count_non_finite, dtype_of, refuse_damage
 from weights.names import to_published
 from weights.vocabulary import END_OF_TEXT, Vocabulary
 
@@ -84,10 +85,8 @@ def convert(
     if checkpoint.ours:  # the origin is what was converted first
         before = safetensors_metadata(checkpoint.files[0])
         notes |= {key: before[key] for key in ("origin", "origin_sha256") if key in before}
-    config = {"format_version": FORMAT_VERSION, **published_config(checkpoint.config)}
-    if checkpoint.history_tokens is not None:
-        config["history_tokens"] = checkpoint.history_tokens
-    tensors = [replace(tensor, name=name) for name, tensor in _checked(checkpoint, target).items()]
+    config = {"format_version": FORMAT_VERSION, **_config(checkpoint)}
+    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
     return _write(checkpoint, Path(destination), tensors, notes, config, sha256, {}, progress)
 
 
@@ -103,14 +102,8 @@ def export(source: Source, destination: str | os.PathLike[str], *, progress: Pro
         CheckpointError: as `convert`.
     """
     checkpoint = open_checkpoint(source)
-    tensors = to_published(_checked(checkpoint, checkpoint.dtype))
-    config = {
-        "architectures": ["GPT2LMHeadModel"],
-        **published_config(checkpoint.config),
-        "bos_token_id": checkpoint.config.eos_token_id,  # GPT-2 has one token for both
-        "dtype": dtype_name(checkpoint.dtype),
-        "tie_word_embeddings": True,
-    }
+    tensors = to_published(_cast(checkpoint, checkpoint.dtype))
+    config = {"architectures": ["GPT2LMHeadModel"], **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
     settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
     return _write(
         checkpoint, Path(destination), tensors, {"format": "pt"}, config, checkpoint.sha256(), settings, progress
@@ -122,25 +115,32 @@ def published_config(config: GPT2Config) -> dict[str, Any]:
     return {"model_type": "gpt2", "activation_function": "gelu_new", **asdict(config)}
 
 
-def _checked(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor]:
-    """The network's tensors in a dtype, each checked when it is read and again when it is converted."""
+def _config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The content of a ``config.json``: the sizes, and what the source's said besides."""
+    history = {} if checkpoint.history_tokens is None else {"history_tokens": checkpoint.history_tokens}
+    return {**published_config(checkpoint.config), "tie_word_embeddings": True, **checkpoint.settings, **history}
 
-    def read(name: str) -> Tensor:
-        tensor = read_checked(checkpoint, name)
-        if tensor.dtype != target:
-            tensor = tensor.to(target)
-            refuse_non_finite(tensor, checkpoint.tensors[name])  # float16 ends at 65,504
+
+def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor]:
+    """The network's tensors in another dtype, each checked when it is read: float16 ends at 65,504."""
+    refuse_damage(checkpoint)
+
+    def read(stored: StoredTensor) -> Tensor:
+        tensor = stored.read().to(target)
+        if tensor.dtype != stored.dtype and (count := count_non_finite(tensor)):
+            raise CheckpointError(
+                f"{stored.name} has {count:,} values too large for {dtype_name(target)}; keep {stored.dtype}"
+            )
         return tensor
 
     return {
-        name: replace(stored, dtype=target, read=partial(read, name)) for name, stored in checkpoint.tensors.items()
+        name: replace(stored, dtype=target, read=partial(read, stored)) for name, stored in checkpoint.tensors.items()
     }
 
 
 def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, Any]:
     """What transformers needs to know of the tokenizer beyond ``vocab.json`` and ``merges.txt``."""
-    letters = {token for pair in vocabulary.merges for token in (*pair, "".join(pair))}
-    added = {token: n for token, n in vocabulary.ids.items() if len(token) > 1 and token not in letters}
+    added = {token: n for token, n in vocabulary.ids.items() if token in vocabulary.special | vocabulary.added.keys()}
     return {
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": config.n_positions,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import pickletools
 import re
 import shutil
-import tempfile
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,13 @@ _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch
 ALIGNMENT = (
     64  # bytes, one cache line and one AVX-512 register: misaligned rows change float32 products in the last bit
 )
-JSON_LIMIT = 64 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
+TEXT_LIMIT = 64 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
+
+# What the pickle of a state_dict names, and the instructions by which one could name more; torch.save writes neither.
+_HARMLESS = frozenset({"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"})
+_STORAGE = re.compile(r"torch [A-Z][A-Za-z0-9]*Storage")
+_FOREIGN = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BYTEARRAY8"})
+_PICKLE_LIMIT = 4 << 20  # bytes; GPT-2 large's is 50 kB
 
 
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may raise to stop, and nothing is left behind
@@ -66,25 +73,63 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def read_text(path: Path) -> str:
+    """Read a small text file.
+
+    Raises:
+        CheckpointError: it is missing, not a plain file, too large, unreadable, or not UTF-8.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
+            raise CheckpointError(f"{path} is not a plain file")
+        if path.stat().st_size > TEXT_LIMIT:
+            raise CheckpointError(f"{path} is larger than {TEXT_LIMIT >> 20} MiB; expected a small text file")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise CheckpointError(f"{path} is not UTF-8 text; fetch it again") from None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: the file cannot be read, is not JSON in UTF-8, or is not an object.
+        CheckpointError: as `read_text`, or it is not JSON, or not an object.
     """
+    text = read_text(path)
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise CheckpointError(f"{path} is larger than {JSON_LIMIT >> 20} MiB; expected a small JSON file")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; expected an object {{...}}")
     return content
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """List the tensors of a file, whatever its name says: safetensors, or what torch.save writes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is neither, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if head[:4] == b"PK\3\4":
+        return read_pickle(path)
+    if head[8:] == b"{" or path.suffix == ".safetensors":
+        return read_safetensors(path)
+    raise CheckpointError(
+        f"{path} is empty, cut short, or older than torch 1.6; expected safetensors, or a file as torch.save writes it "
+        f"today. Fetch it again, or load and save it with a newer torch"
+    )
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -124,8 +169,8 @@ def safetensors_metadata(path: Path) -> dict[str, str]:
 def read_pickle(path: Path) -> dict[str, StoredTensor]:
     """List a file that `torch.save` wrote, without running anything that it says.
 
-    torch's `weights_only` reader refuses every call but those that build tensors. It still believes the archive, so the
-    archive's directory is checked first: a compressed record would be read as garbage or blow up in memory.
+    What the pickle in it may call is checked before torch's `weights_only` reader sees it, which would still let it
+    reserve any amount of memory; and so is the archive's directory, as a compressed record would be read as garbage.
 
     Raises:
         CheckpointError: the file is damaged, would run code, or is not a flat dictionary of tensors.
@@ -134,19 +179,13 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's reader raises whatever the damage leads to; its advice must not be shown
-        call = re.search(r"GLOBAL (\S+)", str(error))
-        if call:
-            raise CheckpointError(
-                f"{path} would run code when loaded ({call[1]}); it was not loaded. Expected a plain dictionary of "
-                f"tensors: get the checkpoint as model.safetensors, or from a source that you trust"
-            ) from None
         raise CheckpointError(f"{path} is a damaged pickle ({type(error).__name__}); fetch it again") from None
     if not isinstance(content, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
     ):
         raise CheckpointError(f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does")
     for name, tensor in content.items():
-        if tensor.layout != torch.strided or not tensor.is_contiguous():
+        if not tensor.is_contiguous():
             raise CheckpointError(f"{path}: tensor {name} is not stored plainly, in row-major order; save it again")
     return {
         name: StoredTensor(
@@ -160,28 +199,50 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
 
 
 def _itself(tensor: Tensor) -> Tensor:
-    return tensor
+    return tensor.detach()
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a `torch.save` archive whose directory is not what torch writes: stored records, each once."""
+    """Refuse a `torch.save` archive that is not what torch writes: stored records, each once, and a harmless pickle."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
+            names = [record.filename for record in records]
+            if any(record.compress_type != zipfile.ZIP_STORED for record in records) or len(set(names)) != len(names):
+                raise CheckpointError(f"{path} has compressed or repeated records, which torch.save never writes")
+            if sum(record.file_size for record in records) > path.stat().st_size:
+                raise CheckpointError(f"{path} declares more data than it holds; it is damaged: fetch it again")
+            pickles = [record for record in records if record.filename.endswith("/data.pkl")]
+            if len(pickles) != 1 or pickles[0].file_size > _PICKLE_LIMIT:
+                raise CheckpointError(f"{path} is not an archive of tensors as torch.save writes it")
+            data = archive.read(pickles[0])
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        raise CheckpointError(
-            f"{path} is empty, cut short, or older than torch 1.6; expected a file as torch.save writes it today. "
-            f"Fetch it again, or load and save it with a newer torch"
-        ) from None
-    names = [record.filename for record in records]
-    if len(set(names)) != len(names) or any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise CheckpointError(
-            f"{path} is an archive with compressed or repeated records, which torch.save never writes"
-        )
-    if sum(record.file_size for record in records) > path.stat().st_size:
-        raise CheckpointError(f"{path} declares more data than it holds; it is damaged: fetch it again")
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is cut short or damaged ({error}); fetch it again") from None
+    _check_pickle(path, data)
+
+
+def _check_pickle(path: Path, data: bytes) -> None:
+    """Refuse a pickle that names anything but what a dictionary of tensors is made of."""
+    try:
+        for operation, argument, _ in pickletools.genops(data):
+            if operation.name == "GLOBAL" and argument not in _HARMLESS and not _STORAGE.fullmatch(str(argument)):
+                called = str(argument).replace(" ", ".")
+            elif operation.name in _FOREIGN:
+                called = f"by the instruction {operation.name}"
+            else:
+                continue
+            raise CheckpointError(
+                f"{path} would run code when loaded ({called}); it was not loaded. Expected a plain dictionary of "
+                f"tensors: get the checkpoint as model.safetensors, or from a source that you trust"
+            )
+    except (ValueError, IndexError, OverflowError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is a damaged pickle; fetch it again") from None
 
 
 def write_safetensors(
@@ -232,7 +293,7 @@ def _size(tensor: StoredTensor) -> int:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object for people: indented, keys in the order given."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
@@ -250,27 +311,30 @@ def new_folder(destination: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name beside `destination`; it takes that name only when all is written.
 
     Raises:
-        CheckpointError: `destination` exists and is not an empty folder, or cannot be written.
+        CheckpointError: `destination` exists and is not an empty folder, or cannot be written; nothing is left.
     """
-    if destination.is_symlink() or (
-        destination.exists() and not (destination.is_dir() and not any(destination.iterdir()))
-    ):
-        raise CheckpointError(f"{destination} exists already; name a new folder, or remove it first")
+    shown, destination = destination, destination.absolute()
+    made: list[Path] = []  # the temporary folder, and parents that were not there
     try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.partial-", dir=destination.parent))
-    except OSError as error:
-        raise CheckpointError(f"{destination} cannot be created: {error.strerror}") from None
-    try:
+        if destination.is_symlink() or (destination.exists() and (destination.is_file() or any(destination.iterdir()))):
+            raise CheckpointError(f"{shown} exists already; name a new folder, or remove it first")
+        temporary = destination.parent / f".{destination.name}.partial-{os.getpid()}-{os.urandom(4).hex()}"
+        missing = [parent for parent in destination.parents if not parent.exists()]
+        for folder in [*reversed(missing), temporary]:
+            folder.mkdir()
+            made.append(folder)
         yield temporary
-        temporary.chmod(0o755)  # mkdtemp's folders are for the owner only
         for file in temporary.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
         if destination.exists():
             destination.rmdir()
         temporary.rename(destination)
-    except OSError as error:
-        raise CheckpointError(f"{destination} cannot be written: {error.strerror or error}") from None
+        made.clear()
+    except (OSError, ValueError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{shown} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for folder in reversed(made):
+            shutil.rmtree(folder, ignore_errors=True)

@@ -5,12 +5,15 @@ Finding and checking the checkpoint is left to `weights.checkpoint`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from model import GPT2
 from weights.checkpoint import Checkpoint, Source, open_checkpoint
-from weights.files import DTYPES, CheckpointError, StoredTensor
+from weights.files import DTYPES, CheckpointError
+from weights.names import EMBEDDING
 
 
 def load(source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu") -> GPT2:
@@ -30,10 +33,11 @@ def load(source: Source, *, dtype: str = "float32", device: str | torch.device =
     target = dtype_of(dtype)
     place = device_of(device)
     checkpoint = open_checkpoint(source)
+    if not checkpoint.ours:
+        refuse_damage(checkpoint)
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
-    read = read_checked if not checkpoint.ours else _read
-    state = {name: read(checkpoint, name).to(place, target).contiguous() for name in checkpoint.tensors}
+    state = {name: stored.read().to(place, target).contiguous() for name, stored in checkpoint.tensors.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -56,39 +60,29 @@ def device_of(name: str | torch.device) -> torch.device:
     return device
 
 
-def read_checked(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Read one tensor of a checkpoint from elsewhere: it must be finite, and its own head must be the tied one.
+def refuse_damage(checkpoint: Checkpoint) -> None:
+    """Read a checkpoint from elsewhere once, and look at its values.
 
     Raises:
-        CheckpointError: the tensor holds NaN or infinity, or the file's output head is another than the embedding.
+        CheckpointError: tensors hold NaN or infinity, or the file's own output head is not the token embedding; all of
+            these are named.
     """
-    tensor = _read(checkpoint, name)
-    refuse_non_finite(tensor, checkpoint.tensors[name])
-    if name == "token_embedding.weight" and checkpoint.head is not None:
-        head = checkpoint.head.read()
-        if head.shape != tensor.shape or not torch.equal(head, tensor):
-            raise CheckpointError(
-                f"{checkpoint.path}: {checkpoint.head.name} differs from the token embedding; an output head of its "
-                f"own (tie_word_embeddings false) is not implemented"
-            )
-    return tensor
-
-
-def refuse_non_finite(tensor: Tensor, stored: StoredTensor) -> None:
-    """Raise for NaN and infinity, with their number; one pass and no copy where all is well."""
-    lowest, highest = torch.aminmax(tensor)  # a NaN anywhere becomes both
-    if not (torch.isfinite(lowest) and torch.isfinite(highest)):
-        count = int((~torch.isfinite(tensor)).sum())
-        raise CheckpointError(
-            f"tensor {stored.name} holds {count:,} values that are NaN or infinite (as {str(tensor.dtype)[6:]}); "
-            f"such a network cannot talk: fetch it again, or convert to a wider dtype"
+    problems = [
+        f"{stored.name} holds {count:,} values that are NaN or infinite"
+        for stored in checkpoint.tensors.values()
+        if (count := count_non_finite(stored.read()))
+    ]
+    if checkpoint.head is not None and not torch.equal(checkpoint.head.read(), checkpoint.tensors[EMBEDDING].read()):
+        problems.append(
+            f"{checkpoint.head.name} differs from the token embedding, and an output head of its own "
+            f"(tie_word_embeddings false) is not implemented"
         )
+    if problems:
+        raise CheckpointError(f"{checkpoint.path} cannot be used: {'; '.join(problems)}. Fetch it again")
 
 
-def _read(checkpoint: Checkpoint, name: str) -> Tensor:
-    return checkpoint.tensors[name].read()
-
-
-def count_non_finite(checkpoint: Checkpoint, name: str) -> int:
-    """How many values of a tensor are NaN or infinite."""
-    return int((~torch.isfinite(_read(checkpoint, name))).sum())
+def count_non_finite(tensor: Tensor) -> int:
+    """How many values of a tensor are NaN or infinite; one pass and no copy where there are none."""
+    if tensor.numel() == 0 or all(map(math.isfinite, map(float, torch.aminmax(tensor)))):  # a NaN becomes both ends
+        return 0
+    return int((~torch.isfinite(tensor)).sum())

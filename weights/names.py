@@ -10,48 +10,60 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-import torch
-
-from model import GPT2, GPT2Config
+from model import GPT2Config
 from weights.files import CheckpointError, StoredTensor
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One parameter under both names; `{}` stands for the layer."""
+    """One parameter under both names.
+
+    Attributes:
+        published: transformers' name; `{}` stands for the layer.
+        ours: this project's.
+        shape: ours, in the letters of `sizes`.
+        transpose: transformers' Conv1D stores (in, out), nn.Linear (out, in).
+    """
 
     published: str
     ours: str
-    transpose: bool = False  # transformers' Conv1D stores (in, out), nn.Linear (out, in)
+    shape: str
+    transpose: bool = False
 
 
 RULES = (
-    Rule("wte.weight", "token_embedding.weight"),
-    Rule("wpe.weight", "position_embedding.weight"),
-    Rule("h.{}.ln_1.weight", "blocks.{}.attention_norm.weight"),
-    Rule("h.{}.ln_1.bias", "blocks.{}.attention_norm.bias"),
-    Rule("h.{}.attn.c_attn.weight", "blocks.{}.attention.qkv.weight", transpose=True),
-    Rule("h.{}.attn.c_attn.bias", "blocks.{}.attention.qkv.bias"),
-    Rule("h.{}.attn.c_proj.weight", "blocks.{}.attention.output.weight", transpose=True),  # square: shapes cannot tell
-    Rule("h.{}.attn.c_proj.bias", "blocks.{}.attention.output.bias"),
-    Rule("h.{}.ln_2.weight", "blocks.{}.mlp_norm.weight"),
-    Rule("h.{}.ln_2.bias", "blocks.{}.mlp_norm.bias"),
-    Rule("h.{}.mlp.c_fc.weight", "blocks.{}.mlp.up.weight", transpose=True),
-    Rule("h.{}.mlp.c_fc.bias", "blocks.{}.mlp.up.bias"),
-    Rule("h.{}.mlp.c_proj.weight", "blocks.{}.mlp.down.weight", transpose=True),
-    Rule("h.{}.mlp.c_proj.bias", "blocks.{}.mlp.down.bias"),
-    Rule("ln_f.weight", "final_norm.weight"),
-    Rule("ln_f.bias", "final_norm.bias"),
+    Rule("wte.weight", "token_embedding.weight", "V C"),
+    Rule("wpe.weight", "position_embedding.weight", "P C"),
+    Rule("h.{}.ln_1.weight", "blocks.{}.attention_norm.weight", "C"),
+    Rule("h.{}.ln_1.bias", "blocks.{}.attention_norm.bias", "C"),
+    Rule("h.{}.attn.c_attn.weight", "blocks.{}.attention.qkv.weight", "3C C", transpose=True),
+    Rule("h.{}.attn.c_attn.bias", "blocks.{}.attention.qkv.bias", "3C"),
+    Rule("h.{}.attn.c_proj.weight", "blocks.{}.attention.output.weight", "C C", transpose=True),  # no shape can tell
+    Rule("h.{}.attn.c_proj.bias", "blocks.{}.attention.output.bias", "C"),
+    Rule("h.{}.ln_2.weight", "blocks.{}.mlp_norm.weight", "C"),
+    Rule("h.{}.ln_2.bias", "blocks.{}.mlp_norm.bias", "C"),
+    Rule("h.{}.mlp.c_fc.weight", "blocks.{}.mlp.up.weight", "I C", transpose=True),
+    Rule("h.{}.mlp.c_fc.bias", "blocks.{}.mlp.up.bias", "I"),
+    Rule("h.{}.mlp.c_proj.weight", "blocks.{}.mlp.down.weight", "C I", transpose=True),
+    Rule("h.{}.mlp.c_proj.bias", "blocks.{}.mlp.down.bias", "C"),
+    Rule("ln_f.weight", "final_norm.weight", "C"),
+    Rule("ln_f.bias", "final_norm.bias", "C"),
 )
 IGNORED = {  # published tensors that hold nothing learned, and why they are not needed
     "h.{}.attn.bias": "the causal mask, which attention computes",
     "h.{}.attn.masked_bias": "the value of masked scores, which attention computes",
     "lm_head.weight": "the output head, tied to the token embedding (compared with it when loaded)",
 }
-HEAD = "lm_head.weight"
+HEAD, EMBEDDING = "lm_head.weight", "token_embedding.weight"
 PREFIX = "transformer."
-_LAYER = re.compile(r"^(h|blocks)\.(0|[1-9][0-9]{0,5})\.")
+_LAYER = re.compile(r"(h|blocks)\.(0|[1-9][0-9]{0,5})\.")
 _SHOWN = 4  # names of one kind in an error; a wrong file would list hundreds
+
+
+def sizes(config: GPT2Config) -> dict[str, int]:
+    """What the letters of the rules' shapes stand for: the legend's V and C, P positions and I the MLP's width."""
+    C = config.n_embd
+    return {"V": config.vocab_size, "P": config.n_positions, "C": C, "3C": 3 * C, "I": config.inner_dim}
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,10 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
         else:
             tensors[name] = _transposed(tensor) if rules[template].transpose else tensor
     problems = [_listed("unknown tensors", unknown), _listed("tensors that are there twice", twice)]
-    _check(tensors, config, problems)
+    problems += _problems(tensors, config, published=True)
+    if head is not None and (head.dtype is None or head.shape != (config.vocab_size, config.n_embd)):
+        problems.append(f"{HEAD} is {list(head.shape)}, not a copy of the token embedding")
+    _raise(problems)
     return Mapped(tensors, ignored, head)
 
 
@@ -103,8 +118,9 @@ def check_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> None:
         CheckpointError: as `from_published`.
     """
     ours = {rule.ours for rule in RULES}
-    unknown = [name for name in stored if _split(name)[0] not in ours]
-    _check({n: t for n, t in stored.items() if n not in unknown}, config, [_listed("unknown tensors", unknown)])
+    known = {name: tensor for name, tensor in stored.items() if _split(name)[0] in ours}
+    unknown = _listed("unknown tensors", [name for name in stored if name not in known])
+    _raise([unknown, *_problems(known, config, published=False)])
 
 
 def to_published(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
@@ -120,45 +136,52 @@ def to_published(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
 
 
 def _split(name: str) -> tuple[str, int]:
-    """Take the layer out of a name: "h.3.ln_1.bias" -> ("h.{}.ln_1.bias", 3)."""
+    """Take the layer out of a name: "h.3.ln_1.bias" -> ("h.{}.ln_1.bias", 3).
+
+    A name that holds braces itself, as no published one does, becomes one that no rule knows.
+    """
     match = _LAYER.match(name)
-    return (f"{match[1]}.{{}}.{name[match.end() :]}", int(match[2])) if match else (name, 0)
+    if "{" in name or match is None:
+        return name.replace("{", "?"), 0
+    return f"{match[1]}.{{}}.{name[match.end() :]}", int(match[2])
 
 
 def _transposed(tensor: StoredTensor) -> StoredTensor:
     return replace(tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().t())
 
 
-def _check(tensors: Mapping[str, StoredTensor], config: GPT2Config, problems: list[str]) -> None:
-    """Compare tensors under our names with the network that `config` describes; raise all problems at once."""
-    layers = max((_split(name)[1] + 1 for name in tensors if name.startswith("blocks.")), default=0)
-    if layers != config.n_layer:  # said once, rather than once a tensor; and no network of a declared size is built
-        problems.append(f"the config says n_layer {config.n_layer}, the tensors have {layers} layers")
-    else:
-        with torch.device("meta"):
-            expected = {name: tuple(parameter.shape) for name, parameter in GPT2(config).named_parameters()}
-        problems.append(_listed("missing tensors", [name for name in expected if name not in tensors]))
-        wrong = [
-            f"{tensor.name} is {_stored_shape(tensor.shape, name, tensor)} and the config asks for "
-            f"{_stored_shape(expected[name], name, tensor)}"
-            for name, tensor in tensors.items()
-            if name in expected and tensor.shape != expected[name]
-        ]
-        problems.append(_listed("wrong shapes", wrong))
+def _problems(tensors: Mapping[str, StoredTensor], config: GPT2Config, *, published: bool) -> list[str]:
+    """Compare tensors under our names with what `config` asks for, in words of the file that they came from."""
+    letters = sizes(config)
+    layers = {_split(name)[1] for name in tensors if name.startswith("blocks.")}
+    problems = []
+    counted = range(config.n_layer)
+    if len(layers) != config.n_layer:  # said once, rather than for each tensor of a declared million of layers
+        problems.append(f"the config says n_layer {config.n_layer}, the tensors have {len(layers)} layers")
+        counted = range(0)
+    missing, wrong = [], []
+    for rule in RULES:
+        shape = tuple(letters[letter] for letter in rule.shape.split())
+        for layer in counted if "{" in rule.ours else (0,):
+            tensor = tensors.get(rule.ours.format(layer))
+            turned = published and rule.transpose
+            if tensor is None:
+                missing.append((PREFIX + rule.published if published else rule.ours).format(layer))
+            elif tensor.shape != shape:
+                found, expected = (list(s[::-1] if turned else s) for s in (tensor.shape, shape))
+                wrong.append(f"{tensor.name} is {found} and the config asks for {expected}")
     strange = [tensor.name for tensor in tensors.values() if tensor.dtype is None]
-    problems.append(_listed("tensors that are not float64, float32, bfloat16 or float16", strange))
-    found = [problem for problem in problems if problem]
+    problems += [_listed("missing tensors", missing), _listed("wrong shapes", wrong)]
+    return [*problems, _listed("tensors that are not float64, float32, bfloat16 or float16", strange)]
+
+
+def _raise(problems: Iterable[str]) -> None:
+    found = "; ".join(problem for problem in problems if problem)
     if found:
         raise CheckpointError(
-            f"the tensors are not those of a GPT-2 with this config: {'; '.join(found)}. "
-            f"Check that config.json and the weights belong together"
+            f"the tensors are not those of a GPT-2 with this config: {found}. Check that config.json and the weights "
+            f"belong together"
         )
-
-
-def _stored_shape(shape: tuple[int, ...], name: str, tensor: StoredTensor) -> list[int]:
-    """Turn a shape in our orientation into that of the file, which is what its owner can look up."""
-    turned = tensor.name != name and any(rule.ours == _split(name)[0] and rule.transpose for rule in RULES)
-    return list(shape[::-1] if turned else shape)
 
 
 def _listed(kind: str, names: Iterable[str]) -> str:

@@ -8,19 +8,20 @@ whole vocabulary (openai/gpt-2, src/encoder.py). How text becomes ids is left to
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weights.files import CheckpointError, read_json, write_json
+from weights.files import CheckpointError, read_json, read_text, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZE = 50257
 _GPT2_MERGES = Path(__file__).parent / "gpt2" / "merges.txt"
 _BEHAVIOUR = ("lstrip", "rstrip", "single_word")  # ways of an added token to eat its surroundings
-_TEXT_LIMIT = 64 << 20  # bytes of a merges.txt
+_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @cache
@@ -40,10 +41,10 @@ class Vocabulary:
     """The tokens of a checkpoint.
 
     Attributes:
-        ids: token, in GPT-2's letters, to id; `<|endoftext|>` and added tokens as plain text.
+        ids: token, in GPT-2's letters, to id; `<|endoftext|>` and other special or added tokens as plain text.
         merges: pairs of tokens in the order in which they are merged.
-        added: tokens, as plain text, that are matched whole wherever they are typed. They are in `ids` too. Every
-            other token that no merge makes is special: typed text never becomes it.
+        added: tokens, as plain text, that are matched whole wherever they are typed. They are in `ids` too.
+        special: tokens that typed text never becomes, `<|endoftext|>` among them.
         origin: where it was read, for people.
 
     Raises:
@@ -53,22 +54,33 @@ class Vocabulary:
     ids: Mapping[str, int]
     merges: tuple[tuple[str, str], ...]
     added: Mapping[str, int] = field(default_factory=dict)
+    special: frozenset[str] = frozenset({END_OF_TEXT})
     origin: str = ""
 
     def __post_init__(self) -> None:
         problems = []
+        letters = set(byte_letters().values())
         if len(set(self.ids.values())) != len(self.ids):
             problems.append("two tokens have the same id")
-        missing = [letter for letter in byte_letters().values() if letter not in self.ids]
+        missing = sorted(letters - self.ids.keys())
         if missing:
             problems.append(f"{len(missing)} of the 256 bytes have no token (the letter {missing[0]!r}, for one)")
+        made = [left + right for left, right in self.merges]
         unmade = next((pair for pair in self.merges if not {*pair, "".join(pair)} <= self.ids.keys()), None)
         if unmade:
             problems.append(f"the merge {' '.join(unmade)!r} uses or makes a token without an id")
-        if len({left + right for left, right in self.merges}) != len(self.merges):
+        if len(set(made)) != len(made):
             problems.append("two merges make the same token")
+        if not letters.issuperset("".join(made)):
+            problems.append("a merge is not written in the letters of bytes")
         if END_OF_TEXT not in self.ids:
             problems.append(f"there is no {END_OF_TEXT}, which ends every turn")
+        orphans = sorted(self.ids.keys() - letters - set(made) - self.added.keys() - self.special)
+        if orphans:
+            problems.append(
+                f"{len(orphans):,} tokens are made by no merge and not declared as added ({orphans[0]!r}, for one): "
+                f"the merges are cut short, or a tokenizer file is missing"
+            )
         if problems:
             raise CheckpointError(f"the vocabulary of {self.origin} cannot be used: {'; '.join(problems)}")
 
@@ -83,12 +95,15 @@ class Vocabulary:
         return self.ids[END_OF_TEXT]
 
     def write(self, folder: Path) -> None:
-        """Write ``vocab.json`` and ``merges.txt`` as transformers spells them, and ``added_tokens.json`` if needed."""
-        write_vocabulary_json(folder / "vocab.json", self.ids)
+        """Write ``vocab.json`` and ``merges.txt`` as OpenAI did, and what transformers adds where there is more."""
+        in_order = dict(sorted(self.ids.items(), key=lambda item: item[1]))
+        (folder / "vocab.json").write_text(json.dumps(in_order), encoding="utf-8")  # one line, ASCII
         lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
         (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
         if self.added:
             write_json(folder / "added_tokens.json", self.added)
+        if self.special != {END_OF_TEXT}:
+            write_json(folder / "special_tokens_map.json", {"additional_special_tokens": sorted(self.special)})
 
 
 @cache
@@ -111,52 +126,52 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
     transformers writes them. None where the folder has no vocabulary at all.
 
     Raises:
-        CheckpointError: a file is damaged, or describes a tokenizer that is not GPT-2's.
+        CheckpointError: a file is damaged, contradicts another, or describes a tokenizer that is not GPT-2's.
     """
-    content = read_json(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else {}
-    pair = [folder / "vocab.json", folder / "merges.txt"]
-    if all(path.exists() for path in pair):
-        ids: dict[str, int] = _ids(read_json(pair[0]), pair[0])
-        merges = _read_merges(pair[1])
+    paths = {name: folder / name for name in ("vocab.json", "merges.txt", "tokenizer.json")}
+    there = {name for name, path in paths.items() if os.path.lexists(path)}
+    content = read_json(paths["tokenizer.json"]) if "tokenizer.json" in there else None
+    model = None if content is None else _read_tokenizer(content, paths["tokenizer.json"])
+    if {"vocab.json", "merges.txt"} <= there:
+        ids, merges = _ids(read_json(paths["vocab.json"]), paths["vocab.json"]), _read_merges(paths["merges.txt"])
         origin = f"{folder.name}/vocab.json and merges.txt"
-    elif any(path.exists() for path in pair):
-        missing = next(path for path in pair if not path.exists())
-        raise CheckpointError(f"{folder} has half a vocabulary: {missing.name} is missing beside the other; fetch it")
-    elif content:
-        ids, merges = _read_tokenizer_model(content, folder / "tokenizer.json")
-        origin = f"{folder.name}/tokenizer.json"
+        if model is not None and (model[0].items() - ids.items() or model[1] != merges):
+            raise CheckpointError(f"{folder}: tokenizer.json is another vocabulary than {origin}; remove what is wrong")
+    elif model is not None:
+        (ids, merges), origin = model, f"{folder.name}/tokenizer.json"
+    elif there:
+        missing = ({"vocab.json", "merges.txt"} - there).pop()
+        raise CheckpointError(f"{folder} has half a vocabulary: {missing} is missing beside the other; fetch it")
     else:
         return None
-    added = _read_added(folder, content)
-    return Vocabulary(ids | _ids({t: a["id"] for t, a in added.items()}, folder), merges, _typed(added, folder), origin)
-
-
-def write_vocabulary_json(path: Path, ids: Mapping[str, int]) -> None:
-    """Write ``vocab.json`` byte for byte as OpenAI did: one line, ASCII, in the order of the ids."""
-    path.write_text(json.dumps(dict(sorted(ids.items(), key=lambda item: item[1]))), encoding="utf-8")
+    added, special = _read_added(folder, content or {})
+    return Vocabulary(
+        ids=ids | {text: n for text, (n, _) in added.items()},
+        merges=merges,
+        added={text: n for text, (n, typed) in added.items() if typed and text not in special},
+        special=frozenset(special | {text for text, (_, typed) in added.items() if not typed}),
+        origin=origin,
+    )
 
 
 def _ids(content: Mapping[str, Any], path: Path) -> dict[str, int]:
-    wrong = next((t for t, i in content.items() if not isinstance(i, int) or isinstance(i, bool) or i < 0), None)
-    if wrong is not None:
-        raise CheckpointError(f"{path}: the id of {wrong!r} is {content[wrong]!r}; expected a whole number from 0 on")
+    """Check that names have ids, as in ``vocab.json``."""
+    for token, n in content.items():
+        if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 1 << 31:
+            raise CheckpointError(f"{path}: the id of {token!r} is {n!r}; expected a whole number from 0 on")
+        if any("\ud800" <= letter <= "\udfff" for letter in token):
+            raise CheckpointError(f"{path}: the token {token!r} is half a surrogate pair, and no text")
     return dict(content)
 
 
 def _read_merges(path: Path) -> tuple[tuple[str, str], ...]:
-    try:
-        if path.stat().st_size > _TEXT_LIMIT:
-            raise CheckpointError(f"{path} is larger than {_TEXT_LIMIT >> 20} MiB; expected a list of merges")
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise CheckpointError(f"{path} is not UTF-8 text; fetch it again") from None
+    lines = read_text(path).split("\n")
     start = 1 if lines[0].startswith("#version") else 0
-    return _pairs((line.split(" ") for line in lines[start:] if line), path)
+    return _pairs([line for line in lines[start:] if line], path)
 
 
 def _pairs(merges: Iterable[Any], path: Path) -> tuple[tuple[str, str], ...]:
+    """Merges, written as "a b" or ["a", "b"], as pairs."""
     pairs = []
     for number, merge in enumerate(merges, 1):
         parts = merge.split(" ") if isinstance(merge, str) else merge
@@ -166,58 +181,79 @@ def _pairs(merges: Iterable[Any], path: Path) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _read_tokenizer_model(content: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
-    """Take ids and merges out of a ``tokenizer.json``, if the tokenizer in it is GPT-2's kind."""
+def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+    """Take ids and merges out of a ``tokenizer.json``, if the tokenizer in it is GPT-2's kind in every respect."""
     model, splitter = content.get("model"), content.get("pre_tokenizer")
     if not (
         isinstance(model, dict)
-        and model.get("type") == "BPE"
+        and model.get("type", "BPE") == "BPE"
         and isinstance(model.get("vocab"), dict)
         and isinstance(model.get("merges"), list)
+        and not any(model.get(key) for key in _OTHER_BPE)
         and not content.get("normalizer")
         and isinstance(splitter, dict)
         and splitter.get("type") == "ByteLevel"
         and not splitter.get("add_prefix_space")
+        and splitter.get("use_regex", True)
+        and not _adds_tokens(content.get("post_processor"))
     ):
         raise CheckpointError(f"{path} describes another tokenizer; expected GPT-2's: byte-level BPE, text as it is")
     return _ids(model["vocab"], path), _pairs(model["merges"], path)
 
 
-def _read_added(folder: Path, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Collect the added tokens, text -> description, from the three places that transformers has used."""
-    found: dict[str, dict[str, Any]] = {}
-    if (folder / "added_tokens.json").exists():  # the oldest: only ids
-        found |= {text: {"id": n} for text, n in read_json(folder / "added_tokens.json").items()}
-    if (folder / "tokenizer_config.json").exists():
-        settings = read_json(folder / "tokenizer_config.json")
-        if settings.get("add_prefix_space"):
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'} asks for add_prefix_space, which GPT-2 has not")
+def _adds_tokens(processor: Any) -> bool:
+    """Whether a ``tokenizer.json`` puts tokens around the text; a template of the text alone adds none."""
+    if isinstance(processor, dict) and processor.get("type") == "TemplateProcessing":
+        single = processor.get("single")
+        return not isinstance(single, list) or any(not isinstance(p, dict) or "Sequence" not in p for p in single)
+    return processor is not None and not (isinstance(processor, dict) and processor.get("type") == "ByteLevel")
+
+
+_OTHER_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+
+
+def _read_added(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], set[str]]:
+    """Collect added tokens from the places that transformers has used.
+
+    Returns:
+        Text -> (id, whether typed text becomes it), and the special tokens; typed text never becomes those.
+    """
+    found: dict[str, tuple[int, bool]] = {}
+    special = {END_OF_TEXT}
+    path = folder / "added_tokens.json"  # the oldest: only ids
+    if path.exists():
+        found |= {text: (n, True) for text, n in _ids(read_json(path), path).items()}
+    for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
+        settings = read_json(path) if path.exists() else {}
+        for flag in ("add_prefix_space", "add_bos_token", "add_eos_token"):
+            if settings.get(flag):
+                raise CheckpointError(f"{path} asks for {flag}, which is not implemented")
+        named = [settings.get(key) for key in _NAMED]
+        more = settings.get("additional_special_tokens") or []
+        special |= {text for entry in [*named, *(more if isinstance(more, list) else [])] if (text := _text(entry))}
         decoder = settings.get("added_tokens_decoder") or {}
-        if not isinstance(decoder, dict) or not all(n.isdecimal() for n in decoder):
-            raise CheckpointError(f"{folder / 'tokenizer_config.json'}: added_tokens_decoder is not a map from ids")
-        found |= _by_text(({"id": int(n), **_description(token)} for n, token in decoder.items()), folder)
-    return found | _by_text(map(_description, content.get("added_tokens") or ()), folder)
+        if not isinstance(decoder, dict) or not all(n.isdecimal() and len(n) < 10 for n in decoder):
+            raise CheckpointError(f"{path}: added_tokens_decoder is not a map from ids to tokens")
+        found |= dict(_added(token, int(n), path) for n, token in decoder.items())
+    path, tokens = folder / "tokenizer.json", content.get("added_tokens") or []
+    if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
+        raise CheckpointError(f"{path}: added_tokens is not a list of tokens")
+    return found | dict(_added(token, token.get("id"), path) for token in tokens), special
 
 
-def _description(token: object) -> dict[str, Any]:
-    return dict(token) if isinstance(token, dict) else {}
+def _text(token: Any) -> str | None:
+    """The text of a token that is written as text or as a description."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
-def _by_text(tokens: Iterable[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
-    found = {}
-    for token in tokens:
-        if not isinstance(token.get("content"), str) or not token["content"]:
-            raise CheckpointError(f"{folder}: an added token has no text; fetch the tokenizer's files again")
-        found[token["content"]] = token
-    return found
-
-
-def _typed(added: Mapping[str, dict[str, Any]], folder: Path) -> dict[str, int]:
-    """Keep the added tokens that typed text may become: those that are not special."""
-    typed = {text: token for text, token in added.items() if not token.get("special", text == END_OF_TEXT)}
-    greedy = next((text for text, token in typed.items() if any(token.get(flag) for flag in _BEHAVIOUR)), None)
-    if greedy is not None:
-        raise CheckpointError(
-            f"{folder}: the added token {greedy!r} sets {' or '.join(_BEHAVIOUR)}, which is not implemented"
-        )
-    return {text: int(token["id"]) for text, token in typed.items()}
+def _added(token: Any, n: Any, path: Path) -> tuple[str, tuple[int, bool]]:
+    """One described token: its text, its id, and whether typed text becomes it."""
+    text = _text(token)
+    if not text:
+        raise CheckpointError(f"{path}: the added token {n!r} has no text; fetch the tokenizer's files again")
+    (_, checked) = next(iter(_ids({text: n}, path).items()))
+    typed = isinstance(token, dict) and not token.get("special")
+    if typed and any(token.get(flag) for flag in _BEHAVIOUR):
+        raise CheckpointError(f"{path}: the added token {text!r} sets {', '.join(_BEHAVIOUR)}; that is not implemented")
+    return text, (checked, typed)

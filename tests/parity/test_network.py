@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -189,7 +190,7 @@ def test_the_cache_test_sees_a_fault(monkeypatch: pytest.MonkeyPatch, fault: Fau
 def test_a_rule_without_its_transpose_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same fault in the rule table, where it would be made; the projection is square, so no shape tells."""
     broken = tuple(
-        names.Rule(rule.published, rule.ours) if rule.published == "h.{}.attn.c_proj.weight" else rule
+        dataclasses.replace(rule, transpose=False) if rule.published == "h.{}.attn.c_proj.weight" else rule
         for rule in names.RULES
     )
     theirs = their_model()

@@ -72,7 +72,15 @@ def test_any_ids_decode_as_in_transformers(pair: tuple[Tokenizer, Any], ids: lis
 
 @pytest.mark.parametrize(
     "text",
-    [" " * 50_000 + "a", "a" + " " * 5000 + "b" + "\n" * 3000 + " c", "!" * 20_000, "ab" * 5000, "\t " * 3000 + "x"],
+    [
+        "\n" * 2000,
+        "a" + " " * 3001,
+        " " * 50_000 + "a",
+        "a" + " " * 5000 + "b" + "\n" * 3000 + " c",
+        "!" * 20_000,
+        "ab" * 5000,
+        "\t " * 3000 + "x",
+    ],
     ids=lambda text: repr(text[:3]),
 )
 def test_long_runs_equal_transformers(pair: tuple[Tokenizer, Any], text: str) -> None:
