@@ -13,16 +13,17 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from dialogpt.errors import DialogueError
-from dialogpt.generation_config import GenerationConfig, parse_value
-from dialogpt.interrupt import INTERRUPTED, flagged, leaving_at_once
+from dialogpt.generation_config import GenerationConfig, parse_value, positive
+from dialogpt.interrupt import INTERRUPTED, flagged, leaving_at_once, raised
+from dialogpt.screen import one_line, printable
 
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
@@ -30,17 +31,14 @@ if TYPE_CHECKING:
 
 DONE, FAILED, USAGE, CLOSED = 0, 1, 2, 141  # 141 is 128 + SIGPIPE
 DTYPES = ("float64", "float32", "bfloat16", "float16")
+MOST_THREADS = 1024
 HISTORY_LINES = 1000  # of typed lines that the terminal remembers
 
 
 def console() -> NoReturn:
-    """The installed command: `main`, and no noise from a Ctrl-C while Python shuts down."""
-    try:
-        status = main()
-    except KeyboardInterrupt:
-        status = INTERRUPTED
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    sys.exit(status)
+    """The installed command: `main`, and no noise from a Ctrl-C while Python starts up and shuts down."""
+    signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))
+    sys.exit(main())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,18 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 stdout was closed.
     """
+    if sys.stderr is None:  # closed by the caller; print would write errors to stdout then
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
+    if sys.stdout is None:
+        return CLOSED
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    logging.basicConfig(format="dialogpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        logging.basicConfig(format="dialogpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):
-                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-        options = build_parser().parse_args(argv)
-        status: int = options.run(options)
-        if sys.stdout is not None:
+        with leaving_at_once():
+            status = _run(argv)
             sys.stdout.flush()
-        return status
-    except SystemExit as stop:  # argparse has said why
-        return stop.code if isinstance(stop.code, int) else USAGE
+            return status
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
@@ -74,15 +73,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         if sentence is None:
             raise
         _abandon_stdout()
-        print(f"dialogpt: error: {sentence}", file=sys.stderr)
+        print(f"dialogpt: error: {printable(one_line(sentence))}", file=sys.stderr)
         return FAILED
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        options = build_parser().parse_args(argv)
+        status: int = options.run(options)
+    except SystemExit as stop:  # argparse, or `_usage`, has said why
+        return stop.code if isinstance(stop.code, int) else USAGE
+    return status
 
 
 def _sentence(error: Exception) -> str | None:
     """What to tell a person of an error that is not a fault of this program; None for one that is."""
     if isinstance(error, DialogueError) or type(error).__name__ == "CheckpointError":
         return str(error)  # CheckpointError is known by name, as its module imports torch
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
         return "there is not enough memory; try a smaller model or --dtype bfloat16"
     if isinstance(error, OSError):
         return f"{error.filename or 'input or output'}: {error.strerror or error}"
@@ -93,7 +101,7 @@ def _abandon_stdout() -> None:
     """Send what is still buffered nowhere: flushing it into a closed pipe at exit would raise once more."""
     try:
         sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError):
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -149,10 +157,10 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint: folder, file or tiny (the default)")
     model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
-    model.add_argument("--threads", type=_positive, metavar="N", help="processor threads (default: torch's choice)")
+    model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
     model.add_argument("--history-tokens", type=_positive, metavar="N", help="tokens of dialogue shown to the model")
     model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
-    group = parser.add_argument_group("generation", "on top of the chat preset, which --help of the README explains")
+    group = parser.add_argument_group("generation", "on top of the chat preset: " + _preset())
     group.add_argument("--greedy", action="store_true", help="always the likeliest token; no processor")
     group.add_argument("--transformers-defaults", action="store_true", help="start from transformers' own settings")
     for setting in fields(GenerationConfig):
@@ -163,6 +171,18 @@ def _add_model_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
         else:
             group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
+
+
+def _preset() -> str:
+    """The chat preset, as flags that would set it."""
+    chat, plain = GenerationConfig.chat(), GenerationConfig()
+    changed = {setting.name: getattr(chat, setting.name) for setting in fields(chat)}
+    flags = (
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in changed.items()
+        if value != getattr(plain, name)
+    )
+    return " ".join(flags)
 
 
 def _usage(options: argparse.Namespace, problem: str) -> SystemExit:
@@ -183,14 +203,22 @@ def _value_of(name: str) -> Callable[[str], Any]:
 
 
 def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
-    return int(text)
+    try:
+        return positive("it", text)
+    except DialogueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threads(text: str) -> int:
+    number = _positive(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{number} threads are more than {MOST_THREADS}")
+    return number
 
 
 def _seed(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 2^64 - 1")
+    if not text.isdecimal() or len(text) > 20 or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 0 to 2^64 - 1")
     return int(text)
 
 
@@ -203,6 +231,8 @@ def generation_from(options: argparse.Namespace) -> GenerationConfig:
         if (value := getattr(options, setting.name, None)) is not None
     }
     if options.greedy or given.get("temperature") == 0:
+        if given.get("do_sample"):
+            raise _usage(options, "--do-sample contradicts --greedy, and so does it --temperature 0")
         given = {name: value for name, value in given.items() if (name, value) != ("temperature", 0)}
         config = config.greedy()
     try:
@@ -216,18 +246,28 @@ def generation_from(options: argparse.Namespace) -> GenerationConfig:
 
 def run_chat(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
-    if sys.stdin is None or sys.stdout is None:
-        raise DialogueError("standard input or output is closed; there is nothing to read or write")
-    with leaving_at_once():
-        chat = _open_chat(options)
-        if not (sys.stdin.isatty() and sys.stdout.isatty()):
-            answer_lines(chat, sys.stdin.buffer, lambda line: print(line, flush=True))
-            return DONE
-    return _talk(chat, options)
+    lines = _stdin()
+    chat = _open_chat(options)
+    if lines.isatty() and sys.stdout.isatty():
+        return _talk(chat, options)
+    answer_lines(chat, lines, _print_reply)
+    return DONE
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise DialogueError("standard input is closed; there is nothing to read")
+    return sys.stdin.buffer
+
+
+def _print_reply(text: str) -> None:
+    """Print one reply as one line; the bytes are the model's own unless a terminal shows them."""
+    line = one_line(text)
+    print(printable(line) if sys.stdout.isatty() else line, flush=True)
 
 
 def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> None:
-    """Write one line for every line read: a reply, or a blank line for a blank line.
+    """Answer every line read: a reply, or nothing for a blank line.
 
     Raises:
         DialogueError: a line is not UTF-8; its number is named.
@@ -240,7 +280,7 @@ def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> N
                 f"line {number} of the input is not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1}); "
                 f"convert it to UTF-8 first"
             ) from None
-        write(_one_line(chat.reply(text)) if text.strip() else "")
+        write(chat.reply(text) if text.strip() else "")
 
 
 def run_reply(options: argparse.Namespace) -> int:
@@ -253,10 +293,9 @@ def run_reply(options: argparse.Namespace) -> int:
         raise _usage(options, str(error).replace("num_return_sequences", "--num-replies")) from None
     if not options.turns and not options.json:
         raise _usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
-    with leaving_at_once():
-        turns = options.turns or _turns_from(sys.stdin.buffer.read())
-        chat = _open_chat(options)
-        replies = chat.candidates(turns, number)
+    turns = options.turns or _turns_from(_stdin().read())
+    chat = _open_chat(options)
+    replies = chat.candidates(turns, number)
     texts = [chat.tokenizer.decode(reply.ids) for reply in replies]
     if options.json:
         content = [
@@ -266,16 +305,18 @@ def run_reply(options: argparse.Namespace) -> int:
         print(json.dumps({"replies": content}, ensure_ascii=False))
     else:
         for text in texts:
-            print(_one_line(text))
+            _print_reply(text)
     return DONE
 
 
 def _turns_from(data: bytes) -> list[str]:
     """The turns of a dialogue in JSON."""
     try:
-        content = json.loads(data)
+        content = json.loads(data.decode())
     except (ValueError, RecursionError) as error:
-        raise DialogueError(f'standard input is not valid JSON ({error}); expected {{"turns": [...]}}') from None
+        raise DialogueError(
+            f'standard input is not valid JSON in UTF-8 ({error}); expected {{"turns": [...]}}'
+        ) from None
     turns = content.get("turns") if isinstance(content, dict) else None
     if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
         raise DialogueError('standard input holds no turns; expected {"turns": ["what was said", ...]}')
@@ -286,8 +327,8 @@ def run_convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint, and say what was done."""
     if options.to == "hf" and options.dtype is not None:
         raise _usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
-    with leaving_at_once():
-        from weights import convert, export
+    from weights import convert, export
+
     with flagged() as interrupted:
 
         def stop_if_interrupted(_done: int, _total: int) -> None:
@@ -330,11 +371,9 @@ def _ignored_rows(ignored: dict[str, str]) -> list[tuple[str, str]]:
 
 def run_info(options: argparse.Namespace) -> int:
     """Say what a checkpoint is; reads all of it."""
-    with leaving_at_once():
-        from weights import open_checkpoint
+    from weights import open_checkpoint
 
-        checkpoint = open_checkpoint(options.source)
-        print(_table(_info_rows(checkpoint)))
+    print(_table(_info_rows(open_checkpoint(options.source))))
     return DONE
 
 
@@ -370,11 +409,7 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def _table(rows: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.splitlines())
+    return "\n".join(f"{name:<{width}}  {printable(one_line(value))}" for name, value in rows)
 
 
 # ---- chat ----
@@ -412,15 +447,18 @@ def _talk(chat: Chat, options: argparse.Namespace) -> int:
     print(f"dialogpt {_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}.")
     print("/help lists the commands, Ctrl-D leaves.")
     remembered = None if options.no_history else _history_file()
-    if remembered is not None and remembered.exists():
-        readline.read_history_file(remembered)
+    if remembered is not None:
+        with _without_history_on_error():
+            readline.read_history_file(remembered)
     try:
-        return Terminal(chat, _read_line, _write, lambda line: print(line, file=sys.stderr, flush=True)).talk()
+        with raised():
+            return Terminal(chat, _read_line, _write, lambda line: print(line, file=sys.stderr, flush=True)).talk()
     finally:
         if remembered is not None:
-            readline.set_history_length(HISTORY_LINES)
-            readline.write_history_file(remembered)
-            remembered.chmod(0o600)
+            with _without_history_on_error():
+                readline.set_history_length(HISTORY_LINES)
+                readline.write_history_file(remembered)
+                remembered.chmod(0o600)
 
 
 def _read_line(prompt: str, prefill: str) -> str:
@@ -440,12 +478,20 @@ def _write(text: str) -> None:
 
 def _history_file() -> Path | None:
     """Where typed lines are remembered, readable by their owner only; None where that cannot be."""
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "dialogpt" / "history"
-    try:
+    with _without_history_on_error():
+        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+        path = state / "dialogpt" / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-    except OSError as error:
-        logging.getLogger(__name__).warning("typed lines are not remembered: %s: %s", path, error.strerror)
-        return None
-    return path
+        return path
+    return None
+
+
+@contextmanager
+def _without_history_on_error() -> Iterator[None]:
+    """Remembering lines is a comfort: what goes wrong with it is a notice, and the talk goes on."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+        reason = getattr(error, "strerror", None) or error
+        logging.getLogger(__name__).warning("typed lines are not remembered in a file: %s", reason)

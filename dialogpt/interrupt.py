@@ -25,6 +25,13 @@ def leaving_at_once() -> Iterator[None]:
 
 
 @contextmanager
+def raised() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, as Python does by itself: for a prompt that waits for a line."""
+    with _handling(signal.default_int_handler):
+        yield
+
+
+@contextmanager
 def flagged() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag, and a second one, for what takes too long, into KeyboardInterrupt.
 

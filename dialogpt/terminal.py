@@ -6,7 +6,6 @@ and flags to `dialogpt.cli`.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Generator
 from dataclasses import fields
 from functools import partial
@@ -16,7 +15,7 @@ from dialogpt.chat import Chat, Stop
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig, parse_setting, positive
 from dialogpt.interrupt import INTERRUPTED, flagged
-from dialogpt.tokenizer import REPLACEMENT
+from dialogpt.screen import printable
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id")  # settings that have no use in a conversation
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
@@ -214,16 +213,3 @@ class Terminal:
             self.write("\n")
         if any(line.strip() for line in lines):
             self.say(partial(self.chat.stream, "\n".join(lines)))
-
-
-def printable(text: str) -> str:
-    """Text that cannot move the cursor, turn the line round or change the terminal: such signs become U+FFFD."""
-    return "".join(
-        letter
-        if letter in "\n\t" or not (unicodedata.category(letter) in ("Cc", "Cs") or letter in _TURNING)
-        else REPLACEMENT
-        for letter in text
-    )
-
-
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # order of reading; joiners of emoji stay

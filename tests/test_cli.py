@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from dialogpt import cli
+from dialogpt.screen import one_line
 from weights import open_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -67,7 +68,8 @@ def test_the_same_seed_says_the_same(run: Any, published: Path) -> None:
 def test_a_newline_inside_a_reply_becomes_a_space(monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[str] = []
     chat: Any = SimpleNamespace(reply=lambda text: "one\ntwo\r\nthree\u2028four\x0bfive")
-    cli.answer_lines(chat, io.BytesIO(b"Hi\n"), written.append)
+    monkeypatch.setattr("builtins.print", lambda line, flush: written.append(line))
+    cli.answer_lines(chat, io.BytesIO(b"Hi\n"), cli._print_reply)
     assert written == ["one two three four five"]
 
 
@@ -96,7 +98,7 @@ def test_reply_speaks_json(run: Any, published: Path) -> None:
     assert len(replies) == 3
     assert all(set(reply) == {"text", "ids", "finish_reason", "score"} for reply in replies)
     same = run("reply", "--model", published, "--seed", 1, "--num-replies", 3, "Hi", "Hello", "naïve 🤖?")
-    assert same.out.split("\n")[:3] == [cli._one_line(reply["text"]) for reply in replies]
+    assert same.out.split("\n")[:3] == [one_line(reply["text"]) for reply in replies]
 
 
 def test_temperature_0_is_greedy(run: Any, published: Path) -> None:
@@ -155,6 +157,10 @@ def test_info_says_what_a_checkpoint_is(run: Any, published: Path, tmp_path: Pat
         ["chat", "--min-new-tokens", "99"],
         ["chat", "--dtype", "int3"],
         ["chat", "--threads", "0"],
+        ["chat", "--threads", "99999999999999"],
+        ["chat", "--seed", "9" * 5000],
+        ["chat", "--greedy", "--do-sample"],
+        ["chat", "--temperature", "0", "--do-sample"],
         ["chat", "--seed", "-1"],
         ["chat", "--history-tokens", "x"],
         ["reply"],
@@ -163,7 +169,7 @@ def test_info_says_what_a_checkpoint_is(run: Any, published: Path, tmp_path: Pat
         ["convert", "somewhere"],
         ["convert", "a", "b", "--to", "hf", "--dtype", "float16"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:40],
 )
 def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
     result = run(*arguments)
@@ -180,6 +186,9 @@ def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
         (["chat", "--model", "gone"], "there is no folder or file 'gone'"),
         (["reply", "--model", "microsoft/DialoGPT-small", "Hi"], "hub"),
         (["info", "gone"], "there is no folder or file"),
+        (["info", "two\nlines\x1b[2J"], "'two\\nlines"),
+        (["info", ""], "the name of the checkpoint is empty"),
+        (["reply", "--model", "{published}", "--device", "meta", "Hi"], "device 'meta' cannot be used here"),
         (["convert", "gone", "there"], "there is no folder or file"),
         (["reply", "--model", "{published}", "--max-new-tokens", "128", "Hi"], "leaves no room"),
         (["reply", "--model", "{published}", "--device", "gpu", "Hi"], "device 'gpu' cannot be used here"),
@@ -230,7 +239,34 @@ def test_a_closed_standard_input_is_a_sentence(published: Path) -> None:
     command = f"{sys.executable} -m dialogpt chat --model {published} <&-"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
     assert done.returncode == 1
-    assert done.stderr == b"dialogpt: error: standard input or output is closed; there is nothing to read or write\n"
+    assert done.stderr == b"dialogpt: error: standard input is closed; there is nothing to read\n"
+
+
+@pytest.mark.parametrize("command", ["chat", "reply Hi", "reply --json", "info", "--help"])
+def test_a_closed_standard_output_ends_quietly(published: Path, command: str) -> None:
+    model = "" if command == "--help" else published if command == "info" else f"--model {published}"
+    done = subprocess.run(
+        f"{sys.executable} -m dialogpt {command} {model} >&-", shell=True, cwd=ROOT, capture_output=True
+    )
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_an_error_never_goes_to_standard_output(published: Path) -> None:
+    for command in ("info gone", "chat --nothing"):
+        done = subprocess.run(f"{sys.executable} -m dialogpt {command} 2>&-", shell=True, cwd=ROOT, capture_output=True)
+        assert done.returncode in (1, 2)
+        assert done.stdout == b""
+
+
+def test_two_signals_at_once_are_one_interruption(published: Path) -> None:
+    """`timeout` sends a signal to the child and to its group; the second came while the first was being handled."""
+    chat = process("chat", "--model", published)
+    while "libtorch" not in Path(f"/proc/{chat.pid}/maps").read_text():
+        time.sleep(0.005)
+    chat.send_signal(signal.SIGINT)
+    chat.send_signal(signal.SIGINT)
+    assert chat.communicate(timeout=30) == (b"", b"")
+    assert chat.returncode == 130
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.6])

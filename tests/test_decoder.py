@@ -172,6 +172,48 @@ def test_a_row_whose_tokens_are_all_banned_is_a_sentence(network: GPT2) -> None:
         list(generate(network, [1, 2], config))
 
 
+def test_a_step_that_failed_leaves_the_other_rows_right(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cache had read a token for which none was chosen, and the next step read it a second time, in silence."""
+    config = GenerationConfig(max_new_tokens=8, eos_token_id=99)
+    alone = [[step.id for step in generate(network, prompt, config)] for prompt in ([1, 2, 3], [4, 5])]
+    decoder = Decoder(network)
+    rows = [decoder.add([1, 2, 3], config), decoder.add([4, 5], config)]
+    banned = GenerationConfig(do_sample=True, no_repeat_ngram_size=1, max_new_tokens=30, eos_token_id=99)
+    full = decoder.add(list(range(22)), banned)
+    honest = network.logits
+    for step in range(3):
+        try:
+            decoder.step()
+        except GenerationError:
+            decoder.drop(full)
+        if step == 1:
+            monkeypatch.setattr(network, "logits", lambda hidden: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                decoder.step()
+            monkeypatch.setattr(network, "logits", honest)
+    while decoder.step():
+        pass
+    assert [row.new_ids for row in rows] == alone
+
+
+def test_a_callers_cache_keeps_its_row_whoever_joins(network: GPT2) -> None:
+    config = GenerationConfig(max_new_tokens=4, eos_token_id=99)
+    cache = KVCache.for_model(network)
+    decoder = Decoder(network)
+    decoder.add([1, 2, 3], config, cache=cache)
+    decoder.step()
+    decoder.add([4], config)
+    while decoder.step():
+        pass
+    decoder.add([5], config)
+    decoder.step()
+    assert [row[:3] for row in cache.ids] == [[1, 2, 3]]
+    with torch.no_grad():
+        network.hidden(torch.tensor([[7]]), cache)  # and it can be used outside
+    with pytest.raises(DialogueError, match="cache has 2 rows; expected one"):
+        generate(network, [1], config, cache=KVCache.for_model(network, rows=2))
+
+
 def test_generators_must_be_as_many_as_rows(network: GPT2) -> None:
     with pytest.raises(DialogueError, match="2 generators were given for 3 rows"):
         generate_batch(network, [[1], [2], [3]], SAMPLED, generator=[seeded(), seeded()])

@@ -12,7 +12,8 @@ import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.interrupt import flagged
-from dialogpt.terminal import Terminal, printable
+from dialogpt.screen import printable
+from dialogpt.terminal import Terminal
 from model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
@@ -186,6 +187,34 @@ def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(
     assert played.status == 0
 
 
+def test_ctrl_c_before_the_first_word_takes_the_turn_back(
+    play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_ctrl_c(network, monkeypatch, (1,))
+    played = play("Hello", CTRL_C, "/history")
+    assert "stopped before the first word" in played.said
+    assert played.chat.texts() == []
+    assert played.status == 0  # one Ctrl-C at the prompt after it clears a line, and does not leave
+
+
+def test_a_line_that_is_not_utf8_is_a_sentence(play: Play) -> None:
+    played = play(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "Hello")
+    assert "not valid UTF-8" in played.said
+    assert len(played.chat.texts()) == 2
+
+
+def test_settings_that_make_no_sense_here_are_refused(play: Play) -> None:
+    played = play("/set max-new-tokens 5000", "/set num-return-sequences 3", "/set history-tokens " + "9" * 5000)
+    assert "the network has 128 positions in all" in played.said
+    assert "there is no setting 'num_return_sequences'" in played.said
+    assert "expected a whole number from 1" in played.said
+    assert len(played.chat.reply("Hello")) >= 0
+
+
+def test_a_temperature_under_greedy_decoding_is_a_notice(play: Play) -> None:
+    assert "acts only after /set do-sample true" in play("/set temperature 0", "/set temperature 0.7").said
+
+
 def test_a_second_ctrl_c_does_not_wait_for_the_first_word(
     play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,3 +237,4 @@ def test_the_handler_of_ctrl_c_is_put_back() -> None:
 
 def test_text_cannot_change_the_terminal() -> None:
     assert printable("a\x1b[31mred\x07\r\n\tb\x9b") == "a\ufffd[31mred\ufffd\ufffd\n\tb\ufffd"
+    assert printable("\u202eevil\u2066 👩‍👩‍👧") == "\ufffdevil\ufffd 👩‍👩‍👧"

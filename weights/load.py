@@ -53,7 +53,7 @@ def device_of(name: str | torch.device) -> torch.device:
     """The device of a name, tried out; a sentence where this machine or this torch has none such."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()
     except Exception as error:  # torch raises a different type for each backend that is not there
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"the device {str(name)!r} cannot be used here ({reason}); try cpu") from None
