@@ -36,9 +36,17 @@ HISTORY_LINES = 1000  # of typed lines that the terminal remembers
 
 
 def console() -> NoReturn:
-    """The installed command: `main`, and no noise from a Ctrl-C while Python starts up and shuts down."""
+    """The installed command: `main`, and then the end of the process.
+
+    Python's own way out takes torch apart module by module, half a second in which a Ctrl-C makes noise. Nothing is
+    left to do there: what was printed is flushed, and files are closed by those who opened them.
+    """
     signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))
-    sys.exit(main())
+    status = main()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -48,9 +48,9 @@ class Tokenizer:
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.end_of_text
         letters, ids = byte_letters(), vocabulary.ids
-        byte_of = {letter: byte for byte, letter in letters.items()}
-        tokens = [*letters.values(), *(left + right for left, right in vocabulary.merges)]
-        spelled = [bytes(map(byte_of.__getitem__, token)) for token in tokens]
+        byte_of = {ord(letter): byte for byte, letter in letters.items()}
+        tokens = [*letters.values(), *(merge.replace(" ", "") for merge in vocabulary.merges)]
+        spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
         _check_order(spelled, vocabulary, self._ranks)
         self._encoding = tiktoken.Encoding(
@@ -174,12 +174,12 @@ def _check_order(spelled: list[bytes], vocabulary: Vocabulary, ranks: Mapping[by
     """Raise unless each merge is the one that lower merges lead to; GPT-2's own need no proof."""
     if vocabulary.merges == gpt2_merges()[: len(vocabulary.merges)]:
         return
-    for rank, token in enumerate(spelled[256:], 256):
-        *_, parts = [[bytes([byte]) for byte in token], *merge_steps(token, ranks, rank)]
-        if len(parts) != 2 or len(parts[0]) != len(vocabulary.merges[rank - 256][0]):
+    for merge, token in zip(vocabulary.merges, spelled[256:], strict=True):
+        *_, parts = [[bytes([byte]) for byte in token], *merge_steps(token, ranks, ranks[token])]
+        if len(parts) != 2 or len(parts[0]) != merge.index(" "):  # a letter of the merge is a byte of the token
             raise CheckpointError(
-                f"the merges of {vocabulary.origin} are out of order: merge {rank - 255} "
-                f"({' '.join(vocabulary.merges[rank - 256])!r}) cannot be reached by the merges before it"
+                f"the merges of {vocabulary.origin} are out of order: merge {ranks[token] - 255} ({merge!r}) cannot be "
+                f"reached by the merges before it"
             )
 
 

@@ -46,7 +46,7 @@ def pair(folder: Path, dtype: str = "float64", **sizes: Any) -> tuple[GPT2, Any]
 def small_vocabulary(merges: int = 300) -> Vocabulary:
     """GPT-2's bytes, its first merges and the end token: an ordinary vocabulary of 257 + `merges` ids."""
     pairs = gpt2_merges()[:merges]
-    tokens = [*byte_letters().values(), *(left + right for left, right in pairs), END_OF_TEXT]
+    tokens = [*byte_letters().values(), *(merge.replace(" ", "") for merge in pairs), END_OF_TEXT]
     return Vocabulary({token: n for n, token in enumerate(tokens)}, pairs, origin="a test")
 
 

@@ -101,9 +101,9 @@ def test_a_vocabulary_may_have_its_own_order_of_ids() -> None:
 def test_merges_that_training_would_not_find_are_refused() -> None:
     """Tiktoken merges by token and transformers by pair; a table in which that differs is refused, not misread."""
     plain = small_vocabulary(0)
-    merges = (("b", "c"), ("a", "b"), ("ab", "c"))  # "abc" becomes "a" "bc", so "ab" "c" is never there to merge
+    merges = ("b c", "a b", "ab c")  # "abc" becomes "a" "bc", so "ab" "c" is never there to merge
     ids = dict(plain.ids) | {"bc": 300, "ab": 301, "abc": 302}
     with pytest.raises(CheckpointError, match=r"out of order: merge 3 \('ab c'\)"):
         Tokenizer(Vocabulary(ids, merges, origin="a test"))
-    in_order = (("b", "c"), ("a", "b"), ("a", "bc"))
+    in_order = ("b c", "a b", "a bc")
     assert Tokenizer(Vocabulary(ids, in_order, origin="a test")).encode("abc") == [302]

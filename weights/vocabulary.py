@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -42,7 +42,7 @@ class Vocabulary:
 
     Attributes:
         ids: token, in GPT-2's letters, to id; `<|endoftext|>` and other special or added tokens as plain text.
-        merges: pairs of tokens in the order in which they are merged.
+        merges: two tokens with a space between them, in the order in which they are merged.
         added: tokens, as plain text, that are matched whole wherever they are typed. They are in `ids` too.
         special: tokens that typed text never becomes, `<|endoftext|>` among them.
         origin: where it was read, for people.
@@ -52,7 +52,7 @@ class Vocabulary:
     """
 
     ids: Mapping[str, int]
-    merges: tuple[tuple[str, str], ...]
+    merges: tuple[str, ...]
     added: Mapping[str, int] = field(default_factory=dict)
     special: frozenset[str] = frozenset({END_OF_TEXT})
     origin: str = ""
@@ -65,10 +65,11 @@ class Vocabulary:
         missing = sorted(letters - self.ids.keys())
         if missing:
             problems.append(f"{len(missing)} of the 256 bytes have no token (the letter {missing[0]!r}, for one)")
-        made = [left + right for left, right in self.merges]
-        unmade = next((pair for pair in self.merges if not {*pair, "".join(pair)} <= self.ids.keys()), None)
+        made = [merge.replace(" ", "") for merge in self.merges]
+        unmade = next((merge for merge in self.merges if not {*merge.split(" ")} <= self.ids.keys()), None)
+        unmade = unmade or next((merge for merge, m in zip(self.merges, made, strict=True) if m not in self.ids), None)
         if unmade:
-            problems.append(f"the merge {' '.join(unmade)!r} uses or makes a token without an id")
+            problems.append(f"the merge {unmade!r} uses or makes a token without an id")
         if len(set(made)) != len(made):
             problems.append("two merges make the same token")
         if not letters.issuperset("".join(made)):
@@ -98,8 +99,8 @@ class Vocabulary:
         """Write ``vocab.json`` and ``merges.txt`` as OpenAI did, and what transformers adds where there is more."""
         in_order = dict(sorted(self.ids.items(), key=lambda item: item[1]))
         (folder / "vocab.json").write_text(json.dumps(in_order), encoding="utf-8")  # one line, ASCII
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges)]
-        (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8", newline="\n")
+        lines = "\n".join(["#version: 0.2", *self.merges, ""])
+        (folder / "merges.txt").write_text(lines, encoding="utf-8", newline="\n")
         if self.added:
             write_json(folder / "added_tokens.json", self.added)
         if self.special != {END_OF_TEXT}:
@@ -107,7 +108,7 @@ class Vocabulary:
 
 
 @cache
-def gpt2_merges() -> tuple[tuple[str, str], ...]:
+def gpt2_merges() -> tuple[str, ...]:
     """The 50,000 merges of GPT-2, from the file that this package carries."""
     return _read_merges(_GPT2_MERGES)
 
@@ -115,7 +116,7 @@ def gpt2_merges() -> tuple[tuple[str, str], ...]:
 def gpt2_vocabulary() -> Vocabulary:
     """The vocabulary of GPT-2 and DialoGPT, from the merges that this package carries."""
     merges = gpt2_merges()
-    tokens = [*byte_letters().values(), *(left + right for left, right in merges), END_OF_TEXT]
+    tokens = [*byte_letters().values(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
     return Vocabulary({token: n for n, token in enumerate(tokens)}, merges, origin="GPT-2, as carried by this package")
 
 
@@ -157,31 +158,32 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
 def _ids(content: Mapping[str, Any], path: Path) -> dict[str, int]:
     """Check that names have ids, as in ``vocab.json``."""
     for token, n in content.items():
-        if not isinstance(n, int) or isinstance(n, bool) or not 0 <= n < 1 << 31:
+        if type(n) is not int or not 0 <= n < 1 << 31:
             raise CheckpointError(f"{path}: the id of {token!r} is {n!r}; expected a whole number from 0 on")
-        if any("\ud800" <= letter <= "\udfff" for letter in token):
-            raise CheckpointError(f"{path}: the token {token!r} is half a surrogate pair, and no text")
+    try:
+        "".join(content).encode()
+    except UnicodeEncodeError:
+        raise CheckpointError(f"{path}: a token holds half a surrogate pair, and is no text") from None
     return dict(content)
 
 
-def _read_merges(path: Path) -> tuple[tuple[str, str], ...]:
+def _read_merges(path: Path) -> tuple[str, ...]:
     lines = read_text(path).split("\n")
     start = 1 if lines[0].startswith("#version") else 0
-    return _pairs([line for line in lines[start:] if line], path)
+    return _merges([line for line in lines[start:] if line], path)
 
 
-def _pairs(merges: Iterable[Any], path: Path) -> tuple[tuple[str, str], ...]:
-    """Merges, written as "a b" or ["a", "b"], as pairs."""
-    pairs = []
-    for number, merge in enumerate(merges, 1):
-        parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not (isinstance(parts, list) and len(parts) == 2 and all(isinstance(p, str) and p for p in parts)):
-            raise CheckpointError(f"{path}: merge {number} is {merge!r}; expected two tokens with a space between them")
-        pairs.append((parts[0], parts[1]))
-    return tuple(pairs)
+def _merges(merges: list[Any], path: Path) -> tuple[str, ...]:
+    """Check merges that are written as "a b", or as ["a", "b"] as newer files have them; all become "a b"."""
+    for number, merge in enumerate(merges):
+        if type(merge) is list and len(merge) == 2 and all(type(part) is str for part in merge):
+            merges[number] = merge = " ".join(merge)
+        if type(merge) is not str or merge.count(" ") != 1 or merge[0] == " " or merge[-1] == " ":
+            raise CheckpointError(f"{path}: merge {number + 1} is {merge!r}; expected two tokens, a space between them")
+    return tuple(merges)
 
 
-def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
+def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
     """Take ids and merges out of a ``tokenizer.json``, if the tokenizer in it is GPT-2's kind in every respect."""
     model, splitter = content.get("model"), content.get("pre_tokenizer")
     if not (
@@ -198,7 +200,7 @@ def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int]
         and not _adds_tokens(content.get("post_processor"))
     ):
         raise CheckpointError(f"{path} describes another tokenizer; expected GPT-2's: byte-level BPE, text as it is")
-    return _ids(model["vocab"], path), _pairs(model["merges"], path)
+    return _ids(model["vocab"], path), _merges(model["merges"], path)
 
 
 def _adds_tokens(processor: Any) -> bool:
