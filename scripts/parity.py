@@ -56,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=TOLERANCE, default="float64")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
+    if not 0 <= options.seed < 1 << 63:
+        parser.error(f"--seed is {options.seed}, expected a whole number from 0 to 2^63 - 1")
     try:
         results = compare(open_checkpoint(options.source), options.dtype, options.seed)
     except CheckpointError as error:
@@ -77,7 +79,7 @@ def compare(checkpoint: Checkpoint, dtype: str, seed: int) -> list[Result]:
     ours = load(checkpoint, dtype=dtype)
     with tempfile.TemporaryDirectory() as temporary:
         folder = checkpoint.path
-        if checkpoint.ours or not folder.is_dir():
+        if checkpoint.ours or not any((folder / name).exists() for name in ("vocab.json", "tokenizer.json")):
             folder = Path(temporary) / "exported"
             export(checkpoint, folder)
         theirs = reference(folder, dtype)
@@ -93,21 +95,25 @@ def compare(checkpoint: Checkpoint, dtype: str, seed: int) -> list[Result]:
             note = " <- the first that differs" if name == first else ""
             results.append(Result(name, f"{difference:.1e} of the largest value{note}", difference <= TOLERANCE[dtype]))
         results.append(compare_cached(ours, ids, TOLERANCE[dtype]))
-    prompt = ids[0, : length // 2].tolist()
+    prompt = ids[0, : length // 2].tolist()  # empty where the network has one position, which leaves none to say
     new = min(40, config.n_positions - len(prompt))
     for name, settings in (("greedy tokens", GREEDY), ("sampled tokens", SAMPLED)):
-        results.append(compare_generation(name, ours, theirs, prompt, settings, new, seed))
+        if prompt:
+            results.append(compare_generation(name, ours, theirs, prompt, settings, new, seed))
     return results
 
 
 def reference(folder: Path, dtype: str) -> Any:
     """The checkpoint in transformers."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import GenerationConfig as TheirGenerationConfig
     from transformers import GPT2LMHeadModel, logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    network = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    network.generation_config = TheirGenerationConfig()  # the folder's own settings are not what is compared
+    return network
 
 
 def compare_tokens(checkpoint: Checkpoint, folder: Path) -> Result:

@@ -1,0 +1,76 @@
+"""The scripts, called as functions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from model import GPT2
+from scripts import benchmark, parity
+from weights import convert
+
+
+@pytest.mark.parametrize("form", ["published", "converted", "without vocabulary", "with generation settings"])
+def test_parity_says_that_equal_is_equal(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    """Settings in the folder must not leak into the comparison: they made equal networks differ."""
+    folder = Path(shutil.copytree(published, tmp_path / "copy"))
+    if form == "converted":
+        convert(published, tmp_path / "ours")
+        folder = tmp_path / "ours"
+    elif form == "without vocabulary":
+        (folder / "vocab.json").unlink()
+        (folder / "merges.txt").unlink()
+    elif form == "with generation settings":
+        settings = {"do_sample": True, "repetition_penalty": 2.0, "top_k": 3, "eos_token_id": 4}
+        (folder / "generation_config.json").write_text(json.dumps(settings))
+    assert parity.main([str(folder)]) == 0
+    *table, last = capsys.readouterr().out.strip().split("\n")
+    assert json.loads(last)["equal"] is True
+    assert not [line for line in table if "DIFFER" in line]
+    names = ("embeddings", "block 0 attention", "block 1", "final norm", "logits", "cached", "greedy", "sampled")
+    assert all(any(line.startswith(name) for line in table) for name in names)
+    assert any(line.startswith("token ids") for line in table) == (form != "without vocabulary")
+
+
+def test_parity_names_the_first_layer_that_differs(
+    published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    honest = parity.load
+
+    def faulty(*arguments: Any, **options: Any) -> GPT2:
+        network = honest(*arguments, **options)
+        with torch.no_grad():
+            network.blocks[1].attention.output.bias[0] += 1e-3
+        return network
+
+    monkeypatch.setattr(parity, "load", faulty)
+    assert parity.main([str(published)]) == 1
+    lines = capsys.readouterr().out.split("\n")
+    marked = [line for line in lines if "the first that differs" in line]
+    assert len(marked) == 1
+    assert marked[0].startswith("block 1 attention")
+    assert any(line.startswith("block 0 ") and "equal" in line for line in lines)
+
+
+def test_parity_of_nothing_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parity.main(["gone"]) == 1
+    assert capsys.readouterr().err.startswith("parity: error: there is no folder or file 'gone'")
+
+
+def test_rivals_are_measured_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    order: list[str] = []
+
+    def rival(name: str, seconds: list[float]) -> Any:
+        return lambda: (order.append(name), seconds.pop(0))[1]
+
+    result = benchmark.alternate({"a": rival("a", [9, 1, 3, 2]), "b": rival("b", [9, 4, 4, 4])}, 3)
+    assert order == ["a", "b"] * 4
+    assert result["median_s"] == {"a": 2, "b": 4}  # the first run of each is not counted
+    assert "2.00 x" in capsys.readouterr().out
