@@ -238,8 +238,7 @@ def _processed(logits: Tensor, rows: list[Row]) -> Tensor:
     scores = torch.empty_like(logits)
     for config in {id(row.config): row.config for row in rows}.values():
         places = [place for place, row in enumerate(rows) if row.config is config]
-        group = [rows[place] for place in places]
-        scores[places] = next_token_scores(
-            logits[places], config, [row.ids for row in group], [len(row.ids) - row.prompt_length for row in group]
-        )
+        ids = [rows[place].ids for place in places]
+        said = [len(rows[place].ids) - rows[place].prompt_length for place in places]
+        scores[places] = next_token_scores(logits[places], config, ids, said)
     return scores

@@ -125,6 +125,8 @@ class KVCache:
         held = len(self.ids[row])
         if not 0 <= length <= held:
             raise ValueError(f"row {row} holds {held} tokens and cannot be cut to {length}")
+        if length == held:
+            return
         self.ids[row] = self.ids[row][:length]
         self.keys[:, row, :, length:held] = 0
         self.values[:, row, :, length:held] = 0

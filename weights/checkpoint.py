@@ -18,7 +18,7 @@ import torch
 
 from model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
 from weights.files import CheckpointError, StoredTensor, read_json, read_tensors, sha256_of
-from weights.names import check_ours, from_published
+from weights.names import from_ours, from_published
 from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
@@ -104,26 +104,15 @@ def open_checkpoint(source: Source) -> Checkpoint:
     folder = path if path.is_dir() else path.parent
     values = _read_config(folder)
     ours = "format_version" in values
-    if ours and values["format_version"] != FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path} has format version {values['format_version']!r}, this program reads {FORMAT_VERSION}: "
-            f"convert the original again"
-        )
     try:
         config = GPT2Config.from_dict(values)
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     files = _weight_files(path)
-    if ours and any(file.suffix != ".safetensors" for file in files):
-        raise CheckpointError(f"{path} is in our format, which is model.safetensors, and has {files[0].name} instead")
-    stored = _read_all(files)
+    if ours:
+        _check_format(path, values, files)
     try:
-        if ours:
-            check_ours(stored, config)
-            mapped, ignored, head = stored, {}, None
-        else:
-            result = from_published(stored, config)
-            mapped, ignored, head = result.tensors, result.ignored, result.head
+        mapped = (from_ours if ours else from_published)(_read_all(files), config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     vocabulary, notices = _find_vocabulary(folder, config)
@@ -135,7 +124,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
     generation = folder / "generation_config.json"
     return Checkpoint(
         config=config,
-        tensors=mapped,
+        tensors=mapped.tensors,
         vocabulary=vocabulary,
         generation_config=read_json(generation) if generation.exists() else {},
         history_tokens=_history_tokens(values, folder),
@@ -143,10 +132,21 @@ def open_checkpoint(source: Source) -> Checkpoint:
         files=files,
         ours=ours,
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
-        ignored=ignored,
-        head=head,
+        ignored=mapped.ignored,
+        head=mapped.head,
         notices=tuple(notices),
     )
+
+
+def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -> None:
+    """Refuse what claims to be in our format and is not, or is of another time."""
+    if values["format_version"] != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format version {values['format_version']!r}, this program reads {FORMAT_VERSION}: "
+            f"convert the original again"
+        )
+    if any(file.suffix != ".safetensors" for file in files):
+        raise CheckpointError(f"{path} is in our format, which is model.safetensors, and has {files[0].name} instead")
 
 
 def _find(source: str | os.PathLike[str]) -> Path:

@@ -68,11 +68,11 @@ def sizes(config: GPT2Config) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Mapped:
-    """A published file's tensors under our names.
+    """A file's tensors under our names.
 
     Attributes:
         tensors: all that the network needs, each once.
-        ignored: published name -> why it is not needed.
+        ignored: name in the file -> why it is not needed.
         head: the published file's own copy of the output head, to be compared with the token embedding.
     """
 
@@ -111,7 +111,7 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
     return Mapped(tensors, ignored, head)
 
 
-def check_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> None:
+def from_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Mapped:
     """Check that a file under our own names holds the network of `config`, all of it and nothing else.
 
     Raises:
@@ -121,6 +121,7 @@ def check_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> None:
     known = {name: tensor for name, tensor in stored.items() if _split(name)[0] in ours}
     unknown = _listed("unknown tensors", [name for name in stored if name not in known])
     _raise([unknown, *_problems(known, config, published=False)])
+    return Mapped(known, {}, None)
 
 
 def to_published(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
