@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-INTERRUPTED = 130  # exit status, 128 + SIGINT
+from dialogpt.errors import INTERRUPTED
+
 Handler = Callable[[int, FrameType | None], None]
 
 

@@ -12,9 +12,9 @@ from functools import partial
 
 from dialogpt import conversation
 from dialogpt.chat import Chat, Stop
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.generation_config import GenerationConfig, parse_setting, positive
-from dialogpt.interrupt import INTERRUPTED, flagged
+from dialogpt.interrupt import flagged
 from dialogpt.screen import printable
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id")  # settings that have no use in a conversation
@@ -65,7 +65,7 @@ class Terminal:
                 line = self.read(YOU, "")
             except EOFError:
                 self.write("\n")
-                return 0
+                return DONE
             except KeyboardInterrupt:
                 self.write("\n")
                 if interrupted:
@@ -80,7 +80,7 @@ class Terminal:
             try:
                 self.take(line)
             except Leave:
-                return 0
+                return DONE
             except KeyboardInterrupt:
                 self.write("\n")
             except DialogueError as error:

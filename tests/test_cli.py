@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from dialogpt import cli
+from dialogpt import cli, commands, flags
 from dialogpt.screen import one_line
-from weights import open_checkpoint
+from weights import DTYPES, open_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,7 +69,7 @@ def test_a_newline_inside_a_reply_becomes_a_space(monkeypatch: pytest.MonkeyPatc
     written: list[str] = []
     chat: Any = SimpleNamespace(reply=lambda text: "one\ntwo\r\nthree\u2028four\x0bfive")
     monkeypatch.setattr("builtins.print", lambda line, flush: written.append(line))
-    cli.answer_lines(chat, io.BytesIO(b"Hi\n"), cli._print_reply)
+    commands.answer_lines(chat, io.BytesIO(b"Hi\n"), commands._print_reply)
     assert written == ["one two three four five"]
 
 
@@ -202,6 +202,10 @@ def test_a_failure_is_1_and_one_sentence(run: Any, published: Path, arguments: l
     assert result.err.startswith("dialogpt: error: ")
     assert sentence in result.err
     assert result.err.count("\n") == 1
+
+
+def test_dtypes_are_those_of_weights() -> None:
+    assert tuple(DTYPES) == flags.DTYPES
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])

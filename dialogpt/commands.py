@@ -1,0 +1,221 @@
+"""What each command does: chat, reply, convert, info.
+
+Flags are left to `dialogpt.flags`, exit statuses and errors to `dialogpt.cli`. Each function imports what it needs, so
+that a command waits for nothing that it does not use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO
+
+from dialogpt.errors import DONE, DialogueError
+from dialogpt.flags import generation_from, installed_version, wrong_usage
+from dialogpt.interrupt import flagged
+from dialogpt.screen import one_line, printable
+
+if TYPE_CHECKING:
+    from dialogpt.chat import Chat
+    from weights import Checkpoint, Report
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Talk: in a terminal, or through a pipe."""
+    lines = _stdin()
+    opened = _open_chat(options)
+    if not (lines.isatty() and sys.stdout.isatty()):
+        answer_lines(opened, lines, _print_reply)
+        return DONE
+    from dialogpt.keyboard import talk
+
+    parameters = sum(parameter.numel() for parameter in opened.model.parameters())
+    title = (
+        f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}."
+    )
+    return talk(opened, title, remember=not options.no_history)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise DialogueError("standard input is closed; there is nothing to read")
+    return sys.stdin.buffer
+
+
+def _print_reply(text: str) -> None:
+    """Print one reply as one line; the bytes are the model's own unless a terminal shows them."""
+    line = one_line(text)
+    print(printable(line) if sys.stdout.isatty() else line, flush=True)
+
+
+def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> None:
+    """Answer every line read: a reply, or nothing for a blank line.
+
+    Raises:
+        DialogueError: a line is not UTF-8; its number is named.
+    """
+    for number, raw in enumerate(lines, 1):
+        try:
+            text = raw.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise DialogueError(
+                f"line {number} of the input is not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1}); "
+                f"convert it to UTF-8 first"
+            ) from None
+        write(chat.reply(text) if text.strip() else "")
+
+
+def reply(options: argparse.Namespace) -> int:
+    """Answer a dialogue that was given whole."""
+    config = generation_from(options)
+    number = 1 if options.num_replies is None else options.num_replies
+    try:
+        replace(config, num_return_sequences=number)
+    except DialogueError as error:
+        raise wrong_usage(options, str(error).replace("num_return_sequences", "--num-replies")) from None
+    if not options.turns and not options.json:
+        raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
+    turns = options.turns or _turns_from(_stdin().read())
+    opened = _open_chat(options)
+    replies = opened.candidates(turns, number)
+    texts = [opened.tokenizer.decode(reply.ids) for reply in replies]
+    if options.json:
+        content = [
+            {"text": text, "ids": reply.ids, "finish_reason": reply.finish_reason, "score": reply.score}
+            for text, reply in zip(texts, replies, strict=True)
+        ]
+        print(json.dumps({"replies": content}, ensure_ascii=False))
+    else:
+        for text in texts:
+            _print_reply(text)
+    return DONE
+
+
+def _turns_from(data: bytes) -> list[str]:
+    """The turns of a dialogue in JSON."""
+    try:
+        content = json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise DialogueError(
+            f'standard input is not valid JSON in UTF-8 ({error}); expected {{"turns": [...]}}'
+        ) from None
+    turns = content.get("turns") if isinstance(content, dict) else None
+    if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+        raise DialogueError('standard input holds no turns; expected {"turns": ["what was said", ...]}')
+    return turns
+
+
+def convert(options: argparse.Namespace) -> int:
+    """Convert a checkpoint, and say what was done."""
+    if options.to == "hf" and options.dtype is not None:
+        raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
+    import weights
+
+    with flagged() as interrupted:
+
+        def stop_if_interrupted(_done: int, _total: int) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+
+        try:
+            if options.to == "hf":
+                report = weights.export(options.source, options.destination, progress=stop_if_interrupted)
+            else:
+                report = weights.convert(
+                    options.source, options.destination, dtype=options.dtype, progress=stop_if_interrupted
+                )
+        except Exception:
+            if interrupted():  # a second Ctrl-C can surface as any error of the library that it hit
+                raise KeyboardInterrupt from None
+            raise
+    print(_table(_report_rows(report)))
+    return DONE
+
+
+def _report_rows(report: Report) -> list[tuple[str, str]]:
+    return [
+        ("source", str(report.source)),
+        ("source sha256", report.sha256),
+        ("written to", str(report.destination)),
+        ("tensors", f"{report.tensors}, {report.parameters:,} parameters, {report.dtype}"),
+        *_ignored_rows(report.ignored),
+    ]
+
+
+def _ignored_rows(ignored: dict[str, str]) -> list[tuple[str, str]]:
+    """One row for each reason, with the names that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in ignored.items():
+        reasons.setdefault(reason, []).append(name)
+    return [
+        ("left out", f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}")
+        for reason, names in reasons.items()
+    ]
+
+
+def info(options: argparse.Namespace) -> int:
+    """Say what a checkpoint is; reads all of it."""
+    from weights import open_checkpoint
+
+    print(_table(_info_rows(open_checkpoint(options.source))))
+    return DONE
+
+
+def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    from weights.files import dtype_name, safetensors_metadata
+    from weights.load import count_non_finite
+
+    config = checkpoint.config
+    rows = [
+        ("path", str(checkpoint.path)),
+        ("format", "dialogpt" if checkpoint.ours else "as published (transformers' names)"),
+        ("weights", f"{', '.join(file.name for file in checkpoint.files)}, {dtype_name(checkpoint.dtype)}"),
+        ("sha256", checkpoint.sha256()),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
+        (
+            "sizes",
+            f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, {config.n_positions} positions",
+        ),
+    ]
+    if checkpoint.ours:
+        notes = safetensors_metadata(checkpoint.files[0])
+        rows.append(("converted from", f"{notes.get('origin')}, sha256 {notes.get('origin_sha256')}"))
+    vocabulary = checkpoint.vocabulary
+    tokens = "none" if vocabulary is None else f"{len(vocabulary.ids):,} tokens, from {vocabulary.origin}"
+    rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
+    if checkpoint.history_tokens is not None:
+        rows.append(("history tokens", str(checkpoint.history_tokens)))
+    rows += _ignored_rows(checkpoint.ignored)
+    damaged = {t.name: count for t in checkpoint.tensors.values() if (count := count_non_finite(t.read()))}
+    rows += [("NOT FINITE", f"{name}: {count:,} values are NaN or infinite") for name, count in damaged.items()]
+    return rows
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {printable(one_line(value))}" for name, value in rows)
+
+
+def _open_chat(options: argparse.Namespace) -> Chat:
+    config = generation_from(options)
+    import torch
+
+    from dialogpt.chat import Chat
+    from weights import open_checkpoint
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    checkpoint = open_checkpoint(options.model)
+    if options.max_new_tokens is None:
+        config = config.fitted(checkpoint.config.n_positions)
+    return Chat.load(
+        checkpoint,
+        dtype=options.dtype,
+        device=options.device,
+        generation=config,
+        seed=options.seed,
+        history_tokens=options.history_tokens,
+    )

@@ -1,0 +1,117 @@
+"""Flags that commands share, and what people type after them.
+
+The generation flags are the fields of `GenerationConfig` in kebab case, on top of the chat preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from dialogpt.errors import USAGE, DialogueError
+from dialogpt.generation_config import GenerationConfig, parse_value, positive
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
+MOST_THREADS = 1024
+
+
+def installed_version() -> str:
+    """The version of this package, for people."""
+    try:
+        return version("dialogpt")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of every command that talks."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint: folder, file or tiny (the default)")
+    model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
+    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
+    model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
+    model.add_argument("--history-tokens", type=_positive, metavar="N", help="tokens of dialogue shown to the model")
+    model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
+    group = parser.add_argument_group("generation", "on top of the chat preset: " + _preset())
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token; no processor")
+    group.add_argument("--transformers-defaults", action="store_true", help="start from transformers' own settings")
+    for setting in fields(GenerationConfig):
+        if setting.name == "num_return_sequences":  # --num-replies, where a command has several
+            continue
+        flag, purpose = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
+        if isinstance(setting.default, bool):
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
+        else:
+            group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
+
+
+def _preset() -> str:
+    """The chat preset, as flags that would set it."""
+    chat, plain = GenerationConfig.chat(), GenerationConfig()
+    changed = {setting.name: getattr(chat, setting.name) for setting in fields(chat)}
+    flags = (
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in changed.items()
+        if value != getattr(plain, name)
+    )
+    return " ".join(flags)
+
+
+def wrong_usage(options: argparse.Namespace, problem: str) -> SystemExit:
+    """Wrong usage, said in argparse's way: the usage line, then the problem."""
+    options.parser.print_usage(sys.stderr)
+    print(f"{options.parser.prog}: error: {problem}", file=sys.stderr)
+    return SystemExit(USAGE)
+
+
+def _value_of(name: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return parse_value(name, text)
+        except DialogueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def _positive(text: str) -> int:
+    try:
+        return positive("it", text)
+    except DialogueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threads(text: str) -> int:
+    number = _positive(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{number} threads are more than {MOST_THREADS}")
+    return number
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 20 or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def generation_from(options: argparse.Namespace) -> GenerationConfig:
+    """The settings that the flags ask for: a preset, and what was given on top of it."""
+    config = GenerationConfig() if options.transformers_defaults else GenerationConfig.chat()
+    given = {
+        setting.name: value
+        for setting in fields(GenerationConfig)
+        if (value := getattr(options, setting.name, None)) is not None
+    }
+    if options.greedy or given.get("temperature") == 0:
+        if given.get("do_sample"):
+            raise wrong_usage(options, "--do-sample contradicts --greedy, and so does it --temperature 0")
+        given = {name: value for name, value in given.items() if (name, value) != ("temperature", 0)}
+        config = config.greedy()
+    try:
+        return replace(config, **given)
+    except DialogueError as error:
+        raise wrong_usage(options, str(error)) from None
