@@ -116,16 +116,18 @@ def convert(options: argparse.Namespace) -> int:
 
     with flagged() as interrupted:
 
-        def stop_if_interrupted(_done: int, _total: int) -> None:
+        def show_progress(done: int, total: int) -> None:
             if interrupted():
                 raise KeyboardInterrupt
+            if sys.stderr.isatty():
+                print(f"\r{done + 1} of {total} tensors", end="" if done + 1 < total else "\n", file=sys.stderr)
 
         try:
             if options.to == "hf":
-                report = weights.export(options.source, options.destination, progress=stop_if_interrupted)
+                report = weights.export(options.source, options.destination, progress=show_progress)
             else:
                 report = weights.convert(
-                    options.source, options.destination, dtype=options.dtype, progress=stop_if_interrupted
+                    options.source, options.destination, dtype=options.dtype, progress=show_progress
                 )
         except Exception:
             if interrupted():  # a second Ctrl-C can surface as any error of the library that it hit
@@ -165,7 +167,7 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    from weights.files import dtype_name, safetensors_metadata
+    from weights.files import dtype_name
     from weights.load import count_non_finite
 
     config = checkpoint.config
@@ -181,8 +183,8 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ),
     ]
     if checkpoint.ours:
-        notes = safetensors_metadata(checkpoint.files[0])
-        rows.append(("converted from", f"{notes.get('origin')}, sha256 {notes.get('origin_sha256')}"))
+        origin = checkpoint.origin()
+        rows.append(("converted from", f"{origin.name}, sha256 {origin.sha256}"))
     vocabulary = checkpoint.vocabulary
     tokens = "none" if vocabulary is None else f"{len(vocabulary.ids):,} tokens, from {vocabulary.origin}"
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
-from weights.files import CheckpointError, StoredTensor, read_json, read_tensors, sha256_of
+from weights.files import CheckpointError, StoredTensor, read_json, read_tensors, safetensors_metadata, sha256_of
 from weights.names import from_ours, from_published
 from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
@@ -33,6 +33,14 @@ WEIGHT_FILES = (  # in the order of preference
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights were first published: the name of their folder or file, and the checksum of its weights."""
+
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,13 @@ class Checkpoint:
     def parameters(self) -> int:
         """How many numbers the network has learned."""
         return sum(torch.Size(tensor.shape).numel() for tensor in self.tensors.values())
+
+    def origin(self) -> Origin:
+        """Where the weights come from: of a converted checkpoint, what was converted; may read all of them."""
+        if self.ours:
+            notes = safetensors_metadata(self.files[0])
+            return Origin(notes.get("origin", "unknown"), notes.get("origin_sha256", "unknown"))
+        return Origin(self.path.resolve().name, self.sha256())
 
     def sha256(self) -> str:
         """Checksum of the weight files, one after the other; reads them all."""

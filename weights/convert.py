@@ -24,7 +24,6 @@ from weights.files import (
     StoredTensor,
     dtype_name,
     new_folder,
-    safetensors_metadata,
     write_json,
     write_safetensors,
 )
@@ -74,20 +73,17 @@ def convert(
     """
     checkpoint = open_checkpoint(source)
     target = checkpoint.dtype if dtype is None else dtype_of(dtype)
-    sha256 = checkpoint.sha256()
+    origin = checkpoint.origin()
     notes = {
         "format": "pt",
         "format_version": str(FORMAT_VERSION),
-        "origin": checkpoint.path.resolve().name,
-        "origin_sha256": sha256,
+        "origin": origin.name,
+        "origin_sha256": origin.sha256,
         "dtype": dtype_name(target),
     }
-    if checkpoint.ours:  # the origin is what was converted first
-        before = safetensors_metadata(checkpoint.files[0])
-        notes |= {key: before[key] for key in ("origin", "origin_sha256") if key in before}
     config = {"format_version": FORMAT_VERSION, **_config(checkpoint)}
     tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
-    return _write(checkpoint, Path(destination), tensors, notes, config, sha256, {}, progress)
+    return _write(checkpoint, Path(destination), tensors, notes, config, {}, progress)
 
 
 def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
@@ -157,7 +153,6 @@ def _write(
     tensors: list[StoredTensor],
     notes: Mapping[str, str],
     config: dict[str, Any],
-    sha256: str,
     tokenizer_config: dict[str, Any],
     progress: Progress | None,
 ) -> Report:
@@ -177,6 +172,6 @@ def _write(
         tensors=len(tensors),
         parameters=checkpoint.parameters,
         dtype=dtype_name(tensors[0].dtype or checkpoint.dtype),
-        sha256=sha256,
+        sha256=checkpoint.sha256(),
         ignored=checkpoint.ignored,
     )
