@@ -101,9 +101,7 @@ def export(source: Source, destination: str | os.PathLike[str], *, progress: Pro
     tensors = to_published(_cast(checkpoint, checkpoint.dtype))
     config = {"architectures": ["GPT2LMHeadModel"], **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
     settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
-    return _write(
-        checkpoint, Path(destination), tensors, {"format": "pt"}, config, checkpoint.sha256(), settings, progress
-    )
+    return _write(checkpoint, Path(destination), tensors, {"format": "pt"}, config, settings, progress)
 
 
 def published_config(config: GPT2Config) -> dict[str, Any]:
