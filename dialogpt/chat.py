@@ -190,7 +190,7 @@ class Chat:
         """Begin a new conversation; settings stay, and so does the stream of draws."""
         self._settle()
         self.history.clear()
-        self._shown = None
+        self._shown, self.statistics = None, Statistics()
 
     def texts(self) -> list[str]:
         """What was said so far, the person first."""
@@ -202,7 +202,7 @@ class Chat:
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs, what was said and its answer")
         self.history = History(self.tokenizer.eos_id, turns)
-        self._shown = None
+        self._shown, self.statistics = None, Statistics()
 
     def candidates(self, turns: Sequence[str], number: int) -> list[Reply]:
         """Several replies to one dialogue, which is not made part of this conversation.

@@ -12,14 +12,14 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
 from dialogpt import commands
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
-from dialogpt.flags import DTYPES, add_model_flags, installed_version
+from dialogpt.flags import DTYPES, add_model_flags, installed_version, wrong_usage
 from dialogpt.interrupt import leaving_at_once
 from dialogpt.screen import one_line, printable
 
@@ -47,6 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failed, 2 wrong usage, 130 interrupted, 141 stdout was closed.
     """
+    return guarded(lambda: _run(argv))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Run a command, and make a sentence and an exit status of whatever a person did wrong.
+
+    Args:
+        command: returns its exit status.
+    """
     if sys.stderr is None:  # closed by the caller; print would write errors to stdout then
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process
     if sys.stdout is None:
@@ -57,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="dialogpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
         with leaving_at_once():
-            status = _run(argv)
+            status = command()
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
@@ -76,9 +85,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: Sequence[str] | None) -> int:
     try:
-        options = build_parser().parse_args(argv)
+        options, unknown = build_parser().parse_known_args(argv)
+        if unknown:  # argparse itself would show the usage of all commands
+            raise wrong_usage(options, f"unrecognized arguments: {' '.join(unknown)}")
         status: int = options.run(options)
-    except SystemExit as stop:  # argparse, or `_usage`, has said why
+    except SystemExit as stop:  # argparse, or `wrong_usage`, has said why
         return stop.code if isinstance(stop.code, int) else USAGE
     return status
 
@@ -117,7 +128,12 @@ def build_parser() -> argparse.ArgumentParser:
     chat.set_defaults(run=commands.chat, parser=chat)
 
     reply = subparsers.add_parser("reply", help="one reply to a dialogue given as arguments")
-    reply.add_argument("turns", nargs="*", metavar="TURN", help="what was said, oldest first; the last is answered")
+    reply.add_argument(
+        "turns",
+        nargs="*",
+        metavar="TURN",
+        help="what was said, oldest first; the last is answered (after --, one may begin with a dash)",
+    )
     reply.add_argument("--num-replies", type=int, metavar="N", help="several replies to the same dialogue")
     reply.add_argument(
         "--json", action="store_true", help='write JSON; without a TURN, read {"turns": [...]} from standard input'
@@ -126,13 +142,13 @@ def build_parser() -> argparse.ArgumentParser:
     reply.set_defaults(run=commands.reply, parser=reply)
 
     convert = subparsers.add_parser("convert", help="a published checkpoint to ours, or ours back")
-    convert.add_argument("source", help="a checkpoint: folder, file or tiny")
+    convert.add_argument("source", help="a checkpoint: a folder, or a file in one")
     convert.add_argument("destination", type=Path, help="a new folder")
     convert.add_argument("--to", choices=("dialogpt", "hf"), default="dialogpt", help="hf: what transformers loads")
     convert.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
     convert.set_defaults(run=commands.convert, parser=convert)
 
     info = subparsers.add_parser("info", help="what a checkpoint is")
-    info.add_argument("source", help="a checkpoint: folder, file or tiny")
+    info.add_argument("source", help="a checkpoint: a folder, or a file in one")
     info.set_defaults(run=commands.info, parser=info)
     return parser

@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dialogpt.errors import USAGE, DialogueError
-from dialogpt.generation_config import GenerationConfig, parse_value, positive
+from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_value, positive
+from dialogpt.screen import one_line, printable
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
 MOST_THREADS = 1024
@@ -30,7 +31,7 @@ def installed_version() -> str:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that talks."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint: folder, file or tiny (the default)")
+    model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint: a folder, or a file in one")
     model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
@@ -50,21 +51,18 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _preset() -> str:
-    """The chat preset, as flags that would set it."""
-    chat, plain = GenerationConfig.chat(), GenerationConfig()
-    changed = {setting.name: getattr(chat, setting.name) for setting in fields(chat)}
-    flags = (
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        for name, value in changed.items()
-        if value != getattr(plain, name)
-    )
-    return " ".join(flags)
+    """The chat preset, for people; underscores, as argparse breaks lines at hyphens."""
+    chat = GenerationConfig.chat()
+    shown = {setting.name: getattr(chat, setting.name) for setting in fields(chat)}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, NEUTRAL.get(name)))
 
 
 def wrong_usage(options: argparse.Namespace, problem: str) -> SystemExit:
-    """Wrong usage, said in argparse's way: the usage line, then the problem."""
+    """Wrong usage, said in argparse's way: the usage line, then the problem, which names settings as flags do."""
     options.parser.print_usage(sys.stderr)
-    print(f"{options.parser.prog}: error: {problem}", file=sys.stderr)
+    for setting in fields(GenerationConfig):
+        problem = problem.replace(setting.name, setting.name.replace("_", "-"))
+    print(f"{options.parser.prog}: error: {printable(one_line(problem))}", file=sys.stderr)
     return SystemExit(USAGE)
 
 

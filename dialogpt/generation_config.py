@@ -35,7 +35,7 @@ class GenerationConfig:
     )
     num_return_sequences: int = field(default=1, metadata={"help": "replies to one prompt"})
     eos_token_id: int | tuple[int, ...] | None = field(
-        default=None, metadata={"help": "the token, or tokens, that end a reply; unset is the network's own"}
+        default=None, metadata={"help": "the token that ends a reply, or several: 3,17; unset is the network's own"}
     )
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import readline
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def talk(chat: Chat, title: str, *, remember: bool) -> int:
         with _without_history_on_error():
             readline.read_history_file(remembered)
     try:
-        with raised():
+        with _silent_keys(), raised():
             return Terminal(chat, _read_line, _write, lambda line: print(line, file=sys.stderr, flush=True)).talk()
     finally:
         if remembered is not None:
@@ -51,6 +52,19 @@ def _read_line(prompt: str, prefill: str) -> str:
         return input(prompt)
     finally:
         readline.set_startup_hook(None)
+
+
+@contextmanager
+def _silent_keys() -> Iterator[None]:
+    """Let readline alone show what is typed: keys pressed during a reply would land in the middle of it."""
+    before = termios.tcgetattr(sys.stdin)
+    silent = termios.tcgetattr(sys.stdin)
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
 
 
 def _write(text: str) -> None:

@@ -7,13 +7,13 @@ and flags to `dialogpt.cli`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 from dialogpt import conversation
 from dialogpt.chat import Chat, Stop
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.generation_config import GenerationConfig, parse_setting, positive
+from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_setting, positive
 from dialogpt.interrupt import flagged
 from dialogpt.screen import printable
 
@@ -42,6 +42,7 @@ class Terminal:
         """
         self.chat = chat
         self.read, self.write, self.notice = read, write, notice
+        self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
             "help": (self.help, "", "this list"),
             "exit": (self.leave, "", "leave (so does Ctrl-D)"),
@@ -71,7 +72,7 @@ class Terminal:
                 if interrupted:
                     return INTERRUPTED
                 interrupted = True
-                self.notice("Ctrl-C again, or Ctrl-D, leaves")
+                self.notice("Ctrl-C again, or Ctrl-D, leaves (/save FILE keeps the conversation)")
                 continue
             except UnicodeDecodeError:
                 self.notice("that line was not valid UTF-8; type it again")
@@ -83,6 +84,7 @@ class Terminal:
                 return DONE
             except KeyboardInterrupt:
                 self.write("\n")
+                self.notice("stopped at once")
             except DialogueError as error:
                 self.notice(str(error))
 
@@ -118,7 +120,8 @@ class Terminal:
                 if shown:
                     self.write("\n")
         if interrupted():
-            self.notice("stopped; what was said is kept" if shown else "stopped before the first word")
+            kept = "what was said is kept" if shown else "your turn is taken back"
+            self.notice(f"stopped; {kept}")
 
     def help(self, _: str) -> None:
         """List the commands."""
@@ -156,6 +159,8 @@ class Terminal:
 
     def history(self, _: str) -> None:
         """Show the conversation."""
+        if not self.chat.history.turns:
+            raise DialogueError("nothing has been said yet")
         prompt = self.chat.shown()
         for place, text in enumerate(self.chat.texts()):
             hidden = prompt is not None and place < prompt.first_turn
@@ -176,24 +181,36 @@ class Terminal:
         """Change a setting."""
         name, _, value = argument.partition(" ")
         name, value = name.replace("-", "_"), value.strip()
+        if name not in SETTINGS:
+            raise DialogueError(f"there is no setting {name!r}; there are {', '.join(SETTINGS).replace('_', '-')}")
         if name == "history_tokens":
             self.chat.history_tokens = positive(name, value)
-        elif name not in SETTINGS:
-            raise DialogueError(f"there is no setting {name!r}; there are {', '.join(SETTINGS).replace('_', '-')}")
         else:
-            config, positions = parse_setting(self.chat.generation, name, value), self.chat.model.config.n_positions
-            if config.max_new_tokens >= positions:
-                raise DialogueError(f"max-new-tokens is {value}, and the network has {positions} positions in all")
-            self.chat.generation = config
-            if not config.do_sample and name in ("temperature", "top_k", "top_p"):
-                self.notice(f"decoding is greedy; {name.replace('_', '-')} acts only after /set do-sample true")
-        self.show("")
+            self.chat.generation = self._changed(name, value)
+        if self.chat.generation.do_sample:
+            self.sampling = self.chat.generation
+        elif name in ("temperature", "top_k", "top_p", "do_sample"):
+            self.notice("  decoding is greedy; /set temperature to a number above 0 draws again")
+        self.notice(f"  {self._line(name)}")
+
+    def _changed(self, name: str, value: str) -> GenerationConfig:
+        """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
+        config = before = self.chat.generation
+        if name in ("temperature", "do_sample") and not config.do_sample:
+            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in NEUTRAL})
+        config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
+        if config.max_new_tokens >= positions:
+            raise DialogueError(f"max-new-tokens is {value}, and the network has {positions} positions in all")
+        return config
+
+    def _line(self, name: str) -> str:
+        value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
+        return f"{name.replace('_', '-'):<22} {value}"
 
     def show(self, _: str) -> None:
         """Show settings, the window, and what the last reply cost."""
         for name in SETTINGS:
-            value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
-            self.notice(f"  {name.replace('_', '-'):<22} {value}")
+            self.notice(f"  {self._line(name)}")
         prompt, last = self.chat.shown(), self.chat.statistics
         shown = 0 if prompt is None else len(prompt.ids)
         self.notice(f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last")

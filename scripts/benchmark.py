@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from dialogpt import Chat, GenerationConfig
+from dialogpt.cli import guarded
 from model import GPT2, PRESETS
 from weights import convert
 from weights.convert import published_config
@@ -185,4 +186,4 @@ def measure_memory(published: Path, ours: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

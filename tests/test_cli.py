@@ -157,6 +157,8 @@ def test_info_says_what_a_checkpoint_is(run: Any, published: Path, tmp_path: Pat
         ["chat", "--min-new-tokens", "99"],
         ["chat", "--dtype", "int3"],
         ["chat", "--threads", "0"],
+        ["chat", "--nothing"],
+        ["convert", "a", "b", "c"],
         ["chat", "--threads", "99999999999999"],
         ["chat", "--seed", "9" * 5000],
         ["chat", "--greedy", "--do-sample"],
@@ -174,7 +176,7 @@ def test_info_says_what_a_checkpoint_is(run: Any, published: Path, tmp_path: Pat
 def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
     result = run(*arguments)
     assert (result.status, result.out) == (2, "")
-    assert "usage: dialogpt" in result.err
+    assert f"usage: dialogpt {' '.join(arguments[:1]) if len(arguments) > 1 else ''}".strip() in result.err
     assert "error: " in result.err
     assert "Traceback" not in result.err
 
@@ -186,6 +188,7 @@ def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
         (["chat", "--model", "gone"], "there is no folder or file 'gone'"),
         (["reply", "--model", "microsoft/DialoGPT-small", "Hi"], "hub"),
         (["info", "gone"], "there is no folder or file"),
+        (["info", "{published}/config.json"], "is no checkpoint's weights; pass the folder"),
         (["info", "two\nlines\x1b[2J"], "'two\\nlines"),
         (["info", ""], "the name of the checkpoint is empty"),
         (["reply", "--model", "{published}", "--device", "meta", "Hi"], "device 'meta' cannot be used here"),

@@ -192,7 +192,7 @@ def test_ctrl_c_before_the_first_word_takes_the_turn_back(
 ) -> None:
     press_ctrl_c(network, monkeypatch, (1,))
     played = play("Hello", CTRL_C, "/history")
-    assert "stopped before the first word" in played.said
+    assert "stopped; your turn is taken back" in played.said
     assert played.chat.texts() == []
     assert played.status == 0  # one Ctrl-C at the prompt after it clears a line, and does not leave
 
@@ -211,8 +211,22 @@ def test_settings_that_make_no_sense_here_are_refused(play: Play) -> None:
     assert len(played.chat.reply("Hello")) >= 0
 
 
-def test_a_temperature_under_greedy_decoding_is_a_notice(play: Play) -> None:
-    assert "acts only after /set do-sample true" in play("/set temperature 0", "/set temperature 0.7").said
+def test_greedy_decoding_puts_the_sampling_settings_aside(play: Play) -> None:
+    """Temperature 0 once reset top-k and top-p for good, and a temperature after it did nothing."""
+    aside = ("/set top-k 7", "/set top-p 0.8", "/set max-new-tokens 9", "/set temperature 0")
+    played = play(*aside)
+    assert "decoding is greedy" in played.said
+    assert (played.chat.generation.do_sample, played.chat.generation.top_k) == (False, 0)
+    play("/set do-sample true")
+    config = play(*aside, "/set temperature 0.7").chat.generation
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.7, 7, 0.8)
+    assert config.max_new_tokens == 9
+    assert play("/set temperature 0", "/set do-sample true").chat.generation == config
+    assert play("/set do-sample false").chat.generation.do_sample is False
+
+
+def test_an_empty_history_says_so(play: Play) -> None:
+    assert "nothing has been said yet" in play("/history").said
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_first_word(

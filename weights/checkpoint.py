@@ -17,7 +17,15 @@ from typing import Any
 import torch
 
 from model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
-from weights.files import CheckpointError, StoredTensor, read_json, read_tensors, safetensors_metadata, sha256_of
+from weights.files import (
+    CheckpointError,
+    StoredTensor,
+    container,
+    read_json,
+    read_tensors,
+    safetensors_metadata,
+    sha256_of,
+)
 from weights.names import from_ours, from_published
 from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
@@ -30,6 +38,7 @@ WEIGHT_FILES = (  # in the order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weights only if their content says so
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
@@ -178,11 +187,13 @@ def _find(source: str | os.PathLike[str]) -> Path:
         raise CheckpointError("the name of the checkpoint is empty; expected a folder or a file")
     try:
         name.encode()
-        if path.is_dir() or path.is_file():
-            return path
-        exists = path.exists()
+        folder, file, exists = path.is_dir(), path.is_file(), path.exists()
     except (OSError, ValueError):  # a name that is too long, holds a NUL, or is not UTF-8
-        exists = False
+        folder = file = exists = False
+    if file and path.suffix not in _SUFFIXES and not name.endswith(".index.json") and container(path) is None:
+        raise CheckpointError(f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint")
+    if folder or file:
+        return path
     if exists:
         raise CheckpointError(f"{name} is neither a folder nor a plain file")
     advice = "check the path"

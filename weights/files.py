@@ -111,11 +111,11 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is no JSON number")
 
 
-def read_tensors(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a file, whatever its name says: safetensors, or what torch.save writes.
+def container(path: Path) -> str | None:
+    """What kind of file holds tensors, by its first bytes: "safetensors", "torch" (an archive), or None for another.
 
     Raises:
-        CheckpointError: the file cannot be read, or is neither, or is damaged.
+        CheckpointError: it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -123,8 +123,20 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if head[:4] == b"PK\3\4":
+        return "torch"
+    return "safetensors" if head[8:] == b"{" else None
+
+
+def read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """List the tensors of a file, whatever its name says: safetensors, or what torch.save writes.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is neither, or is damaged.
+    """
+    kind = container(path)
+    if kind == "torch":
         return read_pickle(path)
-    if head[8:] == b"{" or path.suffix == ".safetensors":
+    if kind == "safetensors" or path.suffix == ".safetensors":
         return read_safetensors(path)
     raise CheckpointError(
         f"{path} is empty, cut short, or older than torch 1.6; expected safetensors, or a file as torch.save writes it "
