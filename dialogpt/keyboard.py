@@ -36,8 +36,8 @@ def talk(chat: Chat, title: str, *, remember: bool) -> int:
         with _without_history_on_error():
             readline.read_history_file(remembered)
     try:
-        with _silent_keys(), raised():
-            return Terminal(chat, _read_line, _write, lambda line: print(line, file=sys.stderr, flush=True)).talk()
+        with raised():
+            return Terminal(chat, _read_line, _write, _notice, _silent_keys).talk()
     finally:
         if remembered is not None:
             with _without_history_on_error():
@@ -56,7 +56,7 @@ def _read_line(prompt: str, prefill: str) -> str:
 
 @contextmanager
 def _silent_keys() -> Iterator[None]:
-    """Let readline alone show what is typed: keys pressed during a reply would land in the middle of it."""
+    """Do not show what is typed: during a reply it would land in the middle of it. The next prompt shows it."""
     before = termios.tcgetattr(sys.stdin)
     silent = termios.tcgetattr(sys.stdin)
     silent[3] &= ~termios.ECHO
@@ -65,6 +65,10 @@ def _silent_keys() -> Iterator[None]:
         yield
     finally:
         termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+
+
+def _notice(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _write(text: str) -> None:

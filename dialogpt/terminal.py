@@ -7,6 +7,7 @@ and flags to `dialogpt.cli`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from functools import partial
 
@@ -22,6 +23,7 @@ YOU, BOT, MORE = "you> ", "bot> ", "...> "
 SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
 Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
 Write = Callable[[str], None]
+Quiet = Callable[[], AbstractContextManager[None]]
 
 
 class Leave(Exception):
@@ -31,7 +33,7 @@ class Leave(Exception):
 class Terminal:
     """One person, one chat."""
 
-    def __init__(self, chat: Chat, read: Read, write: Write, notice: Write) -> None:
+    def __init__(self, chat: Chat, read: Read, write: Write, notice: Write, quiet: Quiet = nullcontext) -> None:
         """Tie a chat to a keyboard and a screen.
 
         Args:
@@ -39,9 +41,10 @@ class Terminal:
             read: asks for a line.
             write: shows text as it comes; newlines are part of it.
             notice: says something that is not part of the conversation, a line each.
+            quiet: keeps keys off the screen while a reply is shown.
         """
         self.chat = chat
-        self.read, self.write, self.notice = read, write, notice
+        self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
             "help": (self.help, "", "this list"),
@@ -109,7 +112,7 @@ class Terminal:
             begin: starts the reply, given the question that it asks after every token.
         """
         shown = False
-        with flagged() as interrupted:
+        with self.quiet(), flagged() as interrupted:
             stream = begin(interrupted)
             try:
                 for text in stream:
