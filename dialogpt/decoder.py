@@ -42,6 +42,11 @@ class Row:
     cache: KVCache | None = field(default=None, repr=False)  # until the prompt is read
 
     @property
+    def known(self) -> int:
+        """How many tokens of the prompt the cache that it came with holds."""
+        return 0 if self.cache is None else shared_prefix(self.cache.ids[0], self.ids)
+
+    @property
     def new_ids(self) -> list[int]:
         """What was said, without the end token."""
         end = len(self.ids) - (self.finish_reason == "stop")
@@ -174,12 +179,17 @@ class Decoder:
 
     def _read_prompts(self, waiting: list[Row]) -> tuple[KVCache, Tensor]:
         """Read the prompts of rows that have just joined: their cache, and their last hidden states (B, C)."""
-        distinct = {tuple(row.ids): row for row in waiting}  # rows with the same prompt share one reading
+        distinct: dict[
+            tuple[int, ...], Row
+        ] = {}  # rows with the same prompt share one reading, by who knows most of it
+        for row in waiting:
+            if row.known >= distinct.get(tuple(row.ids), row).known:
+                distinct[tuple(row.ids)] = row
         readers = list(distinct.values())
         caches = [row.cache or KVCache.for_model(self.model) for row in readers]
-        for cache, row in zip(caches, readers, strict=True):
-            cache.crop(0, min(shared_prefix(cache.ids[0], row.ids), len(row.ids) - 1))
         cache = caches[0] if len(waiting) == 1 else KVCache.joined(caches)
+        for place, row in enumerate(readers):
+            cache.crop(place, min(row.known, len(row.ids) - 1))
         new = [row.ids[len(held) :] for row, held in zip(readers, cache.ids, strict=True)]
         lengths = torch.tensor([len(ids) for ids in new])
         padded = torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in new], device=cache.keys.device)

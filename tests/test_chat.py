@@ -202,6 +202,18 @@ def test_half_a_character_is_not_kept(
     assert chat.texts() == ["Hello", "a"]
 
 
+def test_a_token_that_ends_one_character_and_begins_another_waits_for_it(
+    chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a token showed is lost with it, rather than half a character kept."""
+    bytes_of = tokenizer.bytes_of
+    monkeypatch.setattr(tokenizer, "bytes_of", lambda token: b" \xc2" if token == 7 else bytes_of(token))
+    say_in_turn(network, [5, 7, 5], monkeypatch)
+    chat.generation = GenerationConfig()
+    assert len(list(chat.stream("Hello", stop=lambda: chat.statistics.new_tokens > 2))) == 2
+    assert chat.history.turns[1] == [5]
+
+
 def test_no_turn_holds_the_end_token_whatever_ends_a_reply(
     chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -297,6 +309,21 @@ def test_a_turn_that_is_too_long_is_cut_and_the_user_is_told(chat: Chat, caplog:
     assert chat.texts()[0] == "x y z " * 100  # the whole history is kept
     chat.reply("short")
     assert len(chat.texts()) == 4
+
+
+def test_other_end_tokens_end_a_reply_too(
+    chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat.generation = GenerationConfig(eos_token_id=3)
+    say_in_turn(network, [5, 3], monkeypatch)
+    chat.reply("Hello")
+    assert chat.history.turns[1] == [5]
+
+
+def test_the_preset_is_what_the_readme_says() -> None:
+    assert GenerationConfig.chat() == GenerationConfig(
+        do_sample=True, temperature=0.8, top_k=50, top_p=0.9, max_new_tokens=64, min_new_tokens=1
+    )
 
 
 def test_candidates_are_not_part_of_the_conversation(chat: Chat) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
 import shutil
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
+from dialogpt import Chat, Tokenizer
 from tests.helpers import random_model, seeded, write_published
 from weights import CheckpointError, convert, export, load, names, open_checkpoint
 from weights.files import ALIGNMENT, StoredTensor, read_safetensors, write_safetensors
@@ -144,6 +147,65 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
+def test_mixed_dtypes_are_held_by_the_widest(folder: Path) -> None:
+    rewrite(folder, lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"].half()}))
+    assert open_checkpoint(folder).dtype == torch.float32
+    convert(folder, folder.parent / "ours")
+    assert same_weights(folder.parent / "ours", folder)
+
+
+def test_safetensors_go_before_a_pickle_beside_them(folder: Path, published: Path) -> None:
+    torch.save({"a": torch.ones(1)}, folder / "pytorch_model.bin")
+    assert same_weights(folder, published)
+
+
+def test_the_checksum_is_of_all_shards(folder: Path) -> None:
+    as_shards(folder)
+    shards = sorted(folder.glob("model-*.safetensors"))
+    whole = hashlib.sha256(b"".join(shard.read_bytes() for shard in shards)).hexdigest()
+    assert open_checkpoint(folder).sha256() == whole
+
+
+def test_a_prefix_in_the_middle_of_a_name_is_part_of_it(folder: Path) -> None:
+    rewrite(folder, lambda t: t.update({"h.transformer.x": torch.ones(1)}))
+    with pytest.raises(CheckpointError, match="unknown tensors: h.transformer.x"):
+        load(folder)
+
+
+def test_a_checkpoints_own_history_comes_through(folder: Path) -> None:
+    set_config(folder, history_tokens=77)
+    convert(folder, folder.parent / "ours")
+    export(folder.parent / "ours", folder.parent / "back")
+    for name in ("copy", "ours", "back"):
+        assert open_checkpoint(folder.parent / name).history_tokens == 77
+        assert Chat.load(folder.parent / name).history_tokens == 77
+
+
+def test_an_exported_tokenizer_is_the_same_in_transformers(folder: Path) -> None:
+    """Added and special tokens too, which vocab.json alone does not tell apart."""
+    rewrite(folder, lambda t: t.update({"transformer.wte.weight": torch.ones(560, 24)}))
+    set_config(folder, vocab_size=560)
+    (folder / "added_tokens.json").write_text('{"<usr>": 557, "[PAD]": 558}')
+    (folder / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
+    convert(folder, folder.parent / "ours")
+    export(folder.parent / "ours", folder.parent / "back")
+    theirs = GPT2Tokenizer.from_pretrained(folder.parent / "back")
+    text = "say <usr> and [PAD]<|endoftext|>"
+    ids = Tokenizer.load(folder).encode(text)
+    assert 557 in ids
+    assert 558 not in ids
+    assert theirs(text, split_special_tokens=True).input_ids == ids
+    assert theirs(text).input_ids[-1] == 556
+
+
+def test_a_folder_with_a_name_that_is_no_text(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/m\xe9"))
+    shutil.copytree(published, folder)
+    monkeypatch.chdir(folder)
+    convert(".", tmp_path / "ours")
+    assert open_checkpoint(tmp_path / "ours").origin().name == "m\ufffd"
+
+
 def test_what_the_config_says_besides_is_kept(folder: Path) -> None:
     """Labels, tokens and notes that the network does not use come through both conversions."""
     extras = {"bos_token_id": 5, "pad_token_id": 7, "task_specific_params": {"conversational": {"max_length": 1000}}}
@@ -161,6 +223,8 @@ def test_other_models_names_for_the_sizes_are_read(folder: Path, published: Path
     """Transformers takes num_attention_heads for n_head; to ignore it would be 12 heads, and wrong logits."""
     content = json.loads((folder / "config.json").read_text())
     content["num_attention_heads"] = content.pop("n_head")
+    content["max_position_embeddings"] = content.pop("n_positions")
+    content["hidden_size"], content["num_hidden_layers"] = content.pop("n_embd"), content.pop("n_layer")
     (folder / "config.json").write_text(json.dumps(content))
     assert open_checkpoint(folder).config == open_checkpoint(published).config
     set_config(folder, n_head=4)
@@ -256,18 +320,57 @@ def compress(folder: Path) -> None:
     packed.replace(plain)
 
 
-def pickle_of(data: bytes) -> Callable[[Path], None]:
-    """An archive as torch.save writes it, with another pickle in it."""
+def changed_pickle(change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
+    """An archive as torch.save writes it, with the pickle in it changed."""
 
     def damage(folder: Path) -> None:
         as_pickle(folder)
         plain, changed = folder / "pytorch_model.bin", folder / "changed"
         with zipfile.ZipFile(plain) as source, zipfile.ZipFile(changed, "w") as target:
             for name in source.namelist():
-                target.writestr(name, data if name.endswith("data.pkl") else source.read(name))
+                data = source.read(name)
+                target.writestr(name, change(data) if name.endswith("data.pkl") else data)
         changed.replace(plain)
 
     return damage
+
+
+def pickle_of(data: bytes) -> Callable[[Path], None]:
+    return changed_pickle(lambda _: data)
+
+
+def claim_more(data: bytes) -> bytes:
+    """Let the pickle say that a storage of 24 numbers (K, 24, t: the end of its description) has 25."""
+    assert b"K\x18t" in data
+    return data.replace(b"K\x18t", b"K\x19t", 1)
+
+
+def another_pickle(name: str) -> Callable[[Path], None]:
+    """One more record, which torch would take for the one that was checked."""
+
+    def damage(folder: Path) -> None:
+        torch.save(state(folder), folder / "archive")  # the archive's folder is named for the file
+        (folder / "archive").replace(folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+        with warnings.catch_warnings(), zipfile.ZipFile(folder / "pytorch_model.bin", "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr(name, b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x10\x85R.")
+
+    return damage
+
+
+def two_directories(folder: Path) -> None:
+    """Point the end of the archive at a directory other than the one before it."""
+    as_pickle(folder)
+    data = bytearray((folder / "pytorch_model.bin").read_bytes())
+    data[-6:-2] = (int.from_bytes(data[-6:-2], "little") - 1).to_bytes(4, "little")
+    (folder / "pytorch_model.bin").write_bytes(bytes(data))
+
+
+def twice_in_shards(folder: Path) -> None:
+    as_shards(folder)
+    first, second, *_ = sorted(folder.glob("model-*.safetensors"))
+    save_file(load_file(second) | dict([next(iter(load_file(first).items()))]), second)
 
 
 def bare_pickle(folder: Path) -> None:
@@ -320,7 +423,31 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: ((folder / "model.safetensors").unlink(), (folder / "pytorch_model.bin").touch()),
         "empty, cut short",
     ),
-    "bare pickle": (bare_pickle, "empty, cut short, or older than torch 1.6"),
+    "bare pickle": (bare_pickle, "empty, cut short, or no file of tensors"),
+    "old torch": (
+        lambda folder: (
+            torch.save(state(folder), folder / "pytorch_model.bin", _use_new_zipfile_serialization=False),
+            (folder / "model.safetensors").unlink(),
+        ),
+        "format that torch wrote before 1.6, which this version does not read",
+    ),
+    "a second pickle by another case": (another_pickle("archive/DATA.PKL"), "compressed or repeated records"),
+    "a record twice": (another_pickle("archive/data/0"), "compressed or repeated records"),
+    "a storage beyond its record": (changed_pickle(claim_more), "declares other sizes than its records have"),
+    "two directories": (two_directories, "has two directories"),
+    "a tensor that is a view": (
+        lambda folder: (
+            torch.save({"transformer.wte.weight": torch.ones(24, 557).t()}, folder / "pytorch_model.bin"),
+            (folder / "model.safetensors").unlink(),
+        ),
+        "is not stored plainly",
+    ),
+    "a huge header": (
+        lambda folder: (folder / "model.safetensors").write_bytes((5 << 20).to_bytes(8, "little") + b"{" * (6 << 20)),
+        "declares a header of 5,242,880 bytes",
+    ),
+    "a huge config": (lambda folder: (folder / "config.json").write_bytes(b" " * (17 << 20)), "larger than 16 MiB"),
+    "a tensor in two shards": (twice_in_shards, "holds tensors that another shard holds too"),
     "pickle that reserves memory": (
         pickle_of(b"\x80\x02cbuiltins\nbytearray\nJ" + (1_500_000_000).to_bytes(4, "little") + b"\x85R."),
         r"would run code when loaded \(builtins.bytearray\)",

@@ -89,12 +89,15 @@ def test_a_fresh_network_is_drawn_as_gpt2_is() -> None:
     network = GPT2(GPT2Config(vocab_size=500, n_positions=32, n_embd=64, n_layer=8, n_head=2))
     assert network.token_embedding.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert network.blocks[0].mlp.up.weight.std().item() == pytest.approx(0.02, rel=0.05)
-    assert network.blocks[0].mlp.down.weight.std().item() == pytest.approx(0.005, rel=0.05)  # 0.02 / sqrt(2 * 8)
+    for added in (network.blocks[0].mlp.down, network.blocks[0].attention.output):
+        assert added.weight.std().item() == pytest.approx(0.005, rel=0.05)  # 0.02 / sqrt(2 * 8)
     assert all(not parameter.any() for name, parameter in network.named_parameters() if name.endswith("bias"))
 
 
-def test_dropout_acts_in_training_only() -> None:
-    network = GPT2(GPT2Config(vocab_size=50, n_positions=32, n_embd=64, n_layer=1, n_head=2))
+@pytest.mark.parametrize("acting", ["embd_pdrop", "attn_pdrop", "resid_pdrop"])
+def test_dropout_acts_in_training_only(acting: str) -> None:
+    rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0) | {acting: 0.5}
+    network = GPT2(GPT2Config(vocab_size=50, n_positions=32, n_embd=64, n_layer=1, n_head=2, **rates))
     ids = torch.arange(20)[None]
     assert not torch.equal(network.train()(ids), network(ids))
     assert torch.equal(network.eval()(ids), network(ids))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -126,9 +128,12 @@ def test_rows_may_have_settings_of_their_own(network: GPT2) -> None:
         assert row.new_ids == [step.id for step in generate(network, [4, 5, 6], config, generator=seeded(1))]
 
 
-def test_replies_say_why_they_ended_and_how_likely_they_were(network: GPT2) -> None:
+@pytest.mark.parametrize("settings", [{}, {"do_sample": True, "temperature": 0.5, "repetition_penalty": 1.5}], ids=str)
+def test_replies_say_why_they_ended_and_how_likely_they_were(network: GPT2, settings: dict[str, Any]) -> None:
+    """The score is the network's own opinion, whatever the processors made of it."""
     for prompt in prompts(list(range(1, 12))):
-        ((reply,),) = generate_batch(network, [prompt], GenerationConfig(max_new_tokens=15))
+        config = GenerationConfig(max_new_tokens=15, **settings)
+        ((reply,),) = generate_batch(network, [prompt], config, generator=seeded())
         said = [*reply.ids, 22] if reply.finish_reason == "stop" else reply.ids
         assert reply.finish_reason == ("length" if len(reply.ids) == 15 else "stop")
         with torch.no_grad():
@@ -159,9 +164,36 @@ def test_a_prompt_that_cannot_be_used_is_a_sentence(network: GPT2, prompt: list[
         generate(network, prompt, GenerationConfig())  # at the call, not at the first token
 
 
-def test_a_damaged_network_is_a_sentence() -> None:
+def test_a_prompt_may_fill_the_window_to_the_last_position(network: GPT2) -> None:
+    config = GenerationConfig(max_new_tokens=10, eos_token_id=99)
+    assert len(list(generate(network, [1] * 54, config))) == 10
+    with pytest.raises(DialogueError, match="55 tokens and max_new_tokens 10 do not fit the network's 64"):
+        generate(network, [1] * 55, config)
+
+
+def test_rows_that_run_together_leave_their_callers_caches_alone(network: GPT2, read: list[int]) -> None:
+    """And of rows with the same prompt, the one whose cache holds most of it reads it."""
+    config = GenerationConfig(max_new_tokens=2, eos_token_id=99)
+    warm = KVCache.for_model(network)
+    list(generate(network, [1, 2, 3, 4, 5], config, cache=warm))
+    held = warm.ids
+    for rows in ([warm, None], [None, warm]):
+        read.clear()
+        decoder = Decoder(network)
+        for cache in rows:
+            decoder.add([1, 2, 3, 4, 9], config, cache=cache)
+        decoder.step()
+        assert read == [1]
+        assert warm.ids == held
+
+
+@pytest.mark.parametrize("damage", ["everywhere", "one word"])
+def test_a_damaged_network_is_a_sentence(damage: str) -> None:
     broken = random_model()
-    broken.final_norm.bias.data[0] = torch.nan
+    if damage == "everywhere":
+        broken.final_norm.bias.data[0] = torch.nan
+    else:
+        broken.token_embedding.weight.data[50] = torch.inf
     with pytest.raises(GenerationError, match="NaN or infinity"):
         next(generate(broken, [1], GenerationConfig()))
 

@@ -70,6 +70,7 @@ def test_defaults_are_those_of_transformers() -> None:
         ("do_sample", 1),
         ("temperature", 0),
         ("temperature", float("nan")),
+        ("temperature", float("inf")),
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_p", 1.5),
@@ -106,4 +107,5 @@ def test_settings_are_changed_as_a_person_types_them() -> None:
 
 def test_the_chat_preset_fits_a_small_network() -> None:
     assert GenerationConfig.chat().fitted(16).max_new_tokens == 8
+    assert GenerationConfig(max_new_tokens=20, min_new_tokens=20).fitted(16).min_new_tokens == 8
     assert GenerationConfig.chat().fitted(1024) == GenerationConfig.chat()

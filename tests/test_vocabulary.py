@@ -139,6 +139,16 @@ def test_typed_text_never_becomes_a_special_token(tmp_path: Path) -> None:
             "describes another tokenizer",
         ),
         (lambda folder: edit_tokenizer(folder, model={"merges": []}), "is another vocabulary than"),
+        (lambda folder: edit_tokenizer(folder, model={"vocab": {"a": 7}}), "is another vocabulary than"),
+        (
+            lambda folder: edit_tokenizer(folder, pre_tokenizer={"type": "ByteLevel", "add_prefix_space": True}),
+            "describes another tokenizer",
+        ),
+        (
+            lambda folder: edit_tokenizer(folder, pre_tokenizer={"type": "ByteLevel", "use_regex": False}),
+            "describes another tokenizer",
+        ),
+        (lambda folder: (folder / "tokenizer_config.json").write_text('{"add_eos_token": true}'), "add_eos_token"),
         (lambda folder: (folder / "merges.txt").write_text(""), "300 tokens are made by no merge.*cut short"),
         (lambda folder: cut_lines(folder / "merges.txt", 100), "201 tokens are made by no merge"),
         (lambda folder: edit_ids(folder, **{"\ud800": 600}), "half a surrogate pair"),

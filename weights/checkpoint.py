@@ -60,7 +60,8 @@ class Checkpoint:
         config: sizes of the network.
         tensors: the network's parameters under our names, each once.
         vocabulary: its own, GPT-2's where it has none and the size fits, or None.
-        generation_config: the content of ``generation_config.json``; empty where there is none.
+        generation_config: the content of ``generation_config.json``, which conversions carry along and nothing here
+            acts on yet; empty where there is none.
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
         path: the folder or file that was opened.
         files: the files that hold the weights.
@@ -103,7 +104,7 @@ class Checkpoint:
         if self.ours:
             notes = safetensors_metadata(self.files[0])
             return Origin(notes.get("origin", "unknown"), notes.get("origin_sha256", "unknown"))
-        return Origin(self.path.resolve().name, self.sha256())
+        return Origin(os.fsencode(self.path.resolve().name).decode(errors="replace"), self.sha256())
 
     def sha256(self) -> str:
         """Checksum of the weight files, one after the other; reads them all."""

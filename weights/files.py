@@ -35,13 +35,15 @@ _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch
 ALIGNMENT = (
     64  # bytes, one cache line and one AVX-512 register: misaligned rows change float32 products in the last bit
 )
-TEXT_LIMIT = 64 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
+TEXT_LIMIT = 16 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
+HEADER_LIMIT = 4 << 20  # bytes of a safetensors header; GPT-2 large's is 60 kB
 
 # What the pickle of a state_dict names, and the instructions by which one could name more; torch.save writes neither.
 _HARMLESS = frozenset({"collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch._utils _rebuild_parameter"})
 _STORAGE = re.compile(r"torch [A-Z][A-Za-z0-9]*Storage")
+_OLD_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"  # how a file of torch before 1.6 begins
 _FOREIGN = frozenset({"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BYTEARRAY8"})
-_PICKLE_LIMIT = 4 << 20  # bytes; GPT-2 large's is 50 kB
+_PICKLE_LIMIT = 1 << 20  # bytes; GPT-2 large's is 50 kB
 
 
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may raise to stop, and nothing is left behind
@@ -112,7 +114,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def container(path: Path) -> str | None:
-    """What kind of file holds tensors, by its first bytes: "safetensors", "torch" (an archive), or None for another.
+    """What kind of file holds tensors, by its first bytes: "safetensors", "torch" (an archive), "old torch", or None.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -124,6 +126,8 @@ def container(path: Path) -> str | None:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     if head[:4] == b"PK\3\4":
         return "torch"
+    if head == _OLD_MAGIC:
+        return "old torch"
     return "safetensors" if head[8:] == b"{" else None
 
 
@@ -134,13 +138,18 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file cannot be read, or is neither, or is damaged.
     """
     kind = container(path)
+    if kind == "old torch":
+        raise CheckpointError(
+            f"{path} is in the format that torch wrote before 1.6, which this version does not read; load and save it "
+            f"with a newer torch, or let transformers write it as model.safetensors (see the README)"
+        )
     if kind == "torch":
         return read_pickle(path)
     if kind == "safetensors" or path.suffix == ".safetensors":
         return read_safetensors(path)
     raise CheckpointError(
-        f"{path} is empty, cut short, or older than torch 1.6; expected safetensors, or a file as torch.save writes it "
-        f"today. Fetch it again, or load and save it with a newer torch"
+        f"{path} is empty, cut short, or no file of tensors; expected safetensors, or what torch.save writes. Fetch it "
+        f"again"
     )
 
 
@@ -151,6 +160,10 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file is damaged: empty, cut short, or with a header that does not fit it.
     """
     try:
+        with path.open("rb") as start:
+            declared = int.from_bytes(start.read(8), "little")
+        if HEADER_LIMIT < declared < path.stat().st_size:
+            raise CheckpointError(f"{path} declares a header of {declared:,} bytes; expected at most {HEADER_LIMIT:,}")
         file = safe_open(path, framework="pt")
         stored = {}
         for name in file.keys():  # noqa: SIM118 - not a dict
@@ -187,7 +200,7 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
     Raises:
         CheckpointError: the file is damaged, would run code, or is not a flat dictionary of tensors.
     """
-    _check_archive(path)
+    held = _check_archive(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's reader raises whatever the damage leads to; its advice must not be shown
@@ -199,6 +212,9 @@ def read_pickle(path: Path) -> dict[str, StoredTensor]:
     for name, tensor in content.items():
         if not tensor.is_contiguous():
             raise CheckpointError(f"{path}: tensor {name} is not stored plainly, in row-major order; save it again")
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in content.values()}
+    if sum(storages.values()) != held:  # a storage that claims more than its record would take in its neighbours
+        raise CheckpointError(f"{path} declares other sizes than its records have; it is damaged: fetch it again")
     return {
         name: StoredTensor(
             name,
@@ -214,17 +230,26 @@ def _itself(tensor: Tensor) -> Tensor:
     return tensor.detach()
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse a `torch.save` archive that is not what torch writes: stored records, each once, and a harmless pickle."""
+def _check_archive(path: Path) -> int:
+    """Refuse a `torch.save` archive that is not what torch writes: stored records, each once, and a harmless pickle.
+
+    torch must see what was checked: it finds records without regard to case, and the directory where the file's end
+    says it is, while Python takes the one that stands just before the end.
+
+    Returns:
+        The bytes that the records of tensors hold.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-            names = [record.filename for record in records]
+            names = [record.filename.lower() for record in records]
             if any(record.compress_type != zipfile.ZIP_STORED for record in records) or len(set(names)) != len(names):
                 raise CheckpointError(f"{path} has compressed or repeated records, which torch.save never writes")
             if sum(record.file_size for record in records) > path.stat().st_size:
                 raise CheckpointError(f"{path} declares more data than it holds; it is damaged: fetch it again")
-            pickles = [record for record in records if record.filename.endswith("/data.pkl")]
+            if _directory_offsets(path) != {archive.start_dir}:
+                raise CheckpointError(f"{path} has two directories, which torch.save never writes")
+            pickles = [record for record in records if record.filename.lower().endswith("data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _PICKLE_LIMIT:
                 raise CheckpointError(f"{path} is not an archive of tensors as torch.save writes it")
             data = archive.read(pickles[0])
@@ -235,6 +260,21 @@ def _check_archive(path: Path) -> None:
             raise
         raise CheckpointError(f"{path} is cut short or damaged ({error}); fetch it again") from None
     _check_pickle(path, data)
+    return sum(record.file_size for record in records if "/data/" in record.filename)
+
+
+def _directory_offsets(path: Path) -> set[int]:
+    """Where the end of an archive says that its directory begins; it says so twice where it has a long form too."""
+    with path.open("rb") as file:
+        file.seek(-42, os.SEEK_END)
+        locator, end = file.read(20), file.read(22)
+        if end[:4] != b"PK\5\6":
+            raise zipfile.BadZipFile("there is text after its directory")
+        offsets = {int.from_bytes(end[16:20], "little")} - {0xFFFFFFFF}  # too large for the short form
+        if locator[:4] == b"PK\6\7":
+            file.seek(int.from_bytes(locator[8:16], "little") + 48)
+            offsets.add(int.from_bytes(file.read(8), "little"))
+    return offsets
 
 
 def _check_pickle(path: Path, data: bytes) -> None:
