@@ -261,6 +261,15 @@ def test_weights_are_mapped_and_held_once(published: Path, tmp_path: Path) -> No
     assert not network.training
 
 
+def test_a_network_of_ours_loads_without_reading_the_vocabulary(published: Path, tmp_path: Path) -> None:
+    """Reading 50,000 tokens takes 20 MB that a network does not need; the tokenizer still sees the damage."""
+    convert(published, tmp_path / "ours")
+    (tmp_path / "ours" / "merges.txt").write_text("damaged")
+    load(tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="merge 1 is 'damaged'"):
+        Tokenizer.load(tmp_path / "ours")
+
+
 def test_dtypes_and_devices_are_names(published: Path) -> None:
     assert load(published, dtype="bfloat16").final_norm.weight.dtype == torch.bfloat16
     with pytest.raises(CheckpointError, match="no dtype 'int3'; expected one of float64"):

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ class Checkpoint:
     Attributes:
         config: sizes of the network.
         tensors: the network's parameters under our names, each once.
-        vocabulary: its own, GPT-2's where it has none and the size fits, or None.
+        read_vocabulary: gives `vocabulary`, which says what it is.
         generation_config: the content of ``generation_config.json``, which conversions carry along and nothing here
             acts on yet; empty where there is none.
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
@@ -69,12 +71,11 @@ class Checkpoint:
         settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
         ignored: tensors of a published file that are not needed, with the reason.
         head: a published file's own copy of the output head.
-        notices: what a user should know and need not act on; logged as warnings when the checkpoint is opened.
     """
 
     config: GPT2Config
     tensors: dict[str, StoredTensor]
-    vocabulary: Vocabulary | None
+    read_vocabulary: Callable[[], Vocabulary | None]
     generation_config: dict[str, Any]
     history_tokens: int | None
     path: Path
@@ -83,7 +84,18 @@ class Checkpoint:
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     head: StoredTensor | None = None
-    notices: tuple[str, ...] = ()
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Its own, GPT-2's where it has none and the size fits, or None.
+
+        Ours was checked when it was converted, and is read when first asked for: a network needs none, and 50,000
+        tokens take 20 MB to read.
+
+        Raises:
+            CheckpointError: it is damaged, or larger than the embedding.
+        """
+        return self.read_vocabulary()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -140,17 +152,17 @@ def open_checkpoint(source: Source) -> Checkpoint:
         mapped = (from_ours if ours else from_published)(_read_all(files), config)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    vocabulary, notices = _find_vocabulary(folder, config)
+    vocabulary = cache(partial(_find_vocabulary, folder, config))
+    if not ours:
+        vocabulary()
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
-        notices.append(f"{folder / 'config.json'} has settings that are not known here: {', '.join(unknown)}")
-    for notice in notices:
-        logger.warning("%s", notice)
+        logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
     generation = folder / "generation_config.json"
     return Checkpoint(
         config=config,
         tensors=mapped.tensors,
-        vocabulary=vocabulary,
+        read_vocabulary=vocabulary,
         generation_config=read_json(generation) if generation.exists() else {},
         history_tokens=_history_tokens(values, folder),
         path=path,
@@ -159,7 +171,6 @@ def open_checkpoint(source: Source) -> Checkpoint:
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
         ignored=mapped.ignored,
         head=mapped.head,
-        notices=tuple(notices),
     )
 
 
@@ -249,25 +260,29 @@ def _read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     return stored
 
 
-def _find_vocabulary(folder: Path, config: GPT2Config) -> tuple[Vocabulary | None, list[str]]:
+def _find_vocabulary(folder: Path, config: GPT2Config) -> Vocabulary | None:
+    """Read the vocabulary, see that the network has a row for each token, and say what a user should know."""
     vocabulary = read_vocabulary(folder)
-    notices = []
     if vocabulary is None and config.vocab_size == GPT2_SIZE:
         vocabulary = gpt2_vocabulary()
-        notices.append(f"{folder} has no vocabulary; GPT-2's is used, as its {GPT2_SIZE:,} tokens fit")
+        logger.warning("%s has no vocabulary; GPT-2's is used, as its %d tokens fit", folder, GPT2_SIZE)
     elif vocabulary is None:
-        notices.append(
-            f"{folder} has no vocabulary, and GPT-2's {GPT2_SIZE:,} tokens do not fit its {config.vocab_size:,} "
-            f"embedding rows: it cannot read or write text until vocab.json and merges.txt lie beside it"
+        logger.warning(
+            "%s has no vocabulary, and GPT-2's %d tokens do not fit its %d embedding rows: it cannot read or write "
+            "text until vocab.json and merges.txt lie beside it",
+            folder,
+            GPT2_SIZE,
+            config.vocab_size,
         )
-    elif vocabulary.size > config.vocab_size:
+        return None
+    if vocabulary.size > config.vocab_size:
         raise CheckpointError(
             f"{folder}: the vocabulary needs {vocabulary.size:,} embedding rows and the network has "
             f"{config.vocab_size:,}; these files do not belong together"
         )
-    if vocabulary is not None and vocabulary.size < config.vocab_size:
-        notices.append(f"{config.vocab_size - vocabulary.size:,} embedding rows of {folder} have no text")
-    return vocabulary, notices
+    if vocabulary.size < config.vocab_size:
+        logger.warning("%d embedding rows of %s have no text", config.vocab_size - vocabulary.size, folder)
+    return vocabulary
 
 
 def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:
