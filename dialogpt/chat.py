@@ -230,10 +230,6 @@ class Chat:
 
     def _begin(self, turns: list[list[int]], stop: Stop | None) -> Generator[str, None, None]:
         prompt = self._prompt(History(self.history.eos_id, turns))
-        if prompt.cut:
-            logger.warning(
-                "the last turn is longer than the network can take: its first %d tokens were cut off", prompt.cut
-            )
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
         return stream
@@ -253,13 +249,19 @@ class Chat:
         return tuple({self.tokenizer.eos_id, *self.generation.end_ids})
 
     def _prompt(self, history: History) -> Prompt:
+        """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
         window = self.model.config.n_positions - self.generation.max_new_tokens
         if window < 1:
             raise DialogueError(
                 f"max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt in the network's "
                 f"{self.model.config.n_positions} positions; ask for fewer"
             )
-        return history.prompt(self.history_tokens, window)
+        prompt = history.prompt(self.history_tokens, window)
+        if prompt.cut:
+            logger.warning(
+                "the last turn is longer than the network can take: its first %d tokens were cut off", prompt.cut
+            )
+        return prompt
 
     def _answer(self, turns: list[list[int]], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
         """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""

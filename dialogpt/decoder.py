@@ -179,9 +179,8 @@ class Decoder:
 
     def _read_prompts(self, waiting: list[Row]) -> tuple[KVCache, Tensor]:
         """Read the prompts of rows that have just joined: their cache, and their last hidden states (B, C)."""
-        distinct: dict[
-            tuple[int, ...], Row
-        ] = {}  # rows with the same prompt share one reading, by who knows most of it
+        # Rows with the same prompt share one reading, by the row whose cache holds most of it.
+        distinct: dict[tuple[int, ...], Row] = {}
         for row in waiting:
             if row.known >= distinct.get(tuple(row.ids), row).known:
                 distinct[tuple(row.ids)] = row

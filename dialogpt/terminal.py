@@ -66,7 +66,7 @@ class Terminal:
         interrupted = False
         while True:
             try:
-                line = self.read(YOU, "")
+                line = self._ask(YOU)
             except EOFError:
                 self.write("\n")
                 return DONE
@@ -77,19 +77,26 @@ class Terminal:
                 interrupted = True
                 self.notice("Ctrl-C again, or Ctrl-D, leaves (/save FILE keeps the conversation)")
                 continue
-            except UnicodeDecodeError:
-                self.notice("that line was not valid UTF-8; type it again")
+            except DialogueError as error:
+                self.notice(str(error))
                 continue
             interrupted = False
             try:
                 self.take(line)
             except Leave:
                 return DONE
-            except KeyboardInterrupt:
+            except (KeyboardInterrupt, EOFError):  # a reply that was not waited for, or a question that a command asked
                 self.write("\n")
-                self.notice("stopped at once")
+                self.notice("stopped")
             except DialogueError as error:
                 self.notice(str(error))
+
+    def _ask(self, prompt: str, prefill: str = "") -> str:
+        """Read one line; one that is no text is a sentence, whoever asked."""
+        try:
+            return self.read(prompt, prefill)
+        except UnicodeDecodeError:
+            raise DialogueError("that line was not valid UTF-8; type it again") from None
 
     def take(self, line: str) -> None:
         """Answer one line: a command, or something that was said."""
@@ -156,7 +163,7 @@ class Terminal:
         texts = self.chat.texts()
         if not texts:
             raise DialogueError("nothing has been said yet")
-        text = text or self.read(YOU, texts[-2])
+        text = text or self._ask(YOU, texts[-2])
         if text.strip():
             self.say(partial(self.chat.stream_edit, text))
 
@@ -227,7 +234,7 @@ class Terminal:
         """Read several lines as one turn."""
         lines: list[str] = []
         try:
-            while (line := self.read(MORE, "")) != ".":
+            while (line := self._ask(MORE)) != ".":
                 lines.append(line)
         except EOFError:
             self.write("\n")

@@ -309,6 +309,9 @@ def test_a_turn_that_is_too_long_is_cut_and_the_user_is_told(chat: Chat, caplog:
     assert chat.texts()[0] == "x y z " * 100  # the whole history is kept
     chat.reply("short")
     assert len(chat.texts()) == 4
+    caplog.clear()
+    chat.candidates(["x y z " * 100], 2)
+    assert f"its first {tokens - (128 - 8)} tokens were cut off" in caplog.text
 
 
 def test_other_end_tokens_end_a_reply_too(

@@ -203,6 +203,16 @@ def test_a_line_that_is_not_utf8_is_a_sentence(play: Play) -> None:
     assert len(played.chat.texts()) == 2
 
 
+@pytest.mark.parametrize("command", ["/edit", "/multi"])
+def test_a_question_that_a_command_asks_may_be_left(play: Play, command: str) -> None:
+    """Ctrl-D, or a line that is no text, at the question of a command once ended the whole chat with a traceback."""
+    bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")
+    played = play("Hello", command, CTRL_D, command, bad, "More")
+    assert played.status == 0
+    assert "not valid UTF-8" in played.said
+    assert [played.chat.texts()[place] for place in (0, 2)] == ["Hello", "More"]
+
+
 def test_settings_that_make_no_sense_here_are_refused(play: Play) -> None:
     played = play("/set max-new-tokens 5000", "/set num-return-sequences 3", "/set history-tokens " + "9" * 5000)
     assert "the network has 128 positions in all" in played.said
