@@ -184,7 +184,7 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     ]
     if checkpoint.ours:
         origin = checkpoint.origin()
-        rows.append(("converted from", f"{origin.name}, sha256 {origin.sha256}"))
+        rows.append(("origin", origin.name + (f", sha256 {origin.sha256}" if origin.sha256 else "")))
     vocabulary = checkpoint.vocabulary
     tokens = "none" if vocabulary is None else f"{len(vocabulary.ids):,} tokens, from {vocabulary.origin}"
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))

@@ -31,7 +31,7 @@ def installed_version() -> str:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that talks."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint: a folder, or a file in one")
+    model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint's folder, or a file in it")
     model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")

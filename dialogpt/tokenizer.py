@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 import tiktoken
+from numpy.typing import NDArray
 
 from dialogpt.errors import DialogueError
 from weights import CheckpointError, Vocabulary, open_checkpoint
 from weights.checkpoint import Source
-from weights.vocabulary import byte_letters, gpt2_merges
+from weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
 # GPT-2 cuts text before it merges: English contractions; then words, numbers and other signs, each with one space
 # before it; then white space, whose last character is left to the word that follows.
@@ -54,9 +56,10 @@ class Tokenizer:
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
         _check_order(spelled, vocabulary, self._ranks)
         self._encoding = tiktoken.Encoding(
-            "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={}
+            "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={END_OF_TEXT: len(tokens)}
         )
         self._ids = [ids[token] for token in tokens]  # rank to id: the same numbers in GPT-2's own vocabulary
+        self._ids_or_end = np.array([*self._ids, self.eos_id], dtype=np.uint32)
         self._bytes = {n: token.encode() for token, n in ids.items()} | dict(zip(self._ids, spelled, strict=True))
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
         self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
@@ -81,6 +84,20 @@ class Tokenizer:
         pieces = self._added.split(text)  # text, added token, text, added token, ..., text
         added = self.vocabulary.added
         return [n for k, piece in enumerate(pieces) for n in ([added[piece]] if k % 2 else self._encode(piece))]
+
+    def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
+        """The ids of whole turns, each with its end token: what `encode` gives, in one call where that is possible.
+
+        Raises:
+            DialogueError: as `encode`.
+        """
+        text = END_OF_TEXT.join([*turns, ""])
+        typed = text.count(END_OF_TEXT) > len(turns)  # typed text never becomes the end token
+        if typed or self._added is not None or any(len(turn) > _LONG_GAP for turn in turns):
+            return np.array([n for turn in turns for n in (*self.encode(turn), self.eos_id)], dtype=np.uint32)
+        _refuse_surrogates(text)
+        ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
+        return self._ids_or_end[ranks]
 
     def _encode(self, text: str) -> list[int]:
         gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > _LONG_GAP and gap.end() < len(text)]

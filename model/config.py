@@ -164,7 +164,12 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "eos_token_id": (_is_token, "a token id, several, or nothing"),
 }
 
-PRESETS = {  # the published sizes; microsoft/DialoGPT-{small,medium,large}
+PRESETS = {
+    # The size of weights/tiny, with the first merges of GPT-2's vocabulary.
+    "tiny": GPT2Config(
+        vocab_size=8192, n_positions=512, n_embd=256, n_layer=6, n_head=4, attn_pdrop=0.0, eos_token_id=8191
+    ),
+    # The published sizes, microsoft/DialoGPT-{small,medium,large}.
     "small": GPT2Config(n_embd=768, n_layer=12, n_head=12),
     "medium": GPT2Config(n_embd=1024, n_layer=24, n_head=16),
     "large": GPT2Config(n_embd=1280, n_layer=36, n_head=20),

@@ -602,11 +602,9 @@ def test_a_sneaky_pickle_would_have_run(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def test_a_hub_name_or_tiny_is_a_sentence_with_advice() -> None:
+def test_a_hub_name_is_a_sentence_with_advice() -> None:
     with pytest.raises(CheckpointError, match="download config.json, the weights, vocab.json and merges.txt"):
         open_checkpoint("microsoft/DialoGPT-small")
-    with pytest.raises(CheckpointError, match="no embedded checkpoint yet; pass a folder"):
-        open_checkpoint("tiny")
     with pytest.raises(CheckpointError, match="there is no folder or file"):
         open_checkpoint("x" * 5000)
 

@@ -184,7 +184,6 @@ def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["chat"], "no embedded checkpoint yet; pass a folder"),
         (["chat", "--model", "gone"], "there is no folder or file 'gone'"),
         (["reply", "--model", "microsoft/DialoGPT-small", "Hi"], "hub"),
         (["info", "gone"], "there is no folder or file"),

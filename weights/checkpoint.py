@@ -191,8 +191,7 @@ def _find(source: str | os.PathLike[str]) -> Path:
         if TINY.is_dir():
             return TINY
         raise CheckpointError(
-            "this version carries no embedded checkpoint yet; pass a folder that transformers wrote or that "
-            "`dialogpt convert` made"
+            f"the checkpoint that this package carries is missing ({TINY}); install the package again, or pass a folder"
         )
     name, path = os.fspath(source), Path(source)
     if not name:

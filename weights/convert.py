@@ -1,6 +1,6 @@
-"""Between published checkpoints and ours, on the disk: `convert` and its way back, `export`.
+"""Checkpoints on the disk: from published to ours, `convert`; back, `export`; and from a network in memory, `save`.
 
-Both stream: one tensor at a time is read, checked and written, and a folder takes its final name only when all of it is
+All stream: one tensor at a time is read, checked and written, and a folder takes its final name only when all of it is
 on the disk. What a source is, is left to `weights.checkpoint`.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model import GPT2Config
-from weights.checkpoint import FORMAT_VERSION, Checkpoint, Source, open_checkpoint
+from weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin, Source, open_checkpoint
 from weights.files import (
     CheckpointError,
     Progress,
@@ -73,17 +73,40 @@ def convert(
     """
     checkpoint = open_checkpoint(source)
     target = checkpoint.dtype if dtype is None else dtype_of(dtype)
-    origin = checkpoint.origin()
-    notes = {
+    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
+    notes = _notes(checkpoint.origin(), target)
+    with new_folder(Path(destination)) as folder:
+        _write(folder, checkpoint, tensors, notes, _our_config(checkpoint), progress)
+    return _report(checkpoint, Path(destination), tensors)
+
+
+def save(folder: Path, like: Checkpoint, tensors: Mapping[str, Tensor], origin: Origin) -> None:
+    """Write weights that were trained here in this project's own format.
+
+    Args:
+        folder: an empty one, such as `new_folder` gives.
+        like: everything but the weights: sizes, vocabulary, settings.
+        tensors: the weights by their names.
+        origin: where they come from.
+    """
+    stored = {name: StoredTensor(name, tuple(t.shape), t.dtype, partial(_on_cpu, t)) for name, t in tensors.items()}
+    checkpoint = replace(like, tensors=stored)
+    _write(folder, checkpoint, [*stored.values()], _notes(origin, checkpoint.dtype), _our_config(checkpoint), None)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu()
+
+
+def _notes(origin: Origin, dtype: torch.dtype) -> dict[str, str]:
+    """The metadata of a file of weights in our format."""
+    return {
         "format": "pt",
         "format_version": str(FORMAT_VERSION),
         "origin": origin.name,
         "origin_sha256": origin.sha256,
-        "dtype": dtype_name(target),
+        "dtype": dtype_name(dtype),
     }
-    config = {"format_version": FORMAT_VERSION, **_config(checkpoint)}
-    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
-    return _write(checkpoint, Path(destination), tensors, notes, config, {}, progress)
 
 
 def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
@@ -101,12 +124,20 @@ def export(source: Source, destination: str | os.PathLike[str], *, progress: Pro
     tensors = to_published(_cast(checkpoint, checkpoint.dtype))
     config = {"architectures": ["GPT2LMHeadModel"], **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
     settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
-    return _write(checkpoint, Path(destination), tensors, {"format": "pt"}, config, settings, progress)
+    with new_folder(Path(destination)) as folder:
+        _write(folder, checkpoint, tensors, {"format": "pt"}, config, progress)
+        if settings:
+            write_json(folder / "tokenizer_config.json", settings)
+    return _report(checkpoint, Path(destination), tensors)
 
 
 def published_config(config: GPT2Config) -> dict[str, Any]:
     """A config's content under transformers' names, with the choices that this network has made."""
     return {"model_type": "gpt2", "activation_function": "gelu_new", **asdict(config)}
+
+
+def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {"format_version": FORMAT_VERSION, **_config(checkpoint)}
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -146,24 +177,23 @@ def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, A
 
 
 def _write(
+    folder: Path,
     checkpoint: Checkpoint,
-    destination: Path,
     tensors: list[StoredTensor],
     notes: Mapping[str, str],
     config: dict[str, Any],
-    tokenizer_config: dict[str, Any],
     progress: Progress | None,
-) -> Report:
-    """Write a folder: config first, the weights last."""
-    with new_folder(destination) as folder:
-        write_json(folder / "config.json", config)
-        if checkpoint.generation_config:
-            write_json(folder / "generation_config.json", checkpoint.generation_config)
-        if checkpoint.vocabulary is not None:
-            checkpoint.vocabulary.write(folder)
-        if tokenizer_config:
-            write_json(folder / "tokenizer_config.json", tokenizer_config)
-        write_safetensors(folder / "model.safetensors", tensors, notes, progress)
+) -> None:
+    """Fill a folder: config first, the weights last."""
+    write_json(folder / "config.json", config)
+    if checkpoint.generation_config:
+        write_json(folder / "generation_config.json", checkpoint.generation_config)
+    if checkpoint.vocabulary is not None:
+        checkpoint.vocabulary.write(folder)
+    write_safetensors(folder / "model.safetensors", tensors, notes, progress)
+
+
+def _report(checkpoint: Checkpoint, destination: Path, tensors: list[StoredTensor]) -> Report:
     return Report(
         source=checkpoint.path,
         destination=destination,

@@ -377,14 +377,20 @@ def new_folder(destination: Path) -> Iterator[Path]:
             made.append(folder)
         yield temporary
         for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         if destination.exists():
             destination.rmdir()
         temporary.rename(destination)
         made.clear()
+        for folder in (destination, destination.parent):  # names are data, too
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
     except (OSError, ValueError) as error:
-        if isinstance(error, CheckpointError):
+        if not isinstance(error, OSError) and type(error) not in (ValueError, UnicodeEncodeError):  # a name's errors
             raise
         raise CheckpointError(f"{shown} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:

@@ -113,9 +113,18 @@ def gpt2_merges() -> tuple[str, ...]:
     return _read_merges(_GPT2_MERGES)
 
 
-def gpt2_vocabulary() -> Vocabulary:
-    """The vocabulary of GPT-2 and DialoGPT, from the merges that this package carries."""
-    merges = gpt2_merges()
+def gpt2_vocabulary(size: int = GPT2_SIZE) -> Vocabulary:
+    """The vocabulary of GPT-2 and DialoGPT, or a smaller one of its first merges, from what this package carries.
+
+    Args:
+        size: how many tokens it has: 256 bytes, `size - 257` merges and the end of text.
+
+    Raises:
+        CheckpointError: GPT-2 has not that many, or 257 are more.
+    """
+    if not 257 <= size <= GPT2_SIZE:
+        raise CheckpointError(f"a vocabulary of {size:,} tokens cannot be made of GPT-2's; expected 257 to {GPT2_SIZE}")
+    merges = gpt2_merges()[: size - 257]
     tokens = [*byte_letters().values(), *(merge.replace(" ", "") for merge in merges), END_OF_TEXT]
     return Vocabulary({token: n for n, token in enumerate(tokens)}, merges, origin="GPT-2, as carried by this package")
 
