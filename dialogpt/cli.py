@@ -22,6 +22,7 @@ from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
 from dialogpt.flags import DTYPES, add_model_flags, installed_version, wrong_usage
 from dialogpt.interrupt import leaving_at_once
 from dialogpt.screen import one_line, printable
+from dialogpt.train import command as train
 
 
 def console() -> NoReturn:
@@ -117,7 +118,7 @@ def _abandon_stdout() -> None:
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
     parser = argparse.ArgumentParser(
-        prog="dialogpt", description="Talk with DialoGPT, convert its weights, and look inside a checkpoint."
+        prog="dialogpt", description="Talk with DialoGPT, train it, convert its weights, and look inside a checkpoint."
     )
     parser.add_argument("--version", action="version", version=f"dialogpt {installed_version()}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -147,6 +148,10 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("--to", choices=("dialogpt", "hf"), default="dialogpt", help="hf: what transformers loads")
     convert.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
     convert.set_defaults(run=commands.convert, parser=convert)
+
+    training = subparsers.add_parser("train", help="learn from dialogues, from fresh weights or a checkpoint")
+    train.add_flags(training)
+    training.set_defaults(run=train.run, parser=training)
 
     info = subparsers.add_parser("info", help="what a checkpoint is")
     info.add_argument("source", help="a checkpoint: a folder, or a file in one")

@@ -1,0 +1,229 @@
+"""The folder of a training run: what was asked for, its checkpoints, and what was measured.
+
+    run.json            the settings, the model it started from, the data
+    data/               the prepared dialogues
+    step-00000500/      a checkpoint in this project's format, and training.safetensors and training.json beside it:
+                        what the optimizers remember and how far the run is
+    last, best          links to the newest checkpoint and to the one with the lowest validation loss
+    metrics.jsonl       a line for each step and each validation
+    loss.png            the curves
+
+A checkpoint takes its name only when all of it is on the disk, so a process that dies at any instant leaves the last
+one whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from torch import Tensor
+
+from dialogpt.errors import DialogueError
+from dialogpt.train.trainer import Progress, Trainer
+from weights import Checkpoint, open_checkpoint, save
+from weights.checkpoint import Origin
+from weights.files import (
+    CheckpointError,
+    StoredTensor,
+    new_folder,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
+
+logger = logging.getLogger(__name__)
+STATE, PROGRESS = "training.safetensors", "training.json"
+
+
+class Run:
+    """A run's folder.
+
+    Attributes:
+        folder: where it is.
+        about: the content of run.json.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open a run that was begun.
+
+        Raises:
+            DialogueError: there is none.
+            CheckpointError: its run.json is damaged.
+        """
+        if not (folder / "run.json").is_file():
+            raise DialogueError(f"{folder} holds no run to resume; leave out --resume to begin one there")
+        self.folder = folder
+        self.about = read_json(folder / "run.json")
+        self._lock: BinaryIO | None = None
+        self._new = False
+
+    @classmethod
+    def begin(cls, folder: Path, about: Mapping[str, Any]) -> Run:
+        """Begin a run in a new folder.
+
+        Raises:
+            CheckpointError: it exists or cannot be written.
+        """
+        if (folder / "run.json").exists():
+            raise CheckpointError(f"{folder} holds a run already; pass --resume to go on with it, or name a new folder")
+        with new_folder(folder) as temporary:
+            write_json(temporary / "run.json", about)
+        run = cls(folder)
+        run._new = True
+        return run
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self._lock is None:
+            return
+        if self._new and error is not None and not self.checkpoints():  # the data was wrong, say: nothing is lost
+            shutil.rmtree(self.folder)
+        self._lock.close()
+
+    def hold(self) -> None:
+        """Keep other processes from training here, until the run is left.
+
+        A new run that is left by an error before its first checkpoint is removed.
+
+        Raises:
+            DialogueError: another one does.
+        """
+        lock = (self.folder / "run.json").open("rb")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return  # a file system without locks
+            raise DialogueError(f"{self.folder} is being trained by another process; wait for it to end") from None
+        self._lock = lock
+        for left in self.folder.glob("**/.*.partial-*"):  # by a process that was killed
+            shutil.rmtree(left, ignore_errors=True)
+
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints from which training can go on, the newest last."""
+        return sorted(path.parent for path in self.folder.glob(f"step-*/{PROGRESS}"))
+
+    def restore(self, trainer: Trainer) -> None:
+        """Bring a trainer to the newest checkpoint, and forget what was measured after it.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        newest = self.checkpoints()[-1]
+        weights = {name: stored.read() for name, stored in open_checkpoint(newest).tensors.items()}
+        state = {name: stored.read() for name, stored in read_safetensors(newest / STATE).items()}
+        try:
+            progress = Progress.from_dict(read_json(newest / PROGRESS))
+            trainer.restore(weights, state, progress)
+        except ValueError as error:
+            raise CheckpointError(f"{newest} cannot be resumed from ({error}); its files are damaged") from None
+        trainer.processes.by_first(lambda: self._tidy(newest.name, progress))
+
+    def _tidy(self, newest: str, progress: Progress) -> None:
+        """Finish what a kill may have left between a checkpoint's name and its links, and forget later measurements."""
+        best = f"step-{progress.best_step:08d}"
+        self._point("last", newest)
+        if progress.best_step and (self.folder / best).is_dir():
+            self._point("best", best)
+        kept = [line for line in self.metrics() if line["step"] <= progress.step]
+        temporary = self.folder / ".metrics.jsonl.partial"
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        temporary.replace(self.folder / "metrics.jsonl")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """What was measured so far; a line that cannot be read, such as a kill cuts short, is left out."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_bytes().splitlines() if path.exists() else []
+        measured = []
+        for line in lines:
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict) and type(entry.get("step")) is int:
+                    measured.append(entry)
+        return measured
+
+    def log(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Add lines to metrics.jsonl.
+
+        Raises:
+            DialogueError: the disk is full, say.
+        """
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(json.dumps(entry) + "\n" for entry in entries))
+        except OSError as error:
+            raise DialogueError(f"{path} cannot be written: {error.strerror}; the last checkpoint is kept") from None
+
+    def save(self, trainer: Trainer, like: Checkpoint, origin: Origin) -> None:
+        """Write a checkpoint, point `last` and perhaps `best` to it, and remove those that neither points to.
+
+        All processes of a run must call it; the first writes.
+
+        Args:
+            trainer: whose state it is.
+            like: everything but the weights.
+            origin: where the weights come from.
+
+        Raises:
+            CheckpointError: it cannot be written; the checkpoints before are as they were.
+        """
+        weights, state = trainer.weights(), trainer.optimizer_state()
+        trainer.processes.by_first(lambda: self._write(trainer.progress, weights, state, like, origin))
+
+    def _write(
+        self,
+        progress: Progress,
+        weights: dict[str, Tensor],
+        state: dict[str, Tensor],
+        like: Checkpoint,
+        origin: Origin,
+    ) -> None:
+        name = f"step-{progress.step:08d}"
+        try:
+            if not (self.folder / name).exists():
+                with new_folder(self.folder / name) as folder:
+                    save(folder, like, weights, origin)
+                    stored = [StoredTensor(key, tuple(t.shape), t.dtype, t.cpu) for key, t in state.items()]
+                    write_safetensors(folder / STATE, stored, {"format": "pt"})
+                    write_json(folder / PROGRESS, progress.to_dict())
+            self._point("last", name)
+            if progress.best_step == progress.step > 0:
+                self._point("best", name)
+        except (CheckpointError, OSError) as error:
+            step = progress.step
+            raise CheckpointError(
+                f"the checkpoint of step {step} is not saved, those before are whole: {error}"
+            ) from None
+        try:
+            self._prune()
+        except OSError as error:
+            logger.warning("an old checkpoint in %s cannot be removed: %s", self.folder, error.strerror)
+
+    def _point(self, link: str, name: str) -> None:
+        temporary = self.folder / f".{link}.partial"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(name)
+        temporary.replace(self.folder / link)
+
+    def _prune(self) -> None:
+        """Keep `last` whole, of `best` what chatting needs, and nothing else."""
+        last, best = ((self.folder / link).resolve().name for link in ("last", "best"))
+        for folder in self.folder.glob("step-*"):
+            if folder.name != last:
+                (folder / PROGRESS).unlink(missing_ok=True)  # first: without it nothing resumes from here
+                (folder / STATE).unlink(missing_ok=True)
+                if folder.name != best:
+                    shutil.rmtree(folder)

@@ -1,0 +1,65 @@
+"""What `tiny` learned from: the conversations of its two packages, and none of those that judge it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from scripts import train_tiny
+
+pytest.importorskip("chitchat_dataset")
+pytest.importorskip("chatterbot_corpus")
+
+
+def test_one_conversation_in_sixteen_is_held_out() -> None:
+    train = list(train_tiny.conversations(held_out=False))
+    valid = list(train_tiny.conversations(held_out=True))
+    assert (len(train), len(valid)) == (3769, 248)
+    assert all(len(turns) > 1 and all(turns) for turns in [*train, *valid])
+    both = {json.dumps(turns) for turns in train} & {json.dumps(turns) for turns in valid}
+    assert len(both) == 1  # "hi", "Hello!"
+
+
+def test_consecutive_messages_of_one_person_are_one_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [
+        ("a", ["Hi!", " How are you? "]),
+        ("a", ["Are you there?"]),
+        ("b", [" "]),
+        ("b", ["Yes."]),
+        ("a", ["Ah."]),
+    ]
+    content = {
+        "b": {"messages": [[{"text": text, "sender": sender} for text in texts] for sender, texts in messages]},
+        "alone": {"messages": [[{"text": "Hello?", "sender": "a"}]]},
+    }
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    monkeypatch.setattr(train_tiny, "package", lambda name: tmp_path)
+    found = [*train_tiny.conversations(held_out=False), *train_tiny.conversations(held_out=True)]
+    assert found == [["Hi! How are you? Are you there?", "Yes.", "Ah."]]
+
+
+def test_the_short_conversations_are_english_and_have_an_answer() -> None:
+    short = list(train_tiny.short_conversations())
+    assert len(short) == 2026
+    assert ["What is AI?", "AI is the field of science which concerns itself with building hardware and software that "
+            "replicates the functions of the human mind."] in short  # fmt: skip
+
+
+def test_it_writes_the_data_and_calls_train_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+
+    def train(arguments: list[str]) -> int:
+        calls.append(arguments)
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "run.json").touch()
+        return 0
+
+    monkeypatch.setattr(train_tiny, "dialogpt", train)
+    for _ in range(2):
+        assert train_tiny.main([str(tmp_path / "run")]) == 0
+    assert calls[0][:2] == ["train", str(tmp_path / "run-train.jsonl")]
+    assert calls[1] == ["train", "--resume", "--out", str(tmp_path / "run")]
+    assert len((tmp_path / "run-train.jsonl").read_text().splitlines()) == 3769 + 2026
+    assert len((tmp_path / "run-valid.jsonl").read_text().splitlines()) == 248
