@@ -1,36 +1,48 @@
-"""Measure what a user waits for: the first reply after a cold start, a turn late in a dialogue, and memory.
+"""Measure what a user waits for: the first reply, a turn late in a dialogue, a training step, preparing, and memory.
 
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
+    python scripts/benchmark.py train  [--size tiny]  [--runs 5]
+    python scripts/benchmark.py prepare
 
-Weights are random, of a published size. Comparisons alternate in one run, as machines are shared and noisy: quote the
-medians and their ratio. The last line is JSON. `start` and `turn` compare with transformers where it is installed.
+Weights are random. Comparisons alternate in one run, as machines are shared and noisy: quote the
+medians and their ratio. The last line is JSON. transformers is compared with where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dialogpt import Chat, GenerationConfig
 from dialogpt.cli import guarded
-from model import GPT2, PRESETS
+from dialogpt.train.batches import Batch, Batches
+from dialogpt.train.dialogues import Format
+from dialogpt.train.prepare import prepare
+from dialogpt.train.processes import Processes
+from dialogpt.train.settings import TrainConfig
+from dialogpt.train.trainer import Trainer, multiply_dtype
+from model import GPT2, PRESETS, GPT2Config
 from weights import convert
 from weights.convert import published_config
-from weights.files import StoredTensor, write_json, write_safetensors
+from weights.files import StoredTensor, dtype_name, write_json, write_safetensors
 from weights.names import to_published
 from weights.vocabulary import gpt2_vocabulary
 
@@ -60,26 +72,50 @@ with torch.inference_mode():
     load(sys.argv[1])(torch.arange(16)[None])
 print(peak() - before)
 """
+PREPARE = """
+import os, resource, sys, time
+from pathlib import Path
+from scripts.benchmark import _peak
+from dialogpt.train.dialogues import Format
+from dialogpt.train.prepare import prepare
+from weights.vocabulary import gpt2_vocabulary
+if __name__ == "__main__":
+    start = time.perf_counter()
+    source, folder = map(Path, sys.argv[1:])
+    data = prepare([source], folder, gpt2_vocabulary(), Format(window=1024), workers=os.cpu_count())
+    seconds = time.perf_counter() - start
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(seconds, len(data.tokens), _peak(), workers)
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
     parser = argparse.ArgumentParser(description="Measure what a user waits for.")
-    parser.add_argument("what", choices=("start", "turn", "memory"))
-    parser.add_argument("--size", choices=PRESETS, default="small")
+    parser.add_argument("what", choices=("start", "turn", "memory", "train", "prepare"))
+    parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, else small")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
     options = parser.parse_args(argv)
+    size = options.size or ("tiny" if options.what == "train" else "small")
     with tempfile.TemporaryDirectory() as temporary:
-        published, ours = Path(temporary) / "published", Path(temporary) / "ours"
-        write_random(published, options.size)
-        convert(published, ours)
-        if options.what == "memory":
-            result = measure_memory(published, ours)
-        else:
-            rivals = start_rivals(published, ours) if options.what == "start" else turn_rivals(published, ours)
-            result = alternate(rivals, options.runs)
-    print(json.dumps({"what": options.what, "size": options.size, "threads": torch.get_num_threads(), **result}))
+        result = measure(options.what, size, options.runs, options.only, Path(temporary))
+    print(json.dumps({"what": options.what, "size": size, "threads": torch.get_num_threads(), **result}))
     return 0
+
+
+def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> dict[str, object]:
+    """Take one measurement in an empty folder."""
+    if what == "train":
+        return measure_training(size, runs, only, folder)
+    if what == "prepare":
+        return measure_preparing(folder)
+    published, ours = folder / "published", folder / "ours"
+    write_random(published, size)
+    convert(published, ours)
+    if what == "memory":
+        return measure_memory(published, ours)
+    return alternate((start_rivals if what == "start" else turn_rivals)(published, ours), runs)
 
 
 def write_random(folder: Path, size: str) -> None:
@@ -183,6 +219,122 @@ def measure_memory(published: Path, ours: Path) -> dict[str, object]:
               f"({peak / allowed:.2f} x what is allowed for)")  # fmt: skip
         result[f"{name}_peak_bytes"] = peak
     return result
+
+
+def measure_training(size: str, runs: int, only: str | None, folder: Path) -> dict[str, object]:
+    """A training step on one batch of 8,192 places: ours, and a plain loop around transformers' network.
+
+    The plain loop is what people write: autocast to bfloat16, all logits at once, AdamW. It is also run in the dtype
+    that ours chooses on this machine, where that is another.
+    """
+    rivals, tokens = training_rivals(size, folder)
+    if only is not None:
+        before = _peak()
+        step = rivals[only]()
+        for _ in range(runs):
+            step()
+        return {"peak_bytes": _peak() - before}
+    result = alternate({name: build() for name, build in rivals.items()}, runs)
+    peaks = {}
+    for name in rivals:
+        command = [sys.executable, str(Path(__file__)), "train", "--size", size, "--runs", "2", "--only", name]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks[name] = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
+    medians = result["median_s"]
+    assert isinstance(medians, dict)
+    for name, seconds in medians.items():
+        print(f"{name:<26} {tokens / seconds:8,.0f} tokens/s, peak {peaks[name] / 1e6:,.0f} MB above the imports")
+    return {**result, "tokens": tokens, "peak_bytes": peaks}
+
+
+def training_rivals(size: str, folder: Path) -> tuple[dict[str, Callable[[], Callable[[], float]]], int]:
+    """What builds each rival's step on one batch, which returns its seconds; and how many tokens the batch teaches."""
+    config = PRESETS[size]
+    data = prepare([write_dialogues(folder / "data.jsonl", 400)], folder / "data", gpt2_vocabulary(config.vocab_size),
+                   Format(window=512))  # fmt: skip
+    batches = Batches(data, window=512, batch_tokens=8192, learn_first=True, seed=0)
+    full = max(range(batches.per_epoch), key=lambda n: batches[n].learned)
+    dtype = multiply_dtype("auto", torch.device("cpu"))
+    rivals: dict[str, Callable[[], Callable[[], float]]] = {"ours": partial(our_training, config, batches, full)}
+    if importlib.util.find_spec("transformers"):
+        import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - before memory is looked at
+
+        for each in dict.fromkeys((torch.bfloat16, dtype)):
+            rivals[f"plain {dtype_name(each)}"] = partial(plain_training, config, batches[full], each)
+    return rivals, batches[full].learned
+
+
+def our_training(config: GPT2Config, batches: Batches, number: int) -> Callable[[], float]:
+    """A step of ours, with AdamW as the plain loop has it."""
+    torch.manual_seed(0)
+    settings = TrainConfig(steps=10_000, lr=1e-4, batch_tokens=8192, loss_on="all")
+    trainer = Trainer(GPT2(config), batches, None, settings, Processes(0, 1, torch.device("cpu")))
+
+    def step() -> float:
+        trainer.progress.step = number  # the step after it learns this batch
+        return trainer.step().seconds
+
+    return step
+
+
+def plain_training(config: GPT2Config, batch: Batch, dtype: torch.dtype) -> Callable[[], float]:
+    """A plain step with transformers' network of the same sizes and rates of dropout."""
+    from transformers import GPT2Config as TheirConfig
+    from transformers import GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(TheirConfig(**{**asdict(config), "bos_token_id": config.eos_token_id})).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    targets = batch.labels[:, 1:].reshape(-1)
+
+    def step() -> float:
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            logits = model.lm_head(model.transformer(batch.ids).last_hidden_state[:, :-1])
+        loss = F.cross_entropy(logits.float().reshape(-1, config.vocab_size), targets)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return time.perf_counter() - start
+
+    return step
+
+
+def write_dialogues(path: Path, number: int) -> Path:
+    """Dialogues of about 800 tokens: the held-out conversations of chitchat-dataset, again and again."""
+    from scripts.train_tiny import conversations
+
+    with path.open("w", encoding="utf-8") as file:
+        for _, turns in zip(range(number), itertools.cycle(conversations(held_out=True)), strict=False):
+            file.write(json.dumps({"turns": turns}, ensure_ascii=False) + "\n")
+    return path
+
+
+def measure_preparing(folder: Path) -> dict[str, object]:
+    """Tokens a second of preparing, and its peak memory for a file and for one that is 20 times larger."""
+    result: dict[str, object] = {}
+    for name, number in (("a file", 2_000), ("20 times larger", 40_000)):
+        path = write_dialogues(folder / "data.jsonl", number)
+        done = subprocess.run(
+            [sys.executable, "-c", PREPARE, str(path), str(folder / name)], cwd=ROOT, capture_output=True, text=True,
+            check=True,
+        )  # fmt: skip
+        seconds, tokens, own, workers = map(float, done.stdout.split())
+        megabytes = path.stat().st_size / 1e6
+        print(
+            f"{name:<16} {megabytes:6,.0f} MB, {tokens / 1e6:6.1f} million tokens, {tokens / seconds / 1e6:5.2f} "
+            f"million a second, peak {own / 1e6:,.0f} MB, of each worker {workers / 1e6:,.0f} MB"
+        )
+        result[name] = {"seconds": seconds, "tokens": tokens, "peak_bytes": own, "worker_peak_bytes": workers}
+        shutil.rmtree(folder / name)
+    return result
+
+
+def _peak() -> int:
+    """The most memory that this process has held, in bytes; what getrusage says is inherited from the parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 if __name__ == "__main__":

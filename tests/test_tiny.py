@@ -1,0 +1,98 @@
+"""The checkpoint that the package carries: small, ordinary, and it talks. Its figures are in weights/tiny/README.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from dialogpt import Chat, GenerationConfig, Tokenizer
+from scripts.train_tiny import conversations
+from tests.helpers import NO_REFERENCE, REFERENCE
+from weights import CheckpointError, export, load, open_checkpoint
+from weights import checkpoint as module
+from weights.checkpoint import TINY
+from weights.vocabulary import gpt2_vocabulary
+
+README = TINY / "README.md"
+
+
+def test_it_fits_16_megabytes() -> None:
+    assert sum(file.stat().st_size for file in TINY.iterdir()) <= 16_000_000
+
+
+def test_its_vocabulary_is_the_first_merges_of_gpt2() -> None:
+    vocabulary = open_checkpoint("tiny").vocabulary
+    assert vocabulary is not None
+    expected = gpt2_vocabulary(vocabulary.size)
+    assert (vocabulary.ids, vocabulary.merges) == (expected.ids, expected.merges)
+
+
+def test_it_answers_without_an_argument() -> None:
+    chat = Chat.load("tiny", seed=1)
+    replies = [chat.reply(text) for text in ("Hi! How are you?", "What did you do today?", "Do you like music?")]
+    assert all(re.search("[a-z]{2}", reply) for reply in replies)
+    assert len(set(replies)) == 3
+
+
+def test_transformers_reads_it_and_says_the_same(tmp_path: Path) -> None:
+    from transformers import GPT2LMHeadModel, GPT2Tokenizer
+
+    export("tiny", tmp_path / "hf")
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "hf", dtype=torch.float32).eval()
+    tokenizer = GPT2Tokenizer.from_pretrained(tmp_path / "hf")
+    ids = tokenizer("Hi! How are you?" + tokenizer.eos_token, return_tensors="pt")
+    out = theirs.generate(**ids, max_new_tokens=20, pad_token_id=tokenizer.eos_token_id, do_sample=False)
+    expected = tokenizer.decode(out[0, ids.input_ids.size(1) :], skip_special_tokens=True)
+    greedy = GenerationConfig(max_new_tokens=20)
+    assert Chat.load("tiny", generation=greedy).reply("Hi! How are you?") == expected
+
+
+def test_a_package_without_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(module, "TINY", tmp_path / "tiny")
+    with pytest.raises(CheckpointError, match=r"is missing .* install the package again, or pass a folder"):
+        open_checkpoint("tiny")
+
+
+def perplexity(source: str | Path) -> float:
+    """Of the held-out conversations, in windows of 512 tokens.
+
+    They are those in which the reference was judged: the next begins at the first turn at least 256 tokens after the
+    start of the last, and every token but the first of a window counts.
+    """
+    pytest.importorskip("chitchat_dataset")
+    model, tokenizer = load(source), Tokenizer.load(source)
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for turns in conversations(held_out=True):
+            ids = [n for turn in turns for n in (*tokenizer.encode(turn), tokenizer.eos_id)]
+            start, end = 0, 0
+            while end < len(ids) and len(ids) - start > 8:
+                end = start + 512
+                window = torch.tensor([ids[start:end]])
+                logits = model(window)[0, :-1]
+                total += float(torch.nn.functional.cross_entropy(logits, window[0, 1:], reduction="sum"))
+                count += window.size(1) - 1
+                start += 256
+                while start < len(ids) and ids[start - 1] != tokenizer.eos_id:
+                    start += 1
+    return math.exp(total / count)
+
+
+@pytest.mark.slow
+def test_its_perplexity_is_what_its_readme_says() -> None:
+    said = re.search(r"perplexity ([\d.]+)", README.read_text(encoding="utf-8"))
+    assert said is not None
+    assert perplexity("tiny") == pytest.approx(float(said[1]), abs=0.06)
+
+
+@pytest.mark.slow
+def test_the_measure_gives_the_figure_of_the_reference() -> None:
+    if not REFERENCE.is_dir():
+        pytest.skip(NO_REFERENCE)
+    said = json.loads((REFERENCE / "reference.json").read_text())["valid_ppl"]
+    assert perplexity(REFERENCE) == pytest.approx(said, rel=2e-3)  # that was measured in bfloat16
