@@ -16,6 +16,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -73,7 +74,7 @@ with torch.inference_mode():
 print(peak() - before)
 """
 PREPARE = """
-import os, resource, sys, time
+import resource, sys, time
 from pathlib import Path
 from scripts.benchmark import _peak
 from dialogpt.train.dialogues import Format
@@ -81,8 +82,8 @@ from dialogpt.train.prepare import prepare
 from weights.vocabulary import gpt2_vocabulary
 if __name__ == "__main__":
     start = time.perf_counter()
-    source, folder = map(Path, sys.argv[1:])
-    data = prepare([source], folder, gpt2_vocabulary(), Format(window=1024), workers=os.cpu_count())
+    source, folder = map(Path, sys.argv[1:3])
+    data = prepare([source], folder, gpt2_vocabulary(), Format(window=1024), workers=int(sys.argv[3]))
     seconds = time.perf_counter() - start
     workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(seconds, len(data.tokens), _peak(), workers)
@@ -312,21 +313,29 @@ def write_dialogues(path: Path, number: int) -> Path:
 
 
 def measure_preparing(folder: Path) -> dict[str, object]:
-    """Tokens a second of preparing, and its peak memory for a file and for one that is 20 times larger."""
+    """Tokens a second of preparing, and its peak memory for a file and for one that is 20 times larger.
+
+    Memory is compared in one process, which does all the work itself; then all processors work on the larger file.
+    """
     result: dict[str, object] = {}
-    for name, number in (("a file", 2_000), ("20 times larger", 40_000)):
-        path = write_dialogues(folder / "data.jsonl", number)
+    small, large = (write_dialogues(folder / f"{number}.jsonl", number) for number in (2_000, 40_000))
+    for name, path, workers in (
+        ("a file", small, 1),
+        ("20 times larger", large, 1),
+        ("in all processes", large, os.cpu_count() or 1),
+    ):
         done = subprocess.run(
-            [sys.executable, "-c", PREPARE, str(path), str(folder / name)], cwd=ROOT, capture_output=True, text=True,
-            check=True,
+            [sys.executable, "-c", PREPARE, str(path), str(folder / name), str(workers)], cwd=ROOT,
+            capture_output=True, text=True, check=True,
         )  # fmt: skip
-        seconds, tokens, own, workers = map(float, done.stdout.split())
+        seconds, tokens, own, of_worker = map(float, done.stdout.split())
         megabytes = path.stat().st_size / 1e6
         print(
             f"{name:<16} {megabytes:6,.0f} MB, {tokens / 1e6:6.1f} million tokens, {tokens / seconds / 1e6:5.2f} "
-            f"million a second, peak {own / 1e6:,.0f} MB, of each worker {workers / 1e6:,.0f} MB"
+            f"million a second, peak {own / 1e6:,.0f} MB"
+            + (f", of each of {workers} workers {of_worker / 1e6:,.0f} MB" if of_worker else "")
         )
-        result[name] = {"seconds": seconds, "tokens": tokens, "peak_bytes": own, "worker_peak_bytes": workers}
+        result[name] = {"seconds": seconds, "tokens": tokens, "peak_bytes": own, "worker_peak_bytes": of_worker}
         shutil.rmtree(folder / name)
     return result
 

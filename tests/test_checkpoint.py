@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -630,6 +631,18 @@ def test_parents_are_made_and_taken_away_again(folder: Path, tmp_path: Path) -> 
     with pytest.raises(CheckpointError, match="NaN"):
         convert(folder, tmp_path / "new" / "deep" / "ours")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_parent_that_was_made_and_filled_by_somebody_else_stays(published: Path, tmp_path: Path) -> None:
+    """Two conversions into one new folder: the one that failed removed the result of the other."""
+
+    def fill_the_disk(*_: object) -> None:
+        (tmp_path / "new" / "theirs").mkdir()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        convert(published, tmp_path / "new" / "ours", progress=fill_the_disk)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize("content", ["a file", "a full folder", "itself"])

@@ -15,7 +15,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -395,4 +395,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
         raise CheckpointError(f"{shown} cannot be written: {getattr(error, 'strerror', None) or error}") from None
     finally:
         for folder in reversed(made):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder == temporary:
+                shutil.rmtree(folder, ignore_errors=True)
+            else:
+                with suppress(OSError):  # somebody else may have put something there by now
+                    folder.rmdir()

@@ -1,13 +1,13 @@
 """Token files to batches: dialogues cut at turns to fit the window, rows of equal length together.
 
 The order of all batches of all epochs is a pure function of the data, the sizes and a seed, so that a run that was
-interrupted goes on from a number. Each turn is learned once an epoch. How the loss uses a batch is left to
-`dialogpt.train.objective`.
+interrupted goes on from a number. Each turn is learned once an epoch. The plan is held in memory, about 50 bytes for
+each piece; the tokens are not. How the loss uses a batch is left to `dialogpt.train.objective`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from dialogpt.errors import DialogueError
 from dialogpt.train.prepare import TokenFiles
 
+AT_ONCE = 1 << 20  # dialogues that are cut together
 IGNORED = -100  # the label of a token that is not learned, as in torch's cross entropy
 
 
@@ -76,15 +77,13 @@ class Batches:
         Args:
             data: prepared dialogues.
             window: the most tokens of a row.
-            batch_tokens: the most places of a batch, rows times the longest of them.
+            batch_tokens: the most places of a batch, rows times the longest of them; at least `window`.
             learn_first: whether a dialogue's first turn is learned too.
             seed: of the order.
 
         Raises:
-            DialogueError: a row may be longer than a batch, or no turn can be learned.
+            DialogueError: no turn can be learned.
         """
-        if batch_tokens < window:
-            raise DialogueError(f"a batch of {batch_tokens} tokens cannot hold a row of {window}; make it larger")
         self.data = data
         self.seed = seed
         self.pieces = _pieces(data, window, learn_first)
@@ -95,7 +94,7 @@ class Batches:
             )
         self._edges = _edges(np.sort(self.pieces.lengths), batch_tokens)
         self.per_epoch = len(self._edges) - 1
-        self._shuffled: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None  # the last epoch asked for
+        self._shuffled: tuple[int, NDArray[np.int32], NDArray[np.int64]] | None = None  # the last epoch asked for
 
     def __getitem__(self, number: int) -> Batch:
         """A batch of the endless sequence of epochs."""
@@ -106,14 +105,14 @@ class Batches:
         which = batches[place]
         return self._batch(rows[self._edges[which] : self._edges[which + 1]])
 
-    def _order(self, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """An epoch's pieces, by length and at random among equals, and the order of its batches."""
         generator = np.random.default_rng((self.seed, epoch))
-        rows = generator.permutation(len(self.pieces.lengths))
+        rows = generator.permutation(np.arange(len(self.pieces.lengths), dtype=np.int32))
         rows = rows[np.argsort(self.pieces.lengths[rows], kind="stable")]
         return rows, generator.permutation(self.per_epoch)
 
-    def _batch(self, rows: NDArray[np.int64]) -> Batch:
+    def _batch(self, rows: NDArray[np.int32]) -> Batch:
         """Pad some pieces to one batch, and find out what is learned of them."""
         width = int(self.pieces.lengths[rows].max())
         ids = np.full((len(rows), width), self.data.eos_id, np.int64)  # (B, T)
@@ -135,20 +134,37 @@ class Batches:
 
 
 def _pieces(data: TokenFiles, window: int, learn_first: bool) -> _Pieces:
+    """Cut all dialogues, some at a time: what is computed on the way takes several times the memory of its result."""
+    before, parts = np.zeros((1, 2), np.int64), []
+    for first in range(0, len(data.ends), AT_ONCE):
+        ends = np.array(data.ends[first : first + AT_ONCE])
+        parts.append(_pieces_of(data, np.concatenate([before, ends[:-1]]), ends, window, learn_first))
+        before = ends[-1:]
+    return _Pieces(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Pieces)))
+
+
+def _pieces_of(
+    data: TokenFiles, begins: NDArray[np.int64], ends: NDArray[np.int64], window: int, learn_first: bool
+) -> _Pieces:
     """Cut dialogues that are longer than the window; each piece begins with the turn before it as its context."""
-    begins = np.concatenate([np.zeros((1, 2), np.int64), data.ends[:-1]])
-    lengths = data.ends[:, 0] - begins[:, 0]
-    counted = np.concatenate([[0], np.cumsum(data.weights > 0)])  # turns before each that have a weight
-    taught = counted[data.ends[:, 1]] > counted[np.minimum(begins[:, 1] + (not learn_first), data.ends[:, 1])]
+    first_turn, after = begins[0, 1], ends[-1, 1]
+    counts = np.concatenate([[0], np.cumsum(data.weights[first_turn:after] > 0)])
+
+    def weighted(turns: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many turns before these have a weight, from the first on."""
+        before: NDArray[np.int64] = counts[turns - first_turn]
+        return before
+
+    lengths = ends[:, 0] - begins[:, 0]
+    taught = weighted(ends[:, 1]) > weighted(np.minimum(begins[:, 1] + (not learn_first), ends[:, 1]))
     whole = np.flatnonzero((lengths <= window) & taught)
     starts, sizes, turns = [begins[whole, 0]], [lengths[whole]], [begins[whole, 1]]
     context = [np.full(len(whole), not learn_first)]
     for dialogue in np.flatnonzero(lengths > window):
-        (start, turn), end = begins[dialogue], data.ends[dialogue, 0]
-        ends = np.flatnonzero(data.tokens[start:end] == data.eos_id) + 1
-        cuts = np.array(cut(np.diff(ends, prepend=0).tolist(), window, learn_first), np.int64).reshape(-1, 5)
-        taught = counted[turn + cuts[:, 4]] > counted[turn + cuts[:, 2] + cuts[:, 3]]
-        cuts = cuts[taught]
+        (start, turn), end = begins[dialogue], ends[dialogue, 0]
+        turn_ends = np.flatnonzero(data.tokens[start:end] == data.eos_id) + 1
+        cuts = np.array(cut(np.diff(turn_ends, prepend=0).tolist(), window, learn_first), np.int64).reshape(-1, 5)
+        cuts = cuts[weighted(turn + cuts[:, 4]) > weighted(turn + cuts[:, 2] + cuts[:, 3])]
         starts.append(start + cuts[:, 0])
         sizes.append(cuts[:, 1])
         turns.append(turn + cuts[:, 2])

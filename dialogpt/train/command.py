@@ -10,13 +10,14 @@ import argparse
 import importlib.util
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.errors import DONE, FAILED, INTERRUPTED, DialogueError
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.flags import wrong_usage
 from dialogpt.interrupt import flagged
 from dialogpt.screen import one_line, printable
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, _as_flags(str(error))) from None
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise wrong_usage(options, f"--threads is {options.threads}, expected 1 to 1024")
-    if not options.data and not options.resume:
+    if not options.data and (options.check or not options.resume):
         raise wrong_usage(options, "name at least one file of dialogues")
     if options.check:
         return _check(options, config)
@@ -107,7 +108,7 @@ def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, An
         listener = screen if processes.first else Listener()
         trainer = fit.fit(run, processes, listener=listener, stop=interrupted, workers=os.cpu_count() or 1)
         if processes.first:
-            _tell_end(screen, run, trainer, options.device)
+            _tell_end(screen, run, trainer, options)
         return INTERRUPTED if trainer.interrupted else DONE
 
 
@@ -120,8 +121,8 @@ def _source(options: argparse.Namespace) -> str | None:
     """The checkpoint to go on from; a path is made absolute, as a run may be resumed from elsewhere."""
     if options.preset:
         return None
-    path = Path(options.model or "tiny")
-    return str(path.absolute()) if options.model not in (None, "tiny") and path.exists() else str(path)
+    source: str = options.model or "tiny"
+    return str(Path(source).absolute()) if source != "tiny" and Path(source).exists() else source
 
 
 def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: Request) -> None:
@@ -152,16 +153,22 @@ def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: 
         )
 
 
-def _tell_end(screen: Screen, run: Run, trainer: Trainer, device: str) -> None:
+def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Namespace) -> None:
     """Say where everything is, and draw the curves."""
     progress = trainer.progress
     if progress.step < trainer.steps and not trainer.interrupted:
         screen.say(f"stopped early: {progress.worse} validations without a better one")
     best = run.folder / ("best" if (run.folder / "best").exists() else "last")
-    screen.say(f"saved step {progress.step:,} in {run.folder}; talk to it: dialogpt chat --model {best}")
+    screen.say(
+        f"saved step {progress.step:,} in {run.folder}; talk to it: dialogpt chat --model {shlex.quote(str(best))}"
+    )
     if trainer.interrupted:
-        again = "" if device == "cpu" else f" --device {device}"
-        screen.say(f"interrupted; to go on: dialogpt train --resume --out {run.folder}{again}")
+        size = trainer.processes.size
+        words = ["torchrun", "--nproc-per-node", str(size), "--no-python"] if size > 1 else []
+        words += ["dialogpt", "train", "--resume", "--out", str(run.folder)]
+        words += ["--device", options.device] if options.device != "cpu" else []
+        words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
+        screen.say(f"interrupted; to go on: {shlex.join(words)}")
     if importlib.util.find_spec("matplotlib") is None:
         screen.say("no loss.png, as matplotlib is missing: pip install 'dialogpt[train]'")
         return
@@ -190,4 +197,6 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
                 print(f"    ids      {' '.join(map(str, turn.ids))}")
                 learned = [str(n) if is_learned else "-" for n, is_learned in zip(turn.ids, turn.learned, strict=True)]
                 print(f"    learned  {' '.join(learned)}")
-    return DONE if usable else FAILED
+    if not usable:
+        raise DialogueError(f"none of the first {CHECKED} lines of {', '.join(options.data)} can be used")
+    return DONE

@@ -109,7 +109,8 @@ def _check(dialogue: Dialogue, form: Format) -> None:
     wrong = [weight for weight in weights if not _is_weight(weight)]
     if wrong:
         raise DialogueError(f"a weight is {_shortened(wrong[0])}, expected 0 or 0.000001 to 1,000,000")
-    if not any(weights[form.fewest_turns - 1 :]):
+    learned = dialogue.reversed().weights if form.reverse else weights
+    if not any((learned or [])[form.fewest_turns - 1 :]):
         raise DialogueError("every weight is 0, so nothing is learned")
 
 

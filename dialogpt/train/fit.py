@@ -19,7 +19,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
 from dialogpt.train.listener import Listener
-from dialogpt.train.prepare import TokenFiles, prepare
+from dialogpt.train.prepare import TokenFiles, check_paths, prepare
 from dialogpt.train.processes import Processes
 from dialogpt.train.run import Run
 from dialogpt.train.settings import TrainConfig
@@ -150,7 +150,8 @@ def begin(folder: Path, request: Request, processes: Processes) -> Run:
         raise DialogueError(f"{', '.join(both)} is both learned and judged by; hold other dialogues out for --valid")
     if request.config.patience is not None and not request.valid:
         raise DialogueError("patience counts validations, and there is nothing to validate with; add --valid")
-    return _opened(lambda: Run.begin(folder, request.to_dict()), folder, processes)
+    config = replace(request.config, accumulation=request.config.accumulation or processes.size)  # to be resumed with
+    return _opened(lambda: Run.begin(folder, replace(request, config=config).to_dict()), folder, processes)
 
 
 def resume(folder: Path, processes: Processes) -> Run:
@@ -203,6 +204,7 @@ def fit(
     left_off = processes.sums([float(found)])[0] > 0
     start = Start.loaded(run.checkpoints()[-1], None) if left_off else request.start()
     form = form_of(config, start.checkpoint.config)
+    _check_before_preparing(run, request, form, processes)
     sets = {}
     for name, paths in (("train", request.data), ("valid", request.valid)):
         if paths:
@@ -234,13 +236,39 @@ def form_of(config: TrainConfig, sizes: GPT2Config) -> Format:
     """How the lines of data are to be read.
 
     Raises:
-        DialogueError: rows would be longer than the network sees.
+        DialogueError: rows would be longer than the network sees, or than a batch.
     """
     window = config.window or sizes.n_positions
     if window > sizes.n_positions:
         raise DialogueError(f"a window of {window} is more than the {sizes.n_positions} tokens that the network sees")
+    if config.batch_tokens < window:
+        raise DialogueError(
+            f"a batch of {config.batch_tokens} tokens cannot hold a row of {window}; make --batch-tokens larger, or "
+            f"--window smaller"
+        )
     fewest_turns = 1 if config.loss_on == "all" else 2
     return Format(window=window, tsv_weights=config.tsv_weights, fewest_turns=fewest_turns, reverse=config.reverse)
+
+
+def _check_before_preparing(run: Run, request: Request, form: Format, processes: Processes) -> None:
+    """Find mistakes while they cost nothing: preparing may take hours."""
+    size, accumulation = processes.size, request.config.accumulation
+    if accumulation and accumulation % size:
+        raise DialogueError(
+            f"a step of {accumulation} batches cannot be dealt out to {size} processes; make --accumulation a multiple "
+            f"of {size}"
+        )
+    unread = [
+        path
+        for name, paths in (("train", request.data), ("valid", request.valid))
+        if not (_are_prepared(paths) or (run.folder / "data" / name).exists())
+        for path in paths
+    ]
+    processes.by_first(lambda: check_paths(unread, form))
+
+
+def _are_prepared(paths: Sequence[str]) -> bool:
+    return len(paths) == 1 and (Path(paths[0]) / "data.json").is_file()
 
 
 def _steps(trainer: Trainer, run: Run, save: Callable[[], None], listener: Listener, stop: Callable[[], bool]) -> None:
@@ -264,6 +292,7 @@ def _steps(trainer: Trainer, run: Run, save: Callable[[], None], listener: Liste
         processes.by_first(partial(run.log, lines))
         stopping = processes.sums([float(stop())])[0] > 0  # a Ctrl-C reaches the processes at different steps
         if best or last or stopping or _given_up(trainer) or progress.step % config.save_every == 0:
+            trainer.try_out()
             save()
         if stopping:
             trainer.interrupted = not last
@@ -285,7 +314,7 @@ def _prepared(
     workers: int,
 ) -> TokenFiles:
     """Token files: of a folder that was named, or of this run, made by its first process where they are not there."""
-    if len(paths) == 1 and (Path(paths[0]) / "data.json").is_file():
+    if _are_prepared(paths):
         folder = Path(paths[0])
 
     def make() -> None:

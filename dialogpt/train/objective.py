@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dialogpt.train.batches import IGNORED
 from model import GPT2
 
-SLICE_BYTES = 8 << 20  # of logits at a time, 256 rows of 8,192 in float32; half and four times as many are slower
+SLICE_ROWS = 256  # of logits at a time: 8 MiB for 8,192 tokens, 51 MB for 50,257; for tiny 128 and 1,024 are slower
 
 
 class Objective(nn.Module):
@@ -71,11 +71,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         table = head.to(hidden.dtype)  # (V, C)
         weights = weights.to(exact)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        by_hidden = torch.empty_like(hidden)
-        by_head = torch.zeros(head.shape, dtype=exact, device=head.device)
-        rows = max(1, SLICE_BYTES // (len(head) * exact.itemsize))
-        for start in range(0, len(hidden), rows):
-            part = slice(start, start + rows)
+        if learning:
+            by_hidden = torch.empty_like(hidden)
+            by_head = torch.zeros(head.shape, dtype=exact, device=head.device)
+        for start in range(0, len(hidden), SLICE_ROWS):
+            part = slice(start, start + SLICE_ROWS)
             logits = (hidden[part] @ table.t()).to(exact)  # (n, V)
             places, counts = targets[part, None], weights[part, None]  # each (n, 1)
             scored = logits.gather(-1, places)
@@ -88,8 +88,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope = slope.to(hidden.dtype)
                 torch.mm(slope, table, out=by_hidden[part])
                 by_head += slope.t() @ hidden[part]
-        ctx.save_for_backward(by_hidden, by_head)
-        ctx.head_dtype = head.dtype
+        if learning:
+            ctx.save_for_backward(by_hidden, by_head)
+            ctx.head_dtype = head.dtype
         return total
 
     @staticmethod

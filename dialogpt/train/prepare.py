@@ -21,7 +21,7 @@ import signal
 import threading
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -178,6 +178,17 @@ def prepare(
     return TokenFiles(folder)
 
 
+def check_paths(paths: Iterable[str | Path], form: Format) -> None:
+    """Raise unless files can be read and their kind is known.
+
+    Raises:
+        DialogueError: one cannot, or is not.
+    """
+    for path in map(Path, paths):
+        _parts(path)
+        parser_of(path, form)
+
+
 def _parts(path: Path) -> list[Part]:
     try:
         if not path.is_file():
@@ -276,9 +287,8 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
     """
     tokenizer, parse = Tokenizer(vocabulary), parser_of(path, form)
     _parts(path)
-    for number, line in enumerate(islice(lines_of((path, 0, 1 << 62)), most), 1):
-        if not line.strip(b"\r\n"):
-            continue
+    filled = ((number, line) for number, line in enumerate(lines_of((path, 0, 1 << 62)), 1) if line.strip(b"\r\n"))
+    for number, line in islice(filled, most):
         try:
             dialogue = parse_line(line, parse, form)
             weights = dialogue.weights or [1.0] * len(dialogue.turns)

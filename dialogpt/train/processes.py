@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from dialogpt.errors import DialogueError
 from dialogpt.train.objective import Objective
 from weights.load import device_of
+
+LONGEST_WAIT = timedelta(days=7)  # for the first process, which may be preparing terabytes; torch's is 10 or 30 minutes
 
 
 class Processes:
@@ -120,7 +123,8 @@ def joined(device: str) -> Iterator[Processes]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     try:
-        torch.distributed.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
     except Exception as error:  # each way of not finding each other has a type of its own
         reason = str(error).splitlines()[0]
         raise DialogueError(f"the processes do not find each other ({reason}); start them with torchrun") from None

@@ -99,7 +99,7 @@ class Run:
         Raises:
             DialogueError: another one does.
         """
-        lock = (self.folder / "run.json").open("rb")
+        lock = (self.folder / "run.json").open("r+b")  # NFS locks only what may be written
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -38,7 +38,9 @@ class TrainConfig:
     )
     steps: int | None = _setting(None, "how many steps to take, instead of --epochs", least=1)
     batch_tokens: int = _setting(8192, "places of a batch: its rows times the longest of them", least=1)
-    accumulation: int = _setting(1, "batches whose gradients make one step, over all processes", least=1)
+    accumulation: int | None = _setting(
+        None, "batches whose gradients make one step (default: one for each process)", least=1
+    )
     window: int | None = _setting(None, "the most tokens of a row (default: as many as the model sees)", least=2)
     loss_on: str = _setting("replies", "learn every turn but the first, or all", choices=LOSS_ON)
     reverse: bool = _setting(False, "learn the source given the reply, as MMI reranking needs it")

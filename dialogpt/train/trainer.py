@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -107,21 +107,16 @@ class Trainer:
             model: with memory of its own.
             batches: what is learned.
             valid: what the network is judged by.
-            config: how.
+            config: how; its batches of a step can be dealt out evenly.
             processes: alone, or among others; all must have been given equal weights.
-
-        Raises:
-            DialogueError: the batches of a step cannot be dealt out evenly.
         """
-        if config.accumulation % processes.size:
-            raise DialogueError(
-                f"a step of {config.accumulation} batches cannot be dealt out to {processes.size} processes; make "
-                f"--accumulation a multiple of {processes.size}"
-            )
         self.config, self.processes = config, processes
         self.batches, self.valid = batches, valid
         self.dtype = multiply_dtype(config.dtype, processes.device)
-        self.model = model.to(processes.device, torch.float64 if self.dtype == torch.float64 else torch.float32).train()
+        self.accumulation = config.accumulation or processes.size
+        self.model = model.to(torch.float64 if self.dtype == torch.float64 else torch.float32).train()
+        if config.parallel == "data" or processes.size == 1:  # one that is shared out moves block by block as it is
+            self.model.to(processes.device)  # wrapped: it may not fit one device
         if processes.device.type == "cpu":
             use_cheap_dropout(model)
         if config.gradient_checkpointing:
@@ -130,7 +125,7 @@ class Trainer:
         self.optimizers = build_optimizers(self.model, config, self.dtype)
         self.progress = Progress()
         epochs = 3.0 if config.epochs is None else config.epochs
-        exact = round(epochs * batches.per_epoch / config.accumulation, 6)  # 1.1 * 50 is 55.00000000000001
+        exact = round(epochs * batches.per_epoch / self.accumulation, 6)  # 1.1 * 50 is 55.00000000000001
         self.steps = config.steps or math.ceil(exact)
         self.interrupted = False
 
@@ -141,7 +136,7 @@ class Trainer:
             DialogueError: loss or gradient are not finite; the weights are as they were before the step.
         """
         start, number = time.perf_counter(), self.progress.step + 1
-        count, processes = self.config.accumulation, self.processes
+        count, processes = self.accumulation, self.processes
         mine = range((number - 1) * count + processes.rank, number * count, processes.size)
         batches = [self.batches[n] for n in mine]
         weight, learned = processes.sums([sum(b.weight for b in batches), sum(b.learned for b in batches)])
@@ -157,11 +152,7 @@ class Trainer:
         parameters = list(self.model.parameters())
         norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            raise DialogueError(
-                f"step {number}: the loss is {loss_sum / weight:.4g} and the length of its gradient {norm:.4g}; the "
-                f"run ends, and its last checkpoint is kept. Try a lower --lr, a longer --warmup-steps, or --dtype "
-                f"float32"
-            )
+            raise _not_finite(number, f"the loss is {loss_sum / weight:.4g} and the length of its gradient {norm:.4g}")
         lr = lr_at(number, self.steps, self.model.config.n_embd, self.config)
         set_lr(self.optimizers, lr)
         for optimizer in self.optimizers:
@@ -174,18 +165,40 @@ class Trainer:
         return Measured(number, loss_sum / weight, int(learned), lr, norm, seconds)
 
     def validate(self) -> float:
-        """The mean loss, in nats, over every learned token of the validation data; weights count."""
+        """The mean loss, in nats, over every learned token of the validation data; weights count.
+
+        Raises:
+            DialogueError: it is not finite.
+        """
         assert self.valid is not None
+        loss = self._judged(self.valid, range(self.valid.per_epoch))
+        if not math.isfinite(loss):
+            raise _not_finite(self.progress.step, f"the validation loss is {loss:.4g}")
+        return loss
+
+    def try_out(self) -> None:
+        """Look at the next batches with weights that no loss has seen since they were moved, before they are saved.
+
+        Raises:
+            DialogueError: their loss is not finite.
+        """
+        first = self.progress.step * self.accumulation
+        loss = self._judged(self.batches, range(first, first + self.processes.size))
+        if not math.isfinite(loss):
+            raise _not_finite(self.progress.step, f"it leads to a loss of {loss:.4g}")
+
+    def _judged(self, batches: Batches, numbers: range) -> float:
+        """The mean loss over some batches, without learning from them."""
         total = weight = 0.0
         self.model.eval()
         try:
             with torch.no_grad():
                 # Sharded networks are gathered for each batch, so all processes must run equally many.
-                for first in range(0, self.valid.per_epoch, self.processes.size):
-                    place = first + self.processes.rank
-                    batch = self.valid[min(place, self.valid.per_epoch - 1)]
+                for first in numbers[:: self.processes.size]:
+                    mine = first + self.processes.rank
+                    batch = batches[min(mine, numbers[-1])]
                     loss = float(self._loss(batch))
-                    if place < self.valid.per_epoch:
+                    if mine in numbers:
                         total, weight = total + loss, weight + batch.weight
         finally:
             self.model.train()
@@ -200,17 +213,25 @@ class Trainer:
         return loss
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """What the optimizers remember of each weight: "0.blocks.0.mlp.up.weight.exp_avg" and so on, whole."""
-        return {
-            f"{n}.{name}.{key}": whole(value)
+        """What the optimizers remember of each weight: "0.blocks.0.mlp.up.weight.exp_avg" and so on, as `weights`."""
+        return self._collected(
+            (f"{n}.{name}.{key}", value)
             for n, optimizer in enumerate(self.optimizers)
             for name, parameter in self.model.named_parameters()
             for key, value in optimizer.state.get(parameter, {}).items()
-        }
+        )
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's weights, whole."""
-        return {name: whole(parameter) for name, parameter in self.model.named_parameters()}
+        """The network's weights, whole and on the CPU, for the first process; the others help and get nothing."""
+        return self._collected(self.model.named_parameters())
+
+    def _collected(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
+        collected = {}
+        for name, tensor in tensors:
+            gathered = whole(tensor)  # one at a time: all of a network that is shared out may not fit one device
+            if self.processes.first:
+                collected[name] = gathered.cpu()
+        return collected
 
     def restore(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor], progress: Progress) -> None:
         """Go back to a saved state. Weights are copied, as a mapped file's alignment would change the last bits.
@@ -244,6 +265,13 @@ class Trainer:
         }
         if {name: value.shape for name, value in state.items()} != (expected if progress.step else {}):
             raise ValueError("not the optimizer's state of this network")
+
+
+def _not_finite(step: int, what: str) -> DialogueError:
+    return DialogueError(
+        f"step {step}: {what}; the run ends, and its last good checkpoint is kept. Try a lower --lr, a longer "
+        f"--warmup-steps, or --dtype float32"
+    )
 
 
 STATE_KEYS: dict[type, tuple[str, ...]] = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum",)}

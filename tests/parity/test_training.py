@@ -5,6 +5,7 @@ Masked turns are judged by transformers' own loss, weighted ones by a plain form
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dialogpt.train import objective
-from dialogpt.train.batches import IGNORED
+from dialogpt.train.batches import IGNORED, Batches
+from dialogpt.train.dialogues import Format
 from dialogpt.train.objective import Objective
+from dialogpt.train.prepare import prepare
+from dialogpt.train.processes import Processes
+from dialogpt.train.settings import TrainConfig
+from dialogpt.train.trainer import Trainer
 from model import GPT2
-from tests.helpers import pair, seeded
+from tests.helpers import pair, seeded, small_vocabulary
 from weights.names import RULES
 
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
@@ -73,11 +79,11 @@ def weighted(theirs: Any, ids: Tensor, labels: Tensor, weights: Tensor) -> Tenso
     return (each * weights[:, 1:][learned]).sum() / weights[:, 1:][learned].sum()
 
 
-@pytest.mark.parametrize("slice_bytes", [97 * 8, 97 * 8 * 7, 4 << 20], ids=["one row", "seven rows", "all rows"])
+@pytest.mark.parametrize("rows", [1, 7, 256])
 def test_masked_loss_and_gradients_equal_theirs(
-    networks: tuple[GPT2, Any], slice_bytes: int, monkeypatch: pytest.MonkeyPatch
+    networks: tuple[GPT2, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective, "SLICE_BYTES", slice_bytes)
+    monkeypatch.setattr(objective, "SLICE_ROWS", rows)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # their loss would round the logits to float32
     ours, theirs = networks
     ids, labels, _ = a_batch()
@@ -119,6 +125,31 @@ def test_the_judge_sees_a_fault(
     ids, labels, weights = fault(ids, labels, weights)
     loss = Objective(ours)(ids, labels, weights) / weights[:, 1:][labels[:, 1:] != IGNORED].sum()
     assert abs(loss.item() - reference.item()) > 1e-4
+
+
+def test_a_step_averages_over_the_tokens_of_all_its_batches(networks: tuple[GPT2, Any], tmp_path: Path) -> None:
+    """Two batches of unequal weight; the mean of their means, as DialoGPT's code and many others have it, differs."""
+    vocabulary = small_vocabulary(merges=0)
+    ours, theirs = pair(tmp_path / "pair", vocab_size=vocabulary.size, **NO_DROPOUT)
+    turns = [["how are you", "well"], ["why", "because it is so"], ["a", "b", "c"], ["long " * 5, "long " * 3]]
+    lines = [{"turns": each, "weights": [1, *(0.5 + n for n in range(1, len(each)))]} for each in turns]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = prepare([tmp_path / "data.jsonl"], tmp_path / "data", vocabulary, Format(window=48))
+    batches = Batches(data, window=48, batch_tokens=60, learn_first=False, seed=0)
+    assert batches.per_epoch >= 2
+    config = TrainConfig(steps=1, accumulation=batches.per_epoch, batch_tokens=60, dtype="float64", max_grad_norm=1e9)
+    measured = Trainer(ours, batches, None, config, Processes(0, 1, torch.device("cpu"))).step()
+
+    sums, means, weight = torch.zeros(()), [], 0.0
+    for batch in (batches[n] for n in range(batches.per_epoch)):
+        mean = weighted(theirs, batch.ids, batch.labels, batch.weights.double())
+        sums, weight = sums + mean * batch.weight, weight + batch.weight
+        means.append(mean.item())
+    gradients = their_gradients(theirs, sums / weight)
+    norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+    assert abs(measured.loss - sums.item() / weight) < 1e-9
+    assert measured.grad_norm == pytest.approx(norm.item(), rel=1e-9)
+    assert abs(measured.loss - sum(means) / len(means)) > 1e-4
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Train in child processes that are killed at random moments; see `test_run.py`.
 
 Children are forked after everything was imported, so that a kill can come after milliseconds. The last line printed
-is JSON: how many were killed, and the step of the last checkpoint after each.
+is JSON: how many were killed, and the step of the newest checkpoint before and after each.
 """
 
 from __future__ import annotations
@@ -45,22 +45,28 @@ def logged(out: Path) -> int:
     return int(numbers[-1]) if numbers else 0
 
 
+def newest(out: Path) -> int:
+    """The step of the newest checkpoint that training can go on from; -1 where there is none."""
+    return max([-1, *(int(path.parent.name.removeprefix("step-")) for path in out.glob("step-*/training.json"))])
+
+
 def main(folder: Path, kills: int) -> None:
     draw = random.Random(0)
-    steps: list[int] = []
+    out = folder / "killed"
+    steps: list[tuple[int, int]] = []
     while len(steps) < kills:
         process = os.fork()
         if process == 0:
             child(folder)
             os._exit(0)
-        await_a_moment(folder / "killed", max([0, *steps]), draw)
+        await_a_moment(out, newest(out), draw)
+        before = max([newest(out), *(after for _, after in steps)])  # a look may fall between a new one and the old
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         assert os.WIFSIGNALED(status), "the run ended before it could be killed; make it longer"
-        last = folder / "killed" / "last"
-        steps.append(int(last.resolve().name.removeprefix("step-")) if last.exists() else -1)
-        if last.exists():
-            load(open_checkpoint(last))
+        steps.append((before, newest(out)))
+        if (out / "last").exists():
+            load(open_checkpoint(out / "last"))
     child(folder)
     print(json.dumps({"kills": len(steps), "steps": steps}))
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogpt.errors import DialogueError
+from dialogpt.train import batches as module
 from dialogpt.train.batches import IGNORED, Batches, cut
 from dialogpt.train.dialogues import Format
 from dialogpt.train.prepare import TokenFiles, prepare
@@ -104,8 +105,25 @@ def test_what_cannot_be_learned_is_said(tmp_path: Path) -> None:
     data = token_files(tmp_path, {"turns": ["a", "b" * 20]}, window=8)
     with pytest.raises(DialogueError, match=r"no turn of .* can be learned"):
         Batches(data, window=8, batch_tokens=8, learn_first=False, seed=0)
-    with pytest.raises(DialogueError, match="a batch of 7 tokens cannot hold a row of 8"):
-        Batches(data, window=8, batch_tokens=7, learn_first=False, seed=0)
+
+
+def test_dialogues_that_are_planned_in_parts_give_the_same_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = token_files(
+        tmp_path,
+        *({"turns": ["a" * (n % 5 + 1)] * (n % 4 + 2), "weights": [n % 3] * (n % 4 + 1) + [1]} for n in range(40)),
+        window=8,
+    )
+
+    def rows() -> list[tuple[str, str]]:
+        batches = Batches(data, window=8, batch_tokens=8, learn_first=False, seed=0)
+        return sorted((text(b.ids[0]), text(b.labels[0])) for b in (batches[n] for n in range(batches.per_epoch)))
+
+    whole = rows()
+    assert len(whole) > 40
+    monkeypatch.setattr(module, "AT_ONCE", 7)
+    assert rows() == whole
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.integers(2, 25), st.booleans())

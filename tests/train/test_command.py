@@ -70,9 +70,20 @@ def test_check_shows_ids_and_what_is_learned(files: Path, capsys: pytest.Capture
     assert not list(files.glob("run*"))
 
 
+def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Blank lines are not counted among the first; and an empty file was left without a word."""
+    (files / "late.jsonl").write_text("\n" * 5 + '{"turns": ["hi", "b"]}\n')
+    (files / "empty.jsonl").touch()
+    assert main(["train", "--check", str(files / "late.jsonl"), "--model", str(files / "model")]) == 0
+    assert "late.jsonl, line 6" in capsys.readouterr().out
+    assert main(["train", "--check", str(files / "empty.jsonl"), "--model", str(files / "model")]) == 1
+    assert "none of the first 3 lines of" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--out", "RUN", "--model", "./tiny"], "there is no folder or file './tiny'"),
         (["--out", "RUN", "--resume"], "holds no run to resume; leave out --resume to begin one"),
         (["--out", "RUN", "--window", "65"], "a window of 65 is more than the 64 tokens that the network sees"),
         (["--out", "RUN", "--batch-tokens", "63"], "a batch of 63 tokens cannot hold a row of 64"),

@@ -101,6 +101,14 @@ def test_reversed_dialogues_keep_the_weight_of_each_step() -> None:
     assert read(TSV, "0.0 hi\t1.0 bye", reverse) == Dialogue(["bye", "hi"], [1.0, 1.0])
 
 
+def test_a_reversed_dialogue_that_would_teach_nothing_is_reported() -> None:
+    """With --loss-on all, forwards, the first turn is learned; backwards no weight was left, and nothing said so."""
+    line = '{"turns": ["a", "b"], "weights": [1, 0]}'
+    read(JSONL, line, Format(window=64, fewest_turns=1))
+    with pytest.raises(DialogueError, match="every weight is 0"):
+        read(JSONL, line, Format(window=64, fewest_turns=1, reverse=True))
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip())
 
 

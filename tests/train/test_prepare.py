@@ -60,11 +60,15 @@ def test_lost_lines_are_named_with_their_numbers_over_all_blocks(
 
 
 def test_several_processes_give_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", 4000)
+    monkeypatch.setattr(module, "BLOCK", 1000)
+    pools: list[int] = []
+    pool = module.ProcessPoolExecutor
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda n, *args: (pools.append(n), pool(n, *args))[1])
     lines = [{"turns": [f"turn {n}" * (n % 9 + 1), "reply"], "weights": [1, n % 3 + 1]} for n in range(300)]
     path = write(tmp_path / "a.jsonl", *lines, "{")
     for workers in (1, 2):
         prepare([path], tmp_path / str(workers), VOCABULARY, FORM, workers=workers)
+    assert pools == [2]
     names = {file.name for file in (tmp_path / "1").iterdir()}
     assert names == {"tokens.bin", "dialogues.bin", "weights.bin", "problems.txt", "data.json"}
     assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in names)

@@ -17,7 +17,7 @@ from dialogpt.train.fit import Request
 from dialogpt.train.objective import Objective
 from dialogpt.train.processes import Processes
 from tests.helpers import random_model
-from tests.train.runs import a_request, measured, train, weights_of
+from tests.train.runs import a_request, after, measured, train, weights_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -29,25 +29,19 @@ def free_port() -> int:
 
 
 def train_with_two(out: Path, request: Request, *flags: str) -> None:
-    """The command line in two processes, with the environment that torchrun gives them."""
+    """What the tests ask of one process, as a command line for two."""
     settings = {"steps": 6, "accumulation": 4, "batch-tokens": 256, "lr": 1e-3, "warmup-steps": 3, "valid-every": 4,
                 "save-every": 3, "dtype": "float64"}  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "dialogpt",
-        "train",
-        request.data[0],
-        "--valid",
-        request.valid[0],
-        "--out",
-        str(out),
-    ]
-    command += ["--model", str(request.source), *(part for k, v in settings.items() for part in (f"--{k}", str(v)))]
+    arguments = [request.data[0], "--valid", request.valid[0], "--out", str(out), "--model", str(request.source)]
+    in_two_processes([*arguments, *(part for k, v in settings.items() for part in (f"--{k}", str(v))), *flags])
+
+
+def in_two_processes(arguments: list[str]) -> None:
+    """`dialogpt train` in two processes, with the environment that torchrun gives them."""
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     started = [
         subprocess.Popen(
-            [*command, *flags],
+            [sys.executable, "-m", "dialogpt", "train", *arguments],
             cwd=ROOT,
             env={**os.environ, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stderr=subprocess.PIPE,
@@ -72,6 +66,18 @@ def test_two_processes_learn_what_one_does(tmp_path: Path, flags: tuple[str, ...
     request = a_request(tmp_path, weighted=True, steps=6, accumulation=4, dtype="float64", **optimizer)
     train(tmp_path / "one", request)
     train_with_two(tmp_path / "two", request, *flags)
+    for alone, together in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
+        assert together == pytest.approx(alone, rel=1e-9, abs=0)
+    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-9
+
+
+def test_a_run_that_was_begun_alone_is_resumed_by_two_in_shares(tmp_path: Path) -> None:
+    """Weights and what the optimizer remembers are dealt out again."""
+    request = a_request(tmp_path, weighted=True, steps=6, accumulation=4, dtype="float64", parallel="fsdp")
+    train(tmp_path / "one", request)
+    train(tmp_path / "two", request, stop=after(3))
+    in_two_processes(["--resume", "--out", str(tmp_path / "two")])
     for alone, together in zip(measured(tmp_path / "one"), measured(tmp_path / "two"), strict=True):
         assert together == pytest.approx(alone, rel=1e-9, abs=0)
     one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")

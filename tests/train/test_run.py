@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def test_a_process_that_is_killed_loses_no_completed_checkpoint(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
     assert report["kills"] == 24
-    assert len(set(report["steps"])) > 5  # they hit different moments of the run
+    found = [step for both in report["steps"] for step in both]
+    assert found == sorted(found)  # no kill took a checkpoint away
+    assert len(set(found)) > 5  # they hit different moments of the run
     assert measured(tmp_path / "killed") == measured(tmp_path / "whole")
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
     left = {path.name for path in (tmp_path / "killed").iterdir()}
@@ -230,11 +233,41 @@ def test_a_kill_between_a_checkpoint_and_its_links_loses_no_best(
     assert load(tmp_path / "run" / "best")
 
 
-def test_a_validation_that_is_not_a_number_is_no_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    losses = iter([float("nan"), 2.0, 2.5])
-    monkeypatch.setattr(Trainer, "validate", lambda self: next(losses))
-    train(tmp_path / "run", a_request(tmp_path))
-    assert (tmp_path / "run" / "best").resolve().name == "step-00000008"
+@pytest.mark.parametrize("step", [8, 9])
+def test_weights_that_a_step_has_broken_replace_no_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """Only the next step sees what a step has done; its weights were saved and the checkpoint before removed."""
+    honest = Trainer.step
+
+    def breaking(self: Trainer) -> Any:
+        measured = honest(self)
+        if measured.step == step:  # 8 is validated, 9 is not
+            with torch.no_grad():
+                self.model.final_norm.bias[3] = float("nan")
+        return measured
+
+    monkeypatch.setattr(Trainer, "step", breaking)
+    with pytest.raises(DialogueError, match=rf"step {step}: .*loss .*nan; the run ends, and its last good checkpoint"):
+        train(tmp_path / "run", a_request(tmp_path, save_every=1))
+    monkeypatch.undo()
+    assert (tmp_path / "run" / "last").resolve().name == f"step-{step - 1:08d}"
+    assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert train(tmp_path / "run", None).progress.step == 12
+
+
+def test_mistakes_are_found_before_anything_is_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparing may take hours, and a new run that fails leaves nothing: a slip in --valid cost them all."""
+    monkeypatch.setattr("dialogpt.train.fit.prepare", lambda *_, **__: pytest.fail("prepared"))
+    request = a_request(tmp_path)
+    for changed in (
+        replace(request, valid=("nowhere.jsonl",)),
+        replace(request, valid=(str(Path(__file__)),)),
+        replace(request, config=replace(request.config, batch_tokens=63)),
+    ):
+        with pytest.raises(DialogueError, match="nowhere.jsonl is not there|neither .jsonl nor .tsv|a batch of 63"):
+            train(tmp_path / "run", changed)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_run_goes_on_without_the_checkpoint_that_it_started_from(tmp_path: Path) -> None:
