@@ -100,7 +100,9 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, DialogueError) or type(error).__name__ == "CheckpointError":
         return str(error)  # CheckpointError is known by name, as its module imports torch
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
-        return "there is not enough memory; try a smaller model or --dtype bfloat16"
+        return (
+            "there is not enough memory; try a smaller model, --dtype bfloat16 or, to train, a smaller --batch-tokens"
+        )
     if isinstance(error, OSError):
         return f"{error.filename or 'input or output'}: {error.strerror or error}"
     return None

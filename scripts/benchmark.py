@@ -34,7 +34,7 @@ from torch import Tensor
 
 from dialogpt import Chat, GenerationConfig
 from dialogpt.cli import guarded
-from dialogpt.train.batches import Batch, Batches
+from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
 from dialogpt.train.prepare import prepare
 from dialogpt.train.processes import Processes
@@ -226,59 +226,64 @@ def measure_training(size: str, runs: int, only: str | None, folder: Path) -> di
     """A training step on one batch of 8,192 places: ours, and a plain loop around transformers' network.
 
     The plain loop is what people write: autocast to bfloat16, all logits at once, AdamW. It is also run in the dtype
-    that ours chooses on this machine, where that is another.
+    that ours chooses on this machine, where that is another. Memory is that of an epoch's batches, each of a shape of
+    its own: the C library keeps what is freed, in pieces that the next shape does not fit.
     """
-    rivals, tokens = training_rivals(size, folder)
+    rivals, batches = training_rivals(size, folder)
     if only is not None:
         before = _peak()
         step = rivals[only]()
-        for _ in range(runs):
-            step()
+        for number in range(batches.per_epoch):
+            step(number)
         return {"peak_bytes": _peak() - before}
-    result = alternate({name: build() for name, build in rivals.items()}, runs)
+    full = max(range(batches.per_epoch), key=lambda n: batches[n].learned)
+    tokens = batches[full].learned
+    result = alternate({name: partial(build(), full) for name, build in rivals.items()}, runs)
     peaks = {}
     for name in rivals:
-        command = [sys.executable, str(Path(__file__)), "train", "--size", size, "--runs", "2", "--only", name]
+        command = [sys.executable, str(Path(__file__)), "train", "--size", size, "--only", name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         peaks[name] = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
     medians = result["median_s"]
     assert isinstance(medians, dict)
     for name, seconds in medians.items():
         print(f"{name:<26} {tokens / seconds:8,.0f} tokens/s, peak {peaks[name] / 1e6:,.0f} MB above the imports")
-    return {**result, "tokens": tokens, "peak_bytes": peaks}
+    return {**result, "tokens": tokens, "peak_bytes": peaks, "shapes": batches.per_epoch}
 
 
-def training_rivals(size: str, folder: Path) -> tuple[dict[str, Callable[[], Callable[[], float]]], int]:
-    """What builds each rival's step on one batch, which returns its seconds; and how many tokens the batch teaches."""
+Step = Callable[[int], float]  # learns the batch of a number; returns the seconds
+
+
+def training_rivals(size: str, folder: Path) -> tuple[dict[str, Callable[[], Step]], Batches]:
+    """What builds each rival's step, and the batches."""
     config = PRESETS[size]
-    data = prepare([write_dialogues(folder / "data.jsonl", 400)], folder / "data", gpt2_vocabulary(config.vocab_size),
+    data = prepare([write_dialogues(folder / "data.jsonl", 250)], folder / "data", gpt2_vocabulary(config.vocab_size),
                    Format(window=512))  # fmt: skip
     batches = Batches(data, window=512, batch_tokens=8192, learn_first=True, seed=0)
-    full = max(range(batches.per_epoch), key=lambda n: batches[n].learned)
     dtype = multiply_dtype("auto", torch.device("cpu"))
-    rivals: dict[str, Callable[[], Callable[[], float]]] = {"ours": partial(our_training, config, batches, full)}
+    rivals: dict[str, Callable[[], Step]] = {"ours": partial(our_training, config, batches)}
     if importlib.util.find_spec("transformers"):
         import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - before memory is looked at
 
         for each in dict.fromkeys((torch.bfloat16, dtype)):
-            rivals[f"plain {dtype_name(each)}"] = partial(plain_training, config, batches[full], each)
-    return rivals, batches[full].learned
+            rivals[f"plain {dtype_name(each)}"] = partial(plain_training, config, batches, each)
+    return rivals, batches
 
 
-def our_training(config: GPT2Config, batches: Batches, number: int) -> Callable[[], float]:
+def our_training(config: GPT2Config, batches: Batches) -> Step:
     """A step of ours, with AdamW as the plain loop has it."""
     torch.manual_seed(0)
     settings = TrainConfig(steps=10_000, lr=1e-4, batch_tokens=8192, loss_on="all")
     trainer = Trainer(GPT2(config), batches, None, settings, Processes(0, 1, torch.device("cpu")))
 
-    def step() -> float:
+    def step(number: int) -> float:
         trainer.progress.step = number  # the step after it learns this batch
         return trainer.step().seconds
 
     return step
 
 
-def plain_training(config: GPT2Config, batch: Batch, dtype: torch.dtype) -> Callable[[], float]:
+def plain_training(config: GPT2Config, batches: Batches, dtype: torch.dtype) -> Step:
     """A plain step with transformers' network of the same sizes and rates of dropout."""
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
@@ -286,9 +291,10 @@ def plain_training(config: GPT2Config, batch: Batch, dtype: torch.dtype) -> Call
     torch.manual_seed(0)
     model = GPT2LMHeadModel(TheirConfig(**{**asdict(config), "bos_token_id": config.eos_token_id})).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    targets = batch.labels[:, 1:].reshape(-1)
 
-    def step() -> float:
+    def step(number: int) -> float:
+        batch = batches[number]
+        targets = batch.labels[:, 1:].reshape(-1)
         start = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             logits = model.lm_head(model.transformer(batch.ids).last_hidden_state[:, :-1])

@@ -35,9 +35,18 @@ CHECKED = 3  # lines of each file that --check shows
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """All flags of `dialogpt train`; the settings are the fields of `TrainConfig` in kebab case."""
-    parser.add_argument("data", nargs="*", metavar="DATA", help="dialogues, one a line: .jsonl or DialoGPT's .tsv")
+    parser.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="dialogues, one a line: .jsonl, or DialoGPT's .tsv; or a prepared folder, such as RUN/data/train",
+    )
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder: checkpoints, metrics, loss curve")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in RUN, as it was begun")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in RUN, as it was begun; --device and --threads are not kept",
+    )
     parser.add_argument("--check", action="store_true", help="only show how the first dialogues are read and learned")
     parser.add_argument("--valid", action="append", metavar="FILE", help="dialogues to judge by; may be given again")
     start = parser.add_mutually_exclusive_group()
@@ -170,7 +179,7 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
         words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
         screen.say(f"interrupted; to go on: {shlex.join(words)}")
     if importlib.util.find_spec("matplotlib") is None:
-        screen.say("no loss.png, as matplotlib is missing: pip install 'dialogpt[train]'")
+        screen.say("no loss.png, as matplotlib is missing: pip install -c constraints.txt '.[train]'")
         return
     from dialogpt.train.picture import draw
 
