@@ -85,7 +85,7 @@ def perplexity(source: str | Path) -> float:
 
 @pytest.mark.slow
 def test_its_perplexity_is_what_its_readme_says() -> None:
-    said = re.search(r"perplexity ([\d.]+)", README.read_text(encoding="utf-8"))
+    said = re.search(r"Perplexity: ([\d.]+)", README.read_text(encoding="utf-8"))
     assert said is not None
     assert perplexity("tiny") == pytest.approx(float(said[1]), abs=0.06)
 
