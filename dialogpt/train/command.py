@@ -22,7 +22,7 @@ from dialogpt.flags import wrong_usage
 from dialogpt.interrupt import flagged
 from dialogpt.screen import one_line, printable
 from dialogpt.train.listener import Listener, Screen
-from dialogpt.train.settings import TrainConfig
+from dialogpt.train.settings import EPOCHS, TrainConfig
 
 if TYPE_CHECKING:
     from dialogpt.train.fit import Request
@@ -143,23 +143,34 @@ def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: 
         "preset": options.preset,
         "model": options.model and _source(options),
     }
+    config = request.config
     kept = {
-        **vars(request.config),
+        **vars(config),
+        "epochs": EPOCHS if config.epochs is None and config.steps is None else config.epochs,
         "data": request.data,
         "valid": request.valid,
         "preset": request.preset,
         "model": request.source,
     }
     others = [
-        f"{name.replace('_', '-')} {kept[name]!r} and not {value!r}"
+        f"{_shown(name, kept[name])} and not {_shown(name, value)}"
         for name, value in typed.items()
         if value is not None and value != kept[name]
     ]
     if others:
         raise DialogueError(
-            f"{options.out} was begun with {', '.join(others)}; leave that out to go on with it, or begin another "
+            f"{options.out} was begun with {'; with '.join(others)}; leave that out to go on with it, or begin another "
             f"run in a new folder"
         )
+
+
+def _shown(name: str, value: Any) -> str:
+    """A setting as it is typed: "--lr 0.5", "no --valid"."""
+    flag = "" if name == "data" else f"--{name.replace('_', '-')}"
+    if value is None or value is False or value == ():
+        return f"no {flag}"
+    words = value if isinstance(value, tuple) else (() if value is True else (str(value),))
+    return " ".join([flag, *words]).strip()
 
 
 def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Namespace) -> None:
@@ -196,10 +207,12 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
 
     start = fit.Request(_paths(options.data), (), options.preset, _source(options), config).start()
     form = fit.form_of(config, start.checkpoint.config)
-    usable = False
+    seen = usable = False
     for path in options.data:
+        if Path(path).is_dir():
+            raise DialogueError(f"{path} is a folder, and --check shows lines of text; name a .jsonl or .tsv file")
         for line in preview(Path(path), start.vocabulary, form, learn_first=config.loss_on == "all", most=CHECKED):
-            usable |= not line.problem
+            seen, usable = True, usable or not line.problem
             print(printable(f"{path}, line {line.number}{': ' * bool(line.problem)}{line.problem}"))
             for turn in line.turns:
                 print(printable(f"  weight {turn.weight:g}: {one_line(turn.text)}"))
@@ -207,5 +220,6 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
                 learned = [str(n) if is_learned else "-" for n, is_learned in zip(turn.ids, turn.learned, strict=True)]
                 print(f"    learned  {' '.join(learned)}")
     if not usable:
-        raise DialogueError(f"none of the first {CHECKED} lines of {', '.join(options.data)} can be used")
+        found = f"none of the first lines of {', '.join(options.data)} can be used; the reasons are above"
+        raise DialogueError(found if seen else f"{', '.join(options.data)}: no line but empty ones")
     return DONE

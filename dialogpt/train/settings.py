@@ -17,6 +17,7 @@ OPTIMIZERS = ("adamw", "muon")
 TRAIN_DTYPES = ("auto", "float64", "float32", "bfloat16")
 LOSS_ON = ("replies", "all")
 PARALLEL = ("data", "fsdp")
+EPOCHS = 3.0  # where neither epochs nor steps are given
 LARGEST = 10**9  # of whole numbers whose range says nothing else
 
 
@@ -34,7 +35,7 @@ class TrainConfig:
     """
 
     epochs: float | None = _setting(
-        None, "how often each turn is learned (default: 3, without --steps)", above=0, most=1e6
+        None, f"how often each turn is learned (default: {EPOCHS:g}, without --steps)", above=0, most=1e6
     )
     steps: int | None = _setting(None, "how many steps to take, instead of --epochs", least=1)
     batch_tokens: int = _setting(8192, "places of a batch: its rows times the longest of them", least=1)

@@ -24,7 +24,7 @@ from dialogpt.train.dropout import use_cheap_dropout
 from dialogpt.train.objective import Objective
 from dialogpt.train.optimizer import Muon, build_optimizers, lr_at, set_lr
 from dialogpt.train.processes import Processes, share, whole
-from dialogpt.train.settings import TrainConfig
+from dialogpt.train.settings import EPOCHS, TrainConfig
 from model import GPT2
 
 
@@ -124,7 +124,7 @@ class Trainer:
         self.objective = processes.wrap(Objective(self.model), config.parallel)
         self.optimizers = build_optimizers(self.model, config, self.dtype)
         self.progress = Progress()
-        epochs = 3.0 if config.epochs is None else config.epochs
+        epochs = EPOCHS if config.epochs is None else config.epochs
         exact = round(epochs * batches.per_epoch / self.accumulation, 6)  # 1.1 * 50 is 55.00000000000001
         self.steps = config.steps or math.ceil(exact)
         self.interrupted = False
@@ -270,7 +270,7 @@ class Trainer:
 def _not_finite(step: int, what: str) -> DialogueError:
     return DialogueError(
         f"step {step}: {what}; the run ends, and its last good checkpoint is kept. Try a lower --lr, a longer "
-        f"--warmup-steps, or --dtype float32"
+        f"--warmup-steps, or --dtype float32, in a new folder"
     )
 
 

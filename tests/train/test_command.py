@@ -77,7 +77,12 @@ def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.Captu
     assert main(["train", "--check", str(files / "late.jsonl"), "--model", str(files / "model")]) == 0
     assert "late.jsonl, line 6" in capsys.readouterr().out
     assert main(["train", "--check", str(files / "empty.jsonl"), "--model", str(files / "model")]) == 1
-    assert "none of the first 3 lines of" in capsys.readouterr().err
+    assert "empty.jsonl: no line but empty ones" in capsys.readouterr().err
+    (files / "one.jsonl").write_text('{"turns": ["alone"]}\n')
+    assert main(["train", "--check", str(files / "one.jsonl"), "--model", str(files / "model")]) == 1
+    assert "none of the first lines of" in capsys.readouterr().err
+    assert main(["train", "--check", str(files), "--model", str(files / "model")]) == 1
+    assert "is a folder, and --check shows lines of text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -162,9 +167,24 @@ def test_resume_takes_its_settings_from_the_run_and_refuses_others(
     assert main(["train", "--resume", "--out", str(run)]) == 0  # done already: nothing happens
     assert main(["train", "--resume", "--out", str(run), "--lr", "1e-3"]) == 0
     assert main(["train", "--resume", "--out", str(run), "--lr", "0.5", "--preset", "tiny"]) == 1
-    assert "was begun with lr 0.001 and not 0.5, preset None and not 'tiny'" in capsys.readouterr().err
+    assert (
+        "was begun with --lr 0.001 and not --lr 0.5; with no --preset and not --preset tiny" in capsys.readouterr().err
+    )
     assert train(files, "--out", str(run)) == 1
     assert "holds a run already; pass --resume" in capsys.readouterr().err
+
+
+def test_a_default_that_is_typed_is_what_the_run_was_begun_with(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--epochs 3, the default as --help has it, was refused: "begun with epochs None and not 3.0"."""
+    run = ["--out", str(files / "run")]
+    data = [str(files / "train.jsonl"), "--model", str(files / "model"), "--batch-tokens", "1024", "--dtype", "float32"]
+    assert main(["train", *data, *run]) == 0
+    assert main(["train", "--resume", *run, "--epochs", "3"]) == 0
+    assert main(["train", "--resume", *run, "--epochs", "4", "--valid", "x.jsonl", "--reverse"]) == 1
+    error = capsys.readouterr().err
+    assert "--epochs 3.0 and not --epochs 4.0; with no --reverse and not --reverse; with no --valid and not" in error
 
 
 def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
