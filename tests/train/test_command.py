@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from dialogpt.cli import main
+from dialogpt.train import command
+from model import PRESETS
 from tests.train.runs import a_request, write_dialogues
 from tests.train.test_processes import ROOT
 
@@ -28,6 +30,11 @@ def files(tmp_path: Path) -> Path:
 
 def train(folder: Path, *arguments: str) -> int:
     return main(["train", str(folder / "train.jsonl"), "--model", str(folder / "model"), *QUICK, *arguments])
+
+
+def test_the_names_of_presets_are_the_models() -> None:
+    """They are written twice, as `dialogpt --help` must not import torch."""
+    assert tuple(PRESETS) == command.PRESETS
 
 
 def test_a_run_says_what_it_learns_and_where_it_is(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
