@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from dialogpt import commands
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
-from dialogpt.flags import DTYPES, add_model_flags, installed_version, wrong_usage
+from dialogpt.flags import DTYPES, SOURCE, add_model_flags, add_n_head, installed_version, wrong_usage
 from dialogpt.interrupt import leaving_at_once
 from dialogpt.screen import one_line, printable
 from dialogpt.train import command as train
@@ -145,10 +145,14 @@ def build_parser() -> argparse.ArgumentParser:
     reply.set_defaults(run=commands.reply, parser=reply)
 
     convert = subparsers.add_parser("convert", help="a published checkpoint to ours, or ours back")
-    convert.add_argument("source", help="a checkpoint: a folder, or a file in one")
+    convert.add_argument("source", help=SOURCE)
+    add_n_head(convert)
     convert.add_argument("destination", type=Path, help="a new folder")
     convert.add_argument("--to", choices=("dialogpt", "hf"), default="dialogpt", help="hf: what transformers loads")
     convert.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
+    convert.add_argument(
+        "--verify", action="store_true", help="compare the result with transformers, or check what can be checked alone"
+    )
     convert.set_defaults(run=commands.convert, parser=convert)
 
     training = subparsers.add_parser("train", help="learn from dialogues, from fresh weights or a checkpoint")
@@ -156,6 +160,13 @@ def build_parser() -> argparse.ArgumentParser:
     training.set_defaults(run=train.run, parser=training)
 
     info = subparsers.add_parser("info", help="what a checkpoint is")
-    info.add_argument("source", help="a checkpoint: a folder, or a file in one")
+    info.add_argument("source", help=SOURCE)
+    add_n_head(info)
     info.set_defaults(run=commands.info, parser=info)
+
+    cache = subparsers.add_parser("cache", help="checkpoints from the hub that were converted and kept")
+    cache.add_argument(
+        "--clear", nargs="?", const="", metavar="OWNER/NAME", help="remove one of them, or all where none is named"
+    )
+    cache.set_defaults(run=commands.cache, parser=cache)
     return parser

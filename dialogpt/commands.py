@@ -1,4 +1,4 @@
-"""What each command does: chat, reply, convert, info.
+"""What each command does: chat, reply, convert, info, cache.
 
 Flags are left to `dialogpt.flags`, exit statuses and errors to `dialogpt.cli`. Each function imports what it needs, so
 that a command waits for nothing that it does not use.
@@ -114,6 +114,7 @@ def convert(options: argparse.Namespace) -> int:
         raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
     import weights
 
+    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head)
     with flagged() as interrupted:
 
         def show_progress(done: int, total: int) -> None:
@@ -124,16 +125,53 @@ def convert(options: argparse.Namespace) -> int:
 
         try:
             if options.to == "hf":
-                report = weights.export(options.source, options.destination, progress=show_progress)
+                report = weights.export(checkpoint, options.destination, progress=show_progress)
             else:
-                report = weights.convert(
-                    options.source, options.destination, dtype=options.dtype, progress=show_progress
-                )
+                report = weights.convert(checkpoint, options.destination, dtype=options.dtype, progress=show_progress)
         except Exception:
             if interrupted():  # a second Ctrl-C can surface as any error of the library that it hit
                 raise KeyboardInterrupt from None
             raise
-    print(_table(_report_rows(report)))
+    print(_table(_report_rows(report)), flush=True)
+    return _verify(options, checkpoint) if options.verify else DONE
+
+
+def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
+    """Compare what was written with what it was made from, and print the table."""
+    from dialogpt import verify
+    from weights import hub, open_checkpoint
+
+    if not verify.installed():
+        results = verify.check_alone(open_checkpoint(options.destination))
+        print("transformers is not installed; this is what shows without it:")
+    elif options.to == "hf":
+        results = verify.compare(source, options.destination, "float32", 0, layers=False)
+    else:
+        written = open_checkpoint(options.destination)
+        downloaded = None if source.name is None else hub.snapshot(source.name)
+        with verify.readable(source if downloaded is None else open_checkpoint(downloaded)) as folder:
+            rounded = None if options.dtype is None else written.dtype
+            results = verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
+    print(verify.table(results))
+    if not verify.passed(results):
+        raise DialogueError(f"{options.destination} is not what it was made from; do not use it, and report this")
+    return DONE
+
+
+def cache(options: argparse.Namespace) -> int:
+    """List the converted checkpoints that are kept, or remove them."""
+    from weights import hub
+
+    entries = hub.cached() if options.clear is None else hub.clear(options.clear or None)
+    rows = [
+        (entry.name, f"{', '.join(entry.revisions) or 'no revision'}, {entry.nbytes / 1e6:.1f} MB, {entry.path}")
+        for entry in entries
+    ]
+    if rows:
+        print(_table(rows))
+    print(
+        f"{'removed' if options.clear is not None else 'kept'}: {len(rows)}, {sum(e.nbytes for e in entries) / 1e6:.1f} MB"
+    )
     return DONE
 
 
@@ -162,13 +200,13 @@ def info(options: argparse.Namespace) -> int:
     """Say what a checkpoint is; reads all of it."""
     from weights import open_checkpoint
 
-    print(_table(_info_rows(open_checkpoint(options.source))))
+    print(_table(_info_rows(open_checkpoint(options.source, n_head=options.n_head))))
     return DONE
 
 
 def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    from weights.files import dtype_name
     from weights.load import count_non_finite
+    from weights.stored import dtype_name
 
     config = checkpoint.config
     rows = [
@@ -210,7 +248,7 @@ def _open_chat(options: argparse.Namespace) -> Chat:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    checkpoint = open_checkpoint(options.model)
+    checkpoint = open_checkpoint(options.model, n_head=options.n_head)
     if options.max_new_tokens is None:
         config = config.fitted(checkpoint.config.n_positions)
     return Chat.load(

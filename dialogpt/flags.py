@@ -18,6 +18,7 @@ from dialogpt.screen import one_line, printable
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
 MOST_THREADS = 1024
+SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
 
 
 def installed_version() -> str:
@@ -31,7 +32,8 @@ def installed_version() -> str:
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that talks."""
     model = parser.add_argument_group("model")
-    model.add_argument("--model", default="tiny", metavar="M", help="a checkpoint's folder, or a file in it")
+    model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
+    add_n_head(model)
     model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
@@ -48,6 +50,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
         else:
             group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
+
+
+def add_n_head(parser: argparse._ActionsContainer) -> None:
+    """The flag for a checkpoint whose file does not say how many heads it has."""
+    parser.add_argument(
+        "--n-head", type=_positive, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
+    )
 
 
 def _preset() -> str:

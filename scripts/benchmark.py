@@ -43,8 +43,9 @@ from dialogpt.train.trainer import Trainer, multiply_dtype
 from model import GPT2, PRESETS, GPT2Config
 from weights import convert
 from weights.convert import published_config
-from weights.files import StoredTensor, dtype_name, write_json, write_safetensors
+from weights.files import write_json, write_safetensors
 from weights.names import to_published
+from weights.stored import StoredTensor, dtype_name
 from weights.vocabulary import gpt2_vocabulary
 
 ROOT = Path(__file__).parents[1]

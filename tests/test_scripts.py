@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dialogpt import verify
 from model import GPT2
 from scripts import benchmark, parity
 from weights import convert
@@ -42,7 +43,7 @@ def test_parity_says_that_equal_is_equal(
 def test_parity_names_the_first_layer_that_differs(
     published: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    honest = parity.load
+    honest = verify.load
 
     def faulty(*arguments: Any, **options: Any) -> GPT2:
         network = honest(*arguments, **options)
@@ -50,7 +51,7 @@ def test_parity_names_the_first_layer_that_differs(
             network.blocks[1].attention.output.bias[0] += 1e-3
         return network
 
-    monkeypatch.setattr(parity, "load", faulty)
+    monkeypatch.setattr(verify, "load", faulty)
     assert parity.main([str(published)]) == 1
     lines = capsys.readouterr().out.split("\n")
     marked = [line for line in lines if "the first that differs" in line]

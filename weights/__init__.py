@@ -2,8 +2,8 @@
 
 from weights.checkpoint import Checkpoint, open_checkpoint
 from weights.convert import Report, convert, export, save
-from weights.files import DTYPES, CheckpointError
-from weights.load import load
+from weights.load import load, load_ranking_head
+from weights.stored import DTYPES, CheckpointError
 from weights.vocabulary import Vocabulary
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "convert",
     "export",
     "load",
+    "load_ranking_head",
     "open_checkpoint",
     "save",
 ]

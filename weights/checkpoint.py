@@ -1,17 +1,19 @@
 """Open a source: find out what it is, and collect its parts without reading anything heavy.
 
-A source is `tiny` (the checkpoint that the package carries), a folder or a file of ours or as transformers writes it,
-or the name of a checkpoint on the Hugging Face hub. Reading bytes is left to `weights.files`, names to
-`weights.names`, building the network to `weights.load`.
+A source is `tiny` (the checkpoint that the package carries), a folder or a file of ours or as it was published, or the
+name of a checkpoint on the Hugging Face hub ("owner/name", "owner/name@revision"). Reading bytes is left to
+`weights.files`, names to `weights.names`, the hub to `weights.hub`, building the network to `weights.load`.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,9 @@ from typing import Any
 import torch
 
 from model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
-from weights.files import (
-    CheckpointError,
-    StoredTensor,
-    container,
-    read_json,
-    read_tensors,
-    safetensors_metadata,
-    sha256_of,
-)
-from weights.names import from_ours, from_published
+from weights.files import container, read_json, read_tensors, safetensors_metadata, sha256_of
+from weights.names import RANKING_HEAD, from_ours, from_published, infer_config
+from weights.stored import CheckpointError, StoredTensor
 from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
@@ -43,7 +38,30 @@ WEIGHT_FILES = (  # in the order of preference
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weights only if their content says so
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
-_HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
+_NO_WEIGHTS = (
+    "training_args.bin",
+    "optimizer.*",
+    "scheduler.*",
+    "scaler.*",
+    "rng_state*",
+)  # beside weights, of training
+_BESIDE = (
+    "fetch the model.safetensors or pytorch_model.bin that is published beside it, or convert it with transformers 4 "
+    "and its framework (from_pretrained with from_tf or from_flax, then save_pretrained)"
+)
+_FOREIGN = {  # other systems' files: what each is, and what helps
+    "*.h5": ("TensorFlow's weights", _BESIDE),
+    "*.msgpack": ("Flax's weights", _BESIDE),
+    "*.ot": ("rust-bert's weights", "fetch the model.safetensors or pytorch_model.bin that is published beside it"),
+    "*.ckpt*": (
+        "OpenAI's original TensorFlow checkpoint",
+        "the same weights are published for PyTorch: openai-community/gpt2 on the Hugging Face hub, and gpt2-medium, "
+        "gpt2-large and gpt2-xl there",
+    ),
+    "*.gguf": ("llama.cpp's weights", "fetch the checkpoint that they were made from"),
+    "*.onnx": ("an ONNX program", "fetch the checkpoint that it was made from"),
+}
 
 
 @dataclass(frozen=True)
@@ -67,10 +85,12 @@ class Checkpoint:
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
         path: the folder or file that was opened.
         files: the files that hold the weights.
+        name: on the hub, if it comes from there.
         ours: whether it is in this project's own format.
         settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
-        ignored: tensors of a published file that are not needed, with the reason.
-        head: a published file's own copy of the output head.
+        ignored: tensors of the published file that are not needed, with the reason.
+        heads: a published file's own copies of the output head.
+        ranking_head: DialogRPT's, (1, C): how good a reply is, from the last token's state.
     """
 
     config: GPT2Config
@@ -83,7 +103,9 @@ class Checkpoint:
     ours: bool
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
-    head: StoredTensor | None = None
+    heads: tuple[StoredTensor, ...] = ()
+    ranking_head: StoredTensor | None = None
+    name: str | None = None
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -98,6 +120,11 @@ class Checkpoint:
         return self.read_vocabulary()
 
     @property
+    def stored(self) -> dict[str, StoredTensor]:
+        """All that was learned, under our names: the network's tensors, and the ranking head where there is one."""
+        return self.tensors | ({} if self.ranking_head is None else {RANKING_HEAD.ours: self.ranking_head})
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights; of several, the one that holds them all."""
         dtypes = [tensor.dtype for tensor in self.tensors.values() if tensor.dtype is not None]
@@ -108,15 +135,15 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the network has learned."""
-        return sum(torch.Size(tensor.shape).numel() for tensor in self.tensors.values())
+        """How many numbers were learned."""
+        return sum(torch.Size(tensor.shape).numel() for tensor in self.stored.values())
 
     def origin(self) -> Origin:
         """Where the weights come from: of a converted checkpoint, what was converted; may read all of them."""
         if self.ours:
             notes = safetensors_metadata(self.files[0])
             return Origin(notes.get("origin", "unknown"), notes.get("origin_sha256", "unknown"))
-        return Origin(os.fsencode(self.path.resolve().name).decode(errors="replace"), self.sha256())
+        return Origin(self.name or os.fsencode(self.path.resolve().name).decode(errors="replace"), self.sha256())
 
     def sha256(self) -> str:
         """Checksum of the weight files, one after the other; reads them all."""
@@ -126,11 +153,14 @@ class Checkpoint:
 Source = str | os.PathLike[str] | Checkpoint
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(source: Source, *, n_head: int | None = None) -> Checkpoint:
     """Open a source and check that its parts fit each other.
+
+    A name on the hub is downloaded and converted when it is first asked for, and found in the cache from then on.
 
     Args:
         source: see this file's opening; an open checkpoint is returned as it is.
+        n_head: heads of attention, for a file without a ``config.json`` whose heads are not 64 wide.
 
     Raises:
         CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
@@ -138,23 +168,44 @@ def open_checkpoint(source: Source) -> Checkpoint:
     if isinstance(source, Checkpoint):
         return source
     path = _find(source)
+    if path is None:
+        from weights import hub  # it opens what it has downloaded
+
+        name = os.fspath(source)
+        folder = hub.converted(name, n_head)
+        try:
+            return replace(open_path(folder, n_head=n_head), name=name)
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} (the converted copy of {name}: dialogpt cache --clear removes it)"
+            ) from None
+    return open_path(path, n_head=n_head)
+
+
+def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
+    """Open a folder or a file that exists; see `open_checkpoint`."""
     folder = path if path.is_dir() else path.parent
+    files = _weight_files(path)
     values = _read_config(folder)
     ours = "format_version" in values
-    try:
-        config = GPT2Config.from_dict(values)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
-    files = _weight_files(path)
     if ours:
         _check_format(path, values, files)
+    stored = _read_all(files)
     try:
-        mapped = (from_ours if ours else from_published)(_read_all(files), config)
+        config = _config(values, n_head) if values else infer_config(stored, n_head)
+        mapped = from_ours(stored, config) if ours else from_published(stored, config)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
     vocabulary = cache(partial(_find_vocabulary, folder, config))
     if not ours:
         vocabulary()
+    if not values:
+        found = vocabulary()
+        config = config if found is None else replace(config, eos_token_id=found.end_of_text)
+        sizes = f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads of {config.head_dim}"
+        logger.warning("%s has no config.json; its tensors' shapes say: %s", folder, sizes)
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
@@ -169,9 +220,27 @@ def open_checkpoint(source: Source) -> Checkpoint:
         files=files,
         ours=ours,
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
-        ignored=mapped.ignored,
-        head=mapped.head,
+        ignored=_ignored(files[0]) if ours else mapped.ignored,
+        heads=mapped.heads,
+        ranking_head=mapped.ranking_head,
     )
+
+
+def _config(values: dict[str, Any], n_head: int | None) -> GPT2Config:
+    """The sizes in a ``config.json``, which what was asked for must not contradict."""
+    config = GPT2Config.from_dict(values)
+    if n_head not in (None, config.n_head):
+        raise ConfigError(f"n_head is {config.n_head} and {n_head} was asked for (--n-head); leave that away")
+    return config
+
+
+def _ignored(file: Path) -> dict[str, str]:
+    """What was left out when a file of ours was made."""
+    try:
+        ignored = json.loads(safetensors_metadata(file).get("ignored", "{}"))
+    except ValueError:
+        return {}
+    return {str(name): str(reason) for name, reason in ignored.items()} if isinstance(ignored, dict) else {}
 
 
 def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -> None:
@@ -185,8 +254,8 @@ def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -
         raise CheckpointError(f"{path} is in our format, which is model.safetensors, and has {files[0].name} instead")
 
 
-def _find(source: str | os.PathLike[str]) -> Path:
-    """Turn the name of a source into a path that exists."""
+def _find(source: str | os.PathLike[str]) -> Path | None:
+    """Turn the name of a source into a path that exists; None for a name on the hub."""
     if source == "tiny":  # the word, and no path to a folder of that name
         if TINY.is_dir():
             return TINY
@@ -195,61 +264,104 @@ def _find(source: str | os.PathLike[str]) -> Path:
         )
     name, path = os.fspath(source), Path(source)
     if not name:
-        raise CheckpointError("the name of the checkpoint is empty; expected a folder or a file")
+        raise CheckpointError("the name of the checkpoint is empty; expected a folder, a file, or a name on the hub")
     try:
         name.encode()
         folder, file, exists = path.is_dir(), path.is_file(), path.exists()
     except (OSError, ValueError):  # a name that is too long, holds a NUL, or is not UTF-8
         folder = file = exists = False
     if file and path.suffix not in _SUFFIXES and not name.endswith(".index.json") and container(path) is None:
-        raise CheckpointError(f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint")
+        raise CheckpointError(
+            _foreign(path.parent, [path.name])
+            or f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint"
+        )
     if folder or file:
         return path
     if exists:
         raise CheckpointError(f"{name} is neither a folder nor a plain file")
-    advice = "check the path"
     if _HUB_NAME.fullmatch(name):
-        advice = (
-            "if it is a name on the Hugging Face hub, download config.json, the weights, vocab.json and merges.txt "
-            "into a folder and pass that folder"
-        )
-    raise CheckpointError(f"there is no folder or file {name!r}: {advice}")
+        return None
+    raise CheckpointError(
+        f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub with its "
+        f"owner (microsoft/DialoGPT-small, openai-community/gpt2)"
+    )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    """The content of ``config.json``; empty where there is none, as beside Microsoft's own files."""
     path = folder / "config.json"
-    if not os.path.lexists(path):
-        raise CheckpointError(
-            f"{folder} has no config.json; expected a checkpoint's folder: config.json, {WEIGHT_FILES[0]} or "
-            f"{WEIGHT_FILES[2]}, vocab.json and merges.txt"
-        )
-    return read_json(path)
+    return read_json(path) if os.path.lexists(path) else {}
+
+
+def weights_among(names: Iterable[str]) -> str | None:
+    """The file that holds a checkpoint's weights, or their index, by its name; None where that is not clear.
+
+    Args:
+        names: of all files in a folder.
+    """
+    names = sorted(names)
+    usual = next((name for name in WEIGHT_FILES if name in names), None)
+    others = _other_weights(names)
+    return usual or (others[0] if len(others) == 1 else None)
+
+
+def _other_weights(names: Iterable[str]) -> list[str]:
+    """Files that may hold weights under any name, as Microsoft's `small_ft.pkl` does."""
+    fitting = [name for name in names if Path(name).suffix in _SUFFIXES]
+    return [name for name in fitting if not any(fnmatch(name, pattern) for pattern in _NO_WEIGHTS)]
 
 
 def _weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold the weights, in a fixed order."""
     if path.is_dir():
-        name = next((name for name in WEIGHT_FILES if os.path.lexists(path / name)), None)
-        if name is None:
-            raise CheckpointError(f"{path} has no weights; expected one of {', '.join(WEIGHT_FILES)}")
-        path = path / name
+        names = sorted(os.listdir(path))
+        chosen = weights_among(names)
+        if chosen is None:
+            raise CheckpointError(_no_weights(path, names))
+        path = path / chosen
     if not path.name.endswith(".index.json"):
         return (path,)
-    shards = read_json(path).get("weight_map")
+    return tuple(path.parent / name for name in shard_names(path))
+
+
+def _no_weights(folder: Path, names: list[str]) -> str:
+    """Why a folder holds no weights that can be used."""
+    several = _other_weights(names)
+    if several:
+        return f"{folder} holds several files of weights ({', '.join(several[:4])}); pass the one that is meant"
+    return _foreign(folder, names) or f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}"
+
+
+def _foreign(folder: Path, names: Iterable[str]) -> str | None:
+    """What to say of another system's file, if there is one."""
+    for name in names:
+        for pattern, (kind, advice) in _FOREIGN.items():
+            if fnmatch(name, pattern):
+                return f"{folder / name} is {kind}, which is not read here: {advice}"
+    return None
+
+
+def shard_names(index: Path) -> list[str]:
+    """The files that an index of shards names, in a fixed order; all lie beside it.
+
+    Raises:
+        CheckpointError: it is no index, or points elsewhere.
+    """
+    shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
-        raise CheckpointError(f"{path} has no weight_map from tensors to files")
+        raise CheckpointError(f"{index} has no weight_map from tensors to files")
     names = sorted(set(shards.values()))
-    foreign = [name for name in names if Path(name).name != name or name in (".", "..")]
+    foreign = [name for name in names if Path(name).name != name or name in (".", "..") or "\\" in name]
     if foreign:
-        raise CheckpointError(f"{path} points outside its folder ({foreign[0]!r}); expected plain file names")
-    missing = [name for name in names if not os.path.isfile(path.parent / name)]  # noqa: PTH113 - says no where a Path would raise
-    if missing:
-        raise CheckpointError(f"{path} names files that are missing: {', '.join(missing)}; fetch them into the folder")
-    return tuple(path.parent / name for name in names)
+        raise CheckpointError(f"{index} points outside its folder ({foreign[0]!r}); expected plain file names")
+    return names
 
 
 def _read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
+    missing = [file.name for file in files if not os.path.isfile(file)]  # noqa: PTH113 - says no where a Path would raise
+    if missing:
+        raise CheckpointError(f"{files[0].parent} lacks files of weights: {', '.join(missing)}; fetch them into it")
     for file in files:
         part = read_tensors(file)
         twice = sorted(stored.keys() & part.keys())

@@ -6,6 +6,7 @@ on the disk. What a source is, is left to `weights.checkpoint`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -18,17 +19,10 @@ from torch import Tensor
 
 from model import GPT2Config
 from weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin, Source, open_checkpoint
-from weights.files import (
-    CheckpointError,
-    Progress,
-    StoredTensor,
-    dtype_name,
-    new_folder,
-    write_json,
-    write_safetensors,
-)
+from weights.files import new_folder, write_json, write_safetensors
 from weights.load import count_non_finite, dtype_of, refuse_damage
 from weights.names import to_published
+from weights.stored import CheckpointError, Progress, StoredTensor, dtype_name
 from weights.vocabulary import END_OF_TEXT, Vocabulary
 
 
@@ -74,7 +68,7 @@ def convert(
     checkpoint = open_checkpoint(source)
     target = checkpoint.dtype if dtype is None else dtype_of(dtype)
     tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
-    notes = _notes(checkpoint.origin(), target)
+    notes = _notes(checkpoint.origin(), target, checkpoint.ignored)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, notes, _our_config(checkpoint), progress)
     return _report(checkpoint, Path(destination), tensors)
@@ -90,15 +84,15 @@ def save(folder: Path, like: Checkpoint, tensors: Mapping[str, Tensor], origin: 
         origin: where they come from.
     """
     stored = {name: StoredTensor(name, tuple(t.shape), t.dtype, partial(_on_cpu, t)) for name, t in tensors.items()}
-    checkpoint = replace(like, tensors=stored)
-    _write(folder, checkpoint, [*stored.values()], _notes(origin, checkpoint.dtype), _our_config(checkpoint), None)
+    checkpoint = replace(like, tensors=stored, ranking_head=None)
+    _write(folder, checkpoint, [*stored.values()], _notes(origin, checkpoint.dtype, {}), _our_config(checkpoint), None)
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu()
 
 
-def _notes(origin: Origin, dtype: torch.dtype) -> dict[str, str]:
+def _notes(origin: Origin, dtype: torch.dtype, ignored: Mapping[str, str]) -> dict[str, str]:
     """The metadata of a file of weights in our format."""
     return {
         "format": "pt",
@@ -106,11 +100,12 @@ def _notes(origin: Origin, dtype: torch.dtype) -> dict[str, str]:
         "origin": origin.name,
         "origin_sha256": origin.sha256,
         "dtype": dtype_name(dtype),
+        **({"ignored": json.dumps(ignored)} if ignored else {}),
     }
 
 
 def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
-    """Write a checkpoint as `GPT2LMHeadModel.save_pretrained` does: every tensor of the network equal to the bit.
+    """Write a checkpoint as transformers' `save_pretrained` does: every tensor equal to the bit.
 
     Args:
         source: see `open_checkpoint`.
@@ -122,13 +117,24 @@ def export(source: Source, destination: str | os.PathLike[str], *, progress: Pro
     """
     checkpoint = open_checkpoint(source)
     tensors = to_published(_cast(checkpoint, checkpoint.dtype))
-    config = {"architectures": ["GPT2LMHeadModel"], **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
+    config = {**_architecture(checkpoint), **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
     settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, {"format": "pt"}, config, progress)
         if settings:
             write_json(folder / "tokenizer_config.json", settings)
     return _report(checkpoint, Path(destination), tensors)
+
+
+def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Which of transformers' networks an exported checkpoint is."""
+    if checkpoint.ranking_head is None:
+        return {"architectures": ["GPT2LMHeadModel"]}
+    return {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+    }
 
 
 def published_config(config: GPT2Config) -> dict[str, Any]:
@@ -159,7 +165,7 @@ def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor
         return tensor
 
     return {
-        name: replace(stored, dtype=target, read=partial(read, stored)) for name, stored in checkpoint.tensors.items()
+        name: replace(stored, dtype=target, read=partial(read, stored)) for name, stored in checkpoint.stored.items()
     }
 
 

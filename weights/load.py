@@ -12,8 +12,8 @@ from torch import Tensor
 
 from model import GPT2
 from weights.checkpoint import Checkpoint, Source, open_checkpoint
-from weights.files import DTYPES, CheckpointError
 from weights.names import EMBEDDING
+from weights.stored import DTYPES, CheckpointError
 
 
 def load(source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu") -> GPT2:
@@ -40,6 +40,34 @@ def load(source: Source, *, dtype: str = "float32", device: str | torch.device =
     state = {name: stored.read().to(place, target).contiguous() for name, stored in checkpoint.tensors.items()}
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def load_ranking_head(
+    source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu", n_head: int | None = None
+) -> Tensor:
+    """The ranking head of a DialogRPT checkpoint, (1, C); the network below it is what `load` gives.
+
+    A reply's score is ``sigmoid(hidden @ head.T)``, hidden being the state of its last token (golsun/DialogRPT,
+    src/model.py, ``Scorer``).
+
+    Args:
+        source, dtype, device: as for `load`.
+        n_head: see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: as `load`, or the checkpoint has no such head.
+    """
+    target, place = dtype_of(dtype), device_of(device)
+    checkpoint = open_checkpoint(source, n_head=n_head)
+    if checkpoint.ranking_head is None:
+        raise CheckpointError(
+            f"{checkpoint.path} has no ranking head (score.weight); expected a DialogRPT, such as "
+            f"microsoft/DialogRPT-updown"
+        )
+    head = checkpoint.ranking_head.read()
+    if count := count_non_finite(head):
+        raise CheckpointError(f"{checkpoint.path}: the ranking head holds {count:,} values that are NaN or infinite")
+    return head.to(place, target)  # (1, C)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -69,14 +97,15 @@ def refuse_damage(checkpoint: Checkpoint) -> None:
     """
     problems = [
         f"{stored.name} holds {count:,} values that are NaN or infinite"
-        for stored in checkpoint.tensors.values()
+        for stored in checkpoint.stored.values()
         if (count := count_non_finite(stored.read()))
     ]
-    if checkpoint.head is not None and not torch.equal(checkpoint.head.read(), checkpoint.tensors[EMBEDDING].read()):
-        problems.append(
-            f"{checkpoint.head.name} differs from the token embedding, and an output head of its own "
-            f"(tie_word_embeddings false) is not implemented"
-        )
+    problems += [
+        f"{head.name} differs from the token embedding, and an output head of its own (tie_word_embeddings false) is "
+        f"not implemented"
+        for head in checkpoint.heads
+        if not torch.equal(head.read().to(checkpoint.dtype), checkpoint.tensors[EMBEDDING].read().to(checkpoint.dtype))
+    ]
     if problems:
         raise CheckpointError(f"{checkpoint.path} cannot be used: {'; '.join(problems)}. Fetch it again")
 

@@ -1,17 +1,17 @@
 """Whose tensor is whose: one table from the published GPT-2 names to ours, read in both directions.
 
-The published names are those of `GPT2LMHeadModel` in transformers, with or without their `transformer.` prefix. Which
-file a tensor lies in is left to `weights.files`.
+The published names are those of `GPT2LMHeadModel` in transformers, with or without their `transformer.` prefix, and
+behind the `module.` that training on several GPUs leaves. Which file a tensor lies in is left to `weights.files`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from model import GPT2Config
-from weights.files import CheckpointError, StoredTensor
+from model import ConfigError, GPT2Config
+from weights.stored import CheckpointError, StoredTensor
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,18 @@ RULES = (
     Rule("ln_f.weight", "final_norm.weight", "C"),
     Rule("ln_f.bias", "final_norm.bias", "C"),
 )
+# DialogRPT's: one number from the last token's state, how good a reply is. GPT2ForSequenceClassification calls it so.
+RANKING_HEAD = Rule("score.weight", "ranking_head.weight", "1 C")
+_TIED = "the output head, tied to the token embedding (compared with it when loaded)"
 IGNORED = {  # published tensors that hold nothing learned, and why they are not needed
     "h.{}.attn.bias": "the causal mask, which attention computes",
     "h.{}.attn.masked_bias": "the value of masked scores, which attention computes",
-    "lm_head.weight": "the output head, tied to the token embedding (compared with it when loaded)",
+    "lm_head.weight": _TIED,
+    "lm_head.decoder.weight": _TIED,  # Microsoft's own files call it so
 }
-HEAD, EMBEDDING = "lm_head.weight", "token_embedding.weight"
-PREFIX = "transformer."
+HEADS, EMBEDDING = ("lm_head.weight", "lm_head.decoder.weight"), "token_embedding.weight"
+PREFIX, PARALLEL_PREFIX = "transformer.", "module."
+HEAD_DIM = 64  # of every published GPT-2
 _LAYER = re.compile(r"(h|blocks)\.(0|[1-9][0-9]{0,5})\.")
 _SHOWN = 4  # names of one kind in an error; a wrong file would list hundreds
 
@@ -63,7 +68,7 @@ _SHOWN = 4  # names of one kind in an error; a wrong file would list hundreds
 def sizes(config: GPT2Config) -> dict[str, int]:
     """What the letters of the rules' shapes stand for: the legend's V and C, P positions and I the MLP's width."""
     C = config.n_embd
-    return {"V": config.vocab_size, "P": config.n_positions, "C": C, "3C": 3 * C, "I": config.inner_dim}
+    return {"V": config.vocab_size, "P": config.n_positions, "C": C, "3C": 3 * C, "I": config.inner_dim, "1": 1}
 
 
 @dataclass(frozen=True)
@@ -73,12 +78,59 @@ class Mapped:
     Attributes:
         tensors: all that the network needs, each once.
         ignored: name in the file -> why it is not needed.
-        head: the published file's own copy of the output head, to be compared with the token embedding.
+        heads: the published file's own copies of the output head, to be compared with the token embedding.
+        ranking_head: DialogRPT's, for judging replies.
     """
 
     tensors: dict[str, StoredTensor]
-    ignored: dict[str, str]
-    head: StoredTensor | None
+    ignored: dict[str, str] = field(default_factory=dict)
+    heads: tuple[StoredTensor, ...] = ()
+    ranking_head: StoredTensor | None = None
+
+
+def infer_config(stored: Mapping[str, StoredTensor], n_head: int | None) -> GPT2Config:
+    """The sizes of a published file that comes without a ``config.json``, from the shapes of its tensors alone.
+
+    Args:
+        stored: the file's tensors.
+        n_head: heads of attention, which no shape tells; None takes heads of 64, as every published GPT-2 has.
+
+    Raises:
+        CheckpointError: the tensors are not a GPT-2's, or their width is no multiple of a head's.
+    """
+    shapes = {_split(bare_name(name)): tensor.shape for name, tensor in stored.items()}
+    V, C = _matrix(shapes, "wte.weight")
+    P, _ = _matrix(shapes, "wpe.weight")
+    _, inner = _matrix(shapes, "h.{}.mlp.c_fc.weight")  # (in, out)
+    if n_head is None and C % HEAD_DIM:
+        raise CheckpointError(
+            f"there is no config.json, and the width {C} is not a multiple of {HEAD_DIM}, the width of a head in every "
+            f"published GPT-2; say how many heads there are (--n-head)"
+        )
+    heads = C // HEAD_DIM if n_head is None else n_head
+    try:
+        return GPT2Config(
+            vocab_size=V,
+            n_positions=P,
+            n_embd=C,
+            n_layer=len({layer for name, layer in shapes if name.startswith("h.")}),
+            n_head=heads,
+            n_inner=None if inner == 4 * C else inner,
+            eos_token_id=V - 1,
+        )
+    except ConfigError as error:
+        raise CheckpointError(f"there is no config.json, and the tensors' shapes make none: {error}") from None
+
+
+def _matrix(shapes: Mapping[tuple[str, int], tuple[int, ...]], name: str) -> tuple[int, int]:
+    """The shape of a tensor that says a size, in the first layer."""
+    shape = shapes.get((name, 0), ())
+    if len(shape) != 2:
+        found = "is missing" if (name, 0) not in shapes else f"is {list(shape)}, and a matrix was expected"
+        raise CheckpointError(
+            f"there is no config.json, and the tensors are not those of a GPT-2: {PREFIX}{name.format(0)} {found}"
+        )
+    return shape[0], shape[1]
 
 
 def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Mapped:
@@ -90,13 +142,17 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
     rules = {rule.published: rule for rule in RULES}
     tensors: dict[str, StoredTensor] = {}
     ignored: dict[str, str] = {}
-    head: StoredTensor | None = None
+    heads: list[StoredTensor] = []
+    ranking_heads: list[StoredTensor] = []
     unknown, twice = [], []
     for published, tensor in stored.items():
-        template, layer = _split(published.removeprefix(PREFIX))
+        template, layer = _split(bare_name(published))
         if template in IGNORED:
             ignored[published] = IGNORED[template]
-            head = tensor if template == HEAD else head
+            heads += [tensor] if template in HEADS else []
+        elif template == RANKING_HEAD.published:
+            ranking_heads.append(tensor)
+            twice += [published] if len(ranking_heads) > 1 else []
         elif template not in rules:
             unknown.append(published)
         elif (name := rules[template].ours.format(layer)) in tensors:
@@ -105,10 +161,25 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
             tensors[name] = _transposed(tensor) if rules[template].transpose else tensor
     problems = [_listed("unknown tensors", unknown), _listed("tensors that are there twice", twice)]
     problems += _problems(tensors, config, published=True)
-    if head is not None and (head.dtype is None or head.shape != (config.vocab_size, config.n_embd)):
-        problems.append(f"{HEAD} is {list(head.shape)}, not a copy of the token embedding")
+    problems += [
+        f"{head.name} is {list(head.shape)}, not a copy of the token embedding"
+        for head in heads
+        if head.dtype is None or head.shape != (config.vocab_size, config.n_embd)
+    ]
+    problems += [_listed("wrong shapes", _ranking_problems(head, config)) for head in ranking_heads]
     _raise(problems)
-    return Mapped(tensors, ignored, head)
+    return Mapped(tensors, ignored, tuple(heads), ranking_heads[0] if ranking_heads else None)
+
+
+def bare_name(published: str) -> str:
+    """A published name without the prefixes that files may have; only a leading one is meant."""
+    return published.removeprefix(PARALLEL_PREFIX).removeprefix(PREFIX)
+
+
+def _ranking_problems(head: StoredTensor, config: GPT2Config) -> list[str]:
+    if head.shape == (1, config.n_embd) and head.dtype is not None:
+        return []
+    return [f"{head.name} is {list(head.shape)} and a ranking head is [1, {config.n_embd}]"]
 
 
 def from_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Mapped:
@@ -119,20 +190,24 @@ def from_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Mapped:
     """
     ours = {rule.ours for rule in RULES}
     known = {name: tensor for name, tensor in stored.items() if _split(name)[0] in ours}
-    unknown = _listed("unknown tensors", [name for name in stored if name not in known])
-    _raise([unknown, *_problems(known, config, published=False)])
-    return Mapped(known, {}, None)
+    ranking_head = stored.get(RANKING_HEAD.ours)
+    unknown = [name for name in stored if name not in known and name != RANKING_HEAD.ours]
+    wrong = [] if ranking_head is None else _ranking_problems(ranking_head, config)
+    problems = [_listed("unknown tensors", unknown), *_problems(known, config, published=False)]
+    _raise([*problems, _listed("wrong shapes", wrong)])
+    return Mapped(known, ranking_head=ranking_head)
 
 
 def to_published(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
     """Give our tensors the names and the orientation that `GPT2LMHeadModel.from_pretrained` reads."""
-    rules = {rule.ours: rule for rule in RULES}
+    rules = {rule.ours: rule for rule in (*RULES, RANKING_HEAD)}
     published = []
     for name, tensor in tensors.items():
         template, layer = _split(name)
         rule = rules[template]
         turned = _transposed(tensor) if rule.transpose else tensor
-        published.append(replace(turned, name=PREFIX + rule.published.format(layer)))
+        prefix = "" if rule is RANKING_HEAD else PREFIX
+        published.append(replace(turned, name=prefix + rule.published.format(layer)))
     return published
 
 
@@ -181,7 +256,7 @@ def _raise(problems: Iterable[str]) -> None:
     if found:
         raise CheckpointError(
             f"the tensors are not those of a GPT-2 with this config: {found}. Check that config.json and the weights "
-            f"belong together"
+            f"belong together; without a config.json, sizes are taken from published tensors"
         )
 
 

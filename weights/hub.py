@@ -1,0 +1,350 @@
+"""Names on the Hugging Face hub: download what a checkpoint needs, convert it once, find it again without a network.
+
+Downloading is huggingface_hub's (the `hub` extra): its cache, its progress bars, its token, its offline mode
+(HF_HUB_OFFLINE) and its mirrors (HF_ENDPOINT). Ours are the choice of files, the check of their checksums, and the
+cache of converted checkpoints (DIALOGPT_CACHE, else ~/.cache/dialogpt):
+
+    microsoft--DialoGPT-small/
+        refs/main                       the entry that the revision `main` was when it was fetched
+        0f1d2c…-9a8b7c…-v1/             commit, checksum of the weights, version of our format: a folder of ours
+
+An entry is complete or not there, and a revision keeps its meaning until it is cleared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+from weights.checkpoint import FORMAT_VERSION, open_path, shard_names, weights_among
+from weights.convert import convert
+from weights.files import sha256_of
+from weights.stored import CheckpointError
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+logger = logging.getLogger(__name__)
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_ENTRY = re.compile(r"\w+-\w+-v[0-9]+", re.ASCII)
+_INSTALL = "pip install -c constraints.txt '.[hub]'"
+_BY_HAND = "download config.json, the weights, vocab.json and merges.txt elsewhere into a folder, and pass that folder"
+
+
+@dataclass(frozen=True)
+class Cached:
+    """One converted checkpoint in the cache.
+
+    Attributes:
+        name: its repository, "owner/name".
+        revisions: what was asked for when it was fetched.
+        path: its folder.
+        nbytes: its size on the disk.
+    """
+
+    name: str
+    revisions: tuple[str, ...]
+    path: Path
+    nbytes: int
+
+
+def cache_folder() -> Path:
+    """Where converted checkpoints are kept."""
+    own = os.environ.get("DIALOGPT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dialogpt"
+
+
+def converted(name: str, n_head: int | None = None) -> Path:
+    """The folder of a checkpoint on the hub in our format: from the cache, or else downloaded and converted.
+
+    Args:
+        name: "owner/name", or "owner/name@revision".
+        n_head: see `open_checkpoint`.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it cannot be fetched or used, or the disk is full.
+    """
+    repository, _, revision = name.partition("@")
+    revision = revision or "main"
+    folder = cache_folder() / repository.replace("/", "--")
+    found = _recorded(folder, revision)
+    if found is None:
+        snapshot = download(repository, revision)
+        found = _convert(snapshot, f"{repository}@{snapshot.name}", folder, n_head)
+        _record(folder, revision, found.name)
+    return found
+
+
+def snapshot(name: str) -> Path | None:
+    """The folder of a checkpoint as it was downloaded, if huggingface_hub's cache still has it; touches no network."""
+    repository, _, revision = name.partition("@")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(repository, revision=revision or "main", local_files_only=True))
+    except Exception:  # not installed, not downloaded, or not by this version
+        return None
+
+
+def _recorded(folder: Path, revision: str) -> Path | None:
+    """The entry that a revision was when it was fetched, if our format is still the same."""
+    try:
+        entry = (folder / "refs" / quote(revision, safe="")).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return None
+    fits = _ENTRY.fullmatch(entry) and entry.endswith(f"-v{FORMAT_VERSION}")
+    return folder / entry if fits and (folder / entry).is_dir() else None
+
+
+def _record(folder: Path, revision: str, entry: str) -> None:
+    path = folder / "refs" / quote(revision, safe="")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(entry, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}; {_ELSEWHERE}") from None
+
+
+_ELSEWHERE = "set DIALOGPT_CACHE to a folder that has room and can be written"
+
+
+def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Path:
+    """Convert what was downloaded into the cache, once, whoever else may be at it."""
+    from filelock import FileLock
+
+    try:
+        checkpoint = replace(open_path(snapshot, n_head=n_head), name=name)
+        entry = folder / f"{snapshot.name[:12]}-{checkpoint.sha256()[:12]}-v{FORMAT_VERSION}"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            for left in folder.glob(".*.partial-*"):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            if not entry.exists():
+                convert(checkpoint, entry)
+    except CheckpointError as error:
+        raise CheckpointError(f"{name}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}; {_ELSEWHERE}") from None
+    return entry
+
+
+# ---- downloading ----
+
+
+def download(repository: str, revision: str) -> Path:
+    """Fetch the files that a checkpoint needs, and no others, into huggingface_hub's cache.
+
+    Returns:
+        Their folder, which is named for the commit.
+
+    Raises:
+        CheckpointError: huggingface_hub is not installed; the hub cannot be reached and nothing is cached; there is no
+            such repository, revision or file; a file arrived damaged; the disk has no room.
+    """
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError:
+        raise CheckpointError(
+            f"there is no folder or file {repository!r}, and to fetch it from the Hugging Face hub takes "
+            f"huggingface_hub: {_INSTALL}. Or {_BY_HAND}"
+        ) from None
+    name = repository if revision == "main" else f"{repository}@{revision}"
+    try:
+        listing = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
+    except errors.RevisionNotFoundError:
+        raise CheckpointError(f"{repository} has no revision {revision!r} on the hub; look it up on its page") from None
+    except errors.GatedRepoError:
+        raise CheckpointError(
+            f"{repository} wants its terms accepted on the hub; do that, then hf auth login"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise CheckpointError(
+            f"there is no folder or file {repository!r}, and no such checkpoint on the hub; check the name or, if it is "
+            f"private, log in with: hf auth login"
+        ) from None
+    except errors.HFValidationError:
+        raise CheckpointError(f"there is no folder or file {name!r}, and it is no name on the hub; check it") from None
+    except Exception as error:  # no network, or the hub's own trouble: each version has other types for it
+        return _already_downloaded(name, repository, revision, error)
+    files = {file.rfilename: file for file in listing.siblings or ()}
+    wanted = _wanted(name, files)
+    _require_room(name, repository, str(listing.sha), [files[file] for file in wanted])
+    fetched = [_fetch(name, repository, revision, files[file]) for file in wanted]
+    index = next((path for path in fetched if path.name.endswith(".index.json")), None)
+    if index is not None:
+        shards = shard_names(index)
+        if missing := [shard for shard in shards if shard not in files]:
+            raise CheckpointError(f"{name}: {index.name} names {missing[0]}, which the hub does not have")
+        _require_room(name, repository, str(listing.sha), [files[shard] for shard in shards])
+        fetched += [_fetch(name, repository, revision, files[shard]) for shard in shards]
+    if {path.parent.name for path in fetched} != {listing.sha}:
+        raise CheckpointError(f"{name} changed on the hub while it was downloaded; run the same command again")
+    return fetched[0].parent
+
+
+def _already_downloaded(name: str, repository: str, revision: str, error: Exception) -> Path:
+    """Without a network: what huggingface_hub's cache holds."""
+    folder = snapshot(f"{repository}@{revision}")
+    if folder is None or weights_among(path.name for path in folder.iterdir()) is None:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(
+            f"there is no folder or file {name!r}, and the Hugging Face hub cannot be reached ({reason[:200]}); nothing "
+            f"of it is cached. Try again with a network (and without HF_HUB_OFFLINE), or {_BY_HAND}"
+        ) from None
+    return folder
+
+
+def _wanted(name: str, files: Iterable[str]) -> list[str]:
+    """The files of a repository that a checkpoint is made of; shards of weights come later."""
+    names = set(files)
+    weights = weights_among(file for file in names if "/" not in file)
+    if weights is None:
+        raise CheckpointError(
+            f"{name} on the hub has no weights that are read here (it has {', '.join(sorted(names)[:6]) or 'no files'}); "
+            f"expected model.safetensors or pytorch_model.bin"
+        )
+    return [*(file for file in TEXT_FILES if file in names), weights]
+
+
+def _fetch(name: str, repository: str, revision: str, file: RepoSibling) -> Path:
+    """Download one file, and compare it with the checksum that the hub lists."""
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        path = Path(huggingface_hub.hf_hub_download(repository, file.rfilename, revision=revision))
+        expected, found = _checksums(path, file)
+    except errors.EntryNotFoundError as error:
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            raise _broken_off(name, file, error) from None
+        raise CheckpointError(
+            f"{name}: the hub lists {file.rfilename} and does not have it; try another revision"
+        ) from None
+    except Exception as error:  # a connection that broke off, a full disk: each version has other types for it
+        raise _broken_off(name, file, error) from None
+    if expected != found:
+        path.resolve().unlink()
+        path.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{name}: {file.rfilename} arrived damaged (its checksum is {found[:12]}…, the hub's {expected[:12]}…) and "
+            f"was removed; run the same command again"
+        )
+    return path
+
+
+def _broken_off(name: str, file: RepoSibling, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return CheckpointError(
+        f"{name}: the download of {file.rfilename} broke off ({reason[:200]}); run the same command again"
+    )
+
+
+def _checksums(path: Path, file: RepoSibling) -> tuple[str, str]:
+    """What the hub says a file's checksum is, and what it is: sha256 of large files, git's own of small ones."""
+    if file.lfs is not None:
+        return file.lfs.sha256, sha256_of([path])
+    if file.blob_id is None:
+        return "", ""
+    data = path.read_bytes()
+    return file.blob_id, hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+def _require_room(name: str, repository: str, commit: str, files: list[RepoSibling]) -> None:
+    """Refuse a download that the disk has no room for: the files that are not there yet, and the converted copy."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    missing = [
+        f for f in files if not isinstance(try_to_load_from_cache(repository, f.rfilename, revision=commit), str)
+    ]
+    needs = {
+        Path(constants.HF_HUB_CACHE): sum(file.size or 0 for file in missing),
+        cache_folder(): sum(file.size or 0 for file in files),
+    }
+    disks: dict[int, list[Any]] = {}
+    for folder, need in needs.items():
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        disk = disks.setdefault(there.stat().st_dev, [0, there])
+        disk[0] += need
+    for need, there in disks.values():
+        free = shutil.disk_usage(there).free
+        if need > free:
+            raise CheckpointError(
+                f"{name} takes {need / 1e6:,.0f} MB, downloaded and converted, and {there} has {free / 1e6:,.0f} MB free; "
+                f"make room, or set HF_HOME and DIALOGPT_CACHE to folders elsewhere"
+            )
+    total = sum(file.size or 0 for file in missing)
+    if total:
+        logger.warning(
+            "%s: downloading %d files, %.1f MB, from %s", name, len(missing), total / 1e6, constants.ENDPOINT
+        )
+
+
+# ---- the cache ----
+
+
+def cached() -> list[Cached]:
+    """What the cache holds, by name."""
+    entries = []
+    for path in sorted(cache_folder().glob("*--*/*-v*")):
+        if _ENTRY.fullmatch(path.name) and path.is_dir():
+            refs = sorted(path.parent.glob("refs/[!.]*"))
+            revisions = tuple(unquote(ref.name) for ref in refs if ref.read_text(encoding="utf-8").strip() == path.name)
+            size = sum(file.stat().st_size for file in path.iterdir())
+            entries.append(Cached(path.parent.name.replace("--", "/", 1), revisions, path, size))
+    return entries
+
+
+def clear(name: str | None = None) -> list[Cached]:
+    """Remove converted checkpoints from the cache; what huggingface_hub keeps of them stays.
+
+    Args:
+        name: "owner/name"; None removes all.
+
+    Returns:
+        What was removed.
+
+    Raises:
+        CheckpointError: the cache holds none of that name, or they cannot be removed.
+    """
+    repository = None if name is None else name.partition("@")[0]
+    entries = [entry for entry in cached() if repository in (None, entry.name)]
+    if name is not None and not entries:
+        raise CheckpointError(f"the cache holds no {name!r}; dialogpt cache lists what it holds")
+    pattern = "*--*" if repository is None else repository.replace("/", "--")
+    try:
+        for lock in cache_folder().glob(f"{pattern}/.lock"):  # only what this file made
+            _remove(lock.parent)
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be removed: {error.strerror}") from None
+    return entries
+
+
+def _remove(folder: Path) -> None:
+    """Remove a repository's entries, also those that a killed process left half done, and nothing else."""
+    for path in folder.iterdir():
+        if _ENTRY.fullmatch(path.name) or path.name == "refs" or ".partial-" in path.name:
+            shutil.rmtree(path)
+    (folder / ".lock").unlink()
+    with suppress(OSError):
+        folder.rmdir()

@@ -1,0 +1,451 @@
+"""What `torch.save` wrote, read without running anything in it: torch's archive, and its format before 1.6.
+
+A pickle is a program. The one of a saved state_dict only describes tensors: in which storage each lies, from which
+number on, with what shape. `_follow` follows those few instructions itself and gives that description as data; any
+other instruction, or the name of anything else, is refused. The numbers are then mapped from the file where they lie.
+torch's own reader is not called: even with weights_only it reserves whatever memory a file declares, reads compressed
+records as garbage, and cannot map the older format.
+
+The layouts follow torch/serialization.py (`_save` and `_legacy_save`), the instructions Python's pickletools.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickletools
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weights.stored import DTYPES, CheckpointError, StoredTensor
+
+OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
+_OLD_VERSION = 1001
+_PICKLE_LIMIT = 1 << 20  # bytes; GPT-2 large's is 50 kB
+_STEP_LIMIT = 200_000  # instructions; GPT-2 large's are 25,000
+_DIRECTORY_LIMIT = 1 << 20  # bytes of an archive's list of records; GPT-2 large's is 50 kB
+
+_ORDERED_DICT = "collections OrderedDict"
+_REBUILD = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}  # arguments that each has at least
+_PARAMETER = "torch._utils _rebuild_parameter"
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+_STORAGE = re.compile(rf"torch(\.cuda)? ({'|'.join(_STORAGES)})")
+_CALLING = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"})
+_VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_ARGUMENTS = frozenset({
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING",
+    "SHORT_BINSTRING", "STRING",
+})  # fmt: skip
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True, eq=False)
+class _Name:
+    """A function or class that a pickle names: "collections OrderedDict"."""
+
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class _Storage:
+    """A run of numbers that tensors lie in."""
+
+    dtype: torch.dtype
+    key: str
+    count: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.count * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class _Described:
+    """A tensor as a pickle describes it: row-major, from one number of its storage on."""
+
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Where in the file a storage lies; the checksum is None where the file has none."""
+
+    start: int
+    nbytes: int
+    checksum: int | None = None
+
+
+def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
+    """List a file that `torch.save` wrote; its data is mapped, not read.
+
+    Args:
+        path: the file.
+        old: whether it is in torch's format before 1.6.
+
+    Raises:
+        CheckpointError: the file is damaged, would run code, or is not a flat dictionary of tensors stored plainly. A
+            record that does not fit its checksum, which only archives have, is refused when it is first read.
+    """
+    try:
+        content, spans = _read_old(path) if old else _read_archive(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does")
+    strange = [name for name, value in content.items() if not isinstance(value, _Described)]
+    if strange:
+        raise CheckpointError(
+            f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does: {strange[0]!r} is "
+            f"none; save the state_dict alone"
+        )
+    storages = {described.storage.key: described.storage for described in content.values()}
+    fits = storages.keys() == spans.keys() and all(
+        described.storage.nbytes == spans[described.storage.key].nbytes for described in content.values()
+    )
+    if not fits:  # a storage that claims more than its record has would take in its neighbours
+        raise CheckpointError(f"{path} declares other sizes than its records have; it is damaged: fetch it again")
+    file = _Mapped(path, spans)
+    return {
+        name: StoredTensor(
+            name,
+            described.shape,
+            described.storage.dtype if described.storage.dtype in DTYPES.values() else None,
+            partial(file.tensor, described),
+        )
+        for name, described in content.items()
+    }
+
+
+@dataclass
+class _Mapped:
+    """A file whose storages are used where they lie."""
+
+    path: Path
+    spans: Mapping[str, _Span]
+    checked: set[str] = field(default_factory=set)
+
+    @cached_property
+    def data(self) -> Any:
+        """All bytes of the file; what is written there stays in memory."""
+        return np.memmap(self.path, np.uint8, "c")
+
+    def tensor(self, described: _Described) -> Tensor:
+        """One tensor, in the file's own memory."""
+        storage, span = described.storage, self.spans[described.storage.key]
+        held = self.data[span.start : span.start + span.nbytes]
+        if span.checksum is not None and storage.key not in self.checked:
+            if zlib.crc32(held) != span.checksum:
+                raise CheckpointError(
+                    f"{self.path}: the record {storage.key} does not fit its checksum; fetch it again"
+                )
+            self.checked.add(storage.key)
+        size = storage.dtype.itemsize
+        part = held[described.offset * size : (described.offset + math.prod(described.shape)) * size]
+        return torch.from_numpy(part).view(storage.dtype).view(described.shape)
+
+
+# ---- the two layouts ----
+
+
+def _read_old(path: Path) -> tuple[Any, dict[str, _Span]]:
+    """The format before torch 1.6: five pickles, then each storage as its length and its numbers.
+
+    The pickles are a magic number, a version, the machine, the object, and the storages' names in the file's order.
+    """
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        pickles = io.BytesIO(file.read(_PICKLE_LIMIT))
+        _, version, machine, content, keys = (_follow(path, pickles) for _ in range(5))
+        if not isinstance(content, Mapping) or not all(isinstance(value, _Described) for value in content.values()):
+            return content, {}
+        known = {described.storage.key: described.storage for described in content.values()}
+        if not isinstance(machine, dict) or version != _OLD_VERSION or machine.get("little_endian") is not True:
+            raise CheckpointError(f"{path} was written by another machine or version of torch; it cannot be read here")
+        if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) != len(keys):
+            raise _damaged(path)
+        spans, place = {}, pickles.tell()
+        for key in keys:
+            file.seek(place)
+            count = int.from_bytes(file.read(8), "little")
+            if key not in known or count != known[key].count or place + 8 + known[key].nbytes > size:
+                raise CheckpointError(f"{path} is cut short, or declares other sizes than it has; fetch it again")
+            spans[key] = _Span(place + 8, known[key].nbytes)
+            place += 8 + known[key].nbytes
+    return content, spans
+
+
+def _read_archive(path: Path) -> tuple[Any, dict[str, _Span]]:
+    """The format since torch 1.6: an archive of stored records, one of them the pickle, one for each storage."""
+    try:
+        with path.open("rb") as file:
+            directory = _find_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                records = archive.infolist()
+                begin = archive.start_dir
+            _check_records(path, records)
+            if directory != begin:
+                raise CheckpointError(f"{path} has two directories, which torch.save never writes")
+            pickles = [record for record in records if record.filename.lower().endswith("data.pkl")]
+            if any(record.filename.lower().endswith("constants.pkl") for record in records):
+                raise CheckpointError(
+                    f"{path} is a compiled program (TorchScript, or a rust_model.ot), not saved tensors; fetch the "
+                    f"model.safetensors or pytorch_model.bin that is published beside it"
+                )
+            if len(pickles) != 1 or pickles[0].file_size > _PICKLE_LIMIT:
+                raise CheckpointError(f"{path} is not an archive of tensors as torch.save writes it")
+            prefix = pickles[0].filename[: -len("data.pkl")]
+            spans = {record.filename: _span(file, record, begin) for record in records}
+            pickle = _record(file, spans[pickles[0].filename])
+            order = spans.get(f"{prefix}byteorder")
+            if order is not None and _record(file, order) != b"little":
+                raise CheckpointError(f"{path} holds numbers in another byte order than this machine's")
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} is cut short or damaged ({error}); fetch it again") from None
+    content = _follow(path, io.BytesIO(pickle))
+    prefix += "data/"
+    return content, {name.removeprefix(prefix): span for name, span in spans.items() if name.startswith(prefix)}
+
+
+def _find_directory(file: IO[bytes]) -> int:
+    """Where an archive's list of records begins, as the end of the file says: there is one end, and it is small.
+
+    Python takes the list that stands just before the end, torch the one that the end points to.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 42))
+    locator, end = file.read(20), file.read(22)
+    if end[:4] != b"PK\5\6":
+        raise zipfile.BadZipFile("its end is missing")
+    length, offset = (int.from_bytes(end[place : place + 4], "little") for place in (12, 16))
+    if locator[:4] == b"PK\6\7":  # the form for more than 4 GB; what is too large for the short form is all ones there
+        file.seek(min(size, int.from_bytes(locator[8:16], "little")) + 40)
+        long_length, long_offset = (int.from_bytes(file.read(8), "little") for _ in range(2))
+        if length not in (0xFFFFFFFF, long_length) or offset not in (0xFFFFFFFF, long_offset):
+            raise zipfile.BadZipFile("its end contradicts itself")
+        length, offset = long_length, long_offset
+    if length > _DIRECTORY_LIMIT:
+        raise zipfile.BadZipFile(f"its list of records has {length:,} bytes")
+    file.seek(0)
+    return offset
+
+
+def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """Refuse records that torch never writes; it finds them without regard to case."""
+    names = {record.filename.lower() for record in records}
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records) or len(names) != len(records):
+        raise CheckpointError(f"{path} has compressed or repeated records, which torch.save never writes")
+    if any(record.flag_bits & 1 for record in records):
+        raise CheckpointError(f"{path} is encrypted, which torch.save never does")
+    if sum(record.file_size for record in records) > path.stat().st_size:
+        raise CheckpointError(f"{path} declares more data than it holds; it is damaged: fetch it again")
+
+
+def _span(file: IO[bytes], record: zipfile.ZipInfo, end: int) -> _Span:
+    """Where a record's data lies: behind its local header, which repeats its name."""
+    file.seek(record.header_offset)
+    header = file.read(30)
+    start = record.header_offset + 30 + sum(int.from_bytes(header[place : place + 2], "little") for place in (26, 28))
+    if header[:4] != b"PK\3\4" or start + record.file_size > end:
+        raise zipfile.BadZipFile(f"the record {record.filename!r} does not lie where its list says")
+    return _Span(start, record.file_size, record.CRC or None)  # torch can be told to write no checksums: all are 0 then
+
+
+def _record(file: IO[bytes], span: _Span) -> bytes:
+    """A small record's bytes."""
+    file.seek(span.start)
+    data = file.read(min(span.nbytes, _PICKLE_LIMIT))
+    if span.checksum is not None and zlib.crc32(data) != span.checksum:
+        raise zipfile.BadZipFile("a record does not fit its checksum")
+    return data
+
+
+# ---- the pickle ----
+
+
+def _follow(path: Path, file: IO[bytes]) -> Any:
+    """What one pickle describes: dictionaries, lists and tuples of text, numbers and tensors.
+
+    Raises:
+        CheckpointError: it is damaged, or does more than describe tensors.
+    """
+    try:
+        return _Machine(path).run(pickletools.genops(file))
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise _damaged(path) from None
+
+
+def _damaged(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} holds a damaged pickle; fetch it again")
+
+
+class _Machine:
+    """Follows a pickle's instructions; what is no description of tensors never gets onto its stack."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.stack: list[Any] = []
+        self.marks: list[int] = []  # heights of the stack
+        self.memo: dict[int, Any] = {}
+
+    def run(self, instructions: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
+        """Follow all instructions; the result is what the last one leaves."""
+        stack, memo = self.stack, self.memo
+        for step, (instruction, argument, _) in enumerate(instructions):
+            name = instruction.name
+            if step > _STEP_LIMIT:
+                raise CheckpointError(f"{self.path} holds a pickle of more than {_STEP_LIMIT:,} instructions")
+            if name in _CALLING:
+                raise self.would_run(f"by the instruction {name}")
+            if name == "STOP":
+                return self.pop()
+            if name in _ARGUMENTS:
+                stack.append(argument)
+            elif name in _VALUES:
+                stack.append(_VALUES[name])
+            elif name in ("BINPUT", "LONG_BINPUT"):
+                memo[argument] = stack[-1]
+            elif name == "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            elif name in ("BINGET", "LONG_BINGET"):
+                stack.append(memo[argument])
+            elif name == "MARK":
+                self.marks.append(len(stack))
+            elif name == "EMPTY_DICT":
+                stack.append({})
+            elif name == "EMPTY_LIST":
+                stack.append([])
+            elif name == "EMPTY_TUPLE":
+                stack.append(())
+            elif name == "TUPLE":
+                stack.append(tuple(self.marked()))
+            elif name in _TUPLES:
+                stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[name])])))
+            elif name in ("APPEND", "APPENDS"):
+                items = [self.pop()] if name == "APPEND" else self.marked()
+                self.top(list).extend(items)
+            elif name in ("SETITEM", "SETITEMS"):
+                items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self.marked()
+                self.set_items(self.top(dict), items)
+            elif name == "GLOBAL":
+                stack.append(self.named(argument))
+            elif name == "STACK_GLOBAL":
+                last, first = self.pop(), self.pop()
+                stack.append(self.named(f"{first} {last}" if type(first) is type(last) is str else "?"))
+            elif name == "BINPERSID":
+                stack.append(self.storage(self.pop()))
+            elif name == "REDUCE":
+                arguments, function = self.pop(), self.pop()
+                stack.append(self.call(function, arguments))
+            elif name == "BUILD":  # a state_dict's notes on versions
+                self.pop()
+                self.top(dict)
+            elif name not in ("PROTO", "FRAME"):
+                raise _damaged(self.path)
+        raise _damaged(self.path)
+
+    def pop(self) -> Any:
+        """Take the uppermost value."""
+        if self.marks and len(self.stack) <= self.marks[-1]:
+            raise _damaged(self.path)
+        return self.stack.pop()
+
+    def marked(self) -> list[Any]:
+        """Take all values above the last mark."""
+        height = self.marks.pop()
+        values = self.stack[height:]
+        del self.stack[height:]
+        return values
+
+    def top(self, kind: type) -> Any:
+        """The uppermost value, which must be of a kind."""
+        if type(self.stack[-1]) is not kind:
+            raise _damaged(self.path)
+        return self.stack[-1]
+
+    def set_items(self, target: dict[str, Any], items: list[Any]) -> None:
+        """Put keys and values, which alternate, into a dictionary; a key is text, and there once."""
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:  # a tuple of tuples may take for ever to compare
+                raise CheckpointError(f"{self.path} does not hold a dictionary from names to tensors")
+            if key in target:
+                raise CheckpointError(f"{self.path} names {key!r} twice; it is damaged: fetch it again")
+            target[key] = value
+
+    def named(self, text: str) -> _Name:
+        """What a description of tensors may name; it is never looked up."""
+        if text in (_ORDERED_DICT, _PARAMETER, *_REBUILD) or _STORAGE.fullmatch(text):
+            return _Name(text)
+        raise self.would_run(text.replace(" ", "."))
+
+    def would_run(self, what: str) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path} would run code when loaded ({what}); it was not loaded. Expected a plain dictionary of "
+            f"tensors: get the checkpoint as model.safetensors, or save the state_dict of a network that was saved whole"
+        )
+
+    def storage(self, entry: Any) -> _Storage:
+        """A storage as the pickle points to it: ("storage", its type, key, device, count), and no view of another."""
+        if type(entry) is not tuple or len(entry) not in (5, 6):
+            raise _damaged(self.path)
+        word, kind, key, _, count, *view = entry
+        match = _STORAGE.fullmatch(kind.text)
+        if word != "storage" or match is None or type(key) is not str or type(count) is not int or count < 0:
+            raise _damaged(self.path)
+        if view not in ([], [None]):
+            raise CheckpointError(f"{self.path} holds storages that are parts of others; save it with a newer torch")
+        return _Storage(_STORAGES[match[2]], key, count)
+
+    def call(self, function: Any, arguments: Any) -> Any:
+        """What one of the few known functions would return, as a description."""
+        if not isinstance(function, _Name) or type(arguments) is not tuple:
+            raise _damaged(self.path)
+        if function.text == _ORDERED_DICT:
+            made: dict[str, Any] = {}
+            for pair in arguments[0] if arguments else ():  # Python 2 wrote its items as arguments
+                self.set_items(made, [*pair])
+            return made
+        if function.text == _PARAMETER and isinstance(arguments[0], _Described):
+            return arguments[0]
+        if len(arguments) < _REBUILD[function.text]:
+            raise _damaged(self.path)
+        storage, offset, shape, strides = arguments[:4]
+        whole = [offset, *shape, *strides]
+        if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 1 << 48 for n in whole):
+            raise _damaged(self.path)
+        if len(shape) != len(strides) or len(shape) > 8 or offset + math.prod(shape) > storage.count:
+            raise CheckpointError(f"{self.path} holds a tensor that reaches beyond its storage; fetch it again")
+        plain = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        if any(n > 1 and stride != row for n, stride, row in zip(shape, strides, plain, strict=True)):
+            raise CheckpointError(
+                f"{self.path} holds a tensor that is not stored plainly, in row-major order; save it again"
+            )
+        return _Described(storage, offset, tuple(shape))

@@ -1,0 +1,50 @@
+"""What all readers and writers of checkpoints share: a tensor that lies in a file, dtypes by name, and their error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+DTYPES = {  # the names that commands and files use
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may raise to stop, and nothing is left behind
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message is a sentence that names every problem and what to do."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor that lies in a file and is read when asked.
+
+    Attributes:
+        name: as the file spells it.
+        shape: of the tensor that `read` returns.
+        dtype: None for one that is not a floating-point number of this project.
+        read: returns it, mapped from the file where that is possible.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    read: Callable[[], Tensor]
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the tensor takes."""
+        assert self.dtype is not None
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype in commands and files: `torch.float16` -> "float16"."""
+    return str(dtype).removeprefix("torch.")
