@@ -169,9 +169,8 @@ def cache(options: argparse.Namespace) -> int:
     ]
     if rows:
         print(_table(rows))
-    print(
-        f"{'removed' if options.clear is not None else 'kept'}: {len(rows)}, {sum(e.nbytes for e in entries) / 1e6:.1f} MB"
-    )
+    total = sum(entry.nbytes for entry in entries)
+    print(f"{'kept' if options.clear is None else 'removed'}: {len(entries)} checkpoints, {total / 1e6:.1f} MB")
     return DONE
 
 

@@ -1,7 +1,7 @@
 """Proof that a checkpoint is right: the same numbers as transformers or, where that is not installed, what shows alone.
 
-`compare` goes the data's way: token ids, layers, logits, the cache, greedy and sampled tokens. What transformers reads is
-the published folder itself where it can (`readable`), so that our reading of the file is judged as well.
+`compare` goes the data's way: token ids, layers, logits, the cache, greedy and sampled tokens. What transformers reads
+is the published folder itself where it can (`readable`), so that our reading of the file is judged as well.
 """
 
 from __future__ import annotations

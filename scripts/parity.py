@@ -2,9 +2,9 @@
 
     python scripts/parity.py SOURCE [--dtype float64] [--seed 0]
 
-Token ids, every layer, logits, cached against uncached, greedy and sampled tokens; `dialogpt.verify` compares. The first
-layer that differs is named. Needs transformers (the `test` extra). Exit status 0 if all is equal, 1 if not. The last
-line is JSON.
+Token ids, every layer, logits, cached against uncached, greedy and sampled tokens; comparing is left to
+`dialogpt.verify`. The first layer that differs is named. Needs transformers (the `test` extra). Exit status 0 if all is
+equal, 1 if not. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -39,13 +39,7 @@ _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weight
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
-_NO_WEIGHTS = (
-    "training_args.bin",
-    "optimizer.*",
-    "scheduler.*",
-    "scaler.*",
-    "rng_state*",
-)  # beside weights, of training
+_NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")  # what training leaves
 _BESIDE = (
     "fetch the model.safetensors or pytorch_model.bin that is published beside it, or convert it with transformers 4 "
     "and its framework (from_pretrained with from_tf or from_flax, then save_pretrained)"
@@ -177,7 +171,7 @@ def open_checkpoint(source: Source, *, n_head: int | None = None) -> Checkpoint:
             return replace(open_path(folder, n_head=n_head), name=name)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error} (the converted copy of {name}: dialogpt cache --clear removes it)"
+                f"{error} (a converted copy, which dialogpt cache --clear {name.partition('@')[0]} removes)"
             ) from None
     return open_path(path, n_head=n_head)
 
@@ -314,7 +308,7 @@ def _other_weights(names: Iterable[str]) -> list[str]:
 def _weight_files(path: Path) -> tuple[Path, ...]:
     """The files that hold the weights, in a fixed order."""
     if path.is_dir():
-        names = sorted(os.listdir(path))
+        names = sorted(file.name for file in path.iterdir())
         chosen = weights_among(names)
         if chosen is None:
             raise CheckpointError(_no_weights(path, names))

@@ -130,11 +130,8 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
     """Which of transformers' networks an exported checkpoint is."""
     if checkpoint.ranking_head is None:
         return {"architectures": ["GPT2LMHeadModel"]}
-    return {
-        "architectures": ["GPT2ForSequenceClassification"],
-        "id2label": {"0": "LABEL_0"},
-        "label2id": {"LABEL_0": 0},
-    }
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # one number; transformers' default is two
+    return {"architectures": ["GPT2ForSequenceClassification"], **labels}
 
 
 def published_config(config: GPT2Config) -> dict[str, Any]:

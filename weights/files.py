@@ -24,9 +24,7 @@ from weights.pickles import OLD_MAGIC, read_pickle
 from weights.stored import CheckpointError, Progress, StoredTensor
 
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-ALIGNMENT = (
-    64  # bytes, one cache line and one AVX-512 register: float32 products of misaligned rows differ in the last bit
-)
+ALIGNMENT = 64  # bytes, a cache line and an AVX-512 register: misaligned rows change float32 products in the last bit
 TEXT_LIMIT = 8 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
 ELEMENT_LIMIT = 600_000  # signs that begin one more value or line; GPT-2's tokenizer.json has 250,000
 HEADER_LIMIT = 4 << 20  # bytes of a safetensors header; GPT-2 large's is 60 kB

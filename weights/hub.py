@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from weights.checkpoint import FORMAT_VERSION, open_path, shard_names, weights_among
@@ -180,8 +180,8 @@ def download(repository: str, revision: str) -> Path:
         ) from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(
-            f"there is no folder or file {repository!r}, and no such checkpoint on the hub; check the name or, if it is "
-            f"private, log in with: hf auth login"
+            f"there is no folder or file {repository!r}, and no such checkpoint on the hub; check the name or, if it "
+            f"is private, log in with: hf auth login"
         ) from None
     except errors.HFValidationError:
         raise CheckpointError(f"there is no folder or file {name!r}, and it is no name on the hub; check it") from None
@@ -209,8 +209,8 @@ def _already_downloaded(name: str, repository: str, revision: str, error: Except
     if folder is None or weights_among(path.name for path in folder.iterdir()) is None:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise CheckpointError(
-            f"there is no folder or file {name!r}, and the Hugging Face hub cannot be reached ({reason[:200]}); nothing "
-            f"of it is cached. Try again with a network (and without HF_HUB_OFFLINE), or {_BY_HAND}"
+            f"there is no folder or file {name!r}, and the Hugging Face hub cannot be reached ({reason[:200]}); "
+            f"nothing of it is cached. Try again with a network (and without HF_HUB_OFFLINE), or {_BY_HAND}"
         ) from None
     return folder
 
@@ -221,8 +221,8 @@ def _wanted(name: str, files: Iterable[str]) -> list[str]:
     weights = weights_among(file for file in names if "/" not in file)
     if weights is None:
         raise CheckpointError(
-            f"{name} on the hub has no weights that are read here (it has {', '.join(sorted(names)[:6]) or 'no files'}); "
-            f"expected model.safetensors or pytorch_model.bin"
+            f"{name} on the hub has no weights that are read here; it has {', '.join(sorted(names)[:6]) or 'no files'}, "
+            f"and model.safetensors or pytorch_model.bin was expected"
         )
     return [*(file for file in TEXT_FILES if file in names), weights]
 
@@ -274,30 +274,27 @@ def _require_room(name: str, repository: str, commit: str, files: list[RepoSibli
     """Refuse a download that the disk has no room for: the files that are not there yet, and the converted copy."""
     from huggingface_hub import constants, try_to_load_from_cache
 
-    missing = [
-        f for f in files if not isinstance(try_to_load_from_cache(repository, f.rfilename, revision=commit), str)
-    ]
+    there = [try_to_load_from_cache(repository, file.rfilename, revision=commit) for file in files]
+    missing = [file for file, path in zip(files, there, strict=True) if not isinstance(path, str)]
     needs = {
         Path(constants.HF_HUB_CACHE): sum(file.size or 0 for file in missing),
         cache_folder(): sum(file.size or 0 for file in files),
     }
-    disks: dict[int, list[Any]] = {}
+    disks: dict[int, tuple[int, Path]] = {}  # both caches may be on one
     for folder, need in needs.items():
-        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-        disk = disks.setdefault(there.stat().st_dev, [0, there])
-        disk[0] += need
-    for need, there in disks.values():
-        free = shutil.disk_usage(there).free
+        exists = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+        before, _ = disks.get(exists.stat().st_dev, (0, exists))
+        disks[exists.stat().st_dev] = before + need, exists
+    for need, exists in disks.values():
+        free = shutil.disk_usage(exists).free
         if need > free:
             raise CheckpointError(
-                f"{name} takes {need / 1e6:,.0f} MB, downloaded and converted, and {there} has {free / 1e6:,.0f} MB free; "
-                f"make room, or set HF_HOME and DIALOGPT_CACHE to folders elsewhere"
+                f"{name} takes {need / 1e6:,.0f} MB, downloaded and converted, and {exists} has {free / 1e6:,.0f} MB "
+                f"free; make room, or set HF_HOME and DIALOGPT_CACHE to folders elsewhere"
             )
-    total = sum(file.size or 0 for file in missing)
-    if total:
-        logger.warning(
-            "%s: downloading %d files, %.1f MB, from %s", name, len(missing), total / 1e6, constants.ENDPOINT
-        )
+    if missing:
+        size = sum(file.size or 0 for file in missing) / 1e6
+        logger.warning("%s: downloading %d files, %.1f MB, from %s", name, len(missing), size, constants.ENDPOINT)
 
 
 # ---- the cache ----

@@ -51,7 +51,9 @@ def load_ranking_head(
     src/model.py, ``Scorer``).
 
     Args:
-        source, dtype, device: as for `load`.
+        source: see `open_checkpoint`.
+        dtype: a name in `DTYPES`.
+        device: where it goes, as torch names it.
         n_head: see `open_checkpoint`.
 
     Raises:

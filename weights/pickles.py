@@ -409,7 +409,7 @@ class _Machine:
     def would_run(self, what: str) -> CheckpointError:
         return CheckpointError(
             f"{self.path} would run code when loaded ({what}); it was not loaded. Expected a plain dictionary of "
-            f"tensors: get the checkpoint as model.safetensors, or save the state_dict of a network that was saved whole"
+            f"tensors: get the checkpoint as model.safetensors or, if a whole network was saved, save its state_dict"
         )
 
     def storage(self, entry: Any) -> _Storage:
