@@ -141,9 +141,11 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
     from dialogpt import verify
     from weights import hub, open_checkpoint
 
+    wrong = "computes something else than what it was made from"
     if not verify.installed():
         results = verify.check_alone(open_checkpoint(options.destination))
-        print("transformers is not installed; this is what shows without it:")
+        wrong = "is no better than guessing: its weights are scrambled, or untrained, or speak another language"
+        print("transformers is not installed; this is what shows without it (.[test] installs it):")
     elif options.to == "hf":
         results = verify.compare(source, options.destination, "float32", 0, layers=False)
     else:
@@ -154,7 +156,7 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
             results = verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
     print(verify.table(results))
     if not verify.passed(results):
-        raise DialogueError(f"{options.destination} is not what it was made from; do not use it, and report this")
+        raise DialogueError(f"{options.destination} {wrong}; do not use it")
     return DONE
 
 

@@ -1,8 +1,9 @@
-"""Measure what a user waits for: the first reply, a turn late in a dialogue, a training step, preparing, and memory.
+"""Measure what a user waits for: a first reply, a late turn, converting, a training step, preparing; and memory.
 
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
+    python scripts/benchmark.py convert [--size large] [--runs 5]
     python scripts/benchmark.py train  [--size tiny]  [--runs 5]
     python scripts/benchmark.py prepare
 
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 
 from dialogpt import Chat, GenerationConfig
@@ -74,6 +76,24 @@ with torch.inference_mode():
     load(sys.argv[1])(torch.arange(16)[None])
 print(peak() - before)
 """
+CONVERT = """
+import sys, time, torch
+from scripts.benchmark import _peak
+before = _peak()
+from weights import convert
+start = time.perf_counter()
+convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3])
+print(time.perf_counter() - start, _peak() - before)
+"""
+READY = """
+import sys, time
+start = time.perf_counter()
+import torch
+imported = time.perf_counter()
+from weights import load
+load(sys.argv[1])
+print(imported - start, time.perf_counter() - imported)
+"""
 PREPARE = """
 import resource, sys, time
 from pathlib import Path
@@ -94,12 +114,12 @@ if __name__ == "__main__":
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
     parser = argparse.ArgumentParser(description="Measure what a user waits for.")
-    parser.add_argument("what", choices=("start", "turn", "memory", "train", "prepare"))
-    parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, else small")
+    parser.add_argument("what", choices=("start", "turn", "memory", "convert", "train", "prepare"))
+    parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
     options = parser.parse_args(argv)
-    size = options.size or ("tiny" if options.what == "train" else "small")
+    size = options.size or {"train": "tiny", "convert": "large"}.get(options.what, "small")
     with tempfile.TemporaryDirectory() as temporary:
         result = measure(options.what, size, options.runs, options.only, Path(temporary))
     print(json.dumps({"what": options.what, "size": size, "threads": torch.get_num_threads(), **result}))
@@ -112,6 +132,8 @@ def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> 
         return measure_training(size, runs, only, folder)
     if what == "prepare":
         return measure_preparing(folder)
+    if what == "convert":
+        return measure_converting(size, runs, folder)
     published, ours = folder / "published", folder / "ours"
     write_random(published, size)
     convert(published, ours)
@@ -120,10 +142,50 @@ def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> 
     return alternate((start_rivals if what == "start" else turn_rivals)(published, ours), runs)
 
 
-def write_random(folder: Path, size: str) -> None:
+def measure_converting(size: str, runs: int, folder: Path) -> dict[str, object]:
+    """Seconds and peak memory of converting a float16 checkpoint, by container and dtype, and of loading the result.
+
+    Memory is that above a process that has imported torch, as a multiple of the larger of input and output.
+    """
+    published, ours = folder / "published", folder / "ours"
+    write_random(published, size, torch.float16)
+    state = load_file(published / "model.safetensors")
+    result: dict[str, object] = {}
+    for container in ("safetensors", "torch's archive", "torch's older format"):
+        if container != "safetensors":
+            (published / "model.safetensors").unlink(missing_ok=True)
+            old = container == "torch's older format"
+            torch.save(state, published / "pytorch_model.bin", _use_new_zipfile_serialization=not old)
+        for dtype in ("float16", "float32"):
+            shutil.rmtree(ours, ignore_errors=True)
+            seconds, peak = _measured(CONVERT, str(published), str(ours), dtype)
+            larger = max(folder_bytes(published), folder_bytes(ours))
+            print(
+                f"{container:<20} to {dtype}  {seconds:6.1f} s, {peak / 1e6:6,.0f} MB: {peak / larger:.2f} x the larger"
+            )
+            result[f"{container} to {dtype}"] = {"seconds": seconds, "peak_bytes": peak, "larger_bytes": larger}
+    times = [_measured(READY, str(ours)) for _ in range(runs + 1)][1:]
+    imported, loaded = (statistics.median(time) for time in zip(*times, strict=True))
+    print(f"import torch {imported:.2f} s, then the converted float32 checkpoint is ready in {loaded:.2f} s")
+    return result | {"import_torch_s": imported, "load_s": loaded}
+
+
+def folder_bytes(folder: Path) -> int:
+    """The size of a checkpoint's folder on the disk."""
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _measured(program: str, *arguments: str) -> list[float]:
+    """The numbers that a program prints, in a process of its own."""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return [float(number) for number in done.stdout.split()]
+
+
+def write_random(folder: Path, size: str, dtype: torch.dtype = torch.float32) -> None:
     """Write a checkpoint of a published size as transformers would, with random weights and GPT-2's vocabulary."""
     torch.manual_seed(0)
-    network = GPT2(PRESETS[size])
+    network = GPT2(PRESETS[size]).to(dtype)
     folder.mkdir()
     tensors = {
         name: StoredTensor(name, tuple(p.shape), p.dtype, partial(_data, p)) for name, p in network.named_parameters()

@@ -221,7 +221,7 @@ def _wanted(name: str, files: Iterable[str]) -> list[str]:
     weights = weights_among(file for file in names if "/" not in file)
     if weights is None:
         raise CheckpointError(
-            f"{name} on the hub has no weights that are read here; it has {', '.join(sorted(names)[:6]) or 'no files'}, "
+            f"{name} on the hub has no weights that are read here; it has {', '.join(sorted(names)[:6]) or 'nothing'}, "
             f"and model.safetensors or pytorch_model.bin was expected"
         )
     return [*(file for file in TEXT_FILES if file in names), weights]
@@ -238,9 +238,7 @@ def _fetch(name: str, repository: str, revision: str, file: RepoSibling) -> Path
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
             raise _broken_off(name, file, error) from None
-        raise CheckpointError(
-            f"{name}: the hub lists {file.rfilename} and does not have it; try another revision"
-        ) from None
+        raise CheckpointError(f"{name}: the hub lists {file.rfilename} and lacks it; try another revision") from None
     except Exception as error:  # a connection that broke off, a full disk: each version has other types for it
         raise _broken_off(name, file, error) from None
     if expected != found:

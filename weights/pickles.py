@@ -207,15 +207,15 @@ def _read_archive(path: Path) -> tuple[Any, dict[str, _Span]]:
             with zipfile.ZipFile(file) as archive:
                 records = archive.infolist()
                 begin = archive.start_dir
-            _check_records(path, records)
-            if directory != begin:
-                raise CheckpointError(f"{path} has two directories, which torch.save never writes")
-            pickles = [record for record in records if record.filename.lower().endswith("data.pkl")]
             if any(record.filename.lower().endswith("constants.pkl") for record in records):
                 raise CheckpointError(
                     f"{path} is a compiled program (TorchScript, or a rust_model.ot), not saved tensors; fetch the "
                     f"model.safetensors or pytorch_model.bin that is published beside it"
                 )
+            _check_records(path, records)
+            if directory != begin:
+                raise CheckpointError(f"{path} has two directories, which torch.save never writes")
+            pickles = [record for record in records if record.filename.lower().endswith("data.pkl")]
             if len(pickles) != 1 or pickles[0].file_size > _PICKLE_LIMIT:
                 raise CheckpointError(f"{path} is not an archive of tensors as torch.save writes it")
             prefix = pickles[0].filename[: -len("data.pkl")]

@@ -19,7 +19,14 @@ Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may rai
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is a sentence that names every problem and what to do."""
+    """A checkpoint that cannot be used; the message is a sentence that names every problem and what to do.
+
+    What a file says is quoted in it, and may be megabytes; so a long message loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        most = 1000  # characters, a screen's worth
+        super().__init__(message if len(message) <= most else f"{message[: most // 2]} … {message[-most // 3 :]}")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import model.gpt2
+from dialogpt.verify import layer_differences, relative_difference
 from model import GPT2, KVCache
-from scripts.parity import layer_differences, relative_difference
 from tests.helpers import pair, random_model, seeded, their_model
 from weights import load, names
 
