@@ -250,7 +250,7 @@ class Chat:
 
     def _prompt(self, history: History) -> Prompt:
         """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
-        window = self.model.config.n_positions - self.generation.max_new_tokens
+        window = self.generation.prompt_room(self.model.config.n_positions)
         if window < 1:
             raise DialogueError(
                 f"max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt in the network's "

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dialogpt.errors import DONE, DialogueError
 from dialogpt.flags import generation_from, installed_version, wrong_usage
-from dialogpt.interrupt import flagged
+from dialogpt.interrupt import flagged, raised
 from dialogpt.screen import one_line, printable
 
 if TYPE_CHECKING:
@@ -113,7 +113,9 @@ def convert(options: argparse.Namespace) -> int:
     if options.to == "hf" and options.dtype is not None:
         raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
     import weights
+    from weights.files import require_new
 
+    require_new(options.destination)  # before anything is downloaded
     checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head)
     with flagged() as interrupted:
 
@@ -133,7 +135,14 @@ def convert(options: argparse.Namespace) -> int:
                 raise KeyboardInterrupt from None
             raise
     print(_table(_report_rows(report)), flush=True)
-    return _verify(options, checkpoint) if options.verify else DONE
+    if not options.verify:
+        return DONE
+    try:
+        with raised():  # not at once: what is compared may lie in a temporary folder
+            return _verify(options, checkpoint)
+    except KeyboardInterrupt:
+        print(f"dialogpt: {options.destination} is written, and not verified", file=sys.stderr)
+        raise
 
 
 def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
@@ -141,19 +150,24 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
     from dialogpt import verify
     from weights import hub, open_checkpoint
 
+    results = []
+    if source.heads_assumed:
+        heads = f"{source.config.n_head} of {source.config.head_dim} are assumed; no file says, and no comparison sees"
+        results = [verify.Result("heads", heads, None)]
     wrong = "computes something else than what it was made from"
     if not verify.installed():
-        results = verify.check_alone(open_checkpoint(options.destination))
+        results += verify.check_alone(open_checkpoint(options.destination))
         wrong = "is no better than guessing: its weights are scrambled, or untrained, or speak another language"
         print("transformers is not installed; this is what shows without it (.[test] installs it):")
     elif options.to == "hf":
-        results = verify.compare(source, options.destination, "float32", 0, layers=False)
+        results += verify.compare(source, options.destination, "float32", 0, layers=False)
     else:
         written = open_checkpoint(options.destination)
         downloaded = None if source.name is None else hub.snapshot(source.name)
-        with verify.readable(source if downloaded is None else open_checkpoint(downloaded)) as folder:
+        original = source if downloaded is None else open_checkpoint(downloaded, n_head=options.n_head)
+        with verify.readable(original) as folder:
             rounded = None if options.dtype is None else written.dtype
-            results = verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
+            results += verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
     print(verify.table(results))
     if not verify.passed(results):
         raise DialogueError(f"{options.destination} {wrong}; do not use it")
@@ -171,8 +185,11 @@ def cache(options: argparse.Namespace) -> int:
     ]
     if rows:
         print(_table(rows))
-    total = sum(entry.nbytes for entry in entries)
-    print(f"{'kept' if options.clear is None else 'removed'}: {len(entries)} checkpoints, {total / 1e6:.1f} MB")
+    total = f"{sum(entry.nbytes for entry in entries) / 1e6:.1f} MB"
+    if options.clear is None:
+        print(f"kept in {hub.cache_folder()}: {len(entries)}, {total}")
+    else:
+        print(f"removed: {len(entries)}, {total}; what was downloaded for them stays with huggingface_hub (hf cache)")
     return DONE
 
 

@@ -6,16 +6,29 @@ only; what the scores mean is left to `dialogpt.sampler`, text to `dialogpt.chat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
-from dialogpt.sampler import next_token_scores
+from dialogpt.sampler import Seen, check_tokens, next_token_scores
+from dialogpt.tokenizer import StopStrings, Tokenizer
 from model import GPT2, KVCache
+
+NOTHING_LEFT = (
+    "the settings leave no token to choose: what bans tokens (no_repeat_ngram_size, min_new_tokens, bad words, ...) "
+    "bans all of them, or the temperature is too close to 0; loosen them"
+)
+
+
+NOT_A_NUMBER = "the settings make scores that are not numbers, as infinity minus infinity is; loosen sequence_bias"
 
 
 class GenerationError(DialogueError):
@@ -29,16 +42,25 @@ class Row:
     Attributes:
         ids: prompt, and what was said after it.
         prompt_length: how many of them are the prompt.
-        config: its settings, with the end tokens filled in.
+        config: its settings, with the end tokens and the words that are never said filled in.
         generator: where its draws come from; rows may share one.
-        finish_reason: None while it runs; then "stop" (an end token) or "length" (`max_new_tokens`).
+        own_turns: what the bot said in the prompt, for settings that ask for it.
+        stop_strings: finds the texts that end it, where the settings name some.
+        deadline: when it is over, in seconds of `time.monotonic`.
+        finish_reason: None while it runs; then "stop" (an end token, or a stop string) or "length" (the most tokens, or
+            the most time).
+        ended: whether the last token is an end token.
     """
 
     ids: list[int]
     prompt_length: int
     config: GenerationConfig
     generator: torch.Generator | None
+    own_turns: Sequence[Sequence[int]] = ()
+    stop_strings: StopStrings | None = None
+    deadline: float = math.inf
     finish_reason: str | None = None
+    ended: bool = False
     cache: KVCache | None = field(default=None, repr=False)  # until the prompt is read
 
     @property
@@ -49,8 +71,26 @@ class Row:
     @property
     def new_ids(self) -> list[int]:
         """What was said, without the end token."""
-        end = len(self.ids) - (self.finish_reason == "stop")
-        return self.ids[self.prompt_length : end]
+        return self.ids[self.prompt_length : len(self.ids) - self.ended]
+
+    @property
+    def seen(self) -> Seen:
+        """What the sampler looks at."""
+        return Seen(self.ids, self.prompt_length, self.own_turns)
+
+    def say(self, token: int) -> None:
+        """Put a token at the end, and note whether that ends the row."""
+        self.ids.append(token)
+        self.finish_reason, self.ended = self.outcome(self.ids)
+
+    def outcome(self, ids: Sequence[int]) -> tuple[str | None, bool]:
+        """How this row is finished if it holds these ids, and whether by an end token."""
+        if ids[-1] in self.config.end_ids:
+            return "stop", True
+        if self.stop_strings is not None and self.stop_strings.end(ids):
+            return "stop", False
+        full = len(ids) - self.prompt_length >= self.config.reply_limit(self.prompt_length)
+        return ("length" if full or time.monotonic() > self.deadline else None), False
 
 
 @dataclass(frozen=True)
@@ -61,16 +101,20 @@ class Step:
         row: whose it is.
         id: the token.
         logits: (V,) in float32: what the network said before any processor.
+        normalizers: gives the logarithm of the sum of the exponentials of all rows' logits, (B,).
+        place: of this row among them.
     """
 
     row: Row
     id: int
     logits: Tensor
+    normalizers: Callable[[], Tensor]
+    place: int
 
     @property
     def log_probability(self) -> float:
         """The network's own log-probability of the token, before any processor."""
-        return float(self.logits[self.id] - self.logits.logsumexp(dim=-1))
+        return float(self.logits[self.id] - self.normalizers()[self.place])
 
 
 class Decoder:
@@ -80,11 +124,19 @@ class Decoder:
     rows, in which a finished row keeps its place until it is dropped, though it is not computed any more.
     """
 
-    def __init__(self, model: GPT2) -> None:
+    def __init__(self, model: GPT2, tokenizer: Tokenizer | None = None) -> None:
+        """Begin without rows.
+
+        Args:
+            model: the network.
+            tokenizer: of the same checkpoint, for settings that name texts (`stop_strings`, `bad_words`).
+        """
         self.model = model
+        self.tokenizer = tokenizer
         self.rows: list[Row] = []
         self._running: list[Row] = []  # the rows of self._cache, in its order, which is that of self.rows
         self._cache: KVCache | None = None
+        self._settled: dict[GenerationConfig, GenerationConfig] = {}
 
     def add(
         self,
@@ -104,28 +156,56 @@ class Decoder:
                 runs alone is decoded in this very cache; one that runs with others, in a copy.
 
         Raises:
-            DialogueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply; or
-                the cache has other than one row.
+            DialogueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply; the
+                settings name what there is not; or the cache has other than one row.
         """
         limits, prompt = self.model.config, list(prompt_ids)
         if not prompt:
             raise DialogueError("the prompt is empty; expected at least one token")
         if not all(0 <= token < limits.vocab_size for token in prompt):
             raise DialogueError(f"the prompt holds ids outside the vocabulary of {limits.vocab_size:,} tokens")
-        if len(prompt) + config.max_new_tokens > limits.n_positions:
+        most = config.reply_limit(len(prompt))
+        if most < 1:
             raise DialogueError(
-                f"a prompt of {len(prompt)} tokens and max_new_tokens {config.max_new_tokens} do not fit the network's "
-                f"{limits.n_positions} positions; shorten the prompt or ask for fewer tokens"
+                f"a prompt of {len(prompt)} tokens leaves no room for a reply within max_length {config.max_length}"
+            )
+        if len(prompt) + most > limits.n_positions:
+            raise DialogueError(
+                f"a prompt of {len(prompt)} tokens and {most} new ones do not fit the network's {limits.n_positions} "
+                f"positions; shorten the prompt or ask for fewer tokens (max_new_tokens)"
             )
         if cache is not None and len(cache.ids) != 1:
             raise DialogueError(f"the cache has {len(cache.ids)} rows; expected one")
-        if config.eos_token_id is None:
-            config = replace(config, eos_token_id=limits.eos_token_id)
+        settled = self._settled.get(config)
+        if settled is None:
+            settled = self._settled[config] = self._settle(config)
         if generator is None and config.do_sample:
             generator = fresh_generator(self.model.token_embedding.weight.device)
-        row = Row(prompt, len(prompt), config, generator, cache=cache)
+        row = Row(prompt, len(prompt), settled, generator, cache=cache)
+        if config.no_repeat_reply or config.repetition_scope == "own":
+            row.own_turns = own_turns(prompt, settled.end_ids)
+        if config.stop_strings:
+            row.stop_strings = StopStrings(config.stop_strings, self._require_tokenizer("stop_strings"))
+        if config.max_time is not None:
+            row.deadline = time.monotonic() + config.max_time
         self.rows.append(row)
         return row
+
+    def _settle(self, config: GenerationConfig) -> GenerationConfig:
+        """The settings with what depends on network and vocabulary filled in."""
+        if config.eos_token_id is None:
+            config = replace(config, eos_token_id=self.model.config.eos_token_id)
+        if config.bad_words:
+            tokenizer = self._require_tokenizer("bad_words")
+            spelled = tuple(dict.fromkeys(ids for word in config.bad_words for ids in spellings(word, tokenizer)))
+            config = replace(config, bad_words_ids=(*(config.bad_words_ids or ()), *spelled), bad_words=None)
+        check_tokens(config, self.model.config.vocab_size)
+        return config
+
+    def _require_tokenizer(self, setting: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise DialogueError(f"{setting} names texts, which takes the tokenizer; pass it")
+        return self.tokenizer
 
     def drop(self, row: Row) -> None:
         """Let a row leave, finished or not."""
@@ -138,23 +218,49 @@ class Decoder:
         Raises:
             GenerationError: the network's output is not finite, or every token of a row is banned.
         """
-        active = [row for row in self.rows if row.finish_reason is None]
+        active, logits = self.read()
         if not active:
             return []
+        scores = processed(logits, active)  # (B, V)
+        normalizers = functools.cache(partial(torch.logsumexp, logits, dim=-1))
+        chosen = enumerate(zip(active, self._choose(scores, active), logits, strict=True))
+        steps = [Step(row, token, row_logits, normalizers, place) for place, (row, token, row_logits) in chosen]
+        for step in steps:
+            step.row.say(step.id)
+        return steps
+
+    def read(self) -> tuple[list[Row], Tensor]:
+        """Read what the rows that are not finished have not read yet.
+
+        Returns:
+            These rows, and the logits after each: (B, V) in float32.
+
+        Raises:
+            GenerationError: the network's output is not finite.
+        """
+        active = [row for row in self.rows if row.finish_reason is None]
+        if not active:
+            return active, torch.empty(0, self.model.config.vocab_size)
         logits = self._next_logits(active)  # (B, V)
-        if not torch.isfinite(logits).all():
+        if not (torch.isfinite(logits).all() or all(row.config.remove_invalid_values for row in active)):
             raise GenerationError(
                 "the network's output holds NaN or infinity; its weights are damaged: convert it again"
             )
-        scores = _processed(logits, active)  # (B, V)
-        steps = [Step(*chosen) for chosen in zip(active, self._choose(scores, active), logits, strict=True)]
-        for row, token in ((step.row, step.id) for step in steps):
-            row.ids.append(token)
-            if token in row.config.end_ids:
-                row.finish_reason = "stop"
-            elif len(row.ids) - row.prompt_length >= row.config.max_new_tokens:
-                row.finish_reason = "length"
-        return steps
+        return active, logits
+
+    def follow(self, choices: Sequence[tuple[Row, Row, int]]) -> None:
+        """Let rows go on where others are: each becomes a copy of its parent, with one more token.
+
+        Args:
+            choices: row, parent and token; of all rows that were just read and are not dropped.
+        """
+        assert self._cache is not None
+        places = {id(row): place for place, row in enumerate(self._running)}
+        self._cache.select([places[id(parent)] for _, parent, _ in choices])
+        self._running = [row for row, _, _ in choices]
+        continued = [[*parent.ids, token] for _, parent, token in choices]
+        for row, ids in zip(self._running, continued, strict=True):
+            row.ids = ids
 
     def _next_logits(self, active: list[Row]) -> Tensor:
         """Read what each row has not read yet, and return the logits after it: (B, V) in float32."""
@@ -214,10 +320,7 @@ class Decoder:
                 continue
             probabilities[list(places)] = torch.softmax(scores[list(places.values())], dim=-1)
             if torch.isnan(probabilities).any():
-                raise GenerationError(
-                    "the settings leave no token to choose: no_repeat_ngram_size or min_new_tokens ban all of them, "
-                    "or the temperature is too close to 0; loosen them"
-                )
+                raise GenerationError(NOTHING_LEFT)
             drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
             for place, row in places.items():
                 chosen[row] = drawn[place]
@@ -242,12 +345,35 @@ def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def _processed(logits: Tensor, rows: list[Row]) -> Tensor:
-    """Process rows with the same settings together: (B, V) -> (B, V)."""
+def own_turns(prompt: Sequence[int], end_ids: Sequence[int]) -> list[list[int]]:
+    """What the bot said in a prompt: every other turn, back from the one that is to be answered."""
+    turns: list[list[int]] = [[]]
+    for token in prompt:
+        if token in end_ids:
+            turns.append([])
+        else:
+            turns[-1].append(token)
+    if not turns[-1]:  # the prompt ends with the end of a turn
+        turns.pop()
+    return turns[-2::-2][::-1]
+
+
+def spellings(word: str, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """The token sequences that a word is said by: after a space or not, as it stands or with a capital."""
+    forms = dict.fromkeys(space + form for form in (word, word[:1].upper() + word[1:]) for space in ("", " "))
+    return [tuple(tokenizer.encode(form)) for form in forms]
+
+
+def processed(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Process rows with the same settings together: (B, V) -> (B, V).
+
+    Raises:
+        GenerationError: a score is NaN.
+    """
     scores = torch.empty_like(logits)
     for config in {id(row.config): row.config for row in rows}.values():
         places = [place for place, row in enumerate(rows) if row.config is config]
-        ids = [rows[place].ids for place in places]
-        said = [len(rows[place].ids) - rows[place].prompt_length for place in places]
-        scores[places] = next_token_scores(logits[places], config, ids, said)
+        scores[places] = next_token_scores(logits[places], config, [rows[place].seen for place in places])
+    if torch.isnan(scores).any():
+        raise GenerationError(NOT_A_NUMBER)
     return scores

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
+from dialogpt.beams import beam_search
 from dialogpt.decoder import Decoder, Row, Step, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.tokenizer import Tokenizer
 from model import GPT2, KVCache
 
 
@@ -19,8 +21,9 @@ class Reply:
 
     Attributes:
         ids: without the end token.
-        finish_reason: "stop" (it ended its turn) or "length" (`max_new_tokens` did).
-        score: sum of the network's own log-probabilities of these tokens, and of the end token where there was one.
+        finish_reason: "stop" (it ended its turn, or a stop string did) or "length" (its most tokens or `max_time` did).
+        score: sum of the network's own log-probabilities of these tokens, and of the end token where there was one; of
+            beams, transformers' `sequences_scores`.
     """
 
     ids: list[int]
@@ -35,6 +38,7 @@ def generate(
     *,
     generator: torch.Generator | None = None,
     cache: KVCache | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> Iterator[Step]:
     """Say one reply, token by token; the end token is not yielded.
 
@@ -44,10 +48,11 @@ def generate(
     Args:
         model: the network.
         prompt_ids: at least one token.
-        config: `num_return_sequences` must be 1.
+        config: `num_return_sequences` and `num_beams` must be 1.
         generator: None draws from a fresh one.
         cache: one row; tokens that it shares with the prompt are not computed again, and it holds what was read
             afterwards.
+        tokenizer: for settings that name texts.
 
     Raises:
         DialogueError: the prompt cannot be used; see `Decoder.add`.
@@ -55,14 +60,16 @@ def generate(
     """
     if config.num_return_sequences != 1:
         raise DialogueError("generate says one reply; for num_return_sequences above 1 call generate_batch")
-    decoder = Decoder(model)
+    if config.num_beams != 1:
+        raise DialogueError("generate says token by token, and beams are known at the end only; call generate_batch")
+    decoder = Decoder(model, tokenizer)
     return _stream(decoder, decoder.add(prompt_ids, config, generator=generator, cache=cache))
 
 
 def _stream(decoder: Decoder, row: Row) -> Iterator[Step]:
     while row.finish_reason is None:
         (step,) = decoder.step()
-        if row.finish_reason != "stop":
+        if not row.ended:
             yield step
 
 
@@ -72,6 +79,7 @@ def generate_batch(
     config: GenerationConfig,
     *,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> list[list[Reply]]:
     """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.
 
@@ -80,31 +88,33 @@ def generate_batch(
         prompts: each of at least one token. A prompt with several replies is read once.
         config: for all rows.
         generator: one for the whole call, as transformers draws (one draw over all rows); or one a row, prompt by
-            prompt, so that no row's tokens depend on the others. None is a fresh one for the whole call.
+            prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one for the
+            whole call.
+        tokenizer: for settings that name texts.
 
     Raises:
         DialogueError: a prompt cannot be used, or the generators are not as many as the rows.
         GenerationError: see `Decoder.step`.
     """
-    number = len(prompts) * config.num_return_sequences
+    copies = config.num_return_sequences if config.num_beams == 1 else 1
+    number = len(prompts) * copies
     if generator is None:
         generator = fresh_generator(model.token_embedding.weight.device)
     generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != number:
         raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
-    if config.eos_token_id is None:  # once, so that all rows share one config and are processed together
-        config = replace(config, eos_token_id=model.config.eos_token_id)
-    decoder = Decoder(model)
+    decoder = Decoder(model, tokenizer)
+    if config.num_beams > 1:
+        found = beam_search(decoder, prompts, config, generators)
+        return [[Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams] for beams in found]
     rows = [
-        decoder.add(prompt, config, generator=generators[place * config.num_return_sequences + copy])
+        decoder.add(prompt, config, generator=generators[place * copies + copy])
         for place, prompt in enumerate(prompts)
-        for copy in range(config.num_return_sequences)
+        for copy in range(copies)
     ]
     scores = dict.fromkeys(map(id, rows), 0.0)
     while steps := decoder.step():
         for step in steps:
             scores[id(step.row)] += step.log_probability
     replies = [Reply(row.new_ids, row.finish_reason or "length", scores[id(row)]) for row in rows]
-    return [
-        replies[start : start + config.num_return_sequences] for start in range(0, number, config.num_return_sequences)
-    ]
+    return [replies[start : start + copies] for start in range(0, number, copies)]

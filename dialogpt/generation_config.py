@@ -1,16 +1,127 @@
 """How the next token is chosen: the settings of transformers' `GenerationConfig`, with its names and meanings.
 
-Applying them is left to `dialogpt.sampler`. This file imports no torch, because the command line builds its flags here.
+Below them stand a few that dialogue needs and transformers has not; they are off in `GenerationConfig()`. Applying them
+is left to `dialogpt.sampler` and `dialogpt.beams`. This file imports no torch: the command line builds its flags here.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from dialogpt.errors import DialogueError
+
+DEFAULT_NEW_TOKENS = 20
+SCOPES = ("all", "own", "reply")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes.
+
+    Attributes:
+        fits: whether a value is one.
+        expected: in words.
+        parse: makes one of what a person types; raises ValueError or KeyError for what is none.
+        freeze: turns lists, as JSON has them, into tuples.
+    """
+
+    fits: Callable[[Any], bool]
+    expected: str
+    parse: Callable[[str], Any]
+    freeze: Callable[[Any], Any] = lambda value: value
+
+
+def _is_whole(value: Any, least: int = 0) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(map(_is_whole, value))
+
+
+def _is_end(value: Any) -> bool:
+    return _is_whole(value) or _are_ids(value)
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and _are_ids(value[0]) and type(value[1]) is float
+
+
+def _is_decay(value: Any) -> bool:
+    return (
+        isinstance(value, tuple) and len(value) == 2 and _is_whole(value[0]) and _is_number(value[1]) and value[1] > 0
+    )
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and bool(value) and all(isinstance(text, str) and text for text in value)
+
+
+def _parse_switch(text: str) -> bool:
+    return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[text.lower()]
+
+
+def _parse_ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _parse_early_stopping(text: str) -> bool | str:
+    return text if text == "never" else _parse_switch(text)
+
+
+def _parse_texts(text: str) -> Any:
+    return _freeze(json.loads(text)) if text.startswith("[") else (text,)
+
+
+def _freeze(value: Any) -> Any:
+    """Lists as tuples, all the way down, and a dictionary as pairs, as transformers' `sequence_bias` may be either."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_freeze, value))
+    if isinstance(value, Mapping):
+        return tuple((_freeze(key), entry) for key, entry in value.items())
+    return value
+
+
+def _freeze_texts(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else _freeze(value)
+
+
+_SWITCH = Kind(lambda value: isinstance(value, bool), "true or false", _parse_switch)
+_COUNT = Kind(_is_whole, "a whole number from 0 on", int)
+_POSITIVE = Kind(lambda value: _is_whole(value, 1), "a whole number from 1 on", int)
+_FACTOR = Kind(lambda value: _is_number(value) and value > 0, "a number above 0", float)
+_NUMBER = Kind(_is_number, "a number", float)
+_SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1", float)
+_SHARE_ABOVE_0 = Kind(lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, up to 1", float)
+_SHARE_BELOW_1 = Kind(lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1", float)
+_END = Kind(_is_end, "a token id, or several", _parse_ids, _freeze)
+_IDS = Kind(_are_ids, "token ids: 3,17", _parse_ids, _freeze)
+_SEQUENCES = Kind(
+    lambda value: isinstance(value, tuple) and bool(value) and all(map(_are_ids, value)),
+    "lists of token ids: [[3], [17, 4]]",
+    json.loads,
+    _freeze,
+)
+_BIASES = Kind(
+    lambda value: isinstance(value, tuple) and bool(value) and all(map(_is_bias, value)),
+    "pairs of token ids and a number with a point: [[[3], 2.5], [[17, 4], -1.0]]",
+    json.loads,
+    _freeze,
+)
+_TEXTS = Kind(_are_texts, 'a text, or several: ["a", "b"]', _parse_texts, _freeze_texts)
+
+
+def _setting(default: Any, kind: Kind, purpose: str, *, sampled: bool = False) -> Any:
+    """A field of `GenerationConfig`: its default, its kind, and what it is for; `sampled` acts with do_sample only."""
+    return field(default=default, metadata={"kind": kind, "help": purpose, "sampled": sampled})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,42 +132,119 @@ class GenerationConfig:
         DialogueError: a value is out of its range, or two contradict each other; all problems are named.
     """
 
-    max_new_tokens: int = field(default=20, metadata={"help": "most tokens of a reply"})
-    min_new_tokens: int = field(default=0, metadata={"help": "fewest tokens before a reply may end"})
-    do_sample: bool = field(default=False, metadata={"help": "draw the next token rather than take the likeliest"})
-    temperature: float = field(default=1.0, metadata={"help": "below 1 bolder in what is likely, above 1 more random"})
-    top_k: int = field(default=50, metadata={"help": "draw from the k likeliest tokens only; 0 is off"})
-    top_p: float = field(default=1.0, metadata={"help": "draw from the likeliest tokens that hold this probability"})
-    repetition_penalty: float = field(
-        default=1.0, metadata={"help": "divide the scores of all tokens seen, prompt included; 1 is off"}
+    # How long. Of max_new_tokens and max_length, min_new_tokens and min_length, the first counts if both are given.
+    max_new_tokens: int | None = _setting(None, _POSITIVE, f"most tokens of a reply (unset: {DEFAULT_NEW_TOKENS})")
+    max_length: int | None = _setting(None, _POSITIVE, "most tokens of prompt and reply together")
+    min_new_tokens: int = _setting(0, _COUNT, "fewest tokens before a reply may end")
+    min_length: int = _setting(0, _COUNT, "fewest tokens of prompt and reply before it may end")
+    eos_token_id: int | tuple[int, ...] | None = _setting(
+        None, _END, "the token that ends a reply, or several: 3,17; unset is the network's own"
     )
-    no_repeat_ngram_size: int = field(
-        default=0, metadata={"help": "never repeat n tokens in a row, prompt included; 0 is off"}
+    stop_strings: tuple[str, ...] | None = _setting(
+        None, _TEXTS, "a text that ends a reply and stays in it, or several"
     )
-    num_return_sequences: int = field(default=1, metadata={"help": "replies to one prompt"})
-    eos_token_id: int | tuple[int, ...] | None = field(
-        default=None, metadata={"help": "the token that ends a reply, or several: 3,17; unset is the network's own"}
+    max_time: float | None = _setting(None, _FACTOR, "seconds after which no further token is begun")
+
+    # How the choice is made.
+    do_sample: bool = _setting(False, _SWITCH, "draw the next token rather than take the likeliest")
+    num_beams: int = _setting(1, _POSITIVE, "sequences that beam search follows at once; 1 is no beam search")
+    length_penalty: float = _setting(1.0, _NUMBER, "beams: above 0 favours long replies, below 0 short ones")
+    early_stopping: bool | str = _setting(
+        False,
+        Kind(
+            lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"', _parse_early_stopping
+        ),
+        "beams: stop when as many are finished as beams; never: only when none can become better",
+    )
+    num_return_sequences: int = _setting(1, _POSITIVE, "replies to one prompt")
+
+    # What changes the scores, in transformers' order.
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = _setting(
+        None, _BIASES, "add to the score of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
+    )
+    repetition_penalty: float = _setting(
+        1.0, _FACTOR, "divide the scores of all tokens seen (repetition_scope); 1 is off"
+    )
+    no_repeat_ngram_size: int = _setting(0, _COUNT, "never repeat n tokens in a row (repetition_scope); 0 is off")
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = _setting(
+        None, _SEQUENCES, "token sequences that are never said: [[3], [17, 4]]"
+    )
+    forced_bos_token_id: int | None = _setting(None, _COUNT, "the token after a prompt of one token")
+    forced_eos_token_id: int | tuple[int, ...] | None = _setting(None, _END, "the token that comes last at full length")
+    remove_invalid_values: bool = _setting(False, _SWITCH, "take NaN and infinity of the network for ordinary numbers")
+    exponential_decay_length_penalty: tuple[int, float] | None = _setting(
+        None,
+        Kind(_is_decay, "a token count and a factor above 0: [20, 1.05]", json.loads, _freeze),
+        "raise the end token's score more and more after so many tokens: [20, 1.05]",
+    )
+    suppress_tokens: tuple[int, ...] | None = _setting(None, _IDS, "tokens that are never said: 3,17")
+    begin_suppress_tokens: tuple[int, ...] | None = _setting(None, _IDS, "tokens that no reply begins with: 3,17")
+    temperature: float = _setting(
+        1.0,
+        Kind(_FACTOR.fits, "a number above 0 (for greedy decoding, do_sample off)", float),
+        "below 1 bolder in what is likely, above 1 more random",
+        sampled=True,
+    )
+    top_h: float | None = _setting(
+        None, _SHARE_ABOVE_0, "draw from the likeliest tokens that hold this share of the entropy", sampled=True
+    )
+    top_k: int = _setting(50, _COUNT, "draw from the k likeliest tokens only; 0 is off", sampled=True)
+    top_p: float = _setting(1.0, _SHARE, "draw from the likeliest tokens that hold this probability", sampled=True)
+    min_p: float | None = _setting(
+        None, _SHARE, "draw from tokens at least this many times as likely as the likeliest", sampled=True
+    )
+    typical_p: float = _setting(
+        1.0, _SHARE_ABOVE_0, "draw from the tokens of ordinary surprise that hold this probability", sampled=True
+    )
+    epsilon_cutoff: float = _setting(0.0, _SHARE_BELOW_1, "draw from tokens of at least this probability", sampled=True)
+    eta_cutoff: float = _setting(
+        0.0, _SHARE_BELOW_1, "the same, with a lower bound where the choice is wide open", sampled=True
+    )
+    renormalize_logits: bool = _setting(False, _SWITCH, "make probabilities of the scores again at the end")
+
+    # What dialogue needs beyond transformers.
+    repetition_scope: str = _setting(
+        "all",
+        Kind(lambda value: value in SCOPES, "all, own or reply", str),
+        "where repetition counts: all (prompt too, as in transformers), own (the bot's own turns), reply (this one)",
+    )
+    no_repeat_reply: bool = _setting(False, _SWITCH, "never say exactly the bot's last turn again")
+    bad_words: tuple[str, ...] | None = _setting(
+        None, _TEXTS, "words that are never said, after a space or without, capital or not"
     )
 
     def __post_init__(self) -> None:
         for setting in fields(self):
-            if getattr(self, setting.name) is None:
-                object.__setattr__(self, setting.name, setting.default)
-        if isinstance(self.eos_token_id, list):
-            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+            value = getattr(self, setting.name)
+            value = setting.default if value is None else setting.metadata["kind"].freeze(value)
+            object.__setattr__(self, setting.name, value)
+        if self.max_new_tokens is None and self.max_length is None:
+            object.__setattr__(self, "max_new_tokens", DEFAULT_NEW_TOKENS)
         problems = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, (fits, expected) in _RANGES.items()
-            if not fits(getattr(self, name))
+            f"{setting.name} is {_shown(value)}, expected {kind.expected}"
+            for setting in fields(self)
+            if (value := getattr(self, setting.name)) is not None and not (kind := setting.metadata["kind"]).fits(value)
         ]
-        if not problems and self.min_new_tokens > self.max_new_tokens:
+        problems = problems or self._contradictions()
+        if problems:
+            raise DialogueError("; ".join(problems))
+
+    def _contradictions(self) -> list[str]:
+        """What is wrong with values that are right alone."""
+        problems = []
+        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
             problems.append(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
-        if not problems and self.num_return_sequences > 1 and not self.do_sample:
+        if self.num_return_sequences > 1 and not self.do_sample and self.num_beams == 1:
             problems.append(
                 f"{self.num_return_sequences} replies to one prompt would all be the same without do_sample"
             )
-        if problems:
-            raise DialogueError("; ".join(problems))
+        if self.num_return_sequences > self.num_beams > 1:
+            problems.append(f"num_return_sequences {self.num_return_sequences} is above num_beams {self.num_beams}")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = _several(getattr(self, name))
+            if forced and {*forced} <= {*(self.suppress_tokens or ())}:
+                problems.append(f"{name} forces {_shown(getattr(self, name))}, which suppress_tokens bans")
+        return problems
 
     @classmethod
     def chat(cls) -> GenerationConfig:
@@ -67,21 +255,74 @@ class GenerationConfig:
         """
         return cls(do_sample=True, temperature=0.8, top_k=50, top_p=0.9, max_new_tokens=64, min_new_tokens=1)
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
+        """The settings in a checkpoint's ``generation_config.json``, or such a dictionary from elsewhere.
+
+        Raises:
+            DialogueError: a value is out of its range, or asks for something that is not implemented; all are named.
+        """
+        known = {setting.name for setting in fields(cls)}
+        foreign = [
+            f"{name} is {_shown(value)}, which is not implemented (leave it away)"
+            for name, value in values.items()
+            if name not in known and name not in WITHOUT_EFFECT and not _is_neutral(name, value)
+        ]
+        try:
+            config = cls(**{name: value for name, value in values.items() if name in known})
+        except DialogueError as error:
+            raise DialogueError("; ".join([*foreign, str(error)])) from None
+        if foreign:
+            raise DialogueError("; ".join(foreign))
+        return config
+
     def fitted(self, n_positions: int) -> GenerationConfig:
         """The same settings, with at most half of a small network's positions for the reply."""
+        if self.max_new_tokens is None:
+            return self
         most = max(1, min(self.max_new_tokens, n_positions // 2))
         return replace(self, max_new_tokens=most, min_new_tokens=min(self.min_new_tokens, most))
 
     def greedy(self) -> GenerationConfig:
         """The same settings with every processor neutral: the likeliest token, always."""
-        return replace(self, do_sample=False, **NEUTRAL)
+        return replace(self, do_sample=False, num_beams=1, num_return_sequences=1, **NEUTRAL)
+
+    def reply_limit(self, prompt_length: int) -> int:
+        """The most tokens that a reply to a prompt of so many tokens may have."""
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        assert self.max_length is not None
+        return self.max_length - prompt_length
+
+    def prompt_room(self, n_positions: int) -> int:
+        """The longest prompt that leaves room for a reply among so many positions."""
+        if self.max_new_tokens is not None:
+            return n_positions - self.max_new_tokens
+        assert self.max_length is not None
+        return min(self.max_length, n_positions) - 1
 
     @property
     def end_ids(self) -> Sequence[int]:
         """The tokens that end a reply, as a sequence; none where `eos_token_id` is unset."""
-        if self.eos_token_id is None:
-            return ()
-        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
+        return _several(self.eos_token_id)
+
+    @property
+    def tokens_to_keep(self) -> int:
+        """How many tokens no cut may go below; beams need one besides the end tokens, to go on with."""
+        if self.num_beams == 1:
+            return 1
+        return 2 if self.eos_token_id is None else len(self.end_ids) + 1
+
+
+def _several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else ids
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -90,19 +331,13 @@ def parse_value(name: str, text: str) -> Any:
     Raises:
         DialogueError: there is no such setting, or the text is no value of its kind; ranges are checked later.
     """
-    kinds: dict[str, Callable[[str], Any]] = {
-        setting.name: type(setting.default) for setting in fields(GenerationConfig)
-    }
+    kinds: dict[str, Kind] = {setting.name: setting.metadata["kind"] for setting in fields(GenerationConfig)}
     if name not in kinds:
         raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
     try:
-        if kinds[name] is bool:
-            return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[text.lower()]
-        if name == "eos_token_id":
-            return tuple(int(part) for part in text.split(","))
-        return kinds[name](text)
-    except (KeyError, ValueError):
-        raise DialogueError(f"{name.replace('_', '-')} is {text!r}, expected {_RANGES[name][1]}") from None
+        return kinds[name].freeze(kinds[name].parse(text))
+    except (KeyError, ValueError, RecursionError):
+        raise DialogueError(f"{name.replace('_', '-')} is {text[:80]!r}, expected {kinds[name].expected}") from None
 
 
 def positive(name: str, text: str) -> int:
@@ -129,46 +364,32 @@ def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationC
 
 # Each processor's value that changes nothing; with `do_sample` off this is plain greedy decoding.
 NEUTRAL: dict[str, Any] = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
+    setting.name: setting.default
+    for setting in fields(GenerationConfig)
+    if setting.name
+    not in (
+        "max_new_tokens", "max_length", "min_new_tokens", "eos_token_id", "stop_strings", "max_time", "do_sample",
+        "num_beams", "length_penalty", "early_stopping", "num_return_sequences",
+    )
+} | {"top_k": 0}  # fmt: skip
+
+# Settings of transformers' that change no token here: notes, outputs, how its cache works, what other networks use.
+WITHOUT_EFFECT = frozenset({
+    "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
+    "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate", "output_scores",
+    "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "is_assistant",
+    "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+    "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "speculation_type",
+    "assistant_ensemble_weight", "compile_config", "disable_compile", "continuous_batching_config",
+    "prefill_chunk_size", "generation_kwargs",
+})  # fmt: skip
+_NEUTRAL_THERE = {  # transformers' settings that are not implemented, at the value where they do nothing
+    "encoder_repetition_penalty": 1.0,
+    "guidance_scale": 1.0,
+    "diversity_penalty": 0.0,
+    "num_beam_groups": 1,
 }
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_count(value: Any) -> bool:
-    return _is_whole(value) and bool(value >= 0)
-
-
-def _is_positive(value: Any) -> bool:
-    return _is_whole(value) and bool(value >= 1)
-
-
-def _is_end(value: Any) -> bool:
-    return value is None or all(map(_is_count, value if isinstance(value, tuple) else (value,)))
-
-
-_COUNT = (_is_count, "a whole number from 0 on")
-_POSITIVE = (_is_positive, "a whole number from 1 on")
-_FACTOR = (lambda value: _is_number(value) and value > 0, "a number above 0")
-_RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": _POSITIVE,
-    "min_new_tokens": _COUNT,
-    "do_sample": (lambda value: isinstance(value, bool), "true or false"),
-    "temperature": (_FACTOR[0], "a number above 0 (for greedy decoding, do_sample off)"),
-    "top_k": _COUNT,
-    "top_p": (lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1"),
-    "repetition_penalty": _FACTOR,
-    "no_repeat_ngram_size": _COUNT,
-    "num_return_sequences": _POSITIVE,
-    "eos_token_id": (_is_end, "a token id, or several"),
-}
+def _is_neutral(name: str, value: Any) -> bool:
+    return value is None or value is False or value == _NEUTRAL_THERE.get(name, 0)

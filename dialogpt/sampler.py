@@ -6,92 +6,247 @@ class in generation/logits_process.py. Pure functions: drawing, and what happens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 
-Ids = Sequence[Sequence[int]]  # what each row has read and said so far, prompt included
+TOP_H_TOKENS = 100  # transformers looks at no more tokens than these for top_h
 
 
-def next_token_probabilities(
-    logits: Tensor, config: GenerationConfig, ids: Ids = (), new_tokens: Sequence[int] = ()
-) -> Tensor:
+@dataclass(frozen=True)
+class Seen:
+    """What one row has read and said so far.
+
+    Attributes:
+        ids: all of it, prompt included.
+        prompt_length: how many of them are the prompt.
+        own_turns: what the bot said in the prompt, turn by turn, without end tokens.
+    """
+
+    ids: Sequence[int]
+    prompt_length: int
+    own_turns: Sequence[Sequence[int]] = ()
+
+    @property
+    def said(self) -> Sequence[int]:
+        """The reply so far."""
+        return self.ids[self.prompt_length :]
+
+    def counted(self, scope: str) -> list[Sequence[int]]:
+        """The runs of tokens in which repetition counts; the last of them goes on."""
+        if scope == "all":
+            return [self.ids]
+        return [*(self.own_turns if scope == "own" else ()), self.said]
+
+
+def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """The distribution that the next token is drawn from: (B, V) -> (B, V), in float32.
 
     Args:
         logits: the network's output at the last position of each row.
         config: its `eos_token_id` is taken as it stands.
-        ids: the row's tokens so far, for repetition penalty and n-grams; may be left out where both are off.
-        new_tokens: how many of them were generated, for `min_new_tokens`; may be left out where that is 0.
-
-    Raises:
-        ValueError: what the settings need was left out.
+        seen: what each row holds.
     """
-    return torch.softmax(next_token_scores(logits, config, ids, new_tokens), dim=-1)  # (B, V)
+    return torch.softmax(next_token_scores(logits, config, seen), dim=-1)  # (B, V)
 
 
-def next_token_scores(
-    logits: Tensor, config: GenerationConfig, ids: Ids = (), new_tokens: Sequence[int] = ()
-) -> Tensor:
+def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """The processed logits, whose largest is the greedy choice: (B, V) -> (B, V), in float32, as transformers does it.
 
-    Arguments are those of `next_token_probabilities`.
+    Arguments are those of `next_token_probabilities`; beam search passes log-probabilities as logits.
     """
-    needs_ids = config.repetition_penalty != 1 or config.no_repeat_ngram_size
-    if (needs_ids and len(ids) != len(logits)) or (config.min_new_tokens and len(new_tokens) != len(logits)):
-        raise ValueError(f"these settings need ids and new_tokens for each of the {len(logits)} rows of logits")
     scores = logits.to(torch.float32, copy=True)
-    if config.repetition_penalty != 1:
-        scores = repetition_penalty(scores, ids, config.repetition_penalty)
-    if config.no_repeat_ngram_size:
-        scores = no_repeat_ngram(scores, ids, config.no_repeat_ngram_size)
-    if config.min_new_tokens:
-        scores = min_new_tokens(scores, new_tokens, config)
+    for process in PROCESSORS:
+        scores = process(scores, config, seen)
     if config.do_sample:
         for warp in WARPERS:
             scores = warp(scores, config)
-    return scores
+    return scores.log_softmax(dim=-1) if config.renormalize_logits else scores
 
 
-def repetition_penalty(scores: Tensor, ids: Ids, penalty: float) -> Tensor:
-    """Make every token less likely that stands anywhere in the row, once however often it stands there.
+def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
+    """Refuse settings that name tokens which the vocabulary has not, or have nothing to act on.
 
-    A positive score is divided and a negative one multiplied. The end token stands in every dialogue, so a penalty
-    makes replies longer too.
+    Raises:
+        DialogueError: as said.
     """
-    for row, seen in enumerate(ids):
-        index = torch.tensor(sorted(set(seen)), device=scores.device)
-        score = scores[row, index]
-        scores[row, index] = torch.where(score < 0, score * penalty, score / penalty)
-    return scores
+    named = {
+        "sequence_bias": [token for ids, _ in config.sequence_bias or () for token in ids],
+        "bad_words_ids": [token for ids in config.bad_words_ids or () for token in ids],
+        "forced_bos_token_id": () if config.forced_bos_token_id is None else (config.forced_bos_token_id,),
+        "forced_eos_token_id": config.forced_eos_token_id if isinstance(config.forced_eos_token_id, tuple)
+        else () if config.forced_eos_token_id is None else (config.forced_eos_token_id,),
+        "eos_token_id": config.end_ids if config.exponential_decay_length_penalty else (),
+    }  # fmt: skip
+    for name, tokens in named.items():
+        foreign = [token for token in tokens if token >= vocab_size]
+        if foreign:
+            raise DialogueError(f"{name} names the token {foreign[0]}, and the vocabulary has {vocab_size:,}")
+    if config.exponential_decay_length_penalty and config.eos_token_id is None:
+        raise DialogueError(
+            "exponential_decay_length_penalty needs an end token, and neither network nor settings name one"
+        )
 
 
-def no_repeat_ngram(scores: Tensor, ids: Ids, size: int) -> Tensor:
-    """Ban every token that would complete a run of `size` tokens that stands in the row already.
+# ---- processors: scores (B, V), which may be changed in place, -> (B, V) ----
 
-    Example: size 2 and the row 5 7 5 ban 7, as 5 was followed by 7 before.
+
+def sequence_bias(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Add a number to the last token of each sequence whose other tokens were just said; one token's always."""
+    return _biased(scores, config.sequence_bias or (), seen)
+
+
+def repetition_penalty(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Make every token less likely that was seen, once however often that was.
+
+    A positive score is divided and a negative one multiplied. The end token stands in every dialogue, so a penalty on
+    all of it makes replies longer too.
     """
-    for row, seen in enumerate(ids):
-        last = list(seen[len(seen) - size + 1 :])  # the size - 1 tokens that the next one would follow
-        banned = {
-            seen[start + size - 1]
-            for start in range(len(seen) - size + 1)
-            if list(seen[start : start + size - 1]) == last
-        }
-        scores[row, list(banned)] = -torch.inf
+    penalty = config.repetition_penalty
+    if penalty != 1:
+        for row, held in enumerate(seen):
+            index = torch.tensor(sorted({token for run in held.counted(config.repetition_scope) for token in run}))
+            index = index.to(scores.device, torch.long)
+            score = scores[row, index]
+            scores[row, index] = torch.where(score < 0, score * penalty, score / penalty)
     return scores
 
 
-def min_new_tokens(scores: Tensor, new_tokens: Sequence[int], config: GenerationConfig) -> Tensor:
-    """Ban the end tokens in rows that have not said enough."""
-    short = [row for row, count in enumerate(new_tokens) if count < config.min_new_tokens]
-    for end in config.end_ids:
-        if end < scores.size(1):
-            scores[short, end] = -torch.inf
+def no_repeat_ngram(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Ban every token that would complete a run of n tokens that was seen already.
+
+    Example: n = 2 and the row 5 7 5 ban 7, as 5 was followed by 7 before.
+    """
+    size = config.no_repeat_ngram_size
+    for row, held in enumerate(seen if size else ()):
+        runs = held.counted(config.repetition_scope)
+        last = list(runs[-1][len(runs[-1]) - size + 1 :])  # the n - 1 tokens that the next one would follow
+        if len(runs[-1]) >= size - 1:
+            banned = {
+                run[start + size - 1]
+                for run in runs
+                for start in range(len(run) - size + 1)
+                if list(run[start : start + size - 1]) == last
+            }
+            scores[row, list(banned)] = -torch.inf
     return scores
+
+
+def bad_words(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Ban the last token of each sequence whose other tokens were just said; an end token alone is never banned."""
+    ends = {(end,) for end in config.end_ids}
+    banned = [(ids, -math.inf) for ids in config.bad_words_ids or () if ids not in ends]
+    return _biased(scores, banned, seen)
+
+
+def minimum_length(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Ban the end tokens in rows that have not said enough, or (`min_length`) have not with their prompt."""
+    least, least_new = config.min_length, config.min_new_tokens
+    for row, held in enumerate(seen if least or least_new else ()):
+        if len(held.said) < least_new if least_new else len(held.ids) < least:
+            _ban(scores, row, config.end_ids)
+    return scores
+
+
+def no_repeat_reply(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Ban the end where the reply is, so far, the bot's last turn over again: it has to go on."""
+    for row, held in enumerate(seen if config.no_repeat_reply else ()):
+        if held.own_turns and list(held.said) == list(held.own_turns[-1]):
+            _ban(scores, row, config.end_ids)
+    return scores
+
+
+def forced_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Leave one choice after a prompt of one token (`forced_bos_token_id`), and for the last token of all."""
+    for row, held in enumerate(seen):
+        if config.forced_bos_token_id is not None and len(held.ids) == 1:
+            _force(scores, row, config.forced_bos_token_id)
+        if config.forced_eos_token_id is not None and len(held.said) == config.reply_limit(held.prompt_length) - 1:
+            _force(scores, row, config.forced_eos_token_id)
+    return scores
+
+
+def remove_invalid_values(scores: Tensor, config: GenerationConfig, _: Sequence[Seen]) -> Tensor:
+    """Take NaN for 0, and infinity for the largest number that there is."""
+    if not config.remove_invalid_values:
+        return scores
+    largest = torch.finfo(scores.dtype).max
+    return torch.nan_to_num(scores, nan=0.0, posinf=largest, neginf=-largest)
+
+
+def exponential_decay(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Raise the end tokens' scores by a power of a factor, once a reply has a number of tokens."""
+    if config.exponential_decay_length_penalty is not None:
+        start, factor = config.exponential_decay_length_penalty
+        ends = list(config.end_ids)
+        for row, held in enumerate(seen):
+            beyond = len(held.said) - start
+            if beyond > 0:
+                end_scores = scores[row, ends]
+                raised = end_scores.abs() * (_power(factor, beyond) - 1)
+                scores[row, ends] = end_scores + raised.masked_fill(~torch.isfinite(end_scores), 0.0)
+    return scores
+
+
+def suppressed_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
+    """Ban tokens everywhere, or (`begin_suppress_tokens`) as the first of a reply."""
+    for row, held in enumerate(seen if config.suppress_tokens or config.begin_suppress_tokens else ()):
+        _ban(scores, row, config.suppress_tokens or ())
+        if not held.said:
+            _ban(scores, row, config.begin_suppress_tokens or ())
+    return scores
+
+
+PROCESSORS: tuple[Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor], ...] = (
+    sequence_bias,
+    repetition_penalty,
+    no_repeat_ngram,
+    bad_words,
+    minimum_length,
+    no_repeat_reply,
+    forced_tokens,
+    remove_invalid_values,
+    exponential_decay,
+    suppressed_tokens,
+)
+
+
+def _biased(scores: Tensor, biases: Sequence[tuple[Sequence[int], float]], seen: Sequence[Seen]) -> Tensor:
+    """Add each bias where its sequence could be completed; several on one token are summed before."""
+    if not biases:
+        return scores
+    bias = torch.zeros_like(scores)
+    for ids, value in dict(biases).items():
+        *before, last = ids
+        for row, held in enumerate(seen):
+            if not before or list(held.ids[-len(before) :]) == before:
+                bias[row, last] += value
+    return scores + bias
+
+
+def _ban(scores: Tensor, row: int, tokens: Sequence[int]) -> None:
+    scores[row, [token for token in tokens if token < scores.size(1)]] = -torch.inf
+
+
+def _force(scores: Tensor, row: int, tokens: int | tuple[int, ...]) -> None:
+    scores[row] = -torch.inf
+    scores[row, tokens if isinstance(tokens, int) else list(tokens)] = 0
+
+
+def _power(factor: float, exponent: int) -> float:
+    try:
+        return float(factor**exponent)
+    except OverflowError:
+        return math.inf
+
+
+# ---- warpers, with do_sample only: scores (B, V) -> (B, V) ----
 
 
 def temperature(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -99,12 +254,23 @@ def temperature(scores: Tensor, config: GenerationConfig) -> Tensor:
     return scores if config.temperature == 1 else scores / config.temperature
 
 
+def top_h(scores: Tensor, config: GenerationConfig) -> Tensor:
+    """Keep the likeliest tokens whose summed surprise stays within a share of the entropy (Potraghloo et al., 2025)."""
+    if config.top_h is None:
+        return scores
+    top, index = scores.topk(min(TOP_H_TOKENS, scores.size(1)))  # (B, 100)
+    distribution = torch.distributions.Categorical(logits=top, validate_args=False)
+    surprise = -distribution.probs * distribution.probs.log()  # (B, 100)
+    kept = surprise.cumsum(dim=-1) <= distribution.entropy()[:, None] * config.top_h  # type: ignore[no-untyped-call]
+    kept[:, 0] = True
+    return scores.masked_fill(~torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, kept), -torch.inf)
+
+
 def top_k(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep the k highest scores, and all that tie with the lowest of them, as transformers does."""
     if config.top_k == 0:
         return scores
-    lowest = scores.topk(min(config.top_k, scores.size(1))).values[:, -1:]  # (B, 1)
-    return scores.masked_fill(scores < lowest, -torch.inf)
+    return scores.masked_fill(scores < _nth_largest(scores, max(config.top_k, config.tokens_to_keep)), -torch.inf)
 
 
 def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -117,8 +283,68 @@ def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
         return scores
     ascending, order = scores.sort(dim=-1)  # (B, V)
     cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p  # (B, V)
-    cut[:, -1] = False
+    cut[:, -config.tokens_to_keep :] = False
     return scores.masked_fill(cut.scatter(1, order, cut), -torch.inf)
 
 
-WARPERS: tuple[Callable[[Tensor, GenerationConfig], Tensor], ...] = (temperature, top_k, top_p)  # with do_sample only
+def min_p(scores: Tensor, config: GenerationConfig) -> Tensor:
+    """Keep tokens that are at least so many times as likely as the likeliest (Nguyen et al., 2024)."""
+    if config.min_p is None:
+        return scores
+    probabilities = scores.softmax(dim=-1)  # (B, V)
+    cut = probabilities < config.min_p * probabilities.amax(dim=-1, keepdim=True)
+    likeliest = probabilities.topk(min(config.tokens_to_keep, scores.size(1))).indices
+    return scores.masked_fill(cut.scatter(1, likeliest, False), -torch.inf)
+
+
+def typical_p(scores: Tensor, config: GenerationConfig) -> Tensor:
+    """Keep the tokens whose surprise is nearest to the entropy and that together hold p (Meister et al., 2022)."""
+    if config.typical_p >= 1:
+        return scores
+    log_probabilities = scores.log_softmax(dim=-1)  # (B, V)
+    entropy = -(log_probabilities * log_probabilities.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)
+    distance, order = (-log_probabilities - entropy).abs().sort(dim=-1)  # (B, V)
+    held = scores.gather(1, order).softmax(dim=-1).cumsum(dim=-1)
+    last = (held < config.typical_p).sum(dim=1, keepdim=True).clamp(max=scores.size(1) - 1)  # (B, 1)
+    cut = distance > distance.gather(1, last)
+    cut[:, : config.tokens_to_keep] = False
+    return scores.masked_fill(cut.scatter(1, order, cut), -torch.inf)
+
+
+def epsilon_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
+    """Keep tokens of at least this probability (Hewitt et al., 2022, epsilon sampling)."""
+    if config.epsilon_cutoff == 0:
+        return scores
+    return _cut_below(scores, scores.softmax(dim=-1), torch.tensor(config.epsilon_cutoff), config)
+
+
+def eta_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
+    """Keep tokens of at least a probability that falls with the entropy (Hewitt et al., 2022, eta sampling)."""
+    if config.eta_cutoff == 0:
+        return scores
+    epsilon = torch.tensor(config.eta_cutoff, device=scores.device)
+    entropy = torch.distributions.Categorical(logits=scores, validate_args=False).entropy()  # type: ignore[no-untyped-call]  # (B,)
+    eta = torch.minimum(epsilon, epsilon.sqrt() * torch.exp(-entropy))[:, None]  # (B, 1)
+    return _cut_below(scores, scores.softmax(dim=-1), eta, config)
+
+
+WARPERS: tuple[Callable[[Tensor, GenerationConfig], Tensor], ...] = (
+    temperature,
+    top_h,
+    top_k,
+    top_p,
+    min_p,
+    typical_p,
+    epsilon_cutoff,
+    eta_cutoff,
+)
+
+
+def _nth_largest(scores: Tensor, number: int) -> Tensor:
+    return scores.topk(min(number, scores.size(1))).values[:, -1:]  # (B, 1)
+
+
+def _cut_below(scores: Tensor, probabilities: Tensor, least: Tensor, config: GenerationConfig) -> Tensor:
+    """Cut what is less likely than `least` and not among the likeliest that must stay."""
+    cut = (probabilities < least.to(scores.device)) & (scores < _nth_largest(scores, config.tokens_to_keep))
+    return scores.masked_fill(cut, -torch.inf)

@@ -209,8 +209,8 @@ class Terminal:
         if name in ("temperature", "do_sample") and not config.do_sample:
             before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in NEUTRAL})
         config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
-        if config.max_new_tokens >= positions:
-            raise DialogueError(f"max-new-tokens is {value}, and the network has {positions} positions in all")
+        if config.prompt_room(positions) < 1:
+            raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
         return config
 
     def _line(self, name: str) -> str:

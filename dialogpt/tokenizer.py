@@ -219,3 +219,37 @@ class StreamDecoder:
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed."""
         return self._decoder.decode(b"", final=True)
+
+
+class StopStrings:
+    """Sees that one of several texts has just been completed: it ends in the last token, which may go on after it.
+
+    Texts are compared as bytes, so a token that holds half a character is no obstacle (transformers'
+    `StopStringCriteria`). What was read before counts too: a text may begin in the prompt.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+        """Prepare for some texts.
+
+        Raises:
+            DialogueError: a text can never be said.
+        """
+        self._tokenizer = tokenizer
+        try:
+            self._stops = [text.encode() for text in texts]
+        except UnicodeEncodeError:
+            raise DialogueError(
+                "a stop string holds half a surrogate pair, which no token says; leave it away"
+            ) from None
+
+    def end(self, ids: Sequence[int]) -> bool:
+        """Whether these ids end with a stop string, or inside the last token go on after one."""
+        last = self._tokenizer.bytes_of(ids[-1])
+        needed = max(map(len, self._stops)) + len(last)
+        tail = b""
+        for token in reversed(ids):
+            tail = self._tokenizer.bytes_of(token) + tail
+            if len(tail) >= needed:
+                break
+        before = len(tail) - len(last)
+        return any(stop in tail[max(0, before - len(stop) + 1) :] for stop in self._stops)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -158,9 +160,9 @@ def test_what_is_not_there_or_not_open_is_a_sentence(server: Hub) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint on the hub; check the name or, if it is private"):
         open_checkpoint("someone/else")
     server.gated = {NAME}
-    with pytest.raises(CheckpointError, match=f"{NAME} has terms to accept|{NAME} wants its terms accepted"):
+    with pytest.raises(CheckpointError, match=f"{NAME} (has terms to accept|wants its terms accepted) on the hub"):
         open_checkpoint(NAME)
-    with pytest.raises(CheckpointError, match="name a checkpoint on the Hugging Face hub with its owner"):
+    with pytest.raises(CheckpointError, match="name a checkpoint on the Hugging Face hub as owner/name"):
         open_checkpoint("gpt2")  # might be a mistyped folder: nothing is asked
     assert all("gpt2" not in request for request in server.requests)
 
@@ -170,6 +172,49 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_not_kept(server: Hub, tmp
     with pytest.raises(CheckpointError, match=f"{NAME}@{COMMIT}: .*model_type is 'llama'"):
         open_checkpoint(NAME)
     assert entries(tmp_path) == []
+
+
+def test_a_hub_that_never_answers_is_a_sentence(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It accepted the connection and kept it: the command waited for ever, without a word."""
+    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{listening.getsockname()[1]}")
+        with pytest.raises(
+            CheckpointError, match=r"the Hugging Face hub \(http://127.0.0.1:\d+\) cannot be reached \(.*time"
+        ):
+            open_checkpoint(NAME)
+
+
+def test_a_folder_for_downloads_that_cannot_be_written_is_named(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "hf"))
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(CheckpointError, match="hf cannot be written: No space left on device; set HF_HOME to a folder"):
+        open_checkpoint(NAME)
+
+
+def test_a_slip_in_a_path_is_not_asked_of_the_hub(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "someone").mkdir()
+    (tmp_path / "someone" / "model.safetensors").touch()
+    with pytest.raises(CheckpointError, match="no 'small-bot' in the folder someone, which has model.safetensors"):
+        open_checkpoint(NAME)
+    assert server.requests == []
+    open_checkpoint(f"{NAME}@main")
+
+
+def test_a_guess_of_heads_can_be_undone(server: Hub, published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    del server.files[NAME]["config.json"]
+    open_checkpoint(NAME, n_head=4)
+    with pytest.raises(CheckpointError, match=f"n_head is 4, and 3 was asked .*; .* cache --clear {NAME} removes it"):
+        open_checkpoint(NAME, n_head=3)
+    assert main(["cache", "--clear", NAME]) == 0
+    assert same_weights(open_checkpoint(NAME, n_head=3), published)
 
 
 def test_a_full_disk_is_a_sentence_before_the_download(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,7 +243,7 @@ def test_without_a_network_what_was_downloaded_is_used(
         unreachable(monkeypatch)
     assert same_weights(NAME, published)
     with pytest.raises(
-        CheckpointError, match=r"cannot be reached \(.*\); nothing of it is cached. Try again with a net"
+        CheckpointError, match="nothing of it is cached. (Unset it|Try again with a network), or download config.json"
     ):
         open_checkpoint("someone/else")
 
@@ -244,10 +289,13 @@ def test_the_cache_is_listed_and_cleared(server: Hub, tmp_path: Path, capsys: py
     assert main(["cache"]) == 0
     out = capsys.readouterr().out
     assert re.search(rf"^{NAME} +main, \d\.\d MB, {tmp_path}", out, re.MULTILINE)
-    assert "kept: 2 checkpoints" in out
+    assert f"kept in {tmp_path / 'cache'}: 2, " in out
     assert main(["cache", "--clear", "no/such"]) == 1
     assert "the cache holds no 'no/such'" in capsys.readouterr().err
+    assert main(["cache", "--clear", f"{NAME}@main"]) == 1
+    assert f"name '{NAME}' without a revision" in capsys.readouterr().err
     assert main(["cache", "--clear", NAME]) == 0
+    assert "what was downloaded for them stays" in capsys.readouterr().out
     assert [entry.name for entry in hub.cached()] == ["other/bot"]
     assert main(["cache", "--clear"]) == 0
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["mine--too"]
@@ -256,7 +304,7 @@ def test_the_cache_is_listed_and_cleared(server: Hub, tmp_path: Path, capsys: py
 
 def test_a_damaged_copy_says_how_to_be_rid_of_it(server: Hub) -> None:
     (open_checkpoint(NAME).path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=f"a converted copy, which dialogpt cache --clear {NAME} removes"):
+    with pytest.raises(CheckpointError, match=f"it is a converted copy, and dialogpt cache --clear {NAME} removes it"):
         open_checkpoint(NAME)
 
 
@@ -285,7 +333,7 @@ def test_commands_take_names(server: Hub, published: Path, tmp_path: Path, capsy
 
     first = run("reply", "--model", NAME, "--seed", "1", "Hi!")
     assert first.returncode == 0, first.stderr
-    assert f"dialogpt: {NAME}: downloading 5 files, 0." in first.stderr
+    assert f"dialogpt: {NAME}: downloading 5 of its files, 0." in first.stderr
     asked = len(server.requests)
     again = run("reply", "--model", NAME, "--seed", "1", "Hi!")
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,10 @@ def test_without_a_config_the_sizes_are_the_tensors(
         shutil.copy(wide / name, folder)
     checkpoint = open_checkpoint(file if alone else folder)
     assert checkpoint.config == open_checkpoint(wide).config
-    assert "no config.json; its tensors' shapes say: 2 layers, 128 wide, 2 heads of 64" in caplog.text
+    assert (
+        "no config.json; its tensors' shapes say 2 layers, 128 wide, but not the heads: 2 heads of 64, as in every"
+        in caplog.text
+    )
     convert(file if alone else folder, tmp_path / "ours")
     expected, found = load(wide).state_dict(), load(tmp_path / "ours").state_dict()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -151,7 +155,7 @@ def test_heads_of_another_width_must_be_said(
     assert open_checkpoint(file, n_head=3).config == open_checkpoint(published).config
     with pytest.raises(CheckpointError, match="n_embd 24 is not a multiple of n_head 5"):
         open_checkpoint(file, n_head=5)
-    with pytest.raises(CheckpointError, match=r"n_head is 3 and 4 was asked for \(--n-head\)"):
+    with pytest.raises(CheckpointError, match=r"n_head is 3, and 4 was asked for \(--n-head\)"):
         open_checkpoint(published, n_head=4)
     assert main(["reply", "--model", str(file), "--n-head", "3", "Hi!"]) == 0
     assert main(["convert", str(file), str(tmp_path / "ours"), "--n-head", "3", "--verify"]) == 0
@@ -194,6 +198,9 @@ def test_a_config_that_contradicts_the_tensors_names_both(wide: Path, tmp_path: 
         ),
         (["rust_model.ot"], "rust-bert's weights"),
         (["DialoGPT.Q8_0.gguf"], "llama.cpp's weights"),
+        (["model.safetensors.gz"], "a packed file, which is not read here: unpack it first"),
+        (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "shards .* without their index"),
+        ([f"{n}.pkl" for n in range(6)], r"several files of weights \(0.pkl, 1.pkl, 2.pkl, 3.pkl and 2 more\)"),
         (["training_args.bin", "optimizer.pt", "README.md"], "has no weights; expected one of model.safetensors"),
         ([], "has no weights"),
     ],
@@ -203,9 +210,42 @@ def test_what_is_not_read_is_named_with_what_helps(tmp_path: Path, files: list[s
         (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     with pytest.raises(CheckpointError, match=sentence):
         open_checkpoint(tmp_path)
-    if len(files) == 1 and "pkl" not in files[0]:
+    if len(files) == 1:
         with pytest.raises(CheckpointError, match=sentence):
             open_checkpoint(tmp_path / files[0])
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "only git's pointer .* git lfs pull"),
+        (b"\n<!doctype html><html>", "is a web page, not weights; fetch the file itself"),
+    ],
+)
+def test_what_was_fetched_instead_is_recognised(wide: Path, tmp_path: Path, content: bytes, sentence: str) -> None:
+    """Fetching it again in the same way would bring the same."""
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=sentence):
+            open_checkpoint(tmp_path / name)
+        with pytest.raises(CheckpointError, match=sentence):
+            open_checkpoint(tmp_path)
+
+
+def test_tensors_one_level_down_are_pointed_at(wide: Path, tmp_path: Path) -> None:
+    torch.save({"step": 3, "model": load_file(wide / "model.safetensors")}, tmp_path / "nested.pt")
+    with pytest.raises(CheckpointError, match="one level down, under 'model': save that alone"):
+        open_checkpoint(tmp_path / "nested.pt")
+
+
+def test_heads_that_were_assumed_are_not_called_proved(
+    wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every comparison agrees on a wrong number of heads, as both sides are told the same."""
+    for name in ("model.safetensors", "vocab.json", "merges.txt"):
+        shutil.copy(wide / name, tmp_path)
+    assert main(["convert", str(tmp_path), str(tmp_path / "ours"), "--verify"]) == 0
+    assert re.search("^heads +-  +2 of 64 are assumed; no file says", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_a_compiled_program_and_a_whole_network_are_refused(wide: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ WEIGHT_FILES = (  # in the order of preference
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weights only if their content says so
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+_SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")  # what training leaves
 _BESIDE = (
@@ -54,6 +55,8 @@ _FOREIGN = {  # other systems' files: what each is, and what helps
         "gpt2-large and gpt2-xl there",
     ),
     "*.gguf": ("llama.cpp's weights", "fetch the checkpoint that they were made from"),
+    "*.gz": ("a packed file", "unpack it first"),
+    "*.zip": ("a packed file", "unpack it first"),
     "*.onnx": ("an ONNX program", "fetch the checkpoint that it was made from"),
 }
 
@@ -80,6 +83,7 @@ class Checkpoint:
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
+        heads_assumed: whether no file and nobody said how many heads of attention there are.
         ours: whether it is in this project's own format.
         settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
         ignored: tensors of the published file that are not needed, with the reason.
@@ -100,6 +104,7 @@ class Checkpoint:
     heads: tuple[StoredTensor, ...] = ()
     ranking_head: StoredTensor | None = None
     name: str | None = None
+    heads_assumed: bool = False
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -171,7 +176,8 @@ def open_checkpoint(source: Source, *, n_head: int | None = None) -> Checkpoint:
             return replace(open_path(folder, n_head=n_head), name=name)
         except CheckpointError as error:
             raise CheckpointError(
-                f"{error} (a converted copy, which dialogpt cache --clear {name.partition('@')[0]} removes)"
+                f"{error}; it is a converted copy, and dialogpt cache --clear {name.partition('@')[0]} removes it, for "
+                f"another try"
             ) from None
     return open_path(path, n_head=n_head)
 
@@ -198,8 +204,12 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     if not values:
         found = vocabulary()
         config = config if found is None else replace(config, eos_token_id=found.end_of_text)
-        sizes = f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads of {config.head_dim}"
-        logger.warning("%s has no config.json; its tensors' shapes say: %s", folder, sizes)
+        heads = f"{config.n_head} heads of {config.head_dim}"
+        heads += (
+            ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
+        )
+        sizes = f"{config.n_layer} layers, {config.n_embd} wide"
+        logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", folder, sizes, heads)
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
@@ -217,6 +227,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         ignored=_ignored(files[0]) if ours else mapped.ignored,
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
+        heads_assumed=not values and n_head is None,
     )
 
 
@@ -224,7 +235,7 @@ def _config(values: dict[str, Any], n_head: int | None) -> GPT2Config:
     """The sizes in a ``config.json``, which what was asked for must not contradict."""
     config = GPT2Config.from_dict(values)
     if n_head not in (None, config.n_head):
-        raise ConfigError(f"n_head is {config.n_head} and {n_head} was asked for (--n-head); leave that away")
+        raise ConfigError(f"n_head is {config.n_head}, and {n_head} was asked for (--n-head)")
     return config
 
 
@@ -262,6 +273,8 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
     try:
         name.encode()
         folder, file, exists = path.is_dir(), path.is_file(), path.exists()
+    except PermissionError:
+        raise CheckpointError(f"{name} cannot be read: permission denied") from None
     except (OSError, ValueError):  # a name that is too long, holds a NUL, or is not UTF-8
         folder = file = exists = False
     if file and path.suffix not in _SUFFIXES and not name.endswith(".index.json") and container(path) is None:
@@ -273,11 +286,17 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         return path
     if exists:
         raise CheckpointError(f"{name} is neither a folder nor a plain file")
-    if _HUB_NAME.fullmatch(name):
+    if _HUB_NAME.fullmatch(name) and not (path.parent.is_dir() and "@" not in name):
         return None
+    if _HUB_NAME.fullmatch(name):  # more likely a slip than a repository of somebody who is called like the folder
+        there = ", ".join(sorted(file.name for file in path.parent.iterdir())[:6]) or "nothing"
+        raise CheckpointError(
+            f"there is no {path.name!r} in the folder {path.parent}, which has {there}; check the name (for the hub's "
+            f"checkpoint of that name, {name}@main)"
+        )
     raise CheckpointError(
-        f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub with its "
-        f"owner (microsoft/DialoGPT-small, openai-community/gpt2)"
+        f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub as "
+        f"owner/name or owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
     )
 
 
@@ -321,9 +340,13 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
 def _no_weights(folder: Path, names: list[str]) -> str:
     """Why a folder holds no weights that can be used."""
     several = _other_weights(names)
+    if any(_SHARD.search(name) for name in several):
+        return f"{folder} holds shards of weights ({several[0]}, ...) without their index, a .index.json; fetch it too"
     if several:
-        return f"{folder} holds several files of weights ({', '.join(several[:4])}); pass the one that is meant"
-    return _foreign(folder, names) or f"{folder} has no weights; expected one of {', '.join(WEIGHT_FILES)}"
+        more = f" and {len(several) - 4} more" if len(several) > 4 else ""
+        return f"{folder} holds several files of weights ({', '.join(several[:4])}{more}); pass the one that is meant"
+    usual = ", ".join(WEIGHT_FILES)
+    return _foreign(folder, names) or f"{folder} has no weights; expected one of {usual}, or one .pkl of any name"
 
 
 def _foreign(folder: Path, names: Iterable[str]) -> str | None:

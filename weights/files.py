@@ -94,6 +94,12 @@ def container(path: Path) -> str | None:
             head = file.read(32)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is only git's pointer to a large file; run: git lfs pull")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(
+            f"{path} is a web page, not weights; fetch the file itself (on the hub, from resolve/, not blob/)"
+        )
     if head[:4] == b"PK\3\4":
         return "torch"
     if head[:1] == b"\x80" and OLD_MAGIC in head:
@@ -213,6 +219,16 @@ def sha256_of(paths: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def require_new(destination: Path) -> None:
+    """Refuse a destination that exists and is not an empty folder.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    if destination.is_symlink() or (destination.exists() and (destination.is_file() or any(destination.iterdir()))):
+        raise CheckpointError(f"{destination} exists already; name a new folder, or remove it first")
+
+
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name beside `destination`; it takes that name only when all is written.
@@ -223,8 +239,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
     shown, destination = destination, destination.absolute()
     made: list[Path] = []  # the temporary folder, and parents that were not there
     try:
-        if destination.is_symlink() or (destination.exists() and (destination.is_file() or any(destination.iterdir()))):
-            raise CheckpointError(f"{shown} exists already; name a new folder, or remove it first")
+        require_new(shown)
         temporary = destination.parent / f".{destination.name}.partial-{os.getpid()}-{os.urandom(4).hex()}"
         missing = [parent for parent in destination.parents if not parent.exists()]
         for folder in [*reversed(missing), temporary]:

@@ -13,6 +13,7 @@ An entry is complete or not there, and a revision keeps its meaning until it is 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 logger = logging.getLogger(__name__)
+PATIENCE = 10.0  # seconds that the hub may take to answer; huggingface_hub's own default for files
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -171,7 +173,9 @@ def download(repository: str, revision: str) -> Path:
         ) from None
     name = repository if revision == "main" else f"{repository}@{revision}"
     try:
-        listing = huggingface_hub.HfApi().model_info(repository, revision=revision, files_metadata=True)
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of its warnings is in our errors
+        hub = huggingface_hub.HfApi()
+        listing = hub.model_info(repository, revision=revision, files_metadata=True, timeout=PATIENCE)
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{repository} has no revision {revision!r} on the hub; look it up on its page") from None
     except errors.GatedRepoError:
@@ -207,10 +211,15 @@ def _already_downloaded(name: str, repository: str, revision: str, error: Except
     """Without a network: what huggingface_hub's cache holds."""
     folder = snapshot(f"{repository}@{revision}")
     if folder is None or weights_among(path.name for path in folder.iterdir()) is None:
+        from huggingface_hub import constants
+
         reason = " ".join(str(error).split()) or type(error).__name__
+        failed = f"the Hugging Face hub ({constants.ENDPOINT}) cannot be reached ({reason[:200]})"
+        advice = "Try again with a network"
+        if constants.HF_HUB_OFFLINE:
+            failed, advice = "HF_HUB_OFFLINE is set", "Unset it"
         raise CheckpointError(
-            f"there is no folder or file {name!r}, and the Hugging Face hub cannot be reached ({reason[:200]}); "
-            f"nothing of it is cached. Try again with a network (and without HF_HUB_OFFLINE), or {_BY_HAND}"
+            f"there is no folder or file {name!r}, {failed}, and nothing of it is cached. {advice}, or {_BY_HAND}"
         ) from None
     return folder
 
@@ -252,6 +261,9 @@ def _fetch(name: str, repository: str, revision: str, file: RepoSibling) -> Path
 
 
 def _broken_off(name: str, file: RepoSibling, error: Exception) -> CheckpointError:
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+        place = error.filename or "the folder for downloads"
+        return CheckpointError(f"{place} cannot be written: {error.strerror}; set HF_HOME to a folder that can be")
     reason = " ".join(str(error).split()) or type(error).__name__
     return CheckpointError(
         f"{name}: the download of {file.rfilename} broke off ({reason[:200]}); run the same command again"
@@ -292,7 +304,9 @@ def _require_room(name: str, repository: str, commit: str, files: list[RepoSibli
             )
     if missing:
         size = sum(file.size or 0 for file in missing) / 1e6
-        logger.warning("%s: downloading %d files, %.1f MB, from %s", name, len(missing), size, constants.ENDPOINT)
+        logger.warning(
+            "%s: downloading %d of its files, %.1f MB, from %s", name, len(missing), size, constants.ENDPOINT
+        )
 
 
 # ---- the cache ----
@@ -322,7 +336,9 @@ def clear(name: str | None = None) -> list[Cached]:
     Raises:
         CheckpointError: the cache holds none of that name, or they cannot be removed.
     """
-    repository = None if name is None else name.partition("@")[0]
+    repository, at, _ = (None, "", "") if name is None else name.partition("@")
+    if at:
+        raise CheckpointError(f"name {repository!r} without a revision: all that is kept of it is removed together")
     entries = [entry for entry in cached() if repository in (None, entry.name)]
     if name is not None and not entries:
         raise CheckpointError(f"the cache holds no {name!r}; dialogpt cache lists what it holds")

@@ -117,6 +117,12 @@ def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does")
     strange = [name for name, value in content.items() if not isinstance(value, _Described)]
+    nested = [name for name in strange if isinstance(content[name], dict) and content[name]]
+    if nested:
+        raise CheckpointError(
+            f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does; its tensors may be "
+            f"one level down, under {nested[0]!r}: save that alone"
+        )
     if strange:
         raise CheckpointError(
             f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does: {strange[0]!r} is "
