@@ -156,7 +156,7 @@ def test_without_a_seed_every_call_draws_anew(network: GPT2) -> None:
         ([], "empty"),
         ([23], "outside the vocabulary of 23"),
         ([-1], "outside"),
-        ([1] * 50, "50 tokens and max_new_tokens"),
+        ([1] * 50, "50 tokens and 20 new ones"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_a_sentence(network: GPT2, prompt: list[int], sentence: str) -> None:
@@ -167,7 +167,7 @@ def test_a_prompt_that_cannot_be_used_is_a_sentence(network: GPT2, prompt: list[
 def test_a_prompt_may_fill_the_window_to_the_last_position(network: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=10, eos_token_id=99)
     assert len(list(generate(network, [1] * 54, config))) == 10
-    with pytest.raises(DialogueError, match="55 tokens and max_new_tokens 10 do not fit the network's 64"):
+    with pytest.raises(DialogueError, match="55 tokens and 10 new ones do not fit the network's 64"):
         generate(network, [1] * 55, config)
 
 

@@ -9,12 +9,12 @@ import torch
 
 from dialogpt import DialogueError, GenerationConfig
 from dialogpt.generation_config import parse_setting
-from dialogpt.sampler import next_token_probabilities, next_token_scores
+from dialogpt.sampler import Seen, next_token_probabilities, next_token_scores
 
 
 def probabilities(logits: list[float], **values: Any) -> list[float]:
     config = GenerationConfig(**{"do_sample": True, "top_k": 0, **values})
-    row: list[float] = next_token_probabilities(torch.tensor([logits]).log(), config)[0].tolist()
+    row: list[float] = next_token_probabilities(torch.tensor([logits]).log(), config, [Seen([], 0)])[0].tolist()
     return [round(value, 4) for value in row]
 
 
@@ -41,19 +41,21 @@ def test_the_logits_are_not_changed() -> None:
     config = GenerationConfig(
         do_sample=True, repetition_penalty=2.0, no_repeat_ngram_size=1, min_new_tokens=3, top_p=0.5, eos_token_id=4
     )
-    next_token_scores(logits, config, [[1, 2], [3]], [0, 5])
+    next_token_scores(logits, config, [Seen([1, 2], 2), Seen([3, 4, 5], 1)])
     assert torch.equal(logits, before)
 
 
 def test_min_new_tokens_bans_every_end_token_in_short_rows_only() -> None:
     config = GenerationConfig(min_new_tokens=2, eos_token_id=(1, 3, 99))
-    scores = next_token_scores(torch.zeros(2, 5), config, new_tokens=[1, 2])
+    scores = next_token_scores(torch.zeros(2, 5), config, [Seen([0, 0], 1), Seen([0, 0, 0], 1)])
     assert scores.isinf().tolist() == [[False, True, False, True, False], [False] * 5]
 
 
 def test_warpers_do_not_act_without_sampling() -> None:
     logits = torch.randn(1, 20)
-    assert torch.equal(next_token_scores(logits, GenerationConfig(temperature=0.1, top_k=1, top_p=0.1)), logits)
+    assert torch.equal(
+        next_token_scores(logits, GenerationConfig(temperature=0.1, top_k=1, top_p=0.1), [Seen([], 0)]), logits
+    )
 
 
 def test_defaults_are_those_of_transformers() -> None:

@@ -217,7 +217,7 @@ def _already_downloaded(name: str, repository: str, revision: str, error: Except
         failed = f"the Hugging Face hub ({constants.ENDPOINT}) cannot be reached ({reason[:200]})"
         advice = "Try again with a network"
         if constants.HF_HUB_OFFLINE:
-            failed, advice = "HF_HUB_OFFLINE is set", "Unset it"
+            failed, advice = "the hub is not asked, as HF_HUB_OFFLINE is set", "Unset it"
         raise CheckpointError(
             f"there is no folder or file {name!r}, {failed}, and nothing of it is cached. {advice}, or {_BY_HAND}"
         ) from None
