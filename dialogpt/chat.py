@@ -121,6 +121,8 @@ class Chat:
             CheckpointError: the checkpoint cannot be used.
         """
         checkpoint = open_checkpoint(source)
+        if checkpoint.ranking_head is not None:
+            logger.warning("%s is a DialogRPT: it scores replies, and was not trained to write them", checkpoint.path)
         tokenizer = Tokenizer.load(checkpoint)
         model = load(checkpoint, dtype=dtype, device=device)
         if history_tokens is None:

@@ -166,7 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
 
     cache = subparsers.add_parser("cache", help="checkpoints from the hub that were converted and kept")
     cache.add_argument(
-        "--clear", nargs="?", const="", metavar="OWNER/NAME", help="remove one of them, or all where none is named"
+        "--clear",
+        nargs="?",
+        const=commands.ALL,
+        metavar="OWNER/NAME",
+        help="remove one of them, or all where none is named",
     )
     cache.set_defaults(run=commands.cache, parser=cache)
     return parser

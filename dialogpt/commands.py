@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from weights import Checkpoint, Report
 
 
+ALL = "everything in the cache"  # what --clear means without a name; known by identity, as "" may be a shell's slip
+
+
 def chat(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
     lines = _stdin()
@@ -134,7 +137,10 @@ def convert(options: argparse.Namespace) -> int:
             if interrupted():  # a second Ctrl-C can surface as any error of the library that it hit
                 raise KeyboardInterrupt from None
             raise
-    print(_table(_report_rows(report)), flush=True)
+    rows = _report_rows(report)
+    if checkpoint.name is not None:
+        rows.insert(1, ("downloaded as", f"{checkpoint.origin().name}, sha256 {checkpoint.origin().sha256}"))
+    print(_table(rows), flush=True)
     if not options.verify:
         return DONE
     try:
@@ -156,14 +162,14 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
         results = [verify.Result("heads", heads, None)]
     wrong = "computes something else than what it was made from"
     if not verify.installed():
-        results += verify.check_alone(open_checkpoint(options.destination))
+        results += verify.check_alone(open_checkpoint(options.destination), source)
         wrong = "is no better than guessing: its weights are scrambled, or untrained, or speak another language"
         print("transformers is not installed; this is what shows without it (.[test] installs it):")
     elif options.to == "hf":
         results += verify.compare(source, options.destination, "float32", 0, layers=False)
     else:
         written = open_checkpoint(options.destination)
-        downloaded = None if source.name is None else hub.snapshot(source.name)
+        downloaded = None if source.name is None else hub.snapshot(source.origin().name)  # of the same commit
         original = source if downloaded is None else open_checkpoint(downloaded, n_head=options.n_head)
         with verify.readable(original) as folder:
             rounded = None if options.dtype is None else written.dtype
@@ -178,7 +184,8 @@ def cache(options: argparse.Namespace) -> int:
     """List the converted checkpoints that are kept, or remove them."""
     from weights import hub
 
-    entries = hub.cached() if options.clear is None else hub.clear(options.clear or None)
+    named = None if options.clear is ALL else options.clear
+    entries = hub.cached() if options.clear is None else hub.clear(named)
     rows = [
         (entry.name, f"{', '.join(entry.revisions) or 'no revision'}, {entry.nbytes / 1e6:.1f} MB, {entry.path}")
         for entry in entries
@@ -232,7 +239,7 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         ("format", "dialogpt" if checkpoint.ours else "as published (transformers' names)"),
         ("weights", f"{', '.join(file.name for file in checkpoint.files)}, {dtype_name(checkpoint.dtype)}"),
         ("sha256", checkpoint.sha256()),
-        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.tensors)} tensors"),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.stored)} tensors"),
         (
             "sizes",
             f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, {config.n_positions} positions",
@@ -246,8 +253,10 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
     if checkpoint.history_tokens is not None:
         rows.append(("history tokens", str(checkpoint.history_tokens)))
+    if checkpoint.ranking_head is not None:
+        rows.append(("ranking head", "scores replies (DialogRPT), and was not trained to write them"))
     rows += _ignored_rows(checkpoint.ignored)
-    damaged = {t.name: count for t in checkpoint.tensors.values() if (count := count_non_finite(t.read()))}
+    damaged = {t.name: count for t in checkpoint.stored.values() if (count := count_non_finite(t.read()))}
     rows += [("NOT FINITE", f"{name}: {count:,} values are NaN or infinite") for name, count in damaged.items()]
     return rows
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,9 +26,10 @@ from dialogpt.generate import generate
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.tokenizer import Tokenizer
 from model import GPT2, KVCache
-from weights import Checkpoint, export, load
-from weights.load import count_non_finite, refuse_damage
-from weights.names import PARALLEL_PREFIX
+from weights import Checkpoint, export, load, load_ranking_head
+from weights.files import container
+from weights.load import count_non_finite, equal_values
+from weights.names import EMBEDDING, PARALLEL_PREFIX, PREFIX, RANKING_HEAD, bare_name
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of the largest value compared
 VERDICTS = {True: "equal ", False: "DIFFER", None: "  -   "}
@@ -76,10 +78,10 @@ def passed(results: list[Result]) -> bool:
 
 @contextmanager
 def readable(checkpoint: Checkpoint) -> Iterator[Path]:
-    """A folder that transformers reads: the published one, or an export of what it cannot read.
+    """A folder that transformers reads, as little as possible of it through our own hands.
 
-    An export is no worse a judge of names and orientation, as it turns the same table around: a matrix that was wrongly
-    read is written back as it was, and transformers computes with it what we do not.
+    It is the published folder itself or, where transformers does not read its form, one that torch and safetensors have
+    read (after our reader has seen that it is harmless); of a checkpoint in our format, an export.
     """
     folder = checkpoint.path
     usual = all(file.name.startswith(("model", "pytorch_model")) for file in checkpoint.files)
@@ -89,8 +91,24 @@ def readable(checkpoint: Checkpoint) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
-        export(checkpoint, Path(temporary) / "exported")
-        yield Path(temporary) / "exported"
+        exported = Path(temporary) / "exported"
+        export(checkpoint, exported)
+        if not checkpoint.ours:
+            state: dict[str, Tensor] = {}
+            for file in checkpoint.files:
+                named = file.suffix == ".safetensors" or container(file) == "safetensors"
+                state |= load_file(file) if named else torch.load(file, map_location="cpu", weights_only=True)
+            kept = {name: tensor for name, tensor in state.items() if name not in checkpoint.ignored}
+            as_published = {_as_transformers(name): tensor.contiguous() for name, tensor in kept.items()}
+            (exported / "model.safetensors").unlink()
+            save_file(as_published, exported / "model.safetensors", {"format": "pt"})
+        yield exported
+
+
+def _as_transformers(name: str) -> str:
+    """A name with the one prefix that transformers gives it."""
+    bare = bare_name(name)
+    return bare if bare == RANKING_HEAD.published else PREFIX + bare
 
 
 def compare(
@@ -123,6 +141,8 @@ def compare(
                 same = difference <= TOLERANCE[dtype]
                 results.append(Result(name, f"{difference:.1e} of the largest value{note}", same))
         results.append(compare_cached(ours, ids, TOLERANCE[dtype]))
+        if checkpoint.ranking_head is not None and rounded is None:
+            results.append(compare_ranking(checkpoint, ours, folder, dtype, ids))
     prompt = ids[0, : length // 2].tolist()  # empty where the network has one position, which leaves none to say
     new = min(NEW_TOKENS, config.n_positions - len(prompt))
     for name, settings in (("greedy tokens", GREEDY), ("sampled tokens", SAMPLED)):
@@ -131,21 +151,26 @@ def compare(
     return results
 
 
-def check_alone(checkpoint: Checkpoint) -> list[Result]:
+def check_alone(checkpoint: Checkpoint, source: Checkpoint) -> list[Result]:
     """What shows without transformers whether a checkpoint was read rightly.
 
-    Shapes and a file's own copy of the output head were judged when it was opened and converted. Weights that are
-    scrambled show in the loss on an English sentence; one matrix turned the wrong way need not (tiny: 4.6 rather than
-    3.0, and 9.0 is guessing), which takes transformers to see.
+    Weights that are scrambled show in the loss on an English sentence; one matrix turned the wrong way need not (tiny:
+    4.6 rather than 3.0, and 9.0 is guessing), which takes transformers to see.
 
-    Raises:
-        CheckpointError: the checkpoint holds damage.
+    Args:
+        checkpoint: what was written.
+        source: what it was made from.
     """
-    refuse_damage(checkpoint)
+    with torch.device("meta"):
+        expected = {name: tuple(parameter.shape) for name, parameter in GPT2(checkpoint.config).named_parameters()}
+    right = {name: tensor.shape for name, tensor in checkpoint.tensors.items()} == expected
+    embedding = source.tensors[EMBEDDING].read()
+    tied = all(equal_values(head.read(), embedding) for head in source.heads)
     count = sum(count_non_finite(tensor.read()) for tensor in checkpoint.stored.values())
+    copies = f"the token embedding, and {len(source.heads)} copies in the source equal it"
     results = [
-        Result("shapes", f"{len(checkpoint.stored)} tensors as the config asks for", True),
-        Result("output head", "the token embedding", True),
+        Result("shapes", f"{len(expected)} tensors as the network has them", right),
+        Result("output head", copies if source.heads else "the token embedding", tied),
         Result("values", "all finite" if not count else f"{count:,} are NaN or infinite", not count),
     ]
     if checkpoint.vocabulary is None:
@@ -157,6 +182,17 @@ def check_alone(checkpoint: Checkpoint) -> list[Result]:
     chance = math.log(checkpoint.config.vocab_size)
     outcome = f"{loss:.2f} a token of a sentence; guessing has {chance:.2f}"
     return [*results, Result("loss", outcome, loss < FAR_FROM_CHANCE * chance)]
+
+
+def compare_ranking(checkpoint: Checkpoint, ours: GPT2, folder: Path, dtype: str, ids: Tensor) -> Result:
+    """The score that a DialogRPT gives to each row of ids."""
+    from transformers import GPT2ForSequenceClassification
+
+    theirs = GPT2ForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    scores = ours.hidden(ids)[:, -1] @ load_ranking_head(checkpoint, dtype=dtype).T  # (B, 1)
+    expected = torch.cat([theirs(row[None]).logits for row in ids])
+    difference = relative_difference(scores, expected)
+    return Result("ranking head", f"{difference:.1e} of the largest score", difference <= TOLERANCE[dtype])
 
 
 def reference(folder: Path, dtype: str) -> Any:

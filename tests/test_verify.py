@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dialogpt import verify
 from dialogpt.cli import main
-from weights import convert, export, names, open_checkpoint
+from weights import convert, export, names, open_checkpoint, pickles
 
 
 def rows(output: str) -> dict[str, str]:
@@ -68,6 +69,40 @@ def test_a_lost_transpose_is_seen(
     assert "computes something else than what it was made from; do not use it" in err
 
 
+@pytest.mark.parametrize("form", ["published", "pickle"])
+def test_a_reader_that_reads_wrongly_is_seen(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """An export of our own reading would agree with it: what transformers cannot read, torch reads for it."""
+    source = pickled(published, tmp_path / "pickled")
+    if form == "published":
+        state = load_file(published / "model.safetensors")
+        (source / "small_ft.pkl").unlink()
+        torch.save(state, source / "pytorch_model.bin")
+    honest = pickles._Mapped.tensor
+    monkeypatch.setattr(pickles._Mapped, "tensor", lambda self, described: -honest(self, described))
+    assert main(["convert", str(source), str(tmp_path / "ours"), "--verify"]) == 1
+    assert rows(capsys.readouterr().out)["logits"] == "DIFFER"
+
+
+def test_an_interrupted_proof_leaves_the_result_and_no_more(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process ended at once, and left the exported network in the folder for temporary files."""
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setattr(verify, "compare", interrupt)
+    convert(published, tmp_path / "source")
+    assert main(["convert", str(tmp_path / "source"), str(tmp_path / "ours"), "--verify"]) == 130
+    assert f"{tmp_path / 'ours'} is written, and not verified" in capsys.readouterr().err
+    assert open_checkpoint(tmp_path / "ours").ours
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
 def test_without_transformers_the_loss_speaks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,7 +130,7 @@ def test_what_cannot_be_compared_is_said(published: Path, tmp_path: Path) -> Non
     folder = Path(shutil.copytree(published, tmp_path / "copy"))
     for name in ("vocab.json", "merges.txt"):
         (folder / name).unlink()
-    loss = verify.check_alone(open_checkpoint(folder))[-1]
+    loss = verify.check_alone(open_checkpoint(folder), open_checkpoint(folder))[-1]
     assert (loss.equal, loss.outcome) == (None, "not computed: the checkpoint has no vocabulary")
-    untrained = verify.check_alone(open_checkpoint(published))[-1]
+    untrained = verify.check_alone(open_checkpoint(published), open_checkpoint(published))[-1]
     assert untrained.equal is False  # random weights: no better than guessing

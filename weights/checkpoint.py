@@ -38,6 +38,7 @@ WEIGHT_FILES = (  # in the order of preference
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weights only if their content says so
 _OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+SHARD_LIMIT = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")  # what training leaves
@@ -83,6 +84,7 @@ class Checkpoint:
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
+        read_sha256: gives `sha256()`.
         heads_assumed: whether no file and nobody said how many heads of attention there are.
         ours: whether it is in this project's own format.
         settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
@@ -104,6 +106,7 @@ class Checkpoint:
     heads: tuple[StoredTensor, ...] = ()
     ranking_head: StoredTensor | None = None
     name: str | None = None
+    read_sha256: Callable[[], str] = lambda: sha256_of(())
     heads_assumed: bool = False
 
     @property
@@ -145,8 +148,8 @@ class Checkpoint:
         return Origin(self.name or os.fsencode(self.path.resolve().name).decode(errors="replace"), self.sha256())
 
     def sha256(self) -> str:
-        """Checksum of the weight files, one after the other; reads them all."""
-        return sha256_of(self.files)
+        """Checksum of the weight files, one after the other; reads them all, once."""
+        return self.read_sha256()
 
 
 Source = str | os.PathLike[str] | Checkpoint
@@ -228,6 +231,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
         heads_assumed=not values and n_head is None,
+        read_sha256=cache(partial(sha256_of, files)),
     )
 
 
@@ -243,7 +247,7 @@ def _ignored(file: Path) -> dict[str, str]:
     """What was left out when a file of ours was made."""
     try:
         ignored = json.loads(safetensors_metadata(file).get("ignored", "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return {str(name): str(reason) for name, reason in ignored.items()} if isinstance(ignored, dict) else {}
 
@@ -330,15 +334,15 @@ def _weight_files(path: Path) -> tuple[Path, ...]:
         names = sorted(file.name for file in path.iterdir())
         chosen = weights_among(names)
         if chosen is None:
-            raise CheckpointError(_no_weights(path, names))
+            raise CheckpointError(no_weights(path, names))
         path = path / chosen
     if not path.name.endswith(".index.json"):
         return (path,)
     return tuple(path.parent / name for name in shard_names(path))
 
 
-def _no_weights(folder: Path, names: list[str]) -> str:
-    """Why a folder holds no weights that can be used."""
+def no_weights(folder: str | Path, names: list[str]) -> str:
+    """Why a folder, or a repository on the hub, holds no weights that can be used."""
     several = _other_weights(names)
     if any(_SHARD.search(name) for name in several):
         return f"{folder} holds shards of weights ({several[0]}, ...) without their index, a .index.json; fetch it too"
@@ -349,12 +353,12 @@ def _no_weights(folder: Path, names: list[str]) -> str:
     return _foreign(folder, names) or f"{folder} has no weights; expected one of {usual}, or one .pkl of any name"
 
 
-def _foreign(folder: Path, names: Iterable[str]) -> str | None:
+def _foreign(folder: str | Path, names: Iterable[str]) -> str | None:
     """What to say of another system's file, if there is one."""
     for name in names:
         for pattern, (kind, advice) in _FOREIGN.items():
             if fnmatch(name, pattern):
-                return f"{folder / name} is {kind}, which is not read here: {advice}"
+                return f"{Path(folder) / name} is {kind}, which is not read here: {advice}"
     return None
 
 
@@ -368,6 +372,8 @@ def shard_names(index: Path) -> list[str]:
     if not isinstance(shards, dict) or not shards or not all(isinstance(shard, str) for shard in shards.values()):
         raise CheckpointError(f"{index} has no weight_map from tensors to files")
     names = sorted(set(shards.values()))
+    if len(names) > SHARD_LIMIT:
+        raise CheckpointError(f"{index} names {len(names):,} files; expected at most {SHARD_LIMIT}")
     foreign = [name for name in names if Path(name).name != name or name in (".", "..") or "\\" in name]
     if foreign:
         raise CheckpointError(f"{index} points outside its folder ({foreign[0]!r}); expected plain file names")
@@ -378,7 +384,9 @@ def _read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     stored: dict[str, StoredTensor] = {}
     missing = [file.name for file in files if not os.path.isfile(file)]  # noqa: PTH113 - says no where a Path would raise
     if missing:
-        raise CheckpointError(f"{files[0].parent} lacks files of weights: {', '.join(missing)}; fetch them into it")
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        names = ", ".join(missing[:4])
+        raise CheckpointError(f"{files[0].parent} lacks files of weights: {names}{more}; fetch them into it")
     for file in files:
         part = read_tensors(file)
         twice = sorted(stored.keys() & part.keys())

@@ -21,10 +21,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weights.pickles import OLD_MAGIC, read_pickle
-from weights.stored import CheckpointError, Progress, StoredTensor
+from weights.stored import ALIGNMENT, CheckpointError, Progress, StoredTensor
 
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-ALIGNMENT = 64  # bytes, a cache line and an AVX-512 register: misaligned rows change float32 products in the last bit
 TEXT_LIMIT = 8 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
 ELEMENT_LIMIT = 600_000  # signs that begin one more value or line; GPT-2's tokenizer.json has 250,000
 HEADER_LIMIT = 4 << 20  # bytes of a safetensors header; GPT-2 large's is 60 kB
@@ -72,10 +71,11 @@ def _parse_json(text: str, path: Path) -> dict[str, Any]:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object whose keys are there once; readers differ in which of two they believe."""
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in made if keys.count(key) > 1)!r} is there twice")
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise ValueError(f"the key {key!r} is there twice")
+        made[key] = value
     return made
 
 
@@ -94,12 +94,6 @@ def container(path: Path) -> str | None:
             head = file.read(32)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is only git's pointer to a large file; run: git lfs pull")
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(
-            f"{path} is a web page, not weights; fetch the file itself (on the hub, from resolve/, not blob/)"
-        )
     if head[:4] == b"PK\3\4":
         return "torch"
     if head[:1] == b"\x80" and OLD_MAGIC in head:
@@ -114,6 +108,8 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file cannot be read, or is neither, or is damaged.
     """
     kind = container(path)
+    if kind is None:
+        _refuse_what_was_fetched_instead(path)
     if kind in ("torch", "old torch"):
         return read_pickle(path, old=kind == "old torch")
     if kind == "safetensors" or path.suffix == ".safetensors":
@@ -122,6 +118,18 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
         f"{path} is empty, cut short, or no file of tensors; expected safetensors, or what torch.save writes. Fetch it "
         f"again"
     )
+
+
+def _refuse_what_was_fetched_instead(path: Path) -> None:
+    """Recognise what downloads bring in place of weights; fetching it again in the same way would bring the same."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    if head.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is only git's pointer to a large file; run: git lfs pull")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(
+            f"{path} is a web page, not weights; fetch the file itself (the hub's resolve/, not blob/)"
+        )
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
@@ -206,7 +214,11 @@ def write_safetensors(
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object for people: indented, keys in the order given."""
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    try:
+        text = json.dumps(content, indent=2)
+    except RecursionError:
+        raise CheckpointError(f"{path.name} would be nested too deeply; take out of the source's what is") from None
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

@@ -19,16 +19,16 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from weights.checkpoint import FORMAT_VERSION, open_path, shard_names, weights_among
+from weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
 from weights.convert import convert
-from weights.files import sha256_of
+from weights.files import read_json, sha256_of
 from weights.stored import CheckpointError
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_ENTRY = re.compile(r"\w+-\w+-v[0-9]+", re.ASCII)
+_ENTRY = re.compile(r"\w+-\w+-v[0-9]+(-h[0-9]+)?", re.ASCII)
+_PARTIAL = re.compile(rf"\.({_ENTRY.pattern}|removed)\.partial-[0-9]+-[0-9a-f]+", re.ASCII)
 _INSTALL = "pip install -c constraints.txt '.[hub]'"
 _BY_HAND = "download config.json, the weights, vocab.json and merges.txt elsewhere into a folder, and pass that folder"
 
@@ -77,6 +78,9 @@ def cache_folder() -> Path:
 def converted(name: str, n_head: int | None = None) -> Path:
     """The folder of a checkpoint on the hub in our format: from the cache, or else downloaded and converted.
 
+    Without a network it is the folder of what was downloaded before, which is not kept as a conversion: only the hub
+    knows whether that is all.
+
     Args:
         name: "owner/name", or "owner/name@revision".
         n_head: see `open_checkpoint`.
@@ -87,11 +91,14 @@ def converted(name: str, n_head: int | None = None) -> Path:
     repository, _, revision = name.partition("@")
     revision = revision or "main"
     folder = cache_folder() / repository.replace("/", "--")
-    found = _recorded(folder, revision)
+    reference = quote(revision, safe="") + ("" if n_head is None else f"~{n_head}-heads")
+    found = _recorded(folder, reference)
     if found is None:
-        snapshot = download(repository, revision)
-        found = _convert(snapshot, f"{repository}@{snapshot.name}", folder, n_head)
-        _record(folder, revision, found.name)
+        downloaded, complete = download(repository, revision)
+        if not complete:
+            return downloaded
+        found = _convert(downloaded, f"{repository}@{downloaded.name}", folder, n_head)
+        _record(folder, reference, found.name)
     return found
 
 
@@ -99,25 +106,35 @@ def snapshot(name: str) -> Path | None:
     """The folder of a checkpoint as it was downloaded, if huggingface_hub's cache still has it; touches no network."""
     repository, _, revision = name.partition("@")
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import try_to_load_from_cache
 
-        return Path(snapshot_download(repository, revision=revision or "main", local_files_only=True))
-    except Exception:  # not installed, not downloaded, or not by this version
+        for file in ("config.json", *WEIGHT_FILES):
+            path = try_to_load_from_cache(repository, file, revision=revision or "main")
+            if isinstance(path, str):
+                return Path(path).parent
+    except Exception:  # not installed, or a name that it does not take
         return None
+    return None
 
 
-def _recorded(folder: Path, revision: str) -> Path | None:
+def _recorded(folder: Path, reference: str) -> Path | None:
     """The entry that a revision was when it was fetched, if our format is still the same."""
+    entry = _referred(folder / "refs" / reference)
+    fits = entry is not None and f"-v{FORMAT_VERSION}" in entry and (folder / entry / "config.json").is_file()
+    return folder / entry if fits and entry is not None else None
+
+
+def _referred(path: Path) -> str | None:
+    """The name of an entry that a file of references holds."""
     try:
-        entry = (folder / "refs" / quote(revision, safe="")).read_text(encoding="utf-8").strip()
+        entry = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
-    fits = _ENTRY.fullmatch(entry) and entry.endswith(f"-v{FORMAT_VERSION}")
-    return folder / entry if fits and (folder / entry).is_dir() else None
+    return entry if _ENTRY.fullmatch(entry) else None
 
 
-def _record(folder: Path, revision: str, entry: str) -> None:
-    path = folder / "refs" / quote(revision, safe="")
+def _record(folder: Path, reference: str, entry: str) -> None:
+    path = folder / "refs" / reference
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -132,14 +149,12 @@ _ELSEWHERE = "set DIALOGPT_CACHE to a folder that has room and can be written"
 
 def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Path:
     """Convert what was downloaded into the cache, once, whoever else may be at it."""
-    from filelock import FileLock
-
     try:
         checkpoint = replace(open_path(snapshot, n_head=n_head), name=name)
-        entry = folder / f"{snapshot.name[:12]}-{checkpoint.sha256()[:12]}-v{FORMAT_VERSION}"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".lock"):
-            for left in folder.glob(".*.partial-*"):  # by a process that was killed
+        told = "" if n_head is None or (snapshot / "config.json").exists() else f"-h{n_head}"
+        entry = folder / f"{snapshot.name[:12]}-{checkpoint.sha256()[:12]}-v{FORMAT_VERSION}{told}"
+        with _locked(folder):
+            for left in filter(_is_partial, folder.iterdir()):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             if not entry.exists():
                 convert(checkpoint, entry)
@@ -150,14 +165,32 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
     return entry
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Have a repository's folder alone; its lock lies elsewhere, so that the folder can be removed."""
+    from filelock import FileLock
+
+    locks = folder.parent / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{folder.name}.lock"):
+        folder.mkdir(exist_ok=True)
+        yield
+        with suppress(OSError):  # there is something in it
+            folder.rmdir()
+
+
+def _is_partial(path: Path) -> bool:
+    return _PARTIAL.fullmatch(path.name) is not None and path.is_dir()
+
+
 # ---- downloading ----
 
 
-def download(repository: str, revision: str) -> Path:
+def download(repository: str, revision: str) -> tuple[Path, bool]:
     """Fetch the files that a checkpoint needs, and no others, into huggingface_hub's cache.
 
     Returns:
-        Their folder, which is named for the commit.
+        Their folder, which is named for the commit, and whether the hub was there to say that these are all.
 
     Raises:
         CheckpointError: huggingface_hub is not installed; the hub cannot be reached and nothing is cached; there is no
@@ -166,14 +199,15 @@ def download(repository: str, revision: str) -> Path:
     try:
         import huggingface_hub
         from huggingface_hub import errors
-    except ImportError:
+    except ImportError as error:
+        if error.name != "huggingface_hub":
+            raise CheckpointError(f"huggingface_hub is damaged ({error}); install it again: {_INSTALL}") from None
         raise CheckpointError(
             f"there is no folder or file {repository!r}, and to fetch it from the Hugging Face hub takes "
             f"huggingface_hub: {_INSTALL}. Or {_BY_HAND}"
         ) from None
     name = repository if revision == "main" else f"{repository}@{revision}"
     try:
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # what matters of its warnings is in our errors
         hub = huggingface_hub.HfApi()
         listing = hub.model_info(repository, revision=revision, files_metadata=True, timeout=PATIENCE)
     except errors.RevisionNotFoundError:
@@ -190,7 +224,7 @@ def download(repository: str, revision: str) -> Path:
     except errors.HFValidationError:
         raise CheckpointError(f"there is no folder or file {name!r}, and it is no name on the hub; check it") from None
     except Exception as error:  # no network, or the hub's own trouble: each version has other types for it
-        return _already_downloaded(name, repository, revision, error)
+        return _already_downloaded(name, repository, revision, error), False
     files = {file.rfilename: file for file in listing.siblings or ()}
     wanted = _wanted(name, files)
     _require_room(name, repository, str(listing.sha), [files[file] for file in wanted])
@@ -204,35 +238,35 @@ def download(repository: str, revision: str) -> Path:
         fetched += [_fetch(name, repository, revision, files[shard]) for shard in shards]
     if {path.parent.name for path in fetched} != {listing.sha}:
         raise CheckpointError(f"{name} changed on the hub while it was downloaded; run the same command again")
-    return fetched[0].parent
+    return fetched[0].parent, True
 
 
 def _already_downloaded(name: str, repository: str, revision: str, error: Exception) -> Path:
-    """Without a network: what huggingface_hub's cache holds."""
+    """Without a network: what huggingface_hub's cache holds, if config, weights and vocabulary are there."""
     folder = snapshot(f"{repository}@{revision}")
-    if folder is None or weights_among(path.name for path in folder.iterdir()) is None:
+    names = {path.name for path in folder.iterdir()} if folder is not None else set()
+    vocabulary = names >= {"vocab.json", "merges.txt"} or "tokenizer.json" in names
+    if folder is None or weights_among(names) is None or "config.json" not in names or not vocabulary:
         from huggingface_hub import constants
 
         reason = " ".join(str(error).split()) or type(error).__name__
         failed = f"the Hugging Face hub ({constants.ENDPOINT}) cannot be reached ({reason[:200]})"
-        advice = "Try again with a network"
+        advice, held = "Try again with a network", f"only {', '.join(sorted(names)[:6])}" if names else "nothing"
         if constants.HF_HUB_OFFLINE:
             failed, advice = "the hub is not asked, as HF_HUB_OFFLINE is set", "Unset it"
         raise CheckpointError(
-            f"there is no folder or file {name!r}, {failed}, and nothing of it is cached. {advice}, or {_BY_HAND}"
+            f"there is no folder or file {name!r}, {failed}, and {held} of it is cached. {advice}, or {_BY_HAND}"
         ) from None
     return folder
 
 
 def _wanted(name: str, files: Iterable[str]) -> list[str]:
     """The files of a repository that a checkpoint is made of; shards of weights come later."""
-    names = set(files)
-    weights = weights_among(file for file in names if "/" not in file)
+    names = {file for file in files if "/" not in file}
+    weights = weights_among(names)
     if weights is None:
-        raise CheckpointError(
-            f"{name} on the hub has no weights that are read here; it has {', '.join(sorted(names)[:6]) or 'nothing'}, "
-            f"and model.safetensors or pytorch_model.bin was expected"
-        )
+        there = ", ".join(sorted(files)[:6]) or "nothing"
+        raise CheckpointError(f"{no_weights(name, sorted(names))} (on the hub there is {there})")
     return [*(file for file in TEXT_FILES if file in names), weights]
 
 
@@ -242,7 +276,8 @@ def _fetch(name: str, repository: str, revision: str, file: RepoSibling) -> Path
     from huggingface_hub import errors
 
     try:
-        path = Path(huggingface_hub.hf_hub_download(repository, file.rfilename, revision=revision))
+        with _without_warnings():
+            path = Path(huggingface_hub.hf_hub_download(repository, file.rfilename, revision=revision))
         expected, found = _checksums(path, file)
     except errors.EntryNotFoundError as error:
         if isinstance(error, errors.LocalEntryNotFoundError):
@@ -258,6 +293,18 @@ def _fetch(name: str, repository: str, revision: str, file: RepoSibling) -> Path
             f"was removed; run the same command again"
         )
     return path
+
+
+@contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep huggingface_hub's warnings back for a while: what matters of them is in our errors."""
+    log = logging.getLogger("huggingface_hub")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def _broken_off(name: str, file: RepoSibling, error: Exception) -> CheckpointError:
@@ -313,15 +360,27 @@ def _require_room(name: str, repository: str, commit: str, files: list[RepoSibli
 
 
 def cached() -> list[Cached]:
-    """What the cache holds, by name."""
+    """What the cache holds, by name; of what a killed process left, the size counts, and there is no revision."""
     entries = []
-    for path in sorted(cache_folder().glob("*--*/*-v*")):
-        if _ENTRY.fullmatch(path.name) and path.is_dir():
-            refs = sorted(path.parent.glob("refs/[!.]*"))
-            revisions = tuple(unquote(ref.name) for ref in refs if ref.read_text(encoding="utf-8").strip() == path.name)
-            size = sum(file.stat().st_size for file in path.iterdir())
-            entries.append(Cached(path.parent.name.replace("--", "/", 1), revisions, path, size))
+    for folder in sorted(cache_folder().glob("*--*")):
+        refs = {ref.name: _referred(ref) for ref in sorted(folder.glob("refs/[!.]*"))}
+        for path in sorted(filter(_is_ours, folder.iterdir())) if folder.is_dir() else ():
+            revisions = tuple(unquote(name) for name, entry in refs.items() if entry == path.name)
+            size = sum(file.stat().st_size for file in path.iterdir() if file.is_file())
+            entries.append(Cached(folder.name.replace("--", "/", 1), revisions, path, size))
     return entries
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder is an entry, or one that was not finished: DIALOGPT_CACHE may hold other things too."""
+    if _is_partial(path):
+        return True
+    if not _ENTRY.fullmatch(path.name):
+        return False
+    try:
+        return "format_version" in read_json(path / "config.json")
+    except CheckpointError:
+        return False
 
 
 def clear(name: str | None = None) -> list[Cached]:
@@ -342,20 +401,19 @@ def clear(name: str | None = None) -> list[Cached]:
     entries = [entry for entry in cached() if repository in (None, entry.name)]
     if name is not None and not entries:
         raise CheckpointError(f"the cache holds no {name!r}; dialogpt cache lists what it holds")
-    pattern = "*--*" if repository is None else repository.replace("/", "--")
     try:
-        for lock in cache_folder().glob(f"{pattern}/.lock"):  # only what this file made
-            _remove(lock.parent)
+        for folder in {entry.path.parent for entry in entries}:
+            with _locked(folder):
+                for ref in folder.glob("refs/[!.]*"):
+                    if _referred(ref) is not None:
+                        ref.unlink()
+                with suppress(OSError):
+                    (folder / "refs").rmdir()
+                for entry in entries:
+                    if entry.path.parent == folder and entry.path.exists():  # else somebody else removed it
+                        doomed = folder / f".removed.partial-{os.getpid()}-{os.urandom(4).hex()}"
+                        entry.path.rename(doomed)  # whole or gone, also if this process is killed
+                        shutil.rmtree(doomed)
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be removed: {error.strerror}") from None
     return entries
-
-
-def _remove(folder: Path) -> None:
-    """Remove a repository's entries, also those that a killed process left half done, and nothing else."""
-    for path in folder.iterdir():
-        if _ENTRY.fullmatch(path.name) or path.name == "refs" or ".partial-" in path.name:
-            shutil.rmtree(path)
-    (folder / ".lock").unlink()
-    with suppress(OSError):
-        folder.rmdir()

@@ -106,10 +106,16 @@ def refuse_damage(checkpoint: Checkpoint) -> None:
         f"{head.name} differs from the token embedding, and an output head of its own (tie_word_embeddings false) is "
         f"not implemented"
         for head in checkpoint.heads
-        if not torch.equal(head.read().to(checkpoint.dtype), checkpoint.tensors[EMBEDDING].read().to(checkpoint.dtype))
+        if not equal_values(head.read(), checkpoint.tensors[EMBEDDING].read())
     ]
     if problems:
         raise CheckpointError(f"{checkpoint.path} cannot be used: {'; '.join(problems)}. Fetch it again")
+
+
+def equal_values(left: Tensor, right: Tensor) -> bool:
+    """Whether all values are the same, in the dtype that holds both."""
+    dtype = torch.promote_types(left.dtype, right.dtype)
+    return torch.equal(left.to(dtype), right.to(dtype))
 
 
 def count_non_finite(tensor: Tensor) -> int:

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weights.stored import DTYPES, CheckpointError, StoredTensor
+from weights.stored import ALIGNMENT, DTYPES, CheckpointError, StoredTensor
 
 OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
 _OLD_VERSION = 1001
@@ -38,7 +38,7 @@ _DIRECTORY_LIMIT = 1 << 20  # bytes of an archive's list of records; GPT-2 large
 
 _ORDERED_DICT = "collections OrderedDict"
 _REBUILD = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}  # arguments that each has at least
-_PARAMETER = "torch._utils _rebuild_parameter"
+_PARAMETERS = frozenset({"torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"})
 _STORAGES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -51,7 +51,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_STORAGE = re.compile(rf"torch(\.cuda)? ({'|'.join(_STORAGES)})")
+_STORAGE = re.compile(r"torch(\.cuda)? ([A-Z][A-Za-z0-9]*Storage)")
 _CALLING = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"})
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = frozenset({
@@ -83,11 +83,16 @@ class _Storage:
 
 @dataclass(frozen=True, eq=False)
 class _Described:
-    """A tensor as a pickle describes it: row-major, from one number of its storage on."""
+    """A tensor as a pickle describes it: from one number of its storage on, and row by row if it is plain."""
 
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
+    plain: bool
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.storage.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -134,6 +139,13 @@ def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
     )
     if not fits:  # a storage that claims more than its record has would take in its neighbours
         raise CheckpointError(f"{path} declares other sizes than its records have; it is damaged: fetch it again")
+    held, described_bytes = sum(span.nbytes for span in spans.values()), sum(d.nbytes for d in content.values())
+    if (
+        described_bytes > 2 * held
+    ):  # a head that shares the embedding's storage is usual, layers that share theirs are not
+        raise CheckpointError(
+            f"{path} describes {described_bytes:,} bytes of tensors that share {held:,}; expected no layer twice"
+        )
     file = _Mapped(path, spans)
     return {
         name: StoredTensor(
@@ -160,7 +172,12 @@ class _Mapped:
         return np.memmap(self.path, np.uint8, "c")
 
     def tensor(self, described: _Described) -> Tensor:
-        """One tensor, in the file's own memory."""
+        """One tensor, in the file's own memory, or in a copy of it where it would not be aligned there.
+
+        The older format puts numbers at any place, and float32 products of misaligned rows differ in the last bit.
+        """
+        if not described.plain:
+            raise CheckpointError(f"{self.path}: a tensor is not stored row by row; save it as tensor.contiguous()")
         storage, span = described.storage, self.spans[described.storage.key]
         held = self.data[span.start : span.start + span.nbytes]
         if span.checksum is not None and storage.key not in self.checked:
@@ -171,6 +188,8 @@ class _Mapped:
             self.checked.add(storage.key)
         size = storage.dtype.itemsize
         part = held[described.offset * size : (described.offset + math.prod(described.shape)) * size]
+        if part.ctypes.data % ALIGNMENT:
+            part = torch.empty(len(part), dtype=torch.uint8).copy_(torch.from_numpy(part)).numpy()
         return torch.from_numpy(part).view(storage.dtype).view(described.shape)
 
 
@@ -251,9 +270,11 @@ def _find_directory(file: IO[bytes]) -> int:
         raise zipfile.BadZipFile("its end is missing")
     length, offset = (int.from_bytes(end[place : place + 4], "little") for place in (12, 16))
     if locator[:4] == b"PK\6\7":  # the form for more than 4 GB; what is too large for the short form is all ones there
-        file.seek(min(size, int.from_bytes(locator[8:16], "little")) + 40)
-        long_length, long_offset = (int.from_bytes(file.read(8), "little") for _ in range(2))
-        if length not in (0xFFFFFFFF, long_length) or offset not in (0xFFFFFFFF, long_offset):
+        file.seek(max(0, size - 98))  # Python reads the long form just before its locator, wherever that points
+        long = file.read(56)
+        long_length, long_offset = (int.from_bytes(long[place : place + 8], "little") for place in (40, 48))
+        adjacent = long[:4] == b"PK\6\6" and int.from_bytes(locator[8:16], "little") == size - 98
+        if not adjacent or length not in (0xFFFFFFFF, long_length) or offset not in (0xFFFFFFFF, long_offset):
             raise zipfile.BadZipFile("its end contradicts itself")
         length, offset = long_length, long_offset
     if length > _DIRECTORY_LIMIT:
@@ -274,7 +295,7 @@ def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
 
 
 def _span(file: IO[bytes], record: zipfile.ZipInfo, end: int) -> _Span:
-    """Where a record's data lies: behind its local header, which repeats its name."""
+    """Where a record's data lies: behind its local header."""
     file.seek(record.header_offset)
     header = file.read(30)
     start = record.header_offset + 30 + sum(int.from_bytes(header[place : place + 2], "little") for place in (26, 28))
@@ -321,14 +342,14 @@ class _Machine:
         self.stack: list[Any] = []
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
+        self.left = _STEP_LIMIT
 
     def run(self, instructions: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
         """Follow all instructions; the result is what the last one leaves."""
         stack, memo = self.stack, self.memo
-        for step, (instruction, argument, _) in enumerate(instructions):
+        for instruction, argument, _ in instructions:
             name = instruction.name
-            if step > _STEP_LIMIT:
-                raise CheckpointError(f"{self.path} holds a pickle of more than {_STEP_LIMIT:,} instructions")
+            self.spend(1)
             if name in _CALLING:
                 raise self.would_run(f"by the instruction {name}")
             if name == "STOP":
@@ -378,6 +399,12 @@ class _Machine:
                 raise _damaged(self.path)
         raise _damaged(self.path)
 
+    def spend(self, steps: int) -> None:
+        """Count work that is done, also for arguments, which a pickle may name again and again."""
+        self.left -= steps
+        if self.left < 0:
+            raise CheckpointError(f"{self.path} holds a pickle that takes more than {_STEP_LIMIT:,} steps")
+
     def pop(self) -> Any:
         """Take the uppermost value."""
         if self.marks and len(self.stack) <= self.marks[-1]:
@@ -408,7 +435,7 @@ class _Machine:
 
     def named(self, text: str) -> _Name:
         """What a description of tensors may name; it is never looked up."""
-        if text in (_ORDERED_DICT, _PARAMETER, *_REBUILD) or _STORAGE.fullmatch(text):
+        if text == _ORDERED_DICT or text in _PARAMETERS or text in _REBUILD or _STORAGE.fullmatch(text):
             return _Name(text)
         raise self.would_run(text.replace(" ", "."))
 
@@ -428,6 +455,8 @@ class _Machine:
             raise _damaged(self.path)
         if view not in ([], [None]):
             raise CheckpointError(f"{self.path} holds storages that are parts of others; save it with a newer torch")
+        if match[2] not in _STORAGES:
+            raise CheckpointError(f"{self.path} holds numbers that no GPT-2 has (torch.{match[2]}); expected floats")
         return _Storage(_STORAGES[match[2]], key, count)
 
     def call(self, function: Any, arguments: Any) -> Any:
@@ -436,22 +465,29 @@ class _Machine:
             raise _damaged(self.path)
         if function.text == _ORDERED_DICT:
             made: dict[str, Any] = {}
-            for pair in arguments[0] if arguments else ():  # Python 2 wrote its items as arguments
-                self.set_items(made, [*pair])
+            pairs = arguments[0] if arguments else []  # Python 2 wrote its items as an argument
+            if type(pairs) is not list or not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+                raise _damaged(self.path)
+            self.spend(len(pairs))
+            self.set_items(made, [item for pair in pairs for item in pair])
             return made
-        if function.text == _PARAMETER and isinstance(arguments[0], _Described):
-            return arguments[0]
-        if len(arguments) < _REBUILD[function.text]:
+        if function.text in _PARAMETERS and isinstance(arguments[0], _Described):
+            return arguments[0]  # what else it has are notes of the program that trained it
+        if not _REBUILD[function.text] <= len(arguments) <= 7:
             raise _damaged(self.path)
+        if len(arguments) == 7 and arguments[6]:
+            raise CheckpointError(
+                f"{self.path} holds a negated or conjugated view of a tensor; save it as tensor.clone()"
+            )
         storage, offset, shape, strides = arguments[:4]
+        if type(shape) is not tuple or type(strides) is not tuple or len(shape) != len(strides) or len(shape) > 8:
+            raise _damaged(self.path)
         whole = [offset, *shape, *strides]
         if not isinstance(storage, _Storage) or not all(type(n) is int and 0 <= n < 1 << 48 for n in whole):
             raise _damaged(self.path)
-        if len(shape) != len(strides) or len(shape) > 8 or offset + math.prod(shape) > storage.count:
+        last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+        if math.prod(shape) and last >= storage.count:
             raise CheckpointError(f"{self.path} holds a tensor that reaches beyond its storage; fetch it again")
-        plain = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
-        if any(n > 1 and stride != row for n, stride, row in zip(shape, strides, plain, strict=True)):
-            raise CheckpointError(
-                f"{self.path} holds a tensor that is not stored plainly, in row-major order; save it again"
-            )
-        return _Described(storage, offset, tuple(shape))
+        rows = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        plain = all(n <= 1 or stride == row for n, stride, row in zip(shape, strides, rows, strict=True))
+        return _Described(storage, offset, shape, plain)

@@ -6,6 +6,7 @@ it to the `Listener` that the caller passes.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -29,6 +30,8 @@ from weights import Checkpoint, Vocabulary, load, open_checkpoint
 from weights.checkpoint import Origin
 from weights.load import dtype_of
 from weights.vocabulary import gpt2_vocabulary
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,8 @@ class Start:
         checkpoint = open_checkpoint(source)
         if checkpoint.vocabulary is None:
             raise DialogueError(f"{source} has no vocabulary; put its vocab.json and merges.txt beside it")
+        if checkpoint.ranking_head is not None:
+            logger.warning("%s is a DialogRPT; its ranking head is not trained, and left out", checkpoint.path)
         return cls(_with_dropout(checkpoint, dropout), checkpoint.vocabulary, checkpoint.origin())
 
     def network(self, seed: int, dtype: str) -> GPT2:

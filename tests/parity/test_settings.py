@@ -243,8 +243,8 @@ def test_stop_strings_end_where_transformers_does(
         }
         torch.manual_seed(seed)
         output = theirs.generate(
-            prompt, attention_mask=torch.ones_like(prompt), pad_token_id=556, stop_strings=text, tokenizer=their_tokenizer,
-            **values,
+            prompt, attention_mask=torch.ones_like(prompt), pad_token_id=556, stop_strings=text,
+            tokenizer=their_tokenizer, **values,
         )[0, 4:].tolist()  # fmt: skip
         config = GenerationConfig(stop_strings=text, **values)  # type: ignore[arg-type]
         (reply,) = generate_batch(ours, [prompt[0].tolist()], config, generator=seeded(seed), tokenizer=tokenizer)[0]
