@@ -15,6 +15,7 @@ from torch import Tensor
 from dialogpt.decoder import NOT_A_NUMBER, NOTHING_LEFT, Decoder, GenerationError, Row, processed
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from model import KVCache
 
 NEVER = -1e9  # added to what must not win; not infinity, so that two of them can still be compared
 
@@ -138,6 +139,7 @@ def beam_search(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     generators: Sequence[torch.Generator],
+    cache: KVCache | None = None,
 ) -> list[list[Beam]]:
     """The best `num_return_sequences` replies to each prompt.
 
@@ -146,13 +148,14 @@ def beam_search(
         prompts: each of at least one token.
         config: for all; `do_sample` draws the continuations, without replacement.
         generators: one for each prompt; prompts that share one are drawn for together, as transformers does.
+        cache: see `generate_batch`.
 
     Raises:
         DialogueError: a prompt cannot be used, or the vocabulary is too small for so many beams.
         GenerationError: see `Decoder.step`.
     """
     searches = [
-        Search([decoder.add(prompt, config, generator=generator) for _ in range(config.num_beams)])
+        Search([decoder.add(prompt, config, generator=generator, cache=cache) for _ in range(config.num_beams)])
         for prompt, generator in zip(prompts, generators, strict=True)
     ]
     if searches and searches[0].candidates > config.num_beams * decoder.model.config.vocab_size:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,12 +20,16 @@ from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
+from dialogpt.normalize import normalize
+from dialogpt.rerank import Reranker
+from dialogpt.score import Score, score
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from model import GPT2, KVCache
 from weights import load, open_checkpoint
 from weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
+DEFAULT_CANDIDATES = 16  # the paper's
 Stop = Callable[[], bool]
 logger = logging.getLogger(__name__)
 
@@ -63,6 +67,8 @@ class Chat:
         generation: settings of the next reply; may be replaced at any time.
         history: the turns; a person's and the network's in turn.
         history_tokens: how many tokens of dialogue the network is shown.
+        reranker, num_candidates: what chooses each reply, and among how many.
+        normalize: whether what is typed is spelled as the training data were.
         statistics: of the last reply.
     """
 
@@ -74,6 +80,9 @@ class Chat:
         *,
         seed: int | None = None,
         history_tokens: int | None = None,
+        reranker: Reranker | None = None,
+        num_candidates: int = DEFAULT_CANDIDATES,
+        normalize: bool = False,
     ) -> None:
         """Begin an empty conversation.
 
@@ -83,10 +92,15 @@ class Chat:
             generation: None is the chat preset, with at most half the network's positions for a reply.
             seed: of all draws of this conversation; None is another one each time.
             history_tokens: None is 256.
+            reranker: chooses each reply among candidates; None says the first.
+            num_candidates: how many it is given.
+            normalize: whether what is typed is spelled as the training data were; see `dialogpt.normalize`.
 
         Raises:
-            DialogueError: `history_tokens` is below 1.
+            DialogueError: `history_tokens` or `num_candidates` is below 1.
         """
+        if num_candidates < 1:
+            raise DialogueError(f"num_candidates is {num_candidates}, expected a whole number from 1 on")
         if history_tokens is not None and history_tokens < 1:
             raise DialogueError(f"history_tokens is {history_tokens}, expected a whole number from 1 on")
         self.model = model
@@ -94,6 +108,7 @@ class Chat:
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
         self.history = History(tokenizer.eos_id)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
+        self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
         self.statistics = Statistics()
         self._generator = fresh_generator(model.token_embedding.weight.device, seed)
         self._cache = KVCache.for_model(model)
@@ -115,7 +130,7 @@ class Chat:
         """Begin a conversation with a checkpoint.
 
         Arguments are those of `weights.load` and of the constructor; `history_tokens` is the checkpoint's own where it
-        has one.
+        has one. A reranker can be put in its place afterwards.
 
         Raises:
             CheckpointError: the checkpoint cannot be used.
@@ -148,7 +163,7 @@ class Chat:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
             GenerationError: while reading; as after an interruption, what was said is kept.
         """
-        turn = self.tokenizer.encode(text)
+        turn = self._turn(text)
         self._settle()
         return self._begin([*self.history.turns, turn], stop)
 
@@ -168,7 +183,7 @@ class Chat:
         Raises:
             DialogueError: as `stream`, or there is no exchange yet.
         """
-        turn = self.tokenizer.encode(text)
+        turn = self._turn(text)
         self._settle()
         self._require_exchange()
         return self._begin([*self.history.turns[:-2], turn], stop)
@@ -211,20 +226,94 @@ class Chat:
 
         Args:
             turns: at least one; the last is answered.
-            number: how many replies; above 1 the settings must sample.
+            number: how many replies; above 1 the settings must sample, or have as many beams. With a reranker they are
+                the best of `num_candidates`, the best first.
         """
-        history = History(self.tokenizer.eos_id, map(self.tokenizer.encode, turns))
-        prompt = self._prompt(history)
+        return self.candidates_for_all([turns], number, [self._generator])[0]
+
+    def candidates_for_all(
+        self, dialogues: Sequence[Sequence[str]], number: int, generators: Sequence[torch.Generator]
+    ) -> list[list[Reply]]:
+        """Several replies to each of several dialogues, answered together; see `candidates`.
+
+        Args:
+            dialogues: of each at least one turn.
+            number: how many replies to each.
+            generators: one for each dialogue, so that its replies do not depend on the others.
+        """
+        histories = [History(self.tokenizer.eos_id, map(self._turn, turns)) for turns in dialogues]
+        prompts = [self._prompt(history) for history in histories]
+        wanted = number if self.reranker is None else max(number, self.num_candidates)
+        found = self._draw(prompts, wanted, generators)
+        return [self._ranked(h.turns, replies)[:number] for h, replies in zip(histories, found, strict=True)]
+
+    def _draw(self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator]) -> list[list[Reply]]:
+        """Replies to each prompt; those of white space only are drawn again, and come last if there is nothing else."""
         config = replace(self.generation, eos_token_id=self._end_ids())
-        replies: list[Reply] = []
+        found: list[list[Reply]] = [[] for _ in prompts]
+        blank: list[list[Reply]] = [[] for _ in prompts]
         for _ in range(TRIES):
-            config = replace(config, num_return_sequences=number - len(replies))
-            blank: list[Reply] = []
-            for reply in generate_batch(self.model, [prompt.ids], config, generator=self._generator)[0]:
-                (replies if self.tokenizer.decode(reply.ids).strip() else blank).append(reply)
-            if not blank or not config.do_sample:
+            short = [place for place, replies in enumerate(found) if len(replies) < number]
+            if not short:
                 break
-        return replies + blank
+            copies = max(number - len(found[place]) for place in short)
+            config = replace(config, num_return_sequences=copies)
+            said = self._say([prompts[place] for place in short], config, [generators[place] for place in short])
+            for place, replies in zip(short, said, strict=True):
+                for reply in replies:
+                    (found if self.tokenizer.decode(reply.ids).strip() else blank)[place].append(reply)
+            if not config.do_sample or config.num_beams > 1:
+                break
+        return [[*replies, *rest][:number] for replies, rest in zip(found, blank, strict=True)]
+
+    def _ranked(self, turns: Sequence[Sequence[int]], replies: Sequence[Reply]) -> list[Reply]:
+        """Replies to a dialogue, the best first if there is a reranker; equal ones in the order of their draws."""
+        if self.reranker is None:
+            return list(replies)
+        ranks = self.reranker.scores(turns, [reply.ids for reply in replies])
+        order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
+        return [replace(replies[place], rank=ranks[place]) for place in order]
+
+    def _say(
+        self, prompts: list[Prompt], config: GenerationConfig, generators: Sequence[torch.Generator]
+    ) -> list[list[Reply]]:
+        """Whole replies. One prompt is read by this conversation's cache, and each reply has a copy of it."""
+        cache = None
+        if len(prompts) == 1:
+            (ids,) = (prompt.ids for prompt in prompts)
+            shared = min(shared_prefix(self._cache.ids[0], ids), len(ids) - 1)
+            self._cache.crop(0, shared)
+            if unread := ids[shared:-1]:
+                with torch.no_grad():
+                    self.model.hidden(torch.tensor([unread], device=self._cache.keys.device), self._cache)
+            cache = self._cache.copy()
+        copies = config.num_return_sequences if config.num_beams == 1 else 1
+        return generate_batch(
+            self.model,
+            [prompt.ids for prompt in prompts],
+            config,
+            generator=[generator for generator in generators for _ in range(copies)],
+            cache=cache,
+            tokenizer=self.tokenizer,
+        )
+
+    def score(self, turns: Sequence[str]) -> list[Score]:
+        """How likely each turn of a dialogue is after those before it, its end included; of the first, all but its
+        first token.
+
+        Raises:
+            DialogueError: a turn is not valid, or the dialogue is longer than the network's positions.
+        """
+        ids: list[int] = []
+        scores: list[tuple[int, int]] = []
+        for turn in map(self._turn, turns):
+            begin = max(1, len(ids))
+            ids += [*turn, self.tokenizer.eos_id]
+            scores.append((begin, len(ids)))
+        if len(ids) < 2:
+            raise DialogueError("there is nothing to score; expected a dialogue of at least one word")
+        (whole,) = score(self.model, [ids])
+        return [Score(ids[begin:end], whole.log_probabilities[begin - 1 : end - 1]) for begin, end in scores]
 
     def shown(self) -> Prompt | None:
         """What of the dialogue the network was shown last; None before the first turn."""
@@ -245,6 +334,10 @@ class Chat:
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:
             raise DialogueError("nothing has been said yet")
+
+    def _turn(self, text: str) -> list[int]:
+        """The ids of what a person typed."""
+        return self.tokenizer.encode(normalize(text) if self.normalize else text)
 
     def _end_ids(self) -> tuple[int, ...]:
         """What ends a reply: the end of a turn always, as no turn may hold it, and what the settings name."""
@@ -279,12 +372,12 @@ class Chat:
                 ids: list[int] = []
                 text, visible = "", False
                 decoder = StreamDecoder(self.tokenizer)
-                for step in generate(self.model, prompt.ids, config, generator=self._generator, cache=self._cache):
+                for token in self._tokens(turns, prompt, config):
                     self.statistics.count_token(time.perf_counter() - start)
                     if stop is not None and stop():
                         return
-                    ids.append(step.id)
-                    text += decoder.feed(step.id)
+                    ids.append(token)
+                    text += decoder.feed(token)
                     visible = visible or bool(text.strip())
                     if visible and text:
                         if said is None or not decoder.waiting:  # half a character is not kept
@@ -292,7 +385,7 @@ class Chat:
                         yield text
                         text = ""
                 text += decoder.finish()
-                if visible or text.strip() or not config.do_sample:
+                if visible or text.strip() or not config.do_sample or self._whole:
                     break
             said = ids
             if text:
@@ -302,3 +395,19 @@ class Chat:
                 self.history.turns, self._shown = before, shown
             else:
                 self.history.turns = [*turns, said]
+
+    @property
+    def _whole(self) -> bool:
+        """Whether replies are known at their end only: beams, and what a reranker chooses."""
+        return self.reranker is not None or self.generation.num_beams > 1
+
+    def _tokens(self, turns: list[list[int]], prompt: Prompt, config: GenerationConfig) -> Iterator[int]:
+        """The reply's tokens, as they come."""
+        if self._whole:
+            number = 1 if self.reranker is None else self.num_candidates
+            (replies,) = self._draw([prompt], number, [self._generator])
+            yield from self._ranked(turns, replies)[0].ids
+            return
+        settings = {"generator": self._generator, "cache": self._cache, "tokenizer": self.tokenizer}
+        for step in generate(self.model, prompt.ids, config, **settings):  # type: ignore[arg-type]
+            yield step.id

@@ -19,7 +19,15 @@ from typing import NoReturn
 
 from dialogpt import commands
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
-from dialogpt.flags import DTYPES, SOURCE, add_model_flags, add_n_head, installed_version, wrong_usage
+from dialogpt.flags import (
+    DTYPES,
+    SOURCE,
+    add_model_flags,
+    add_n_head,
+    installed_version,
+    positive_number,
+    wrong_usage,
+)
 from dialogpt.interrupt import leaving_at_once
 from dialogpt.screen import one_line, printable
 from dialogpt.train import command as train
@@ -140,6 +148,21 @@ def build_parser() -> argparse.ArgumentParser:
     reply.add_argument("--num-replies", type=int, metavar="N", help="several replies to the same dialogue")
     reply.add_argument(
         "--json", action="store_true", help='write JSON; without a TURN, read {"turns": [...]} from standard input'
+    )
+    reply.add_argument(
+        "--batch",
+        type=Path,
+        metavar="FILE",
+        help='answer every line of a file, {"turns": [...]} each; - is standard input',
+    )
+    reply.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="with --batch: where replies go; what is there already is not repeated",
+    )
+    reply.add_argument(
+        "--batch-size", type=positive_number, default=32, metavar="N", help="lines answered together (32)"
     )
     add_model_flags(reply)
     reply.set_defaults(run=commands.reply, parser=reply)

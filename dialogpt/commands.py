@@ -9,20 +9,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from dialogpt.errors import DONE, DialogueError
-from dialogpt.flags import generation_from, installed_version, wrong_usage
+from dialogpt.flags import generation_from, installed_version, rerankers_from, wrong_usage
 from dialogpt.interrupt import flagged, raised
 from dialogpt.screen import one_line, printable
 
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
+    from dialogpt.generate import Reply
     from weights import Checkpoint, Report
 
 
+DEFAULT_CANDIDATES = 16  # dialogpt.chat's, whose module imports torch
 ALL = "everything in the cache"  # what --clear means without a name; known by identity, as "" may be a shell's slip
 
 
@@ -72,29 +74,49 @@ def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> N
 
 
 def reply(options: argparse.Namespace) -> int:
-    """Answer a dialogue that was given whole."""
+    """Answer a dialogue that was given whole, or a file of them."""
     config = generation_from(options)
     number = 1 if options.num_replies is None else options.num_replies
+    named = rerankers_from(options)
+    asked = max(number, options.num_candidates or DEFAULT_CANDIDATES) if named else number
     try:
-        replace(config, num_return_sequences=number)
+        replace(config, num_return_sequences=asked)
     except DialogueError as error:
-        raise wrong_usage(options, str(error).replace("num_return_sequences", "--num-replies")) from None
+        flag = "--num-candidates" if named else "--num-replies"
+        raise wrong_usage(options, str(error).replace("num_return_sequences", flag)) from None
+    if options.batch is not None:
+        if options.turns or options.json:
+            raise wrong_usage(options, "--batch answers a file; leave TURN and --json away")
+        from dialogpt.batch import answer_file
+
+        return answer_file(lambda: _open_chat(options), options, number)
+    if options.output is not None:
+        raise wrong_usage(options, "--output goes with --batch")
     if not options.turns and not options.json:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
     turns = options.turns or _turns_from(_stdin().read())
     opened = _open_chat(options)
-    replies = opened.candidates(turns, number)
-    texts = [opened.tokenizer.decode(reply.ids) for reply in replies]
+    found = opened.candidates(turns, number)
     if options.json:
-        content = [
-            {"text": text, "ids": reply.ids, "finish_reason": reply.finish_reason, "score": reply.score}
-            for text, reply in zip(texts, replies, strict=True)
-        ]
-        print(json.dumps({"replies": content}, ensure_ascii=False))
+        print(json.dumps({"replies": described(opened, found)}, ensure_ascii=False))
     else:
-        for text in texts:
-            _print_reply(text)
+        for reply in found:
+            _print_reply(opened.tokenizer.decode(reply.ids))
     return DONE
+
+
+def described(chat: Chat, replies: Sequence[Reply]) -> list[dict[str, object]]:
+    """Replies as JSON has them."""
+    return [
+        {
+            "text": chat.tokenizer.decode(reply.ids),
+            "ids": reply.ids,
+            "finish_reason": reply.finish_reason,
+            "score": reply.score,
+            **({} if reply.rank is None else {"rank": reply.rank}),
+        }
+        for reply in replies
+    ]
 
 
 def _turns_from(data: bytes) -> list[str]:
@@ -267,7 +289,8 @@ def _table(rows: list[tuple[str, str]]) -> str:
 
 
 def _open_chat(options: argparse.Namespace) -> Chat:
-    config = generation_from(options)
+    generation_from(options)  # what is wrong with the flags is said before anything is loaded
+    named = rerankers_from(options)
     import torch
 
     from dialogpt.chat import Chat
@@ -276,9 +299,10 @@ def _open_chat(options: argparse.Namespace) -> Chat:
     if options.threads:
         torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    config = generation_from(options, checkpoint.generation_config)
     if options.max_new_tokens is None:
         config = config.fitted(checkpoint.config.n_positions)
-    return Chat.load(
+    chat = Chat.load(
         checkpoint,
         dtype=options.dtype,
         device=options.device,
@@ -286,3 +310,11 @@ def _open_chat(options: argparse.Namespace) -> Chat:
         seed=options.seed,
         history_tokens=options.history_tokens,
     )
+    chat.normalize = options.normalize_text
+    if named:
+        from dialogpt.rerank import MMI, DialogRPT
+
+        mmi = named[0][0] == "mmi"
+        chat.reranker = MMI.load(named[0][2], chat.tokenizer) if mmi else DialogRPT.load(named, chat.tokenizer)
+        chat.num_candidates = options.num_candidates or chat.num_candidates
+    return chat

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from dialogpt.errors import USAGE, DialogueError
-from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_value, positive
+from dialogpt.generation_config import NEUTRAL, GenerationConfig, is_switch, parse_value, positive
 from dialogpt.screen import one_line, printable
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
@@ -37,8 +37,26 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
-    model.add_argument("--history-tokens", type=_positive, metavar="N", help="tokens of dialogue shown to the model")
+    model.add_argument(
+        "--history-tokens", type=positive_number, metavar="N", help="tokens of dialogue shown to the model"
+    )
     model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
+    model.add_argument(
+        "--normalize-text",
+        action="store_true",
+        help="spell what is typed as the training data were: words and signs apart",
+    )
+    choice = parser.add_argument_group("choice among candidates")
+    choice.add_argument(
+        "--rerank",
+        metavar="HOW",
+        help="mmi: by --reverse-model; or DialogRPT heads, NAME[*WEIGHT]=M and more after commas "
+        "(updown, width, depth, human_vs_rand, human_vs_machine)",
+    )
+    choice.add_argument("--reverse-model", metavar="M", help="a checkpoint that was trained with --reverse, for mmi")
+    choice.add_argument(
+        "--num-candidates", type=positive_number, metavar="N", help="how many replies are judged (default: 16)"
+    )
     group = parser.add_argument_group("generation", "on top of the chat preset: " + _preset())
     group.add_argument("--greedy", action="store_true", help="always the likeliest token; no processor")
     group.add_argument("--transformers-defaults", action="store_true", help="start from transformers' own settings")
@@ -46,7 +64,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         if setting.name == "num_return_sequences":  # --num-replies, where a command has several
             continue
         flag, purpose = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
-        if isinstance(setting.default, bool):
+        if is_switch(setting.name):
             group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
         else:
             group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
@@ -55,7 +73,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 def add_n_head(parser: argparse._ActionsContainer) -> None:
     """The flag for a checkpoint whose file does not say how many heads it has."""
     parser.add_argument(
-        "--n-head", type=_positive, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
+        "--n-head", type=positive_number, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
     )
 
 
@@ -85,7 +103,8 @@ def _value_of(name: str) -> Callable[[str], Any]:
     return parse
 
 
-def _positive(text: str) -> int:
+def positive_number(text: str) -> int:
+    """A flag's value that is a whole number above 0."""
     try:
         return positive("it", text)
     except DialogueError as error:
@@ -93,7 +112,7 @@ def _positive(text: str) -> int:
 
 
 def _threads(text: str) -> int:
-    number = _positive(text)
+    number = positive_number(text)
     if number > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"{number} threads are more than {MOST_THREADS}")
     return number
@@ -105,9 +124,16 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def generation_from(options: argparse.Namespace) -> GenerationConfig:
-    """The settings that the flags ask for: a preset, and what was given on top of it."""
-    config = GenerationConfig() if options.transformers_defaults else GenerationConfig.chat()
+def generation_from(options: argparse.Namespace, checkpoints: Mapping[str, Any] | None = None) -> GenerationConfig:
+    """The settings that the flags ask for: a preset, and what was given on top of it.
+
+    Args:
+        options: the flags.
+        checkpoints: the content of its ``generation_config.json``, which --transformers-defaults begins with.
+    """
+    config = GenerationConfig.chat()
+    if options.transformers_defaults:
+        config = GenerationConfig.from_dict(checkpoints or {})
     given = {
         setting.name: value
         for setting in fields(GenerationConfig)
@@ -118,7 +144,37 @@ def generation_from(options: argparse.Namespace) -> GenerationConfig:
             raise wrong_usage(options, "--do-sample contradicts --greedy, and so does it --temperature 0")
         given = {name: value for name, value in given.items() if (name, value) != ("temperature", 0)}
         config = config.greedy()
+    if "max_length" in given:  # which counts where max_new_tokens is not given
+        given.setdefault("max_new_tokens", None)
     try:
         return replace(config, **given)
     except DialogueError as error:
         raise wrong_usage(options, str(error)) from None
+
+
+def rerankers_from(options: argparse.Namespace) -> list[tuple[str, float, str]]:
+    """What --rerank names: of each its name, weight and checkpoint. Empty without it."""
+    if options.rerank is None:
+        for flag in ("reverse_model", "num_candidates"):
+            if getattr(options, flag) is not None:
+                raise wrong_usage(options, f"--{flag.replace('_', '-')} goes with --rerank")
+        return []
+    if options.rerank == "mmi":
+        if options.reverse_model is None:
+            raise wrong_usage(
+                options, "--rerank mmi needs --reverse-model, a checkpoint that was trained with --reverse"
+            )
+        return [("mmi", 1.0, options.reverse_model)]
+    if options.reverse_model is not None:
+        raise wrong_usage(options, "--reverse-model goes with --rerank mmi")
+    named = []
+    for part in options.rerank.split(","):
+        name, equals, source = part.partition("=")
+        name, times, weight = name.partition("*")
+        try:
+            named.append((name.strip(), float(weight) if times else 1.0, source))
+        except ValueError:
+            equals = ""
+        if not equals or not source:
+            raise wrong_usage(options, f"--rerank {part!r} is neither mmi nor NAME=M or NAME*WEIGHT=M")
+    return named

@@ -24,11 +24,13 @@ class Reply:
         finish_reason: "stop" (it ended its turn, or a stop string did) or "length" (its most tokens or `max_time` did).
         score: sum of the network's own log-probabilities of these tokens, and of the end token where there was one; of
             beams, transformers' `sequences_scores`.
+        rank: what a reranker makes of it, the best highest; None without one.
     """
 
     ids: list[int]
     finish_reason: str
     score: float
+    rank: float | None = None
 
 
 def generate(
@@ -79,6 +81,7 @@ def generate_batch(
     config: GenerationConfig,
     *,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
+    cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> list[list[Reply]]:
     """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.
@@ -90,6 +93,7 @@ def generate_batch(
         generator: one for the whole call, as transformers draws (one draw over all rows); or one a row, prompt by
             prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one for the
             whole call.
+        cache: one row, which is copied; what a prompt shares with it is not computed again.
         tokenizer: for settings that name texts.
 
     Raises:
@@ -105,10 +109,10 @@ def generate_batch(
         raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
     decoder = Decoder(model, tokenizer)
     if config.num_beams > 1:
-        found = beam_search(decoder, prompts, config, generators)
+        found = beam_search(decoder, prompts, config, generators, cache)
         return [[Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams] for beams in found]
     rows = [
-        decoder.add(prompt, config, generator=generators[place * copies + copy])
+        decoder.add(prompt, config, generator=generators[place * copies + copy], cache=cache)
         for place, prompt in enumerate(prompts)
         for copy in range(copies)
     ]

@@ -340,6 +340,11 @@ def parse_value(name: str, text: str) -> Any:
         raise DialogueError(f"{name.replace('_', '-')} is {text[:80]!r}, expected {kinds[name].expected}") from None
 
 
+def is_switch(name: str) -> bool:
+    """Whether a setting is either true or false, and nothing else."""
+    return any(setting.name == name and setting.metadata["kind"] is _SWITCH for setting in fields(GenerationConfig))
+
+
 def positive(name: str, text: str) -> int:
     """A whole number from 1 on, as a person typed it.
 

@@ -198,7 +198,8 @@ def suppressed_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[S
     """Ban tokens everywhere, or (`begin_suppress_tokens`) as the first of a reply."""
     for row, held in enumerate(seen if config.suppress_tokens or config.begin_suppress_tokens else ()):
         _ban(scores, row, config.suppress_tokens or ())
-        if not held.said:
+        begin = int(held.prompt_length == 1 and config.forced_bos_token_id is not None)  # a forced token does not count
+        if len(held.said) == begin:
             _ban(scores, row, config.begin_suppress_tokens or ())
     return scores
 

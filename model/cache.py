@@ -60,6 +60,10 @@ class KVCache:
         joined.ids = [list(row) for cache in caches for row in cache.ids]
         return joined
 
+    def copy(self) -> KVCache:
+        """A cache of the same rows, in memory of its own."""
+        return KVCache.joined([self])
+
     @property
     def lengths(self) -> Tensor:
         """Tokens held by each row: (B,), on the CPU."""

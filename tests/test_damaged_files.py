@@ -212,7 +212,8 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     ),
     "a storage that is a part of another": (
         b"\x80\x02}" + text("a") + b"ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage")
-        + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04(" + text("1") + b"K\x00K\x04ttQK\x00K\x04\x85K\x01\x85\x89NtRs.",
+        + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + b"K\x04(" + text("1")
+        + b"K\x00K\x04ttQK\x00K\x04\x85K\x01\x85\x89NtRs.",
         "storages that are parts of others",
     ),
     "numbers that are complex": (

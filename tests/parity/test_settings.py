@@ -208,7 +208,7 @@ def test_the_judge_sees_faults(networks: tuple[GPT2, Any], monkeypatch: pytest.M
     else:
         monkeypatch.setattr(sampler, "PROCESSORS", (sampler.sequence_bias, *sampler.PROCESSORS))
     values = {"max_new_tokens": 20, "do_sample": True, "temperature": 0.5, "top_p": 0.6, "top_k": 3}
-    values |= {"sequence_bias": [[[3], 2.0]]}
+    values |= {"sequence_bias": [[[3], 6.0]]}
     wrong = 0
     for seed in range(10):
         expected = without_end(theirs_say(networks[1], [1, 2, seed], values, seed), [1, 2, seed], values)

@@ -1,0 +1,155 @@
+"""`dialogpt reply --batch`: a file of dialogues in, a file of replies out, many at once and safe against kills.
+
+Line n of the output answers line n of the input, whatever happens: a line that cannot be answered has its reason there.
+With --output a run that was killed goes on behind the last whole line, and with --seed its replies are those of an
+unbroken run, as each line has draws of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from dialogpt.chat import Chat
+from dialogpt.commands import described
+from dialogpt.decoder import fresh_generator
+from dialogpt.errors import DONE, FAILED, DialogueError
+from dialogpt.interrupt import flagged
+
+EVERY = 1.0  # seconds between progress lines
+SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds have other draws
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the input: a dialogue and what else it holds, or why it is none."""
+
+    number: int
+    turns: list[str]
+    others: dict[str, Any]
+    problem: str | None = None
+
+
+def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, number: int) -> int:
+    """Answer every line of a file.
+
+    Args:
+        open_chat: opens the model, once the files are known to be usable.
+        options: batch, output, batch_size and seed are used.
+        number: how many replies to each line.
+
+    Raises:
+        DialogueError: the input cannot be read, or the output is something else.
+    """
+    with ExitStack() as files:
+        source = sys.stdin.buffer if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
+        output: IO[bytes] = sys.stdout.buffer
+        done = 0
+        if options.output is not None:
+            output = files.enter_context(_output(options.output, options.batch))
+            done = sum(1 for _ in output)
+        chat = open_chat()
+        device = chat.model.token_embedding.weight.device
+        base = fresh_generator().initial_seed() if options.seed is None else options.seed
+        failed = answered = 0
+        shown = time.monotonic()
+        with flagged() as interrupted:
+            for group in _grouped(_lines(source, done), options.batch_size):
+                if interrupted():
+                    raise KeyboardInterrupt
+                good = [line for line in group if line.problem is None]
+                seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in good]
+                generators = [fresh_generator(device, seed) for seed in seeds]
+                found: dict[int, Any] = {}
+                try:
+                    all_found = chat.candidates_for_all([line.turns for line in good], number, generators)
+                    found = {line.number: replies for line, replies in zip(good, all_found, strict=True)}
+                except DialogueError:  # one of them: find out which
+                    for line, seed in zip(good, seeds, strict=True):
+                        try:
+                            again = [fresh_generator(device, seed)]
+                            (found[line.number],) = chat.candidates_for_all([line.turns], number, again)
+                        except DialogueError as error:
+                            found[line.number] = str(error)
+                for line in group:
+                    answer = line.problem or found[line.number]
+                    if isinstance(answer, str):
+                        failed += 1
+                        print(f"dialogpt: line {line.number}: {answer}", file=sys.stderr)
+                        content: dict[str, Any] = {**line.others, "line": line.number, "error": answer}
+                    else:
+                        content = {**line.others, "replies": described(chat, answer)}
+                    output.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+                output.flush()
+                if options.output is not None:
+                    os.fsync(output.fileno())
+                answered += len(group)
+                if time.monotonic() - shown > EVERY:
+                    shown = time.monotonic()
+                    print(f"dialogpt: {done + answered} lines answered", file=sys.stderr)
+    print(f"dialogpt: {answered} lines answered, {done} were there already, {failed} failed", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _output(path: Path, source: Path) -> IO[bytes]:
+    """The output, at its beginning; a last line that a kill left unfinished is cut off."""
+    try:
+        if path.exists() and source.exists() and path.samefile(source):
+            raise DialogueError(f"{path} is the input too; name another --output")
+        file = path.open("r+b" if path.exists() else "w+b")
+    except OSError as error:
+        raise DialogueError(f"{path} cannot be written: {error.strerror}") from None
+    whole = 0
+    for line in file:
+        if not line.endswith(b"\n"):
+            break
+        if not line.startswith(b"{"):
+            file.close()
+            raise DialogueError(f"{path} holds something else than replies; name another --output")
+        whole += len(line)
+    file.truncate(whole)
+    file.seek(0)
+    return file
+
+
+def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
+    """The lines that are not answered yet."""
+    for number, raw in enumerate(source, 1):
+        if number <= done:
+            continue
+        try:
+            content = json.loads(raw.decode())
+        except (ValueError, RecursionError) as error:
+            yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]})")
+            continue
+        turns = content.get("turns") if isinstance(content, dict) else None
+        if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
+            yield Line(number, [], {}, 'it holds no turns; expected {"turns": ["what was said", ...]}')
+            continue
+        yield Line(number, turns, content)
+
+
+def _grouped(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:
+    group: list[Line] = []
+    for line in lines:
+        group.append(line)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
