@@ -22,6 +22,7 @@ from dialogpt.sampler import Seen, check_tokens, next_token_scores
 from dialogpt.tokenizer import StopStrings, Tokenizer
 from model import GPT2, KVCache
 
+PROMPTS_AT_ONCE = 8  # of like length, so that padding costs little; 8 rows of 50 tokens keep a processor busy
 NOTHING_LEFT = (
     "the settings leave no token to choose: what bans tokens (no_repeat_ngram_size, min_new_tokens, bad words, ...) "
     "bans all of them, or the temperature is too close to 0; loosen them"
@@ -134,7 +135,7 @@ class Decoder:
         self.model = model
         self.tokenizer = tokenizer
         self.rows: list[Row] = []
-        self._running: list[Row] = []  # the rows of self._cache, in its order, which is that of self.rows
+        self._running: list[Row] = []  # the rows of self._cache, in its order
         self._cache: KVCache | None = None
         self._settled: dict[GenerationConfig, GenerationConfig] = {}
 
@@ -242,7 +243,11 @@ class Decoder:
         if not active:
             return active, torch.empty(0, self.model.config.vocab_size)
         logits = self._next_logits(active)  # (B, V)
-        if not (torch.isfinite(logits).all() or all(row.config.remove_invalid_values for row in active)):
+        if not (
+            bool(torch.isfinite(logits.sum()))
+            or torch.isfinite(logits).all()
+            or all(row.config.remove_invalid_values for row in active)
+        ):
             raise GenerationError(
                 "the network's output holds NaN or infinity; its weights are damaged: convert it again"
             )
@@ -265,7 +270,7 @@ class Decoder:
     def _next_logits(self, active: list[Row]) -> Tensor:
         """Read what each row has not read yet, and return the logits after it: (B, V) in float32."""
         hidden = []
-        kept = [place for place, row in enumerate(self._running) if row in active]
+        kept = _closed_up([any(row is other for other in active) for row in self._running])
         self._running = [self._running[place] for place in kept]
         if not kept:
             self._cache = None  # it may be the caller's, who keeps what the last row has read
@@ -275,13 +280,15 @@ class Decoder:
                 self._cache.crop(place, len(row.ids) - 1)
             last = torch.tensor([row.ids[-1:] for row in self._running], device=self._cache.keys.device)  # (B, 1)
             hidden.append(self.model.hidden(last, self._cache)[:, -1])  # (B, C)
-        waiting = active[len(self._running) :]
+        running = set(map(id, self._running))
+        waiting = [row for row in active if id(row) not in running]
         if waiting:
             cache, read = self._read_prompts(waiting)
             hidden.append(read)
             self._cache = cache if self._cache is None else KVCache.joined([self._cache, cache])
-            self._running = active
-        return self.model.logits(torch.cat(hidden)).float()  # (B, V)
+            self._running = [*self._running, *waiting]
+        places = {id(row): place for place, row in enumerate(self._running)}
+        return self.model.logits(torch.cat(hidden)[[places[id(row)] for row in active]]).float()  # (B, V)
 
     def _read_prompts(self, waiting: list[Row]) -> tuple[KVCache, Tensor]:
         """Read the prompts of rows that have just joined: their cache, and their last hidden states (B, C)."""
@@ -291,34 +298,53 @@ class Decoder:
             if row.known >= distinct.get(tuple(row.ids), row).known:
                 distinct[tuple(row.ids)] = row
         readers = list(distinct.values())
-        caches = [row.cache or KVCache.for_model(self.model) for row in readers]
-        cache = caches[0] if len(waiting) == 1 else KVCache.joined(caches)
-        for place, row in enumerate(readers):
+        caches: list[KVCache] = []
+        hidden: list[Tensor] = []
+        by_length = sorted(range(len(readers)), key=lambda place: len(readers[place].ids))
+        for first in range(0, len(readers), PROMPTS_AT_ONCE):
+            some = [readers[place] for place in by_length[first : first + PROMPTS_AT_ONCE]]
+            cache, last = self._read_some(some, alone=len(waiting) == 1)
+            caches.append(cache)
+            hidden.append(last)
+        read = torch.cat(hidden)
+        places = {tuple(readers[place].ids): new for new, place in enumerate(by_length)}  # of each prompt in `read`
+        rows = [places[tuple(row.ids)] for row in waiting]
+        if len(caches) == 1:
+            cache = caches[0]
+            cache.select(rows)
+        else:
+            cache = KVCache.joined(caches, [divmod(row, PROMPTS_AT_ONCE) for row in rows])
+        for row in waiting:
+            row.cache = None
+        return cache, read[rows]
+
+    def _read_some(self, rows: list[Row], *, alone: bool) -> tuple[KVCache, Tensor]:
+        """Read a few prompts together, padded to the longest: their cache, and their last hidden states (B, C)."""
+        caches = [row.cache or KVCache.for_model(self.model) for row in rows]
+        cache = caches[0] if alone else KVCache.joined(caches)
+        for place, row in enumerate(rows):
             cache.crop(place, min(row.known, len(row.ids) - 1))
-        new = [row.ids[len(held) :] for row, held in zip(readers, cache.ids, strict=True)]
+        new = [row.ids[len(held) :] for row, held in zip(rows, cache.ids, strict=True)]
         lengths = torch.tensor([len(ids) for ids in new])
         padded = torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in new], device=cache.keys.device)
         hidden = self.model.hidden(padded, cache, lengths)  # (B, T, C)
-        last = hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
-        places = {prompt: place for place, prompt in enumerate(distinct)}
-        rows = [places[tuple(row.ids)] for row in waiting]
-        cache.select(rows)
-        for row in waiting:
-            row.cache = None
-        return cache, last[rows]
+        return cache, hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
 
     def _choose(self, scores: Tensor, active: list[Row]) -> list[int]:
         """The token of each row: the highest score, or a draw."""
         chosen = scores.argmax(dim=-1).tolist()  # the lowest id of those that tie
+        order = {id(row): place for place, row in enumerate(active)}
         sampled = [row for row in self.rows if row.config.do_sample and row.generator is not None]
         for generator in {id(row.generator): row.generator for row in sampled}.values():
             matrix = [row for row in sampled if row.generator is generator]
-            probabilities = scores.new_zeros(len(matrix), scores.size(1))  # (B, V)
-            probabilities[:, 0] = 1  # a finished row draws too, and its token is thrown away
-            places = {place: active.index(row) for place, row in enumerate(matrix) if row.finish_reason is None}
+            places = {place: order[id(row)] for place, row in enumerate(matrix) if row.finish_reason is None}
             if not places:
                 continue
-            probabilities[list(places)] = torch.softmax(scores[list(places.values())], dim=-1)
+            probabilities = torch.softmax(scores[list(places.values())], dim=-1)  # (B, V)
+            if len(places) < len(matrix):  # a finished row draws too, and its token is thrown away
+                running, probabilities = probabilities, scores.new_zeros(len(matrix), scores.size(1))
+                probabilities[:, 0] = 1
+                probabilities[list(places)] = running
             if torch.isnan(probabilities).any():
                 raise GenerationError(NOTHING_LEFT)
             drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
@@ -343,6 +369,17 @@ def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
         if a != b:
             return place
     return min(len(left), len(right))
+
+
+def _closed_up(kept: Sequence[bool]) -> list[int]:
+    """The places that are kept, the last of them moved to where others are not: the fewest rows change their place.
+
+    Example: of 5 places, of which 1 is not kept, 0 4 2 3.
+    """
+    places = [place for place, stays in enumerate(kept) if stays]
+    number = len(places)
+    moved = [place for place in places if place >= number]
+    return [place if kept[place] else moved.pop() for place in range(number)]
 
 
 def own_turns(prompt: Sequence[int], end_ids: Sequence[int]) -> list[list[int]]:
@@ -370,8 +407,12 @@ def processed(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     Raises:
         GenerationError: a score is NaN.
     """
-    scores = torch.empty_like(logits)
-    for config in {id(row.config): row.config for row in rows}.values():
+    configs = list({id(row.config): row.config for row in rows}.values())
+    if len(configs) == 1:
+        scores = next_token_scores(logits, configs[0], [row.seen for row in rows])
+    else:
+        scores = torch.empty_like(logits)
+    for config in configs if len(configs) > 1 else ():
         places = [place for place, row in enumerate(rows) if row.config is config]
         scores[places] = next_token_scores(logits[places], config, [rows[place].seen for place in places])
     if torch.isnan(scores).any():

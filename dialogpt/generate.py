@@ -91,8 +91,7 @@ def generate_batch(
         prompts: each of at least one token. A prompt with several replies is read once.
         config: for all rows.
         generator: one for the whole call, as transformers draws (one draw over all rows); or one a row, prompt by
-            prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one for the
-            whole call.
+            prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one for each.
         cache: one row, which is copied; what a prompt shares with it is not computed again.
         tokenizer: for settings that name texts.
 
@@ -103,7 +102,7 @@ def generate_batch(
     copies = config.num_return_sequences if config.num_beams == 1 else 1
     number = len(prompts) * copies
     if generator is None:
-        generator = fresh_generator(model.token_embedding.weight.device)
+        generator = [fresh_generator(model.token_embedding.weight.device) for _ in range(number)]
     generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != number:
         raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")

@@ -51,13 +51,27 @@ class KVCache:
         return cls(weight.new_zeros(shape), weight.new_zeros(shape), config.n_positions)
 
     @classmethod
-    def joined(cls, caches: Sequence[KVCache]) -> KVCache:
-        """A new cache with copies of the rows of several, in their order."""
+    def joined(cls, caches: Sequence[KVCache], rows: Sequence[tuple[int, int]] | None = None) -> KVCache:
+        """A new cache with copies of rows of several.
+
+        Args:
+            caches: at least one.
+            rows: which rows, as (cache, row of it); None is all of them in their order.
+        """
+        if rows is None:
+            rows = [(place, row) for place, cache in enumerate(caches) for row in range(len(cache.ids))]
+        L, _, H, _, D = caches[0].keys.shape
         capacity = max(cache.keys.size(3) for cache in caches)
-        keys = torch.cat([_widen(cache.keys, capacity) for cache in caches], dim=1)
-        values = torch.cat([_widen(cache.values, capacity) for cache in caches], dim=1)
+        keys, values = (caches[0].keys.new_zeros(L, len(rows), H, capacity, D) for _ in range(2))
+        for place, cache in enumerate(caches):
+            chosen = [(new, row) for new, (source, row) in enumerate(rows) if source == place]
+            into = torch.tensor([new for new, _ in chosen], dtype=torch.long, device=keys.device)
+            own = torch.tensor([row for _, row in chosen], dtype=torch.long, device=keys.device)
+            held = cache.keys.size(3)
+            keys[:, into, :, :held] = cache.keys[:, own]
+            values[:, into, :, :held] = cache.values[:, own]
         joined = cls(keys, values, caches[0].max_length)
-        joined.ids = [list(row) for cache in caches for row in cache.ids]
+        joined.ids = [list(caches[place].ids[row]) for place, row in rows]
         return joined
 
     def copy(self) -> KVCache:
@@ -140,8 +154,25 @@ class KVCache:
         if list(rows) == list(range(len(self.ids))):
             return
         index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
-        self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        if len(rows) == len(self.ids):  # beams share their beginning, which need not be copied
+            end = max(map(len, self.ids))
+            start = min(_shared(ids, self.ids[row]) for ids, row in zip(self.ids, rows, strict=True))
+            for buffer in (self.keys, self.values):
+                buffer[:, :, :, start:end] = buffer[:, :, :, start:end].index_select(1, index)
+        elif all(row == place or row >= len(rows) for place, row in enumerate(rows)) and len({*rows}) == len(rows):
+            for place, row in enumerate(rows):  # rows from the end fill the places of those that leave
+                if row != place:
+                    self.keys[:, place], self.values[:, place] = self.keys[:, row], self.values[:, row]
+            self.keys, self.values = self.keys[:, : len(rows)], self.values[:, : len(rows)]
+        else:
+            self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
         self.ids = [list(self.ids[row]) for row in rows]
+
+
+def _shared(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many ids two rows begin with in common."""
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _widen(buffer: Tensor, capacity: int) -> Tensor:
