@@ -87,7 +87,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
                         content: dict[str, Any] = {**line.others, "line": line.number, "error": answer}
                     else:
                         content = {**line.others, "replies": described(chat, answer)}
-                    output.write(json.dumps(content, ensure_ascii=False).encode() + b"\n")
+                    output.write(json.dumps(content, ensure_ascii=False).encode(errors="replace") + b"\n")
                 output.flush()
                 if options.output is not None:
                     os.fsync(output.fileno())

@@ -133,12 +133,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"dialogpt {installed_version()}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    chat = subparsers.add_parser("chat", help="talk; in a pipe, one reply per input line")
+    chat = subparsers.add_parser(
+        "chat", usage="%(prog)s [FLAGS]  (--help lists them)", help="talk; in a pipe, one reply per input line"
+    )
     chat.add_argument("--no-history", action="store_true", help="do not remember typed lines in a file")
     add_model_flags(chat)
     chat.set_defaults(run=commands.chat, parser=chat)
 
-    reply = subparsers.add_parser("reply", help="one reply to a dialogue given as arguments")
+    reply = subparsers.add_parser(
+        "reply",
+        usage="%(prog)s [FLAGS] TURN...  (--help lists them)",
+        help="replies to a dialogue given as arguments, or to a file of them",
+    )
     reply.add_argument(
         "turns",
         nargs="*",
@@ -178,7 +184,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.set_defaults(run=commands.convert, parser=convert)
 
-    training = subparsers.add_parser("train", help="learn from dialogues, from fresh weights or a checkpoint")
+    training = subparsers.add_parser(
+        "train",
+        usage="%(prog)s DATA... --out RUN [FLAGS]  (--help lists them)",
+        help="learn from dialogues, from fresh weights or a checkpoint",
+    )
     train.add_flags(training)
     training.set_defaults(run=train.run, parser=training)
 

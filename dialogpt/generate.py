@@ -91,7 +91,7 @@ def generate_batch(
         prompts: each of at least one token. A prompt with several replies is read once.
         config: for all rows.
         generator: one for the whole call, as transformers draws (one draw over all rows); or one a row, prompt by
-            prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one for each.
+            prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one each.
         cache: one row, which is copied; what a prompt shares with it is not computed again.
         tokenizer: for settings that name texts.
 

@@ -1,0 +1,111 @@
+"""`dialogpt reply --batch`: order, damaged lines, kills, and that a line does not depend on its neighbours."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dialogpt.cli import main
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    dialogues = [["Hello", "Hi!", f"I am {n}."][n % 3 :] for n in range(40)]
+    path.write_text("".join(json.dumps({"id": n, "turns": turns}) + "\n" for n, turns in enumerate(dialogues)))
+    return path
+
+
+def run(*arguments: object) -> int:
+    return main(["reply", "--seed", "3", "--max-new-tokens", "8", *map(str, arguments)])
+
+
+def said(data: bytes | str) -> list[tuple[object, ...]]:
+    """What was answered; scores may differ in their last digits with what is computed together."""
+    found = [json.loads(line) for line in data.splitlines()]
+    return [(entry["id"], *(reply["text"] for reply in entry["replies"])) for entry in found]
+
+
+def answers(path: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_line_is_answered_in_its_place(lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--batch", lines, "--output", tmp_path / "out.jsonl", "--batch-size", 7) == 0
+    found = answers(tmp_path / "out.jsonl")
+    assert [entry["id"] for entry in found] == list(range(len(found)))
+    assert "0 were there already, 0 failed" in capsys.readouterr().err
+    assert run("--batch", lines, "--batch-size", 1) == 0  # to standard output, each line alone
+    assert said(capsys.readouterr().out) == said((tmp_path / "out.jsonl").read_bytes())
+
+
+def test_a_damaged_line_is_reported_and_the_rest_goes_on(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = lines.read_text().splitlines()
+    content[1], content[3], content[5] = '{"turns": []}', "{", json.dumps({"turns": ["x " * 5000]})
+    content[6], content[7] = json.dumps({"id": 6, "turns": ["\ud800"]}), '{"turns": ["a"], "turns": 3}'
+    lines.write_text("\n".join(content) + "\n")
+    assert run("--batch", lines, "--output", tmp_path / "out.jsonl", "--batch-size", 5) == 1
+    err = capsys.readouterr().err
+    for number in (2, 4, 7, 8):
+        assert f"line {number}: " in err
+    found = answers(tmp_path / "out.jsonl")
+    assert len(found) == len(content)
+    assert [n for n, entry in enumerate(found, 1) if "error" in entry] == [2, 4, 7, 8]
+    assert found[6]["line"] == 7
+
+
+@pytest.mark.parametrize("left", [b'{"id": 3, "repl', b""])
+def test_a_run_goes_on_behind_the_last_whole_line(lines: Path, tmp_path: Path, left: bytes) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run("--batch", lines, "--output", out) == 0
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(keepends=True)[:3]) + left)
+    assert run("--batch", lines, "--output", out, "--batch-size", 4) == 0
+    assert said(out.read_bytes()) == said(whole)
+    whole = out.read_bytes()
+    assert run("--batch", lines, "--output", out) == 0  # nothing is left to do
+    assert out.read_bytes() == whole
+
+
+def test_a_kill_loses_nothing_and_doubles_nothing(lines: Path, tmp_path: Path) -> None:
+    flags = ["--seed", "3", "--max-new-tokens", "8", "--batch", str(lines), "--batch-size", "2", "--output"]
+    assert main(["reply", *flags, str(tmp_path / "whole.jsonl")]) == 0
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "dialogpt", "reply", *flags, str(out)]
+    for kind in (signal.SIGKILL, signal.SIGINT):
+        before = out.stat().st_size if out.exists() else 0
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+            for _ in range(600):
+                if process.poll() is not None or (out.exists() and out.stat().st_size > before):
+                    break
+                time.sleep(0.05)
+            process.send_signal(kind)
+            process.wait(60)
+    assert main(["reply", *flags, str(out)]) == 0
+    assert said(out.read_bytes()) == said((tmp_path / "whole.jsonl").read_bytes())
+
+
+def test_what_cannot_be_done_is_a_sentence(lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, status, sentence in (
+        (["--batch", tmp_path / "gone"], 1, "gone cannot be read: No such file"),
+        (["--batch", lines, "--output", lines], 1, "is the input too; name another --output"),
+        (["--batch", lines, "--output", tmp_path / "no" / "out"], 1, "cannot be written"),
+        (["--batch", lines, "Hi!"], 2, "leave TURN and --json away"),
+        (["--output", tmp_path / "out", "Hi!"], 2, "--output goes with --batch"),
+        (["--batch", lines, "--batch-size", 0], 2, "whole number from 1"),
+    ):
+        assert run(*flags) == status
+        assert sentence in capsys.readouterr().err
+    notes = tmp_path / "notes.txt"
+    notes.write_text("my notes\n")
+    assert run("--batch", lines, "--output", notes) == 1
+    assert "holds something else than replies" in capsys.readouterr().err
+    assert notes.read_text() == "my notes\n"
