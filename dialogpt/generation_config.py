@@ -251,9 +251,21 @@ class GenerationConfig:
         """The preset for talking.
 
         Sampled, because greedy replies loop; the tail is cut, because an unlikely token early on derails a short
-        reply; and a reply has at least one token.
+        reply; a reply has at least one token; and the bot does not repeat four tokens in a row, or a whole turn, of its
+        own: with tiny 15 % of its replies in long dialogues did. Three would ban a second "I don't", and the person's
+        own words may be taken up.
         """
-        return cls(do_sample=True, temperature=0.8, top_k=50, top_p=0.9, max_new_tokens=64, min_new_tokens=1)
+        return cls(
+            do_sample=True,
+            temperature=0.8,
+            top_k=50,
+            top_p=0.9,
+            max_new_tokens=64,
+            min_new_tokens=1,
+            no_repeat_ngram_size=4,
+            repetition_scope="own",
+            no_repeat_reply=True,
+        )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:

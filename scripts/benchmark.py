@@ -3,6 +3,7 @@
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
+    python scripts/benchmark.py batch | ends | candidates | beams [--size small] [--runs 5]
     python scripts/benchmark.py convert [--size large] [--runs 5]
     python scripts/benchmark.py train  [--size tiny]  [--runs 5]
     python scripts/benchmark.py prepare
@@ -25,16 +26,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dialogpt import Chat, GenerationConfig
+from dialogpt import Chat, GenerationConfig, generate_batch
 from dialogpt.cli import guarded
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
@@ -43,7 +45,7 @@ from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from model import GPT2, PRESETS, GPT2Config
-from weights import convert
+from weights import convert, load
 from weights.convert import published_config
 from weights.files import write_json, write_safetensors
 from weights.names import to_published
@@ -52,6 +54,7 @@ from weights.vocabulary import gpt2_vocabulary
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20
+BATCH_TOKENS = 40
 HISTORY, TURN = 900, 8  # tokens
 
 THEIR_START = f"""
@@ -80,7 +83,7 @@ CONVERT = """
 import sys, time, torch
 from scripts.benchmark import _peak
 before = _peak()
-from weights import convert
+from weights import convert, load
 start = time.perf_counter()
 convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3])
 print(time.perf_counter() - start, _peak() - before)
@@ -114,7 +117,7 @@ if __name__ == "__main__":
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
     parser = argparse.ArgumentParser(description="Measure what a user waits for.")
-    parser.add_argument("what", choices=("start", "turn", "memory", "convert", "train", "prepare"))
+    parser.add_argument("what", choices=(*RIVALS, "memory", "convert", "train", "prepare"))
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
@@ -139,7 +142,7 @@ def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> 
     convert(published, ours)
     if what == "memory":
         return measure_memory(published, ours)
-    return alternate((start_rivals if what == "start" else turn_rivals)(published, ours), runs)
+    return alternate(RIVALS[what](published, ours), runs)
 
 
 def measure_converting(size: str, runs: int, folder: Path) -> dict[str, object]:
@@ -251,6 +254,85 @@ def turn_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
 
         rivals["transformers, re-encoding"] = re_encoded
     return rivals
+
+
+def batch_rivals(published: Path, ours: Path, *, ends: int = 0) -> dict[str, Callable[[], float]]:
+    """64 ragged dialogues answered at once, 40 tokens drawn for each; transformers pads them on the left.
+
+    Args:
+        published: the checkpoint for transformers.
+        ours: the same in our format.
+        ends: how many tokens of the vocabulary end a reply; with random weights none would.
+    """
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(10, 100, (64,), generator=generator).tolist()
+    prompts = [torch.randint(0, 50256, (length,), generator=generator).tolist() for length in lengths]
+    end = torch.randperm(50257, generator=generator)[:ends].tolist() or [50257]
+    longest = max(lengths)
+    padded = torch.tensor([[50256] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    config = GenerationConfig(max_new_tokens=BATCH_TOKENS, do_sample=True, eos_token_id=tuple(end))
+    return _generations(
+        published, ours, prompts, config, input_ids=padded, attention_mask=mask, do_sample=True, eos_token_id=end
+    )
+
+
+def candidate_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
+    """16 replies of 40 tokens to one prompt of 100, and as many separate calls."""
+    prompt = torch.randint(0, 50256, (100,), generator=torch.Generator().manual_seed(0))
+    config = GenerationConfig(max_new_tokens=BATCH_TOKENS, do_sample=True, num_return_sequences=16, eos_token_id=50257)
+    rivals = _generations(
+        published, ours, [prompt.tolist()], config, input_ids=prompt[None], do_sample=True, num_return_sequences=16,
+        eos_token_id=50257,
+    )  # fmt: skip
+    network, alone = load(ours), replace(config, num_return_sequences=1)
+    rivals["16 calls"] = _timed(lambda: [generate_batch(network, [prompt.tolist()], alone) for _ in range(16)])
+    return rivals
+
+
+def beam_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
+    """Ten beams, 40 tokens after a prompt of 100."""
+    prompt = torch.randint(0, 50256, (100,), generator=torch.Generator().manual_seed(0))
+    config = GenerationConfig(max_new_tokens=BATCH_TOKENS, num_beams=10, eos_token_id=50257)
+    return _generations(
+        published, ours, [prompt.tolist()], config, input_ids=prompt[None], num_beams=10, eos_token_id=50257
+    )
+
+
+def _generations(
+    published: Path, ours: Path, prompts: list[list[int]], config: GenerationConfig, **settings: Any
+) -> dict[str, Callable[[], float]]:
+    """The same generation here and in transformers."""
+    network = load(ours)
+    rivals = {"ours": _timed(lambda: generate_batch(network, prompts, config))}
+    if importlib.util.find_spec("transformers"):
+        from transformers import GPT2LMHeadModel
+
+        theirs = GPT2LMHeadModel.from_pretrained(published, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
+        settings.setdefault("attention_mask", torch.ones_like(settings["input_ids"]))
+        rivals["transformers"] = _timed(
+            lambda: theirs.generate(max_new_tokens=BATCH_TOKENS, pad_token_id=50256, **settings)
+        )
+    return rivals
+
+
+def _timed(work: Callable[[], object]) -> Callable[[], float]:
+    def measure() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return measure
+
+
+RIVALS: dict[str, Callable[[Path, Path], dict[str, Callable[[], float]]]] = {
+    "start": start_rivals,
+    "turn": turn_rivals,
+    "batch": batch_rivals,
+    "ends": partial(batch_rivals, ends=2500),  # every twentieth token: replies of 15 tokens
+    "candidates": candidate_rivals,
+    "beams": beam_rivals,
+}
 
 
 def alternate(rivals: dict[str, Callable[[], float]], runs: int) -> dict[str, object]:

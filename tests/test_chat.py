@@ -325,7 +325,15 @@ def test_other_end_tokens_end_a_reply_too(
 
 def test_the_preset_is_what_the_readme_says() -> None:
     assert GenerationConfig.chat() == GenerationConfig(
-        do_sample=True, temperature=0.8, top_k=50, top_p=0.9, max_new_tokens=64, min_new_tokens=1
+        do_sample=True,
+        temperature=0.8,
+        top_k=50,
+        top_p=0.9,
+        max_new_tokens=64,
+        min_new_tokens=1,
+        no_repeat_ngram_size=4,
+        repetition_scope="own",
+        no_repeat_reply=True,
     )
 
 

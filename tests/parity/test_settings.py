@@ -207,10 +207,10 @@ def test_the_judge_sees_faults(networks: tuple[GPT2, Any], monkeypatch: pytest.M
         monkeypatch.setattr(sampler, "WARPERS", (cut,))
     else:
         monkeypatch.setattr(sampler, "PROCESSORS", (sampler.sequence_bias, *sampler.PROCESSORS))
-    values = {"max_new_tokens": 20, "do_sample": True, "temperature": 0.5, "top_p": 0.6, "top_k": 3}
-    values |= {"sequence_bias": [[[3], 6.0]]}
+    values = {"max_new_tokens": 20, "do_sample": True, "temperature": 2.5, "top_p": 0.7, "top_k": 3}
+    values |= {"sequence_bias": [[[token], 3.0] for token in range(0, V, 2)]}
     wrong = 0
-    for seed in range(10):
+    for seed in range(30):
         expected = without_end(theirs_say(networks[1], [1, 2, seed], values, seed), [1, 2, seed], values)
         replies = generate_batch(networks[0], [[1, 2, seed]], GenerationConfig(**values), generator=seeded(seed))[0]
         wrong += [reply.ids for reply in replies] != expected
