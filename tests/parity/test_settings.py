@@ -208,7 +208,7 @@ def test_the_judge_sees_faults(networks: tuple[GPT2, Any], monkeypatch: pytest.M
     else:
         monkeypatch.setattr(sampler, "PROCESSORS", (sampler.sequence_bias, *sampler.PROCESSORS))
     values = {"max_new_tokens": 20, "do_sample": True, "temperature": 2.5, "top_p": 0.7, "top_k": 3}
-    values |= {"sequence_bias": [[[token], 3.0] for token in range(0, V, 2)]}
+    values |= {"sequence_bias": [[[token], 0.4 * (token % 5)] for token in range(V)]}
     wrong = 0
     for seed in range(30):
         expected = without_end(theirs_say(networks[1], [1, 2, seed], values, seed), [1, 2, seed], values)
