@@ -133,7 +133,8 @@ def test_max_length_counts_the_prompt(network: GPT2) -> None:
         ("min_p", 1.5), ("typical_p", 0), ("top_h", 0), ("epsilon_cutoff", 1.0), ("eta_cutoff", -0.1), ("max_time", 0),
         ("bad_words_ids", []), ("bad_words_ids", [[]]), ("bad_words_ids", [[-1]]), ("sequence_bias", [[[1], 2]]),
         ("sequence_bias", {(1,): "x"}), ("suppress_tokens", []), ("exponential_decay_length_penalty", [1, 0]),
-        ("forced_eos_token_id", -1), ("length_penalty", float("nan")), ("repetition_scope", "mine"), ("bad_words", [""]),
+        ("forced_eos_token_id", -1), ("length_penalty", float("nan")), ("repetition_scope", "mine"),
+        ("bad_words", [""]),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
