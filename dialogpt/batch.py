@@ -1,8 +1,8 @@
 """`dialogpt reply --batch`: a file of dialogues in, a file of replies out, many at once and safe against kills.
 
 Line n of the output answers line n of the input, whatever happens: a line that cannot be answered has its reason there.
-With --output a run that was killed goes on behind the last whole line, and with --seed its replies are those of an
-unbroken run, as each line has draws of its own.
+With --output a run that was killed goes on behind the last whole line. With --seed each line has draws of its own, and
+its replies depend on no other line (but for the last digits of float32, which may tip two that are equally likely).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from dialogpt.chat import Chat
-from dialogpt.commands import described
+from dialogpt.commands import described, stdin_bytes
 from dialogpt.decoder import fresh_generator
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.interrupt import flagged
@@ -50,16 +50,19 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         DialogueError: the input cannot be read, or the output is something else.
     """
     with ExitStack() as files:
-        source = sys.stdin.buffer if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
+        source = stdin_bytes() if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
         output: IO[bytes] = sys.stdout.buffer
-        done = 0
+        done = failed = 0
         if options.output is not None:
-            output = files.enter_context(_output(options.output, options.batch))
-            done = sum(1 for _ in output)
+            output = files.enter_context(_output(options.output, source))
+            done, failed, whole = _answered(output, options.output)
         chat = open_chat()
+        if options.output is not None:
+            output.truncate(whole)
+            output.seek(whole)
         device = chat.model.token_embedding.weight.device
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
-        failed = answered = 0
+        answered = 0
         shown = time.monotonic()
         with flagged() as interrupted:
             for group in _grouped(_lines(source, done), options.batch_size):
@@ -106,25 +109,44 @@ def _opened(path: Path) -> IO[bytes]:
         raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _output(path: Path, source: Path) -> IO[bytes]:
-    """The output, at its beginning; a last line that a kill left unfinished is cut off."""
+def _output(path: Path, source: IO[bytes]) -> IO[bytes]:
+    """The output, opened and not changed yet.
+
+    Raises:
+        DialogueError: it cannot be written, is no plain file, or is the input.
+    """
     try:
-        if path.exists() and source.exists() and path.samefile(source):
+        if path.exists() and not path.is_file():
+            raise DialogueError(f"{path} is not a plain file; leave --output away to write to standard output")
+        same = False
+        with suppress(OSError, ValueError):  # the input has no file of its own
+            same = path.exists() and os.path.samestat(path.stat(), os.fstat(source.fileno()))
+        if same:
             raise DialogueError(f"{path} is the input too; name another --output")
-        file = path.open("r+b" if path.exists() else "w+b")
+        return path.open("r+b" if path.exists() else "w+b")
     except OSError as error:
         raise DialogueError(f"{path} cannot be written: {error.strerror}") from None
-    whole = 0
-    for line in file:
-        if not line.endswith(b"\n"):
+
+
+def _answered(file: IO[bytes], path: Path) -> tuple[int, int, int]:
+    """What an output holds already: whole lines, how many of them are failures, and where they end.
+
+    A last line that a kill left unfinished does not count. What is there must be of this command's making: it would be
+    cut off otherwise, and might be somebody's notes.
+    """
+    lines = failures = end = 0
+    for raw in file:
+        entry = None
+        with suppress(ValueError, RecursionError):
+            entry = json.loads(raw)
+        ours = isinstance(entry, dict) and ("replies" in entry or "error" in entry)
+        if not raw.endswith(b"\n") and (ours or (raw.startswith(b"{") and entry is None)):
             break
-        if not line.startswith(b"{"):
-            file.close()
+        if not ours:
             raise DialogueError(f"{path} holds something else than replies; name another --output")
-        whole += len(line)
-    file.truncate(whole)
-    file.seek(0)
-    return file
+        assert isinstance(entry, dict)
+        lines, failures, end = lines + 1, failures + ("replies" not in entry), end + len(raw)
+    return lines, failures, end
 
 
 def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
@@ -133,15 +155,22 @@ def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
         if number <= done:
             continue
         try:
-            content = json.loads(raw.decode())
+            content = json.loads(raw.decode(), parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]})")
+            bom = "; it begins with a byte order mark: take that off" if raw.startswith(b"\xef\xbb\xbf") else ""
+            yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]}){bom}")
             continue
         turns = content.get("turns") if isinstance(content, dict) else None
+        others = content if isinstance(content, dict) else {}
+        others = {name: value for name, value in others.items() if name not in ("replies", "error", "line")}
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
-            yield Line(number, [], {}, 'it holds no turns; expected {"turns": ["what was said", ...]}')
+            yield Line(number, [], others, 'it holds no turns; expected {"turns": ["what was said", ...]}')
             continue
-        yield Line(number, turns, content)
+        yield Line(number, turns, others)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _grouped(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:

@@ -6,6 +6,7 @@ its variant that draws the continuations. `dialogpt.decoder` reads the rows and 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -97,7 +98,7 @@ class Search:
         number = len(self.rows)
         allowed = ends & (torch.arange(len(ends)) < number)
         said = len(self.rows[0].ids) + 1 - self.rows[0].prompt_length
-        scores = totals / said**self.config.length_penalty
+        scores = totals / _power(said, self.config.length_penalty)
         scores += float(self.is_finished.all() and self.config.early_stopping is True) * NEVER
         scores += float(not self.improvable) * NEVER
         scores += ~allowed * NEVER
@@ -121,7 +122,7 @@ class Search:
         said = len(row.ids) + 1 - row.prompt_length
         longest = config.early_stopping == "never" and config.length_penalty > 0
         length = config.reply_limit(row.prompt_length) if longest else said
-        possible = self.scores[:1] / length**config.length_penalty
+        possible = self.scores[:1] / _power(length, config.length_penalty)
         worst = torch.where(self.is_finished, min(beam.score for beam in self.finished), NEVER)
         self.improvable = self.improvable and bool((possible > worst).any())
         full = bool(self.is_finished.all()) and config.early_stopping is True
@@ -131,6 +132,14 @@ class Search:
         """Each continuation's sum of log-probabilities: (beams, V) -> (beams * V,)."""
         self._vocabulary = log_probabilities.size(1)
         return (log_probabilities + self.scores[:, None].to(log_probabilities.device)).reshape(-1)
+
+
+def _power(length: int, penalty: float) -> float:
+    """The divisor of a sum of log-probabilities; as far as numbers go."""
+    try:
+        return float(length**penalty)
+    except OverflowError:
+        return sys.float_info.max
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Statistics:
     Attributes:
         prompt_tokens: how long the prompt was.
         computed_tokens: how many of them were not in the cache.
-        new_tokens: how many were said, draws that were thrown away included.
+        new_tokens: how many were said, draws that were thrown away for being white space included.
         first_seconds: from the start until the first token.
         seconds: until the last.
     """
@@ -256,12 +256,16 @@ class Chat:
             short = [place for place, replies in enumerate(found) if len(replies) < number]
             if not short:
                 break
-            copies = max(number - len(found[place]) for place in short)
-            config = replace(config, num_return_sequences=copies)
-            said = self._say([prompts[place] for place in short], config, [generators[place] for place in short])
-            for place, replies in zip(short, said, strict=True):
-                for reply in replies:
-                    (found if self.tokenizer.decode(reply.ids).strip() else blank)[place].append(reply)
+            for missing in sorted(
+                {number - len(found[place]) for place in short}
+            ):  # so that none draws more than alone
+                some = [place for place in short if number - len(found[place]) == missing]
+                short = [place for place in short if place not in some]
+                settings = replace(config, num_return_sequences=missing)
+                said = self._say([prompts[place] for place in some], settings, [generators[place] for place in some])
+                for place, replies in zip(some, said, strict=True):
+                    for reply in replies:
+                        (found if self.tokenizer.decode(reply.ids).strip() else blank)[place].append(reply)
             if not config.do_sample or config.num_beams > 1:
                 break
         return [[*replies, *rest][:number] for replies, rest in zip(found, blank, strict=True)]
@@ -336,8 +340,8 @@ class Chat:
             raise DialogueError("nothing has been said yet")
 
     def _turn(self, text: str) -> list[int]:
-        """The ids of what a person typed."""
-        return self.tokenizer.encode(normalize(text) if self.normalize else text)
+        """The ids of what a person typed; where nothing would be left of it when it is spelled anew, as it is."""
+        return self.tokenizer.encode((self.normalize and normalize(text)) or text)
 
     def _end_ids(self) -> tuple[int, ...]:
         """What ends a reply: the end of a turn always, as no turn may hold it, and what the settings name."""

@@ -21,6 +21,7 @@ from dialogpt.screen import one_line, printable
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
     from dialogpt.generate import Reply
+    from dialogpt.generation_config import GenerationConfig
     from weights import Checkpoint, Report
 
 
@@ -30,7 +31,8 @@ ALL = "everything in the cache"  # what --clear means without a name; known by i
 
 def chat(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
-    lines = _stdin()
+    lines = stdin_bytes()
+    _check_number(options, generation_from(options), 1)
     opened = _open_chat(options)
     if not (lines.isatty() and sys.stdout.isatty()):
         answer_lines(opened, lines, _print_reply)
@@ -44,7 +46,8 @@ def chat(options: argparse.Namespace) -> int:
     return talk(opened, title, remember=not options.no_history)
 
 
-def _stdin() -> BinaryIO:
+def stdin_bytes() -> BinaryIO:
+    """Standard input, as it comes."""
     if sys.stdin is None:
         raise DialogueError("standard input is closed; there is nothing to read")
     return sys.stdin.buffer
@@ -77,13 +80,7 @@ def reply(options: argparse.Namespace) -> int:
     """Answer a dialogue that was given whole, or a file of them."""
     config = generation_from(options)
     number = 1 if options.num_replies is None else options.num_replies
-    named = rerankers_from(options)
-    asked = max(number, options.num_candidates or DEFAULT_CANDIDATES) if named else number
-    try:
-        replace(config, num_return_sequences=asked)
-    except DialogueError as error:
-        flag = "--num-candidates" if named else "--num-replies"
-        raise wrong_usage(options, str(error).replace("num_return_sequences", flag)) from None
+    _check_number(options, config, number)
     if options.batch is not None:
         if options.turns or options.json:
             raise wrong_usage(options, "--batch answers a file; leave TURN and --json away")
@@ -94,7 +91,7 @@ def reply(options: argparse.Namespace) -> int:
         raise wrong_usage(options, "--output goes with --batch")
     if not options.turns and not options.json:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
-    turns = options.turns or _turns_from(_stdin().read())
+    turns = options.turns or _turns_from(stdin_bytes().read())
     opened = _open_chat(options)
     found = opened.candidates(turns, number)
     if options.json:
@@ -103,6 +100,17 @@ def reply(options: argparse.Namespace) -> int:
         for reply in found:
             _print_reply(opened.tokenizer.decode(reply.ids))
     return DONE
+
+
+def _check_number(options: argparse.Namespace, config: GenerationConfig, number: int) -> None:
+    """Refuse a number of replies, or of candidates for them, that the settings cannot give."""
+    judged = bool(rerankers_from(options))
+    asked = max(number, options.num_candidates or DEFAULT_CANDIDATES) if judged else number
+    try:
+        replace(config, num_return_sequences=asked)
+    except DialogueError as error:
+        flag = "--num-candidates" if judged else "--num-replies"
+        raise wrong_usage(options, str(error).replace("num_return_sequences", flag)) from None
 
 
 def described(chat: Chat, replies: Sequence[Reply]) -> list[dict[str, object]]:

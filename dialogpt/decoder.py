@@ -173,7 +173,8 @@ class Decoder:
         if len(prompt) + most > limits.n_positions:
             raise DialogueError(
                 f"a prompt of {len(prompt)} tokens and {most} new ones do not fit the network's {limits.n_positions} "
-                f"positions; shorten the prompt or ask for fewer tokens (max_new_tokens)"
+                f"positions; shorten the prompt or ask for fewer tokens "
+                f"({'max_length' if config.max_new_tokens is None else 'max_new_tokens'})"
             )
         if cache is not None and len(cache.ids) != 1:
             raise DialogueError(f"the cache has {len(cache.ids)} rows; expected one")
@@ -184,7 +185,7 @@ class Decoder:
             generator = fresh_generator(self.model.token_embedding.weight.device)
         row = Row(prompt, len(prompt), settled, generator, cache=cache)
         if config.no_repeat_reply or config.repetition_scope == "own":
-            row.own_turns = own_turns(prompt, settled.end_ids)
+            row.own_turns = own_turns(prompt, self._turn_ends(settled))
         if config.stop_strings:
             row.stop_strings = StopStrings(config.stop_strings, self._require_tokenizer("stop_strings"))
         if config.max_time is not None:
@@ -203,6 +204,13 @@ class Decoder:
         check_tokens(config, self.model.config.vocab_size)
         return config
 
+    def _turn_ends(self, config: GenerationConfig) -> Sequence[int]:
+        """What ends turns, of all that may end a reply."""
+        if self.tokenizer is not None:
+            return [self.tokenizer.eos_id]
+        own = self.model.config.eos_token_id
+        return config.end_ids if own is None else [own] if isinstance(own, int) else own
+
     def _require_tokenizer(self, setting: str) -> Tokenizer:
         if self.tokenizer is None:
             raise DialogueError(f"{setting} names texts, which takes the tokenizer; pass it")
@@ -217,7 +225,8 @@ class Decoder:
         """Choose one token for every row that is not finished.
 
         Raises:
-            GenerationError: the network's output is not finite, or every token of a row is banned.
+            GenerationError: the network's output is not finite, or every token of a sampled row is banned (a greedy one
+                says token 0 then, as in transformers).
         """
         active, logits = self.read()
         if not active:

@@ -40,7 +40,9 @@ def _is_whole(value: Any, least: int = 0) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) < 1 << 63 and math.isfinite(value)
 
 
 def _are_ids(value: Any) -> bool:
@@ -119,9 +121,9 @@ _BIASES = Kind(
 _TEXTS = Kind(_are_texts, 'a text, or several: ["a", "b"]', _parse_texts, _freeze_texts)
 
 
-def _setting(default: Any, kind: Kind, purpose: str, *, sampled: bool = False) -> Any:
-    """A field of `GenerationConfig`: its default, its kind, and what it is for; `sampled` acts with do_sample only."""
-    return field(default=default, metadata={"kind": kind, "help": purpose, "sampled": sampled})
+def _setting(default: Any, kind: Kind, purpose: str) -> Any:
+    """A field of `GenerationConfig`: its default, its kind, and what it is for."""
+    return field(default=default, metadata={"kind": kind, "help": purpose})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,23 +185,18 @@ class GenerationConfig:
         1.0,
         Kind(_FACTOR.fits, "a number above 0 (for greedy decoding, do_sample off)", float),
         "below 1 bolder in what is likely, above 1 more random",
-        sampled=True,
     )
     top_h: float | None = _setting(
-        None, _SHARE_ABOVE_0, "draw from the likeliest tokens that hold this share of the entropy", sampled=True
+        None, _SHARE_ABOVE_0, "draw from the likeliest tokens that hold this share of the entropy"
     )
-    top_k: int = _setting(50, _COUNT, "draw from the k likeliest tokens only; 0 is off", sampled=True)
-    top_p: float = _setting(1.0, _SHARE, "draw from the likeliest tokens that hold this probability", sampled=True)
-    min_p: float | None = _setting(
-        None, _SHARE, "draw from tokens at least this many times as likely as the likeliest", sampled=True
-    )
+    top_k: int = _setting(50, _COUNT, "draw from the k likeliest tokens only; 0 is off")
+    top_p: float = _setting(1.0, _SHARE, "draw from the likeliest tokens that hold this probability")
+    min_p: float | None = _setting(None, _SHARE, "draw from tokens at least this many times as likely as the likeliest")
     typical_p: float = _setting(
-        1.0, _SHARE_ABOVE_0, "draw from the tokens of ordinary surprise that hold this probability", sampled=True
+        1.0, _SHARE_ABOVE_0, "draw from the tokens of ordinary surprise that hold this probability"
     )
-    epsilon_cutoff: float = _setting(0.0, _SHARE_BELOW_1, "draw from tokens of at least this probability", sampled=True)
-    eta_cutoff: float = _setting(
-        0.0, _SHARE_BELOW_1, "the same, with a lower bound where the choice is wide open", sampled=True
-    )
+    epsilon_cutoff: float = _setting(0.0, _SHARE_BELOW_1, "draw from tokens of at least this probability")
+    eta_cutoff: float = _setting(0.0, _SHARE_BELOW_1, "the same, with a lower bound where the choice is wide open")
     renormalize_logits: bool = _setting(False, _SWITCH, "make probabilities of the scores again at the end")
 
     # What dialogue needs beyond transformers.
@@ -274,6 +271,9 @@ class GenerationConfig:
         Raises:
             DialogueError: a value is out of its range, or asks for something that is not implemented; all are named.
         """
+        if not isinstance(values, Mapping):
+            raise DialogueError(f"settings are a {type(values).__name__}; expected a dictionary")
+        values = {name: value for name, value in values.items() if value != []}  # as good as unset
         known = {setting.name for setting in fields(cls)}
         foreign = [
             f"{name} is {_shown(value)}, which is not implemented (leave it away)"
@@ -291,7 +291,8 @@ class GenerationConfig:
     def fitted(self, n_positions: int) -> GenerationConfig:
         """The same settings, with at most half of a small network's positions for the reply."""
         if self.max_new_tokens is None:
-            return self
+            assert self.max_length is not None
+            return replace(self, max_length=min(self.max_length, n_positions))
         most = max(1, min(self.max_new_tokens, n_positions // 2))
         return replace(self, max_new_tokens=most, min_new_tokens=min(self.min_new_tokens, most))
 

@@ -8,6 +8,7 @@ candidates is left to `dialogpt.generate`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -71,12 +72,10 @@ class MMI:
         said = turns[-1:] if self.turns == 1 else turns[::-1] if self.turns is None else turns[: -self.turns - 1 : -1]
         source = [token for turn in said for token in (*turn, self.eos_id)]
         room = self.model.config.n_positions
-        sequences, begins = [], []
-        for reply in replies:
-            read = [*reply, self.eos_id]
-            kept = source[: max(1, room - len(read))]
-            sequences.append([*read[: room - len(kept)], *kept])
-            begins.append(len(sequences[-1]) - len(kept))
+        longest = min(max(map(len, replies), default=0) + 1, room - 1)
+        source = source[: room - longest]  # the same for all: a sum over less would be the better score
+        sequences = [[*[*reply, self.eos_id][:longest], *source] for reply in replies]
+        begins = [len(sequence) - len(source) for sequence in sequences]
         return [found.total for found in score(self.model, sequences, begins, micro_batch=self.micro_batch)]
 
 
@@ -101,7 +100,8 @@ class DialogRPT:
     """How much people would like a reply: the weighted predictions of one or several heads.
 
     Heads that say whether a reply is human at all (`HUMAN`) make one factor, their weighted mean; the others another,
-    their weighted sum. Where one kind is missing its factor is 1.
+    their weighted sum (DialogRPT's own divides it by the sum of weights, which turns the order around where that is
+    below 0, as with width alone). Where one kind is missing its factor is 1.
 
     Attributes:
         heads: the models.
@@ -125,10 +125,18 @@ class DialogRPT:
             CheckpointError: one cannot be used, or has no ranking head.
             DialogueError: a name is unknown, or a vocabulary is another one.
         """
-        heads = []
-        for name, weight, source in sources:
+        names = [name for name, _, _ in sources]
+        for name, weight, _ in sources:
             if name not in HEADS:
                 raise DialogueError(f"there is no ranking head {name!r}; there are {', '.join(HEADS)}")
+            if names.count(name) > 1:
+                raise DialogueError(f"the ranking head {name!r} is named twice; name it once")
+            if not math.isfinite(weight):
+                raise DialogueError(f"the weight of {name!r} is {weight}; expected a number")
+        if any(name in HUMAN for name in names) and not sum(weight for name, weight, _ in sources if name in HUMAN) > 0:
+            raise DialogueError(f"the weights of {' and '.join(HUMAN)} must have a sum above 0; they make a mean")
+        heads = []
+        for name, weight, source in sources:
             checkpoint = open_checkpoint(source)
             heads.append(Head(name, weight, _load(checkpoint, tokenizer), load_ranking_head(checkpoint)))
         return cls(tuple(heads), tokenizer.eos_id)
@@ -170,7 +178,7 @@ class DialogRPT:
             hidden = head.model.hidden(padded, lengths=lengths)  # (B, T, C)
             last = hidden[torch.arange(len(part)), lengths - 1]  # (B, C)
             found.append(torch.sigmoid(last @ head.head.T)[:, 0].float().cpu())
-        return torch.cat(found)
+        return torch.cat(found) if found else torch.empty(0)
 
 
 def _load(source: Source, tokenizer: Tokenizer) -> GPT2:

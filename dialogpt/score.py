@@ -38,7 +38,8 @@ class Score:
     @property
     def perplexity(self) -> float:
         """How many equally likely tokens the network hesitated between, in the geometric mean; NaN without tokens."""
-        return math.exp(-self.total / len(self.ids)) if self.ids else math.nan
+        nats = -self.total / len(self.ids) if self.ids else math.nan
+        return math.exp(nats) if not nats > 700 else math.inf  # where floats end
 
 
 def score(
@@ -60,6 +61,8 @@ def score(
     Raises:
         DialogueError: a sequence cannot be scored.
     """
+    if micro_batch < 1:
+        raise DialogueError(f"micro_batch is {micro_batch}, expected a whole number from 1 on")
     starts = [1] * len(sequences) if begins is None else list(begins)
     limits = model.config
     for ids, start in zip(sequences, starts, strict=True):

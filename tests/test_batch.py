@@ -104,8 +104,31 @@ def test_what_cannot_be_done_is_a_sentence(lines: Path, tmp_path: Path, capsys: 
     ):
         assert run(*flags) == status
         assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", ["my notes\n", "my precious notes", '{"turns": ["a"]}\n{"turns": ["b"]}', "[1]\n", "{}\n"]
+)
+def test_what_somebody_else_wrote_is_never_cut_off(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """Notes without an end of line were taken for a line that a kill had left."""
     notes = tmp_path / "notes.txt"
-    notes.write_text("my notes\n")
+    notes.write_text(content)
     assert run("--batch", lines, "--output", notes) == 1
     assert "holds something else than replies" in capsys.readouterr().err
-    assert notes.read_text() == "my notes\n"
+    assert notes.read_text() == content
+    assert run("--batch", lines, "--output", "/dev/null") == 1
+    assert "/dev/null is not a plain file; leave --output away" in capsys.readouterr().err
+
+
+def test_a_failure_stays_one_when_the_run_goes_on(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines.write_text('{"id": 4, "turns": []}\n{"turns": ["Hi!"], "error": "mine"}\n' + lines.read_text())
+    for _ in range(2):
+        assert run("--batch", lines, "--output", tmp_path / "out.jsonl") == 1
+    assert "42 were there already, 1 failed" in capsys.readouterr().err
+    first, second, *_ = answers(tmp_path / "out.jsonl")
+    assert (first["id"], first["line"]) == (4, 1)
+    assert "error" not in second

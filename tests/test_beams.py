@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoder import Decoder
+from dialogpt.decoder import Decoder, GenerationError
 from model import GPT2
 from tests.helpers import random_model, seeded
 
@@ -87,6 +89,13 @@ def test_what_beams_cannot_do_is_a_sentence(network: GPT2) -> None:
         next(generate(network, [1], GenerationConfig(num_beams=2)))
     with pytest.raises(DialogueError, match="more end tokens than other tokens"):
         generate_batch(network, [[1]], GenerationConfig(num_beams=2, eos_token_id=tuple(range(23))))
+
+
+@pytest.mark.parametrize("penalty", [5000.0, -5000.0, 1e15, 300.0])
+def test_a_length_penalty_beyond_numbers_is_no_traceback(network: GPT2, penalty: float) -> None:
+    config = GenerationConfig(num_beams=2, length_penalty=penalty, early_stopping="never", max_new_tokens=8)
+    with suppress(GenerationError):
+        generate_batch(network, [[1, 2]], config)
 
 
 def test_a_decoder_that_is_used_up_is_empty(network: GPT2) -> None:

@@ -43,6 +43,15 @@ def test_the_bots_own_turns_are_every_other_one() -> None:
     assert own_turns([1, END, 2, END, 3], [END]) == [[2]]  # a prompt without its last end
 
 
+def test_other_ends_of_a_reply_end_no_turn(network: GPT2) -> None:
+    """With the full stop as a further end, the person's words counted as the bot's."""
+    from dialogpt.decoder import Decoder
+
+    config = GenerationConfig(eos_token_id=(END, 7), no_repeat_reply=True)
+    row = Decoder(network).add([1, 7, END, 3, 7, 4, END, 5, 7, END], config)
+    assert row.own_turns == [[3, 7, 4]]
+
+
 def test_repetition_counts_where_it_is_told_to() -> None:
     """The row: the person said 1 2 3, the bot 4 5 6, the person 7 8 9, and the bot begins 4 5."""
     seen = Seen([1, 2, 3, END, 4, 5, 6, END, 7, 8, 9, END, 4, 5], 12, [[4, 5, 6]])
@@ -133,8 +142,8 @@ def test_max_length_counts_the_prompt(network: GPT2) -> None:
         ("min_p", 1.5), ("typical_p", 0), ("top_h", 0), ("epsilon_cutoff", 1.0), ("eta_cutoff", -0.1), ("max_time", 0),
         ("bad_words_ids", []), ("bad_words_ids", [[]]), ("bad_words_ids", [[-1]]), ("sequence_bias", [[[1], 2]]),
         ("sequence_bias", {(1,): "x"}), ("suppress_tokens", []), ("exponential_decay_length_penalty", [1, 0]),
-        ("forced_eos_token_id", -1), ("length_penalty", float("nan")), ("repetition_scope", "mine"),
-        ("bad_words", [""]),
+        ("length_penalty", 10**400), ("forced_eos_token_id", -1), ("length_penalty", float("nan")),
+        ("repetition_scope", "mine"), ("bad_words", [""]),
     ],
 )  # fmt: skip
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
@@ -204,7 +213,8 @@ def test_a_chat_with_beams_says_whole_replies(published: Path) -> None:
         ("I don't know...  it's   (maybe) fine!!", "I don't know ... it's ( maybe ) fine ! !"),
         ("see https://example.org/x?y=1 now", "see __url__ now"),
         ("w/o you b/c of it", "without you because of it"),
-        ("naïve café 🙂 #tag", "na ve caf tag"),
+        ("naïve café 🙂", "na ve caf"),
+        ("show/hide", "show hide"),
         ("", ""),
     ],
 )
@@ -217,6 +227,31 @@ def test_spelling_twice_changes_nothing_more(text: str) -> None:
     once = normalize(text)
     assert normalize(once) == once
     assert once == " ".join(once.split())
+
+
+def test_what_spelling_would_leave_nothing_of_stays(published: Path) -> None:
+    chat = Chat.load(published, seed=1)
+    chat.normalize = True
+    chat.reply("Привет")
+    assert chat.texts()[0] == "Привет"
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_redrawn_replies_do_not_depend_on_other_dialogues(number: int) -> None:
+    """One dialogue that lacked three replies made its neighbour, which lacked one, draw three too."""
+    chat = Chat.load("tiny", dtype="float64")
+    chat.generation = GenerationConfig(
+        do_sample=True,
+        max_new_tokens=6,
+        top_k=0,
+        sequence_bias=[[[chat.tokenizer.eos_id], 12.0]],  # type: ignore[arg-type]
+    )
+    dialogues = [["Hi!"], ["How are you?"], ["What?", "Yes.", "No."], ["Ok."], ["Tell me more."], ["Bye."]]
+    together = chat.candidates_for_all(dialogues, number, [seeded(n) for n in range(6)])
+    assert any(not reply.ids for replies in together for reply in replies) or number == 1
+    for place, turns in enumerate(dialogues):
+        (alone,) = chat.candidates_for_all([turns], number, [seeded(place)])
+        assert [reply.ids for reply in alone] == [reply.ids for reply in together[place]]
 
 
 def test_a_chat_normalizes_what_is_typed_if_asked(published: Path) -> None:

@@ -60,6 +60,32 @@ def test_mmi_is_the_probability_of_what_was_said_given_the_reply(published: Path
                 assert score == pytest.approx(expected, abs=1e-4)
 
 
+def test_what_was_said_is_cut_alike_for_all_candidates(published: Path, reverse: Path) -> None:
+    """A long reply left less of it to be summed, and always won."""
+    tokenizer, model = Tokenizer.load(published), load(reverse, dtype="float64")
+    turn = torch.randint(0, 500, (121,), generator=torch.Generator().manual_seed(0)).tolist()
+    reply = torch.randint(0, 500, (127,), generator=torch.Generator().manual_seed(1)).tolist()
+    for longest in (20, 60, 127):
+        scores = MMI(model, tokenizer.eos_id).scores([turn], [reply[:3], reply[:longest]])
+        kept = turn[: 128 - min(longest + 1, 127)]
+        ids = [*reply[:3], tokenizer.eos_id, *kept]
+        with torch.no_grad():
+            logs = model(torch.tensor([ids]))[0].float().log_softmax(dim=-1)
+        assert scores[0] == pytest.approx(sum(float(logs[p - 1, ids[p]]) for p in range(4, len(ids))), abs=1e-3)
+    assert MMI(model, tokenizer.eos_id).scores([turn], []) == []
+
+
+def test_a_chat_with_candidates_refuses_settings_that_give_one(
+    published: Path, reverse: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", str(published), "--rerank", "mmi", "--reverse-model", str(reverse)]
+    for more in (["--greedy"], ["--num-beams", "3"]):
+        assert main(["chat", *flags, *more]) == 2
+        assert (
+            "16 replies to one prompt would all be" in (err := capsys.readouterr().err) or "--num-candidates 16" in err
+        )
+
+
 def test_mmi_reads_no_more_at_once_than_a_micro_batch(
     published: Path, reverse: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +163,9 @@ def test_commands_rerank(published: Path, reverse: Path, ranker: Path, capsys: p
         (["--rerank", "updown"], 2, "is neither mmi nor NAME=M"),
         (["--rerank", "updown*x=tiny"], 2, "is neither mmi nor NAME=M"),
         (["--rerank", "niceness=tiny"], 1, "there is no ranking head 'niceness'; there are human_vs_rand"),
+        (["--rerank", "updown*nan=tiny"], 1, "the weight of 'updown' is nan; expected a number"),
+        (["--rerank", "updown=tiny,updown=tiny"], 1, "'updown' is named twice"),
+        (["--rerank", "human_vs_rand*0=tiny"], 1, "must have a sum above 0"),
         (["--rerank", "updown=tiny"], 1, "has another vocabulary than the model whose replies"),
         (["--rerank", "mmi", "--reverse-model", "tiny"], 1, "has another vocabulary"),
         (["--rerank", "mmi", "--reverse-model", "tiny", "--greedy"], 2, "would all be the same without do-sample"),

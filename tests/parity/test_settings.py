@@ -225,32 +225,34 @@ def test_the_judge_sees_faults(networks: tuple[GPT2, Any], monkeypatch: pytest.M
 def test_stop_strings_end_where_transformers_does(
     tmp_path_factory: pytest.TempPathFactory, text: str | list[str], num_beams: int
 ) -> None:
-    """Inside a token, across tokens, across the prompt's end; the text stays in the reply."""
+    """Inside a token, across tokens, across the prompt's end; the text stays in the reply.
+
+    A bias leads to its tokens, as random weights would hardly ever say it.
+    """
     folder = tmp_path_factory.mktemp("stops")
     write_published(folder, n_positions=64)
     theirs = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float64).eval()
     ours, tokenizer = load(folder, dtype="float64"), Tokenizer.load(folder)
     their_tokenizer = GPT2Tokenizer.from_pretrained(folder)
+    texts = [text] if isinstance(text, str) else text
+    led = [tokenizer.encode(one) for one in texts]
     stopped = 0
     for seed in range(8):
-        prompt = torch.randint(0, 556, (1, 4), generator=seeded(seed))
-        values: dict[str, Any] = {
-            "max_new_tokens": 30,
-            "do_sample": True,
-            "temperature": 2.0,
-            "top_k": 0,
-            "num_beams": num_beams,
-        }
+        prompt = [*torch.randint(0, 556, (4,), generator=seeded(seed)).tolist(), *(led[0][:1] if seed % 2 else [])]
+        bias = {tuple(ids[: end + 1]): 9.0 - end for ids in led for end in range(len(ids))}
+        values: dict[str, Any] = {"max_new_tokens": 30, "do_sample": True, "top_k": 0, "num_beams": num_beams}
+        values |= {"eos_token_id": 9999 if num_beams == 1 else 556, "sequence_bias": bias}
         torch.manual_seed(seed)
         output = theirs.generate(
-            prompt, attention_mask=torch.ones_like(prompt), pad_token_id=556, stop_strings=text,
-            tokenizer=their_tokenizer, **values,
-        )[0, 4:].tolist()  # fmt: skip
+            torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long), pad_token_id=556,
+            stop_strings=text, tokenizer=their_tokenizer, **values,
+        )[0, len(prompt) :].tolist()  # fmt: skip
         config = GenerationConfig(stop_strings=text, **values)  # type: ignore[arg-type]
-        (reply,) = generate_batch(ours, [prompt[0].tolist()], config, generator=seeded(seed), tokenizer=tokenizer)[0]
+        (reply,) = generate_batch(ours, [prompt], config, generator=seeded(seed), tokenizer=tokenizer)[0]
         assert reply.ids == (output[: output.index(556)] if 556 in output else output)
-        stopped += reply.finish_reason == "stop"
-    assert stopped or text in ("zzz", "🙂", "ü", "...", "|>", "and the", "ab")
+        said = tokenizer.decode([*prompt, *reply.ids])
+        stopped += reply.finish_reason == "stop" and any(one in said for one in texts)
+    assert stopped >= 4
 
 
 # ---- trained weights ----
