@@ -239,7 +239,7 @@ def test_stop_strings_end_where_transformers_does(
     stopped = 0
     for seed in range(8):
         prompt = [*torch.randint(0, 556, (4,), generator=seeded(seed)).tolist(), *(led[0][:1] if seed % 2 else [])]
-        bias = {tuple(ids[: end + 1]): 9.0 - end for ids in led for end in range(len(ids))}
+        bias = {tuple(ids[: end + 1]): 9.0 + 15 * end for ids in led for end in range(len(ids))}
         values: dict[str, Any] = {"max_new_tokens": 30, "do_sample": True, "top_k": 0, "num_beams": num_beams}
         values |= {"eos_token_id": 9999 if num_beams == 1 else 556, "sequence_bias": bias}
         torch.manual_seed(seed)
