@@ -17,15 +17,20 @@ if TYPE_CHECKING:
     from dialogpt.generate import Reply, generate, generate_batch
     from dialogpt.generation_config import GenerationConfig
     from dialogpt.history import History
+    from dialogpt.rerank import MMI, DialogRPT
+    from dialogpt.score import Score
     from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
+    "MMI",
     "Chat",
     "Decoder",
+    "DialogRPT",
     "DialogueError",
     "GenerationConfig",
     "History",
     "Reply",
+    "Score",
     "Step",
     "StreamDecoder",
     "Tokenizer",
@@ -43,6 +48,9 @@ _HOMES = {
     "generate_batch": "generate",
     "GenerationConfig": "generation_config",
     "History": "history",
+    "MMI": "rerank",
+    "DialogRPT": "rerank",
+    "Score": "score",
     "StreamDecoder": "tokenizer",
     "Tokenizer": "tokenizer",
 }
