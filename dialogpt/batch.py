@@ -8,6 +8,7 @@ its replies depend on no other line (but for the last digits of float32, which m
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import sys
@@ -20,7 +21,7 @@ from typing import IO, Any
 
 from dialogpt.chat import Chat
 from dialogpt.commands import described, stdin_bytes
-from dialogpt.decoder import fresh_generator
+from dialogpt.decoder import Stopped, fresh_generator
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.interrupt import flagged
 
@@ -73,13 +74,15 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
                 generators = [fresh_generator(device, seed) for seed in seeds]
                 found: dict[int, Any] = {}
                 try:
-                    all_found = chat.candidates_for_all([line.turns for line in good], number, generators)
+                    all_found = chat.candidates_for_all([line.turns for line in good], number, generators, interrupted)
                     found = {line.number: replies for line, replies in zip(good, all_found, strict=True)}
+                except Stopped:
+                    raise KeyboardInterrupt from None
                 except DialogueError:  # one of them: find out which
                     for line, seed in zip(good, seeds, strict=True):
                         try:
                             again = [fresh_generator(device, seed)]
-                            (found[line.number],) = chat.candidates_for_all([line.turns], number, again)
+                            (found[line.number],) = chat.candidates_for_all([line.turns], number, again, interrupted)
                         except DialogueError as error:
                             found[line.number] = str(error)
                 for line in group:
@@ -123,7 +126,11 @@ def _output(path: Path, source: IO[bytes]) -> IO[bytes]:
             same = path.exists() and os.path.samestat(path.stat(), os.fstat(source.fileno()))
         if same:
             raise DialogueError(f"{path} is the input too; name another --output")
-        return path.open("r+b" if path.exists() else "w+b")
+        file = path.open("r+b" if path.exists() else "w+b")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return file
+    except BlockingIOError:
+        raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
     except OSError as error:
         raise DialogueError(f"{path} cannot be written: {error.strerror}") from None
 
@@ -151,8 +158,12 @@ def _answered(file: IO[bytes], path: Path) -> tuple[int, int, int]:
 
 def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
     """The lines that are not answered yet."""
+    number = 0
     for number, raw in enumerate(source, 1):
         if number <= done:
+            continue
+        if not raw.strip():
+            yield Line(number, [], {}, "it is empty")
             continue
         try:
             content = json.loads(raw.decode(), parse_constant=_refuse)
@@ -167,6 +178,8 @@ def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
             yield Line(number, [], others, 'it holds no turns; expected {"turns": ["what was said", ...]}')
             continue
         yield Line(number, turns, others)
+    if number < done:
+        raise DialogueError(f"the output has {done} lines and the input {number}; it belongs to another input")
 
 
 def _refuse(name: str) -> None:

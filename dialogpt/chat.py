@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dialogpt.decoder import fresh_generator, shared_prefix
+from dialogpt.decoder import Stopped, fresh_generator, shared_prefix
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import GenerationConfig
@@ -232,7 +232,11 @@ class Chat:
         return self.candidates_for_all([turns], number, [self._generator])[0]
 
     def candidates_for_all(
-        self, dialogues: Sequence[Sequence[str]], number: int, generators: Sequence[torch.Generator]
+        self,
+        dialogues: Sequence[Sequence[str]],
+        number: int,
+        generators: Sequence[torch.Generator],
+        stop: Stop | None = None,
     ) -> list[list[Reply]]:
         """Several replies to each of several dialogues, answered together; see `candidates`.
 
@@ -240,14 +244,20 @@ class Chat:
             dialogues: of each at least one turn.
             number: how many replies to each.
             generators: one for each dialogue, so that its replies do not depend on the others.
+            stop: asked before every token; true ends it all.
+
+        Raises:
+            Stopped: `stop` said so.
         """
         histories = [History(self.tokenizer.eos_id, map(self._turn, turns)) for turns in dialogues]
         prompts = [self._prompt(history) for history in histories]
         wanted = number if self.reranker is None else max(number, self.num_candidates)
-        found = self._draw(prompts, wanted, generators)
+        found = self._draw(prompts, wanted, generators, stop)
         return [self._ranked(h.turns, replies)[:number] for h, replies in zip(histories, found, strict=True)]
 
-    def _draw(self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator]) -> list[list[Reply]]:
+    def _draw(
+        self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator], stop: Stop | None
+    ) -> list[list[Reply]]:
         """Replies to each prompt; those of white space only are drawn again, and come last if there is nothing else."""
         config = replace(self.generation, eos_token_id=self._end_ids())
         found: list[list[Reply]] = [[] for _ in prompts]
@@ -262,7 +272,9 @@ class Chat:
                 some = [place for place in short if number - len(found[place]) == missing]
                 short = [place for place in short if place not in some]
                 settings = replace(config, num_return_sequences=missing)
-                said = self._say([prompts[place] for place in some], settings, [generators[place] for place in some])
+                said = self._say(
+                    [prompts[place] for place in some], settings, [generators[place] for place in some], stop
+                )
                 for place, replies in zip(some, said, strict=True):
                     for reply in replies:
                         (found if self.tokenizer.decode(reply.ids).strip() else blank)[place].append(reply)
@@ -279,7 +291,11 @@ class Chat:
         return [replace(replies[place], rank=ranks[place]) for place in order]
 
     def _say(
-        self, prompts: list[Prompt], config: GenerationConfig, generators: Sequence[torch.Generator]
+        self,
+        prompts: list[Prompt],
+        config: GenerationConfig,
+        generators: Sequence[torch.Generator],
+        stop: Stop | None,
     ) -> list[list[Reply]]:
         """Whole replies. One prompt is read by this conversation's cache, and each reply has a copy of it."""
         cache = None
@@ -299,6 +315,7 @@ class Chat:
             generator=[generator for generator in generators for _ in range(copies)],
             cache=cache,
             tokenizer=self.tokenizer,
+            stop=stop,
         )
 
     def score(self, turns: Sequence[str]) -> list[Score]:
@@ -358,7 +375,7 @@ class Chat:
         prompt = history.prompt(self.history_tokens, window)
         if prompt.cut:
             logger.warning(
-                "the last turn is longer than the network can take: its first %d tokens were cut off", prompt.cut
+                "the last turn is longer than there is room for: its first %d tokens were cut off", prompt.cut
             )
         return prompt
 
@@ -376,7 +393,7 @@ class Chat:
                 ids: list[int] = []
                 text, visible = "", False
                 decoder = StreamDecoder(self.tokenizer)
-                for token in self._tokens(turns, prompt, config):
+                for token in self._tokens(turns, prompt, config, stop):
                     self.statistics.count_token(time.perf_counter() - start)
                     if stop is not None and stop():
                         return
@@ -394,6 +411,8 @@ class Chat:
             said = ids
             if text:
                 yield text
+        except Stopped:  # before a first word
+            return
         finally:
             if said is None:
                 self.history.turns, self._shown = before, shown
@@ -405,11 +424,13 @@ class Chat:
         """Whether replies are known at their end only: beams, and what a reranker chooses."""
         return self.reranker is not None or self.generation.num_beams > 1
 
-    def _tokens(self, turns: list[list[int]], prompt: Prompt, config: GenerationConfig) -> Iterator[int]:
+    def _tokens(
+        self, turns: list[list[int]], prompt: Prompt, config: GenerationConfig, stop: Stop | None
+    ) -> Iterator[int]:
         """The reply's tokens, as they come."""
         if self._whole:
             number = 1 if self.reranker is None else self.num_candidates
-            (replies,) = self._draw([prompt], number, [self._generator])
+            (replies,) = self._draw([prompt], number, [self._generator], stop)
             yield from self._ranked(turns, replies)[0].ids
             return
         settings = {"generator": self._generator, "cache": self._cache, "tokenizer": self.tokenizer}

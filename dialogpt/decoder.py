@@ -36,6 +36,10 @@ class GenerationError(DialogueError):
     """The network gave nothing to choose from; the message says why."""
 
 
+class Stopped(Exception):
+    """Decoding was ended by its caller, in the middle."""
+
+
 @dataclass(eq=False)
 class Row:
     """One sequence that is being decoded.
@@ -125,15 +129,17 @@ class Decoder:
     rows, in which a finished row keeps its place until it is dropped, though it is not computed any more.
     """
 
-    def __init__(self, model: GPT2, tokenizer: Tokenizer | None = None) -> None:
+    def __init__(self, model: GPT2, tokenizer: Tokenizer | None = None, stop: Callable[[], bool] | None = None) -> None:
         """Begin without rows.
 
         Args:
             model: the network.
             tokenizer: of the same checkpoint, for settings that name texts (`stop_strings`, `bad_words`).
+            stop: asked before every step; true ends decoding with `Stopped`.
         """
         self.model = model
         self.tokenizer = tokenizer
+        self.stop = stop
         self.rows: list[Row] = []
         self._running: list[Row] = []  # the rows of self._cache, in its order
         self._cache: KVCache | None = None
@@ -247,7 +253,10 @@ class Decoder:
 
         Raises:
             GenerationError: the network's output is not finite.
+            Stopped: the caller wants no more.
         """
+        if self.stop is not None and self.stop():
+            raise Stopped
         active = [row for row in self.rows if row.finish_reason is None]
         if not active:
             return active, torch.empty(0, self.model.config.vocab_size)

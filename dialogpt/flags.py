@@ -87,8 +87,8 @@ def _preset() -> str:
 def wrong_usage(options: argparse.Namespace, problem: str) -> SystemExit:
     """Wrong usage, said in argparse's way: the usage line, then the problem, which names settings as flags do."""
     options.parser.print_usage(sys.stderr)
-    for setting in fields(GenerationConfig):
-        problem = problem.replace(setting.name, setting.name.replace("_", "-"))
+    for name in sorted((setting.name for setting in fields(GenerationConfig)), key=len, reverse=True):
+        problem = problem.replace(name, name.replace("_", "-"))
     print(f"{options.parser.prog}: error: {printable(one_line(problem))}", file=sys.stderr)
     return SystemExit(USAGE)
 
@@ -141,7 +141,7 @@ def generation_from(options: argparse.Namespace, checkpoints: Mapping[str, Any] 
     }
     if options.greedy or given.get("temperature") == 0:
         if given.get("do_sample"):
-            raise wrong_usage(options, "--do-sample contradicts --greedy, and so does it --temperature 0")
+            raise wrong_usage(options, "--do-sample contradicts --greedy and --temperature 0")
         given = {name: value for name, value in given.items() if (name, value) != ("temperature", 0)}
         config = config.greedy()
     if "max_length" in given:  # which counts where max_new_tokens is not given

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,7 @@ def generate_batch(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> list[list[Reply]]:
     """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.
 
@@ -94,8 +95,10 @@ def generate_batch(
             prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one each.
         cache: one row, which is copied; what a prompt shares with it is not computed again.
         tokenizer: for settings that name texts.
+        stop: asked before every step; true ends it all.
 
     Raises:
+        Stopped: `stop` said so.
         DialogueError: a prompt cannot be used, or the generators are not as many as the rows.
         GenerationError: see `Decoder.step`.
     """
@@ -106,7 +109,7 @@ def generate_batch(
     generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != number:
         raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
-    decoder = Decoder(model, tokenizer)
+    decoder = Decoder(model, tokenizer, stop)
     if config.num_beams > 1:
         found = beam_search(decoder, prompts, config, generators, cache)
         return [[Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams] for beams in found]

@@ -207,7 +207,7 @@ class GenerationConfig:
     )
     no_repeat_reply: bool = _setting(False, _SWITCH, "never say exactly the bot's last turn again")
     bad_words: tuple[str, ...] | None = _setting(
-        None, _TEXTS, "words that are never said, after a space or without, capital or not"
+        None, _TEXTS, 'a word that is never said, with a capital or without, or several: ["a", "b"]'
     )
 
     def __post_init__(self) -> None:
@@ -342,11 +342,14 @@ def parse_value(name: str, text: str) -> Any:
     """The value of a setting from what a person typed.
 
     Raises:
-        DialogueError: there is no such setting, or the text is no value of its kind; ranges are checked later.
+        DialogueError: there is no such setting, or the text is no value of its kind; ranges are checked later. "none"
+            unsets it.
     """
     kinds: dict[str, Kind] = {setting.name: setting.metadata["kind"] for setting in fields(GenerationConfig)}
     if name not in kinds:
         raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
+    if text.lower() in ("none", "unset"):
+        return None
     try:
         return kinds[name].freeze(kinds[name].parse(text))
     except (KeyError, ValueError, RecursionError):

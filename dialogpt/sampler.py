@@ -88,7 +88,7 @@ def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
         foreign = [token for token in tokens if token >= vocab_size]
         if foreign:
             raise DialogueError(f"{name} names the token {foreign[0]}, and the vocabulary has {vocab_size:,}")
-    if config.exponential_decay_length_penalty and config.eos_token_id is None:
+    if config.exponential_decay_length_penalty and not config.end_ids:
         raise DialogueError(
             "exponential_decay_length_penalty needs an end token, and neither network nor settings name one"
         )

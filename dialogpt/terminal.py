@@ -16,9 +16,10 @@ from dialogpt.chat import Chat, Stop
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_setting, positive
 from dialogpt.interrupt import flagged
+from dialogpt.sampler import check_tokens
 from dialogpt.screen import printable
 
-ONE_REPLY = ("num_return_sequences", "eos_token_id")  # settings that have no use in a conversation
+ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
 SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
 Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
@@ -209,13 +210,15 @@ class Terminal:
         if name in ("temperature", "do_sample") and not config.do_sample:
             before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in NEUTRAL})
         config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
+        ended = replace(config, eos_token_id=self.chat.tokenizer.eos_id)  # as the chat will have it
+        check_tokens(ended, self.chat.model.config.vocab_size)
         if config.prompt_room(positions) < 1:
             raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
         return config
 
     def _line(self, name: str) -> str:
         value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
-        return f"{name.replace('_', '-'):<22} {value}"
+        return f"{name.replace('_', '-'):<32} {value}"
 
     def show(self, _: str) -> None:
         """Show settings, the window, and what the last reply cost."""

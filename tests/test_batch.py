@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import subprocess
@@ -120,6 +121,21 @@ def test_what_somebody_else_wrote_is_never_cut_off(
     assert notes.read_text() == content
     assert run("--batch", lines, "--output", "/dev/null") == 1
     assert "/dev/null is not a plain file; leave --output away" in capsys.readouterr().err
+
+
+def test_an_output_has_one_writer_and_one_input(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two runs into one file mixed their lines; and another input's answers counted as this one's."""
+    out = tmp_path / "out.jsonl"
+    with out.open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert run("--batch", lines, "--output", out) == 1
+    assert "is being written by another run" in capsys.readouterr().err
+    assert run("--batch", lines, "--output", out) == 0
+    lines.write_text('{"turns": ["Hi!"]}\n')
+    assert run("--batch", lines, "--output", out) == 1
+    assert "the output has 40 lines and the input 1; it belongs to another input" in capsys.readouterr().err
 
 
 def test_a_failure_stays_one_when_the_run_goes_on(

@@ -138,6 +138,24 @@ def test_a_chat_says_the_best_candidate(published: Path, reverse: Path) -> None:
     assert len(again.history.turns) == 4
 
 
+def test_a_choice_among_candidates_can_be_stopped(published: Path, reverse: Path) -> None:
+    """Ctrl-C was heard when all candidates were there; now before the next token, and the turn is taken back."""
+    chat = Chat.load(
+        published, seed=1, generation=GenerationConfig(do_sample=True, max_new_tokens=30, eos_token_id=9999)
+    )
+    chat.reranker = MMI.load(reverse, chat.tokenizer)
+    asked: list[int] = []
+
+    def stop() -> bool:
+        asked.append(1)
+        return len(asked) > 3
+
+    assert list(chat.stream("Hello there.", stop)) == []
+    assert len(asked) == 4
+    assert chat.texts() == []
+    assert chat.reply("Hello there.")
+
+
 def test_commands_rerank(published: Path, reverse: Path, ranker: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model", str(published), "--seed", "2", "--num-candidates", "5", "--max-new-tokens", "6"]
     assert (

@@ -130,7 +130,7 @@ def test_save_and_load_go_on_where_they_were(play: Play, tmp_path: Path) -> None
 
 def test_set_and_show(play: Play) -> None:
     played = play("/set top-k 7", "/set temperature 0", "/show", "/set temperature x", "/set nothing 1", "/set top_p 2")
-    assert "top-k                  7" in played.said
+    assert "top-k                            7" in played.said
     assert played.chat.generation.do_sample is False
     assert "temperature is 'x', expected a number above 0" in played.said
     assert "there is no setting 'nothing'" in played.said
