@@ -127,12 +127,14 @@ def _output(path: Path, source: IO[bytes]) -> IO[bytes]:
         if same:
             raise DialogueError(f"{path} is the input too; name another --output")
         file = path.open("r+b" if path.exists() else "w+b")
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return file
-    except BlockingIOError:
-        raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
     except OSError as error:
         raise DialogueError(f"{path} cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
+    return file
 
 
 def _answered(file: IO[bytes], path: Path) -> tuple[int, int, int]:
