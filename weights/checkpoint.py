@@ -78,8 +78,8 @@ class Checkpoint:
         config: sizes of the network.
         tensors: the network's parameters under our names, each once.
         read_vocabulary: gives `vocabulary`, which says what it is.
-        generation_config: the content of ``generation_config.json``, which conversions carry along and nothing here
-            acts on yet; empty where there is none.
+        generation_config: the content of ``generation_config.json``, which conversions carry along and
+            `dialogpt.generation_config` reads; empty where there is none.
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
         path: the folder or file that was opened.
         files: the files that hold the weights.
