@@ -23,6 +23,7 @@ from dialogpt.chat import Chat
 from dialogpt.commands import described, stdin_bytes
 from dialogpt.decoder import Stopped, fresh_generator
 from dialogpt.errors import DONE, FAILED, DialogueError
+from dialogpt.generate import Reply
 from dialogpt.interrupt import flagged
 
 EVERY = 1.0  # seconds between progress lines
@@ -61,7 +62,6 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         if options.output is not None:
             output.truncate(whole)
             output.seek(whole)
-        device = chat.model.token_embedding.weight.device
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
         answered = 0
         shown = time.monotonic()
@@ -69,22 +69,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
             for group in _grouped(_lines(source, done), options.batch_size):
                 if interrupted():
                     raise KeyboardInterrupt
-                good = [line for line in group if line.problem is None]
-                seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in good]
-                generators = [fresh_generator(device, seed) for seed in seeds]
-                found: dict[int, Any] = {}
-                try:
-                    all_found = chat.candidates_for_all([line.turns for line in good], number, generators, interrupted)
-                    found = {line.number: replies for line, replies in zip(good, all_found, strict=True)}
-                except Stopped:
-                    raise KeyboardInterrupt from None
-                except DialogueError:  # one of them: find out which
-                    for line, seed in zip(good, seeds, strict=True):
-                        try:
-                            again = [fresh_generator(device, seed)]
-                            (found[line.number],) = chat.candidates_for_all([line.turns], number, again, interrupted)
-                        except DialogueError as error:
-                            found[line.number] = str(error)
+                found = _answers(chat, group, number, base, interrupted)
                 for line in group:
                     answer = line.problem or found[line.number]
                     if isinstance(answer, str):
@@ -103,6 +88,37 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
                     print(f"dialogpt: {done + answered} lines answered", file=sys.stderr)
     print(f"dialogpt: {answered} lines answered, {done} were there already, {failed} failed", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+def _answers(
+    chat: Chat, group: list[Line], number: int, base: int, stop: Callable[[], bool]
+) -> dict[int, list[Reply] | str]:
+    """Replies to each line that is a dialogue, or why it cannot be answered; by the line's number.
+
+    Raises:
+        KeyboardInterrupt: `stop` said so.
+    """
+    good = [line for line in group if line.problem is None]
+    device = chat.model.token_embedding.weight.device
+
+    def answer(lines: list[Line]) -> list[list[Reply]]:
+        seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in lines]
+        generators = [fresh_generator(device, seed) for seed in seeds]
+        return chat.candidates_for_all([line.turns for line in lines], number, generators, stop)
+
+    found: dict[int, list[Reply] | str] = {}
+    try:
+        try:
+            found |= zip((line.number for line in good), answer(good), strict=True)
+        except DialogueError:  # one of them: find out which
+            for line in good:
+                try:
+                    (found[line.number],) = answer([line])
+                except DialogueError as error:
+                    found[line.number] = str(error)
+    except Stopped:
+        raise KeyboardInterrupt from None
+    return found
 
 
 def _opened(path: Path) -> IO[bytes]:

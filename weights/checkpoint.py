@@ -201,7 +201,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    vocabulary = cache(partial(_find_vocabulary, folder, config))
+    vocabulary = cache(partial(_find_vocabulary, path, config))
     if not ours:
         vocabulary()
     if not values:
@@ -212,7 +212,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
             ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
         )
         sizes = f"{config.n_layer} layers, {config.n_embd} wide"
-        logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", folder, sizes, heads)
+        logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
@@ -396,28 +396,28 @@ def _read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
     return stored
 
 
-def _find_vocabulary(folder: Path, config: GPT2Config) -> Vocabulary | None:
+def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:
     """Read the vocabulary, see that the network has a row for each token, and say what a user should know."""
-    vocabulary = read_vocabulary(folder)
+    vocabulary = read_vocabulary(path if path.is_dir() else path.parent)
     if vocabulary is None and config.vocab_size == GPT2_SIZE:
         vocabulary = gpt2_vocabulary()
-        logger.warning("%s has no vocabulary; GPT-2's is used, as its %d tokens fit", folder, GPT2_SIZE)
+        logger.warning("%s has no vocabulary; GPT-2's is used, as its %d tokens fit", path, GPT2_SIZE)
     elif vocabulary is None:
         logger.warning(
             "%s has no vocabulary, and GPT-2's %d tokens do not fit its %d embedding rows: it cannot read or write "
             "text until vocab.json and merges.txt lie beside it",
-            folder,
+            path,
             GPT2_SIZE,
             config.vocab_size,
         )
         return None
     if vocabulary.size > config.vocab_size:
         raise CheckpointError(
-            f"{folder}: the vocabulary needs {vocabulary.size:,} embedding rows and the network has "
+            f"{path}: the vocabulary needs {vocabulary.size:,} embedding rows and the network has "
             f"{config.vocab_size:,}; these files do not belong together"
         )
     if vocabulary.size < config.vocab_size:
-        logger.warning("%d embedding rows of %s have no text", config.vocab_size - vocabulary.size, folder)
+        logger.warning("%d embedding rows of %s have no text", config.vocab_size - vocabulary.size, path)
     return vocabulary
 
 
