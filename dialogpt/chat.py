@@ -15,21 +15,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dialogpt.decoder import Stopped, fresh_generator, shared_prefix
+from dialogpt.decoder import Stopped, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
-from dialogpt.generation_config import GenerationConfig
+from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
 from dialogpt.normalize import normalize
 from dialogpt.rerank import Reranker
 from dialogpt.score import Score, score
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from model import GPT2, KVCache
+from model import GPT2, KVCache, shared_prefix
 from weights import load, open_checkpoint
 from weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
-DEFAULT_CANDIDATES = 16  # the paper's
 Stop = Callable[[], bool]
 logger = logging.getLogger(__name__)
 

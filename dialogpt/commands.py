@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from dialogpt.errors import DONE, DialogueError
 from dialogpt.flags import generation_from, installed_version, rerankers_from, wrong_usage
+from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.interrupt import flagged, raised
 from dialogpt.screen import one_line, printable
 
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
     from dialogpt.generate import Reply
-    from dialogpt.generation_config import GenerationConfig
     from weights import Checkpoint, Report
 
 
-DEFAULT_CANDIDATES = 16  # dialogpt.chat's, whose module imports torch
 ALL = "everything in the cache"  # what --clear means without a name; known by identity, as "" may be a shell's slip
 
 

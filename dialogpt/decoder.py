@@ -20,7 +20,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.sampler import Seen, check_tokens, next_token_scores
 from dialogpt.tokenizer import StopStrings, Tokenizer
-from model import GPT2, KVCache
+from model import GPT2, KVCache, shared_prefix
 
 PROMPTS_AT_ONCE = 8  # of like length, so that padding costs little; 8 rows of 50 tokens keep a processor busy
 NOTHING_LEFT = (
@@ -381,14 +381,6 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
     return generator
 
 
-def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    for place, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return place
-    return min(len(left), len(right))
-
-
 def _closed_up(kept: Sequence[bool]) -> list[int]:
     """The places that are kept, the last of them moved to where others are not: the fewest rows change their place.
 
@@ -426,13 +418,13 @@ def processed(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         GenerationError: a score is NaN.
     """
     configs = list({id(row.config): row.config for row in rows}.values())
-    if len(configs) == 1:
+    if len(configs) == 1:  # without a copy of all scores
         scores = next_token_scores(logits, configs[0], [row.seen for row in rows])
     else:
         scores = torch.empty_like(logits)
-    for config in configs if len(configs) > 1 else ():
-        places = [place for place, row in enumerate(rows) if row.config is config]
-        scores[places] = next_token_scores(logits[places], config, [rows[place].seen for place in places])
+        for config in configs:
+            places = [place for place, row in enumerate(rows) if row.config is config]
+            scores[places] = next_token_scores(logits[places], config, [rows[place].seen for place in places])
     if torch.isnan(scores).any():
         raise GenerationError(NOT_A_NUMBER)
     return scores

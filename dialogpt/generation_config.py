@@ -15,6 +15,7 @@ from typing import Any
 from dialogpt.errors import DialogueError
 
 DEFAULT_NEW_TOKENS = 20
+DEFAULT_CANDIDATES = 16  # for a reranker to choose among, as in DialoGPT's paper
 SCOPES = ("all", "own", "reply")
 
 

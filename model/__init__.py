@@ -1,7 +1,17 @@
 """The network: GPT-2 in pure PyTorch. It knows tensors only, and imports nothing else of this project."""
 
-from model.cache import CacheFull, KVCache
+from model.cache import CacheFull, KVCache, shared_prefix
 from model.config import IGNORABLE, PRESETS, ConfigError, GPT2Config, unknown_keys
 from model.gpt2 import GPT2
 
-__all__ = ["GPT2", "IGNORABLE", "PRESETS", "CacheFull", "ConfigError", "GPT2Config", "KVCache", "unknown_keys"]
+__all__ = [
+    "GPT2",
+    "IGNORABLE",
+    "PRESETS",
+    "CacheFull",
+    "ConfigError",
+    "GPT2Config",
+    "KVCache",
+    "shared_prefix",
+    "unknown_keys",
+]

@@ -156,7 +156,7 @@ class KVCache:
         index = torch.tensor(rows, dtype=torch.long, device=self.keys.device)
         if len(rows) == len(self.ids):  # beams share their beginning, which need not be copied
             end = max(map(len, self.ids))
-            start = min(_shared(ids, self.ids[row]) for ids, row in zip(self.ids, rows, strict=True))
+            start = min(shared_prefix(ids, self.ids[row]) for ids, row in zip(self.ids, rows, strict=True))
             for buffer in (self.keys, self.values):
                 buffer[:, :, :, start:end] = buffer[:, :, :, start:end].index_select(1, index)
         elif all(row == place or row >= len(rows) for place, row in enumerate(rows)) and len({*rows}) == len(rows):
@@ -169,8 +169,8 @@ class KVCache:
         self.ids = [list(self.ids[row]) for row in rows]
 
 
-def _shared(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many ids two rows begin with in common."""
+def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
     pairs = enumerate(zip(left, right, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
 

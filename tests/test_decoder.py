@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoder import GenerationError, fresh_generator, shared_prefix
-from model import GPT2, KVCache
+from dialogpt.decoder import GenerationError, fresh_generator
+from model import GPT2, KVCache, shared_prefix
 from tests.helpers import random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
