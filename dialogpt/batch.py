@@ -99,7 +99,7 @@ def _answers(
         KeyboardInterrupt: `stop` said so.
     """
     good = [line for line in group if line.problem is None]
-    device = chat.model.token_embedding.weight.device
+    device = chat.model.device
 
     def answer(lines: list[Line]) -> list[list[Reply]]:
         seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in lines]

@@ -109,7 +109,7 @@ class Chat:
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
         self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
         self.statistics = Statistics()
-        self._generator = fresh_generator(model.token_embedding.weight.device, seed)
+        self._generator = fresh_generator(model.device, seed)
         self._cache = KVCache.for_model(model)
         self._shown: Prompt | None = None
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import functools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -188,7 +190,7 @@ class Decoder:
         if settled is None:
             settled = self._settled[config] = self._settle(config)
         if generator is None and config.do_sample:
-            generator = fresh_generator(self.model.token_embedding.weight.device)
+            generator = fresh_generator(self.model.device)
         row = Row(prompt, len(prompt), settled, generator, cache=cache)
         if config.no_repeat_reply or config.repetition_scope == "own":
             row.own_turns = own_turns(prompt, self._turn_ends(settled))
@@ -238,7 +240,7 @@ class Decoder:
         if not active:
             return []
         scores = processed(logits, active)  # (B, V)
-        normalizers = functools.cache(partial(torch.logsumexp, logits, dim=-1))
+        normalizers = functools.cache(partial(_log_sum_exp, logits))
         chosen = enumerate(zip(active, self._choose(scores, active), logits, strict=True))
         steps = [Step(row, token, row_logits, normalizers, place) for place, (row, token, row_logits) in chosen]
         for step in steps:
@@ -301,74 +303,102 @@ class Decoder:
         running = set(map(id, self._running))
         waiting = [row for row in active if id(row) not in running]
         if waiting:
-            cache, read = self._read_prompts(waiting)
+            joining, cache, read = self._read_prompts(waiting)
             hidden.append(read)
             self._cache = cache if self._cache is None else KVCache.joined([self._cache, cache])
-            self._running = [*self._running, *waiting]
+            self._running = [*self._running, *joining]
         places = {id(row): place for place, row in enumerate(self._running)}
         return self.model.logits(torch.cat(hidden)[[places[id(row)] for row in active]]).float()  # (B, V)
 
-    def _read_prompts(self, waiting: list[Row]) -> tuple[KVCache, Tensor]:
-        """Read the prompts of rows that have just joined: their cache, and their last hidden states (B, C)."""
+    def _read_prompts(self, waiting: list[Row]) -> tuple[list[Row], KVCache, Tensor]:
+        """Read the prompts of rows that have just joined, a few of like length at a time.
+
+        Returns:
+            These rows in the order of their cache, that cache, and their last hidden states (B, C).
+        """
         # Rows with the same prompt share one reading, by the row whose cache holds most of it.
         distinct: dict[tuple[int, ...], Row] = {}
         for row in waiting:
             if row.known >= distinct.get(tuple(row.ids), row).known:
                 distinct[tuple(row.ids)] = row
-        readers = list(distinct.values())
-        caches: list[KVCache] = []
-        hidden: list[Tensor] = []
-        by_length = sorted(range(len(readers)), key=lambda place: len(readers[place].ids))
-        for first in range(0, len(readers), PROMPTS_AT_ONCE):
-            some = [readers[place] for place in by_length[first : first + PROMPTS_AT_ONCE]]
-            cache, last = self._read_some(some, alone=len(waiting) == 1)
-            caches.append(cache)
-            hidden.append(last)
-        read = torch.cat(hidden)
-        places = {tuple(readers[place].ids): new for new, place in enumerate(by_length)}  # of each prompt in `read`
-        rows = [places[tuple(row.ids)] for row in waiting]
-        if len(caches) == 1:
-            cache = caches[0]
-            cache.select(rows)
-        else:
-            cache = KVCache.joined(caches, [divmod(row, PROMPTS_AT_ONCE) for row in rows])
+        readers = sorted(distinct.values(), key=lambda row: len(row.ids))
+        caches = [row.cache or KVCache.for_model(self.model) for row in readers]
+        cache = caches[0] if len(waiting) == 1 else KVCache.joined(caches)
+        for place, row in enumerate(readers):
+            cache.crop(place, min(row.known, len(row.ids) - 1))
+        cache.make_room(len(readers[-1].ids))
+        hidden = []
+        for start in range(0, len(readers), PROMPTS_AT_ONCE):
+            some = slice(start, start + PROMPTS_AT_ONCE)
+            part = cache.part(start, start + PROMPTS_AT_ONCE)
+            hidden.append(self._read_some(readers[some], part))
+            cache.ids[some] = part.ids
+        places = {tuple(row.ids): place for place, row in enumerate(readers)}
+        joining = sorted(waiting, key=lambda row: places[tuple(row.ids)])
+        rows = [places[tuple(row.ids)] for row in joining]
+        cache.select(rows)
         for row in waiting:
             row.cache = None
-        return cache, read[rows]
+        return joining, cache, torch.cat(hidden)[rows]
 
-    def _read_some(self, rows: list[Row], *, alone: bool) -> tuple[KVCache, Tensor]:
-        """Read a few prompts together, padded to the longest: their cache, and their last hidden states (B, C)."""
-        caches = [row.cache or KVCache.for_model(self.model) for row in rows]
-        cache = caches[0] if alone else KVCache.joined(caches)
-        for place, row in enumerate(rows):
-            cache.crop(place, min(row.known, len(row.ids) - 1))
+    def _read_some(self, rows: list[Row], cache: KVCache) -> Tensor:
+        """Read the prompts of a few rows together, padded to the longest: their last hidden states (B, C)."""
         new = [row.ids[len(held) :] for row, held in zip(rows, cache.ids, strict=True)]
         lengths = torch.tensor([len(ids) for ids in new])
         padded = torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in new], device=cache.keys.device)
         hidden = self.model.hidden(padded, cache, lengths)  # (B, T, C)
-        return cache, hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
+        return hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
 
     def _choose(self, scores: Tensor, active: list[Row]) -> list[int]:
-        """The token of each row: the highest score, or a draw."""
-        chosen = scores.argmax(dim=-1).tolist()  # the lowest id of those that tie
+        """The token of each row: the highest score, or a draw.
+
+        A draw is what `torch.multinomial` does, for all rows at once: the likeliest token after each probability was
+        divided by a number of its own, from an exponential distribution.
+        """
         order = {id(row): place for place, row in enumerate(active)}
-        sampled = [row for row in self.rows if row.config.do_sample and row.generator is not None]
-        for generator in {id(row.generator): row.generator for row in sampled}.values():
-            matrix = [row for row in sampled if row.generator is generator]
-            places = {place: order[id(row)] for place, row in enumerate(matrix) if row.finish_reason is None}
-            if not places:
-                continue
-            probabilities = torch.softmax(scores[list(places.values())], dim=-1)  # (B, V)
-            if len(places) < len(matrix):  # a finished row draws too, and its token is thrown away
-                running, probabilities = probabilities, scores.new_zeros(len(matrix), scores.size(1))
-                probabilities[:, 0] = 1
-                probabilities[list(places)] = running
+        matrices: dict[int, list[Row]] = {}  # the rows that draw together; finished ones draw too
+        for row in self.rows:
+            if row.config.do_sample and row.generator is not None:
+                matrices.setdefault(id(row.generator), []).append(row)
+        drawing = [matrix for matrix in matrices.values() if any(row.finish_reason is None for row in matrix)]
+        running = [order[id(row)] for matrix in drawing for row in matrix if row.finish_reason is None]
+        greedy = len(running) < len(active)
+        chosen: list[int] = scores.argmax(dim=-1).tolist() if greedy else [0] * len(active)  # the lowest id of a tie
+        if running:
+            probabilities = torch.softmax(_rows(scores, running), dim=-1)  # (B, V)
             if torch.isnan(probabilities).any():
                 raise GenerationError(NOTHING_LEFT)
-            drawn = torch.multinomial(probabilities, 1, generator=generator)[:, 0].tolist()
-            for place, row in places.items():
-                chosen[row] = drawn[place]
+            drawn = probabilities.div_(_noise(drawing, probabilities)).argmax(dim=-1).tolist()
+            for place, token in zip(running, drawn, strict=True):
+                chosen[place] = token
         return chosen
+
+
+def _noise(matrices: list[list[Row]], like: Tensor) -> Tensor:
+    """Numbers from an exponential distribution for the unfinished rows of each matrix, by its generator: (B, V)."""
+    noise = torch.empty_like(like)
+    running = [[place for place, row in enumerate(matrix) if row.finish_reason is None] for matrix in matrices]
+
+    def fill(matrix: list[Row], places: list[int], into: Tensor) -> None:
+        if len(places) == len(matrix):
+            into.exponential_(generator=matrix[0].generator)
+        else:
+            into.copy_(into.new_empty(len(matrix), into.size(1)).exponential_(generator=matrix[0].generator)[places])
+
+    parts = noise.split([len(places) for places in running])  # type: ignore[no-untyped-call]
+    deque((map if len(matrices) == 1 else _threads().map)(fill, matrices, running, parts), maxlen=0)
+    return noise
+
+
+def _rows(tensor: Tensor, places: list[int]) -> Tensor:
+    """Some rows, without a copy where they are all."""
+    return tensor if places == list(range(len(tensor))) else tensor[places]
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """For draws of many generators: one takes 20 nanoseconds a token, on one processor."""
+    return ThreadPoolExecutor(torch.get_num_threads())
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
@@ -379,6 +409,11 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
     else:
         generator.manual_seed(seed)
     return generator
+
+
+def _log_sum_exp(logits: Tensor) -> Tensor:
+    """Of each row, (B, V) -> (B,); one after the other, as fresh memory for all of them at once costs more."""
+    return torch.stack([row.logsumexp(dim=-1) for row in logits])
 
 
 def _closed_up(kept: Sequence[bool]) -> list[int]:

@@ -17,6 +17,7 @@ from dialogpt.generation_config import NEUTRAL, GenerationConfig, is_switch, par
 from dialogpt.screen import one_line, printable
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
+PRECISIONS = (*DTYPES, "int8", "int4")  # likewise
 MOST_THREADS = 1024
 SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
 
@@ -34,7 +35,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
     add_n_head(model)
-    model.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: float32)")
+    model.add_argument("--dtype", choices=PRECISIONS, default="float32", help="of the weights (default: float32)")
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
     model.add_argument(

@@ -105,7 +105,7 @@ def generate_batch(
     copies = config.num_return_sequences if config.num_beams == 1 else 1
     number = len(prompts) * copies
     if generator is None:
-        generator = [fresh_generator(model.token_embedding.weight.device) for _ in range(number)]
+        generator = [fresh_generator(model.device) for _ in range(number)]
     generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != number:
         raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")

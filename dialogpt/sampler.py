@@ -247,12 +247,12 @@ def _power(factor: float, exponent: int) -> float:
         return math.inf
 
 
-# ---- warpers, with do_sample only: scores (B, V) -> (B, V) ----
+# ---- warpers, with do_sample only: scores (B, V), which may be changed in place, -> (B, V) ----
 
 
 def temperature(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Divide by the temperature: below 1 sharpens the distribution, above 1 flattens it."""
-    return scores if config.temperature == 1 else scores / config.temperature
+    return scores if config.temperature == 1 else scores.div_(config.temperature)
 
 
 def top_h(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -264,14 +264,14 @@ def top_h(scores: Tensor, config: GenerationConfig) -> Tensor:
     surprise = -distribution.probs * distribution.probs.log()  # (B, 100)
     kept = surprise.cumsum(dim=-1) <= distribution.entropy()[:, None] * config.top_h  # type: ignore[no-untyped-call]
     kept[:, 0] = True
-    return scores.masked_fill(~torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, kept), -torch.inf)
+    return scores.masked_fill_(~torch.zeros_like(scores, dtype=torch.bool).scatter(1, index, kept), -torch.inf)
 
 
 def top_k(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep the k highest scores, and all that tie with the lowest of them, as transformers does."""
     if config.top_k == 0:
         return scores
-    return scores.masked_fill(scores < _nth_largest(scores, max(config.top_k, config.tokens_to_keep)), -torch.inf)
+    return scores.masked_fill_(scores < _nth_largest(scores, max(config.top_k, config.tokens_to_keep)), -torch.inf)
 
 
 def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -285,7 +285,7 @@ def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     ascending, order = scores.sort(dim=-1)  # (B, V)
     cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p  # (B, V)
     cut[:, -config.tokens_to_keep :] = False
-    return scores.masked_fill(cut.scatter(1, order, cut), -torch.inf)
+    return scores.masked_fill_(cut.scatter(1, order, cut), -torch.inf)
 
 
 def min_p(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -295,7 +295,7 @@ def min_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     probabilities = scores.softmax(dim=-1)  # (B, V)
     cut = probabilities < config.min_p * probabilities.amax(dim=-1, keepdim=True)
     likeliest = probabilities.topk(min(config.tokens_to_keep, scores.size(1))).indices
-    return scores.masked_fill(cut.scatter(1, likeliest, False), -torch.inf)
+    return scores.masked_fill_(cut.scatter(1, likeliest, False), -torch.inf)
 
 
 def typical_p(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -309,7 +309,7 @@ def typical_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     last = (held < config.typical_p).sum(dim=1, keepdim=True).clamp(max=scores.size(1) - 1)  # (B, 1)
     cut = distance > distance.gather(1, last)
     cut[:, : config.tokens_to_keep] = False
-    return scores.masked_fill(cut.scatter(1, order, cut), -torch.inf)
+    return scores.masked_fill_(cut.scatter(1, order, cut), -torch.inf)
 
 
 def epsilon_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
@@ -348,4 +348,4 @@ def _nth_largest(scores: Tensor, number: int) -> Tensor:
 def _cut_below(scores: Tensor, probabilities: Tensor, least: Tensor, config: GenerationConfig) -> Tensor:
     """Cut what is less likely than `least` and not among the likeliest that must stay."""
     cut = (probabilities < least.to(scores.device)) & (scores < _nth_largest(scores, config.tokens_to_keep))
-    return scores.masked_fill(cut, -torch.inf)
+    return scores.masked_fill_(cut, -torch.inf)

@@ -89,7 +89,7 @@ def score(
 def _score(model: GPT2, sequences: list[list[int]], starts: list[int]) -> list[Score]:
     """Score a few sequences together; logits are computed only where a token is scored."""
     longest = max(map(len, sequences))
-    device = model.token_embedding.weight.device
+    device = model.device
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sequences], device=device)  # (B, T)
     hidden = model.hidden(padded, lengths=torch.tensor([len(ids) for ids in sequences]))  # (B, T, C)
     found = []

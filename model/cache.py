@@ -18,7 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from model.gpt2 import GPT2
 
-BLOCK = 128  # slots the buffers grow by: 9.4 MB a row for GPT-2 small in float32, one growth per 128 tokens
+BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32, one growth per 64 tokens
 
 
 class CacheFull(ValueError):
@@ -46,9 +46,10 @@ class KVCache:
     @classmethod
     def for_model(cls, model: GPT2, rows: int = 1) -> KVCache:
         """An empty cache that fits `model`, with its dtype and on its device."""
-        config, weight = model.config, model.token_embedding.weight
+        config = model.config
         shape = (config.n_layer, rows, config.n_head, 0, config.head_dim)  # (L, B, H, capacity, D)
-        return cls(weight.new_zeros(shape), weight.new_zeros(shape), config.n_positions)
+        keys, values = (torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(2))
+        return cls(keys, values, config.n_positions)
 
     @classmethod
     def joined(cls, caches: Sequence[KVCache], rows: Sequence[tuple[int, int]] | None = None) -> KVCache:
@@ -99,10 +100,7 @@ class KVCache:
                     f"the cache is full: row {row} holds {h} tokens and {n} more were asked for, but the network has "
                     f"{self.max_length} positions; drop the oldest turns or generate fewer tokens"
                 )
-        missing = end - self.keys.size(3)
-        if missing > 0:
-            capacity = min(-(-end // BLOCK) * BLOCK, self.max_length)
-            self.keys, self.values = (_widen(buffer, capacity) for buffer in (self.keys, self.values))
+        self.make_room(end)
         self._start, self._end = held[0], end
         self._aligned = len(set(held)) == 1 and len(set(new)) == 1
         if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
@@ -134,6 +132,21 @@ class KVCache:
         self.ids = [held + list(new) for held, new in zip(self.ids, ids, strict=True)]
 
     # ---- called by the decoder ----
+
+    def make_room(self, length: int) -> None:
+        """Let every row be able to hold `length` tokens without growing."""
+        if length > self.keys.size(3):
+            capacity = min(-(-length // BLOCK) * BLOCK, self.max_length)
+            self.keys, self.values = (_widen(buffer, capacity) for buffer in (self.keys, self.values))
+
+    def part(self, start: int, stop: int) -> KVCache:
+        """Some of the rows, in this cache's own memory: what is read into them must not need more room.
+
+        What they hold afterwards is made known by ``cache.ids[start:stop] = part.ids``.
+        """
+        part = KVCache(self.keys[:, start:stop], self.values[:, start:stop], self.max_length)
+        part.ids = [list(ids) for ids in self.ids[start:stop]]
+        return part
 
     def crop(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of a row.
@@ -178,8 +191,7 @@ def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
 def _widen(buffer: Tensor, capacity: int) -> Tensor:
     """Give a buffer more slots; new ones are zero, as a NaN in a masked slot would be a NaN in the result."""
     L, B, H, held, D = buffer.shape
-    if held == capacity:
-        return buffer
-    wide = buffer.new_zeros(L, B, H, capacity, D)
+    wide = buffer.new_empty(L, B, H, capacity, D)
     wide[:, :, :, :held] = buffer
+    wide[:, :, :, held:] = 0
     return wide

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from model.cache import CacheFull, KVCache
 from model.config import GPT2Config
 
+Table = TypeVar("Table", bound=nn.Embedding)
+
 
 class GPT2(nn.Module):
     """The network: token ids in, the next token's logits out."""
@@ -28,8 +31,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = _embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = _embedding(config.n_positions, config.n_embd)
+        self.token_embedding = _undrawn(TokenEmbedding, config.vocab_size, config.n_embd)
+        self.position_embedding = _undrawn(nn.Embedding, config.n_positions, config.n_embd)
         self.dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
@@ -47,13 +50,23 @@ class GPT2(nn.Module):
                 added = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if added else 0.02)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in, and its caches hold."""
+        return self.token_embedding.activation_dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes, and expects its ids."""
+        return self.position_embedding.weight.device
+
     def forward(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Logits at every position: (B, T) -> (B, T, V). Arguments and errors are those of `hidden`."""
         return self.logits(self.hidden(ids, cache, lengths))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every token of the vocabulary: (..., C) -> (..., V)."""
-        return F.linear(hidden, self.token_embedding.weight)  # the head is the token embedding
+        return self.token_embedding.logits(hidden)
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Read new tokens: (B, T) -> (B, T, C), after the final norm.
@@ -81,6 +94,19 @@ class GPT2(nn.Module):
             cache.advance([row[:n] for row, n in zip(ids.tolist(), new, strict=True)])
         normed: Tensor = self.final_norm(x)
         return normed
+
+
+class TokenEmbedding(nn.Embedding):
+    """What each token is, and the output head that is tied to it."""
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return self.weight.dtype
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Score every token of the vocabulary: (..., C) -> (..., V)."""
+        return F.linear(hidden, self.weight)
 
 
 class Block(nn.Module):
@@ -146,9 +172,9 @@ class MLP(nn.Module):
         return out
 
 
-def _embedding(rows: int, width: int) -> nn.Embedding:
+def _undrawn(kind: type[Table], rows: int, width: int) -> Table:
     """An embedding that is not drawn yet; drawing one without memory would import torch's compiler, for a second."""
-    embedding: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
+    embedding: Table = kind.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
     return embedding
 
 

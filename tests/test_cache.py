@@ -63,6 +63,8 @@ def test_it_grows_in_blocks_and_keeps_what_it_holds(network: GPT2) -> None:
     network.hidden(ids[:, :5], cache)
     assert cache.keys.size(3) == BLOCK
     network.hidden(ids[:, 5:], cache)
+    assert cache.keys.size(3) == 3 * BLOCK
+    cache.make_room(299)
     assert cache.keys.size(3) == 300  # no more than the network has positions
     assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)
 

@@ -19,6 +19,7 @@ import pytest
 from dialogpt import cli, commands, flags
 from dialogpt.screen import one_line
 from weights import DTYPES, open_checkpoint
+from weights.stored import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 
@@ -207,7 +208,7 @@ def test_a_failure_is_1_and_one_sentence(run: Any, published: Path, arguments: l
 
 
 def test_dtypes_are_those_of_weights() -> None:
-    assert tuple(DTYPES) == flags.DTYPES
+    assert (tuple(DTYPES), PRECISIONS) == (flags.DTYPES, flags.PRECISIONS)
 
 
 @pytest.mark.parametrize("flag", ["--help", "--version"])

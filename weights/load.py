@@ -11,35 +11,48 @@ import torch
 from torch import Tensor
 
 from model import GPT2
+from model.precision import CPU_PRECISIONS, prepare
 from weights.checkpoint import Checkpoint, Source, open_checkpoint
 from weights.names import EMBEDDING
-from weights.stored import DTYPES, CheckpointError
+from weights.stored import DTYPES, PRECISIONS, CheckpointError
 
 
 def load(source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu") -> GPT2:
     """Build the network of a checkpoint, in evaluation mode.
 
     The network is built without memory of its own, and takes the file's mapped tensors where dtype, device and
-    orientation allow it; else each tensor is converted alone.
+    orientation allow it; else each tensor is converted alone. On a CPU, in all but float64, its products pack their
+    weights when they are first used, and what is computed between them is float32; see `model.precision`.
 
     Args:
         source: see `open_checkpoint`.
-        dtype: a name in `DTYPES`.
+        dtype: a name in `PRECISIONS`.
         device: where the weights go, as torch names it.
 
     Raises:
         CheckpointError: the source cannot be used, or the dtype or device do not exist.
     """
-    target = dtype_of(dtype)
+    if dtype not in PRECISIONS:
+        raise CheckpointError(f"there is no dtype {dtype!r}; expected one of {', '.join(PRECISIONS)}")
     place = device_of(device)
+    if dtype not in DTYPES and place.type != "cpu":
+        raise CheckpointError(f"{dtype} is for a CPU; on {place.type} choose bfloat16 or float16")
     checkpoint = open_checkpoint(source)
     if not checkpoint.ours:
         refuse_damage(checkpoint)
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
-    state = {name: stored.read().to(place, target).contiguous() for name, stored in checkpoint.tensors.items()}
+    any_dtype: set[str] = set()
+    if place.type == "cpu" and dtype in CPU_PRECISIONS:
+        any_dtype = prepare(model, dtype, checkpoint.tensors[EMBEDDING].read)
+    state = {}
+    for name, stored in checkpoint.tensors.items():
+        if name in any_dtype:  # to be packed from the file, as it is; float32, which can be trained, is converted
+            state[name] = stored.read().to(DTYPES.get(dtype))
+        else:
+            state[name] = stored.read().to(place, DTYPES.get(dtype, torch.float32)).contiguous()
     model.load_state_dict(state, assign=True)
-    return model.eval()
+    return model.requires_grad_(dtype in DTYPES).eval()
 
 
 def load_ranking_head(

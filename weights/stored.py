@@ -15,6 +15,7 @@ DTYPES = {  # the names that commands and files use
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+PRECISIONS = (*DTYPES, "int8", "int4")  # what a network can be loaded in; files hold the first four
 ALIGNMENT = 64  # bytes, a cache line and an AVX-512 register: misaligned rows change float32 products in the last bit
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may raise to stop, and nothing is left behind
 

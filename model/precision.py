@@ -1,0 +1,368 @@
+"""Speed on a CPU: every product by the kernel that reads its weight fastest.
+
+A decode step reads every weight once, so its floor is weight bytes over memory bandwidth; `F.linear` in float32 reaches
+a third of that. `prepare` swaps the products of a network for faster ones, by its precision:
+
+- float32, int8, int4: the weight is packed once, for oneDNN, for fbgemm, and for torch's own kernel.
+- bfloat16, float16: as it is; torch's own kernel for one row reads it at full speed, where oneDNN is kept from it.
+
+The network stays what `model.gpt2` says. What comes and goes between the products is float32 in every precision: on a
+CPU, attention and norms in float32 are the fastest, and the most exact. Some of the operators used here are private to
+torch: where this one, or this processor, has not got them, a plain product takes their place, with a notice. On other
+devices, and in float64, nothing is swapped.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.gpt2 import GPT2, MLP, TokenEmbedding
+
+CPU_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
+MANY_ROWS = 64  # what float32 weights are packed for; for one row that is as fast, within 5 %, as packed for one
+FEWEST_ROWS = 4  # oneDNN reads a weight at 30 GB/s for one row and at 36 for four
+HALF_ROWS = 8  # from here on, a product of float16 takes longer than one of float32, with the weight's conversion
+CHUNK = 1024  # rows of a weight that are converted at a time, so that a head of 150 MB is never in memory twice
+GROUP = 32  # weights that share a scale in int4
+INT4_ROWS = 64  # outputs that its kernel packs together
+LEAST_STEP = 6.1e-5  # what fbgemm takes for a smaller scale of activations (SMALL_SCALE_THRESHOLD)
+logger = logging.getLogger(__name__)
+
+
+def prepare(model: GPT2, precision: str, rows: Callable[[], Tensor]) -> set[str]:
+    """Swap a network's products, in place, before its weights are put into it.
+
+    In float32, int8 and int4, weights are packed when they are first used. Until then the network's parameters are the
+    plain ones, and with gradients it computes with them. From then on they are gone, and it is for inference only.
+
+    Args:
+        model: on a CPU, or without memory yet.
+        precision: one of `CPU_PRECISIONS`.
+        rows: gives the token embedding (V, C) once more, of any dtype, for looking tokens up beside a packed head;
+            mapped from a file, it takes no memory.
+
+    Returns:
+        The names of the weights that will be packed, which until then may have any dtype.
+    """
+    half = precision in ("bfloat16", "float16")
+    packed = set() if half else {"token_embedding.weight"}
+    for name, module in list(model.named_modules()):
+        parent = model.get_submodule(name.rpartition(".")[0])
+        own = name.rpartition(".")[2]
+        if isinstance(module, nn.Linear) and half:
+            setattr(parent, own, HalfLinear(module))
+        elif isinstance(module, nn.LayerNorm) and half:
+            setattr(parent, own, HalfNorm(module))
+        elif isinstance(module, nn.Linear):
+            gelu = isinstance(parent, MLP) and own == "up"
+            setattr(parent, own, PackedLinear(module, precision, gelu))
+            if gelu:
+                parent.gelu = nn.Identity()
+            packed.add(f"{name}.weight")
+    table = model.token_embedding
+    model.token_embedding = HalfEmbedding(table) if half else PackedEmbedding(table, precision, rows)
+    return packed
+
+
+# ---- bfloat16 and float16 ----
+
+
+class HalfLinear(nn.Module):
+    """A linear layer of float32 activations and a weight of 16 bits: (..., in) -> (..., out)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        return half_product(x, self.weight, self.bias)
+
+
+class HalfNorm(nn.LayerNorm):
+    """A norm of float32 activations, whose parameters become float32 when it is first used."""
+
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        with torch.device("meta"):
+            super().__init__(norm.normalized_shape, norm.eps)
+        self.weight, self.bias = norm.weight, norm.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        if self.weight.dtype != x.dtype:
+            self.to(x.dtype)
+        return super().forward(x)
+
+
+class HalfEmbedding(TokenEmbedding):
+    """The token embedding and head in 16 bits."""
+
+    def __init__(self, embedding: TokenEmbedding) -> None:
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
+        self.weight = embedding.weight
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return torch.float32
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, C), in float32."""
+        return F.embedding(ids, self.weight).float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V)."""
+        return half_product(hidden, self.weight, None)
+
+
+def half_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply float32 rows with a weight of 16 bits, (..., in) -> (..., out)."""
+    rows = x.numel() // x.size(-1)
+    if rows == 1 and weight.dtype == torch.bfloat16:
+        _use_onednn(False)  # for one row of bfloat16 its kernel reads 23 GB/s, and torch's own 33
+        try:
+            return F.linear(x.bfloat16(), weight, bias).float()
+        finally:
+            _use_onednn(True)
+    if rows < HALF_ROWS or weight.dtype == torch.bfloat16:
+        return F.linear(x.to(weight.dtype), weight, bias).float()
+    y = torch.cat([F.linear(x, part.float()) for part in torch.split(weight, CHUNK)], dim=-1)
+    return y if bias is None else y + bias
+
+
+def _use_onednn(use: bool) -> None:
+    """What `torch.backends.mkldnn.flags` does, at a tenth of its 4 microseconds."""
+    torch._C._set_mkldnn_enabled(use)
+
+
+# ---- float32, int8 and int4 ----
+
+
+class PackedLinear(nn.Module):
+    """A linear layer of float32 activations, (..., in) -> (..., out), whose weight is packed when it is first used."""
+
+    def __init__(self, linear: nn.Linear, precision: str, gelu: bool) -> None:
+        """Take the parameters of a layer.
+
+        Args:
+            linear: may be without memory yet.
+            precision: how its weight will be packed.
+            gelu: whether a GELU follows, which in float32 the same pass can do.
+        """
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.precision, self.gelu = precision, gelu
+        self.kernel: Kernel | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        if self.kernel is None:
+            if self.weight.requires_grad and torch.is_grad_enabled():
+                return Plain(self.weight, self.bias, self.gelu)(x)
+            self.kernel = _packed(self.weight, self.bias, self.precision, self.gelu)
+            del self.weight
+        return self.kernel(x)
+
+    def train(self, mode: bool = True) -> PackedLinear:
+        """Refuse to train what has no weight any more."""
+        if mode and self.kernel is not None:
+            raise RuntimeError("a network whose weights are packed cannot be trained; load it again, and train that")
+        super().train(mode)
+        return self
+
+
+class PackedEmbedding(TokenEmbedding):
+    """The token embedding, whose weight is packed for the head when that is first used, and mapped for looking up."""
+
+    def __init__(self, embedding: TokenEmbedding, precision: str, rows: Callable[[], Tensor]) -> None:
+        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
+        self.weight = embedding.weight
+        self.precision, self.rows = precision, rows
+        self.kernel: Kernel | None = None
+
+    @property
+    def activation_dtype(self) -> torch.dtype:
+        """What the network computes in."""
+        return torch.float32
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, T) -> (B, T, C), in float32."""
+        return F.embedding(ids, self.weight).float()
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V)."""
+        if self.kernel is None:
+            if self.weight.requires_grad and torch.is_grad_enabled():
+                return F.linear(hidden, self.weight)
+            self.kernel = _packed(self.weight, None, self.precision, False)
+            self.weight = nn.Parameter(self.rows(), requires_grad=False)
+        return self.kernel(hidden)
+
+
+@torch.no_grad()
+def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Kernel:
+    """The kernel of a precision, or what comes nearest to it on this machine."""
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    if precision == "int4":
+        if _has(_pack_int4, _linear_int4) and weight.size(1) % GROUP == 0:
+            return Int4(weight, bias, gelu)
+        _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
+    if precision != "float32":
+        levels, scale = quantized(weight)
+        # Without VNNI, fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow.
+        if _has(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported():
+            return Int8(levels, scale, bias, gelu)
+        _notice("this torch or processor has no products of int8: the weights are rounded, but kept in float32")
+        weight = levels * scale[:, None]
+    if _has(_pack_float, _linear_float) and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return Float32(weight, bias, gelu)
+    _notice("this torch has no packed products: plain ones take their place, which are slower")
+    return Plain(weight.float().contiguous(), bias, gelu)
+
+
+class Kernel(Protocol):
+    """A product with a packed weight: (..., in) in float32 -> (..., out) in float32."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """Multiply, add the bias where there is one, and apply the GELU where one follows."""
+        ...
+
+
+class Plain:
+    """By `F.linear`: with gradients, and where there is no better kernel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.weight, self.bias, self.gelu = weight, bias, gelu
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `Kernel`."""
+        return _activated(F.linear(x, self.weight, self.bias), self.gelu)
+
+
+class Float32:
+    """float32, by oneDNN."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.weight: Tensor = _pack_float(weight.float().contiguous(), MANY_ROWS)
+        self.bias = bias
+        self.then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `Kernel`."""
+        rows = x.numel() // x.size(-1)
+        if rows >= FEWEST_ROWS:
+            return self.multiply(x)
+        filled = torch.cat([x.reshape(rows, -1)] * FEWEST_ROWS)[:FEWEST_ROWS]  # (4, in)
+        return self.multiply(filled)[:rows].view(*x.shape[:-1], -1)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """Any number of rows, as they come."""
+        y: Tensor = _linear_float(x, self.weight, self.bias, *self.then)
+        return y
+
+
+class Int8:
+    """8 bits a weight with a scale for each output, and 8 bits an activation with a scale for each row, by fbgemm.
+
+    A row is quantised by its own range, so that no row moves another: torch's operator takes one scale for all its
+    rows, which is right for one row; of several, each is scaled beforehand.
+    """
+
+    def __init__(self, levels: Tensor, scale: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.gelu = gelu
+        self.sums = scale * levels.sum(dim=1)  # (out,)
+        self.bias = torch.zeros_like(scale) if bias is None else bias
+        with warnings.catch_warnings():  # torch announces that it will drop such tensors; its other kernels are slower
+            warnings.simplefilter("ignore")
+            zeros = torch.zeros(len(scale), dtype=torch.long)
+            tensor = torch._make_per_channel_quantized_tensor(levels, scale.double(), zeros, 0)
+            self.packed = _pack_int8(tensor, self.bias)
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `Kernel`."""
+        if x.numel() == x.size(-1):
+            return _activated(_linear_int8(x, self.packed), self.gelu)
+        low, high = x.aminmax(dim=-1, keepdim=True)  # (..., 1) each
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        step = ((high - low) / 255).clamp(min=LEAST_STEP)
+        shift = (-low / step).round() - 128  # so that the range takes the levels from 0 to 255
+        y = _linear_scaled_int8(x / step + shift, 1.0, 128, self.packed)  # (..., out), in steps, the bias among it
+        return _activated(torch.addcmul(self.bias, y - self.bias - shift * self.sums, step), self.gelu)
+
+
+class Int4:
+    """4 bits a weight, with a scale and a middle for each group of 32; activations in bfloat16."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.gelu = gelu
+        outputs, inputs = weight.shape
+        padded = -(-outputs // INT4_ROWS) * INT4_ROWS
+        packed = torch.empty(padded, inputs // 2, dtype=torch.uint8)
+        scales = torch.zeros(inputs // GROUP, padded, 2, dtype=torch.bfloat16)
+        for start in range(0, padded, CHUNK):
+            part = weight[start : start + CHUNK].float()
+            part = F.pad(part, (0, 0, 0, -len(part) % INT4_ROWS)).view(-1, inputs // GROUP, GROUP)  # (rows, groups, 32)
+            low, high = part.aminmax(dim=2, keepdim=True)
+            scale = ((high - low) / 15).clamp(min=1e-8).bfloat16().float()
+            middle = (low + 8 * scale).bfloat16().float()
+            levels = ((part - middle) / scale).round().add(8).clamp(0, 15).flatten(1)
+            stop = start + len(part)
+            packed[start:stop] = _pack_int4(levels.int(), 1)
+            scales[:, start:stop] = torch.cat([scale, middle], dim=2).transpose(0, 1)
+        self.packed, self.scales, self.outputs, self.bias = packed, scales, outputs, bias
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """See `Kernel`."""
+        y = _linear_int4(x.reshape(-1, x.size(-1)).bfloat16(), self.packed, GROUP, self.scales)  # (rows, padded)
+        y = y[:, : self.outputs].float().view(*x.shape[:-1], -1)
+        return _activated(y if self.bias is None else y + self.bias, self.gelu)
+
+
+def _activated(y: Tensor, gelu: bool) -> Tensor:
+    return F.gelu(y, approximate="tanh") if gelu else y
+
+
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight in 8 bits: levels from -127 to 127 (out, in), and what one is worth in each row (out,)."""
+    levels = torch.empty(weight.shape, dtype=torch.int8)
+    scale = torch.empty(len(weight))
+    for start in range(0, len(weight), CHUNK):
+        part = weight[start : start + CHUNK].float()
+        low, high = part.aminmax(dim=1)
+        worth = torch.maximum(-low, high).clamp(min=1e-30) / 127
+        levels[start : start + CHUNK] = (part / worth[:, None]).round()
+        scale[start : start + CHUNK] = worth
+    return levels, scale
+
+
+def _operator(library: str, name: str) -> Any:
+    """One of torch's operators, or None where this torch has none of that name."""
+    operator = getattr(getattr(torch.ops, library), name, None)
+    return None if operator is None else operator.default
+
+
+_pack_float = _operator("mkldnn", "_reorder_linear_weight")
+_linear_float = _operator("mkldnn", "_linear_pointwise")
+_pack_int8 = _operator("quantized", "linear_prepack")
+_linear_int8 = _operator("quantized", "linear_dynamic")
+_linear_scaled_int8 = _operator("quantized", "linear_with_input_q_dq_qweight_dq_output_fp32")
+_pack_int4 = _operator("aten", "_convert_weight_to_int4pack_for_cpu")
+_linear_int4 = _operator("aten", "_weight_int4pack_mm_for_cpu")
+
+
+def _has(*operators: Any) -> bool:
+    return None not in operators
+
+
+@functools.cache
+def _notice(text: str) -> None:
+    """Say something once."""
+    logger.warning("%s", text)
