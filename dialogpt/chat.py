@@ -304,7 +304,7 @@ class Chat:
             self._cache.crop(0, shared)
             if unread := ids[shared:-1]:
                 with torch.no_grad():
-                    self.model.hidden(torch.tensor([unread], device=self._cache.keys.device), self._cache)
+                    self.model.hidden(torch.tensor([unread], device=self.model.device), self._cache)
             cache = self._cache.copy()
         copies = config.num_return_sequences if config.num_beams == 1 else 1
         return generate_batch(

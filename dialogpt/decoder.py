@@ -298,7 +298,7 @@ class Decoder:
             self._cache.select(kept)
             for place, row in enumerate(self._running):  # a step that failed may have read a token and chosen none
                 self._cache.crop(place, len(row.ids) - 1)
-            last = torch.tensor([row.ids[-1:] for row in self._running], device=self._cache.keys.device)  # (B, 1)
+            last = torch.tensor([row.ids[-1:] for row in self._running], device=self.model.device)  # (B, 1)
             hidden.append(self.model.hidden(last, self._cache)[:, -1])  # (B, C)
         running = set(map(id, self._running))
         waiting = [row for row in active if id(row) not in running]
@@ -345,7 +345,7 @@ class Decoder:
         """Read the prompts of a few rows together, padded to the longest: their last hidden states (B, C)."""
         new = [row.ids[len(held) :] for row, held in zip(rows, cache.ids, strict=True)]
         lengths = torch.tensor([len(ids) for ids in new])
-        padded = torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in new], device=cache.keys.device)
+        padded = torch.tensor([ids + [0] * (int(lengths.max()) - len(ids)) for ids in new], device=self.model.device)
         hidden = self.model.hidden(padded, cache, lengths)  # (B, T, C)
         return hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
 

@@ -140,10 +140,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """(B, T, C) -> (B, T, C). Without a mask, several new tokens are a whole prompt: plainly causal."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
-        queries, keys, values = qkv.permute(2, 0, 3, 1, 4)  # each (B, H, T, D)
-        if cache is not None:
-            keys, values = cache.append(layer, keys, values)  # each (B, H, S, D)
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
+        queries, new = qkv[0], qkv[1:]  # (B, H, T, D), (2, B, H, T, D)
+        keys, values = new.unbind() if cache is None else cache.append(layer, new)  # each (B, H, S, D)
         heads = F.scaled_dot_product_attention(
             queries,
             keys,

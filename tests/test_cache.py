@@ -61,11 +61,11 @@ def test_it_grows_in_blocks_and_keeps_what_it_holds(network: GPT2) -> None:
     cache = KVCache.for_model(network)
     ids = ids_of(0, 2 * BLOCK + 3)
     network.hidden(ids[:, :5], cache)
-    assert cache.keys.size(3) == BLOCK
+    assert cache.capacity == BLOCK
     network.hidden(ids[:, 5:], cache)
-    assert cache.keys.size(3) == 3 * BLOCK
+    assert cache.capacity == 3 * BLOCK
     cache.make_room(299)
-    assert cache.keys.size(3) == 300  # no more than the network has positions
+    assert cache.capacity == 300  # no more than the network has positions
     assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)
 
 
