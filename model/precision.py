@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -30,14 +30,26 @@ CPU_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 MANY_ROWS = 64  # what float32 weights are packed for; for one row that is as fast, within 5 %, as packed for one
 FEWEST_ROWS = 4  # oneDNN reads a weight at 30 GB/s for one row and at 36 for four
 HALF_ROWS = 8  # from here on, a product of float16 takes longer than one of float32, with the weight's conversion
-CHUNK = 1024  # rows of a weight that are converted at a time, so that a head of 150 MB is never in memory twice
+CHUNK = 256  # rows of a weight that are converted at a time, so that a head of 150 MB is never in memory twice
 GROUP = 32  # weights that share a scale in int4
 INT4_ROWS = 64  # outputs that its kernel packs together
 LEAST_STEP = 6.1e-5  # what fbgemm takes for a smaller scale of activations (SMALL_SCALE_THRESHOLD)
 logger = logging.getLogger(__name__)
 
 
-def prepare(model: GPT2, precision: str, rows: Callable[[], Tensor]) -> set[str]:
+class Stored(Protocol):
+    """A weight in a file, as `weights.stored.StoredTensor` is."""
+
+    def read(self) -> Tensor:
+        """The weight, mapped where that is possible."""
+        ...
+
+    def forget(self) -> None:
+        """Take what was mapped out of memory; what still holds the weight reads it anew."""
+        ...
+
+
+def prepare(model: GPT2, precision: str, stored: Mapping[str, Stored]) -> set[str]:
     """Swap a network's products, in place, before its weights are put into it.
 
     In float32, int8 and int4, weights are packed when they are first used. Until then the network's parameters are the
@@ -46,8 +58,8 @@ def prepare(model: GPT2, precision: str, rows: Callable[[], Tensor]) -> set[str]
     Args:
         model: on a CPU, or without memory yet.
         precision: one of `CPU_PRECISIONS`.
-        rows: gives the token embedding (V, C) once more, of any dtype, for looking tokens up beside a packed head;
-            mapped from a file, it takes no memory.
+        stored: where its weights lie, by their names. What was packed is forgotten there; but the token embedding is
+            read once more, for looking tokens up beside the packed head: mapped from a file, it takes no memory.
 
     Returns:
         The names of the weights that will be packed, which until then may have any dtype.
@@ -63,12 +75,15 @@ def prepare(model: GPT2, precision: str, rows: Callable[[], Tensor]) -> set[str]
             setattr(parent, own, HalfNorm(module))
         elif isinstance(module, nn.Linear):
             gelu = isinstance(parent, MLP) and own == "up"
-            setattr(parent, own, PackedLinear(module, precision, gelu))
+            setattr(parent, own, PackedLinear(module, precision, gelu, stored[f"{name}.weight"]))
             if gelu:
                 parent.gelu = nn.Identity()
             packed.add(f"{name}.weight")
     table = model.token_embedding
-    model.token_embedding = HalfEmbedding(table) if half else PackedEmbedding(table, precision, rows)
+    if half:
+        model.token_embedding = HalfEmbedding(table)
+    else:
+        model.token_embedding = PackedEmbedding(table, precision, stored["token_embedding.weight"])
     return packed
 
 
@@ -149,17 +164,18 @@ def _use_onednn(use: bool) -> None:
 class PackedLinear(nn.Module):
     """A linear layer of float32 activations, (..., in) -> (..., out), whose weight is packed when it is first used."""
 
-    def __init__(self, linear: nn.Linear, precision: str, gelu: bool) -> None:
+    def __init__(self, linear: nn.Linear, precision: str, gelu: bool, stored: Stored) -> None:
         """Take the parameters of a layer.
 
         Args:
             linear: may be without memory yet.
             precision: how its weight will be packed.
             gelu: whether a GELU follows, which in float32 the same pass can do.
+            stored: where the weight lies.
         """
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.precision, self.gelu = precision, gelu
+        self.precision, self.gelu, self.stored = precision, gelu, stored
         self.kernel: Kernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -167,7 +183,7 @@ class PackedLinear(nn.Module):
         if self.kernel is None:
             if self.weight.requires_grad and torch.is_grad_enabled():
                 return Plain(self.weight, self.bias, self.gelu)(x)
-            self.kernel = _packed(self.weight, self.bias, self.precision, self.gelu)
+            self.kernel = _packed(self.weight, self.bias, self.precision, self.gelu, self.stored.forget)
             del self.weight
         return self.kernel(x)
 
@@ -182,10 +198,10 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(TokenEmbedding):
     """The token embedding, whose weight is packed for the head when that is first used, and mapped for looking up."""
 
-    def __init__(self, embedding: TokenEmbedding, precision: str, rows: Callable[[], Tensor]) -> None:
+    def __init__(self, embedding: TokenEmbedding, precision: str, stored: Stored) -> None:
         super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
         self.weight = embedding.weight
-        self.precision, self.rows = precision, rows
+        self.precision, self.stored = precision, stored
         self.kernel: Kernel | None = None
 
     @property
@@ -202,28 +218,30 @@ class PackedEmbedding(TokenEmbedding):
         if self.kernel is None:
             if self.weight.requires_grad and torch.is_grad_enabled():
                 return F.linear(hidden, self.weight)
-            self.kernel = _packed(self.weight, None, self.precision, False)
-            self.weight = nn.Parameter(self.rows(), requires_grad=False)
+            self.kernel = _packed(self.weight, None, self.precision, False, self.stored.forget)
+            self.weight = nn.Parameter(self.stored.read(), requires_grad=False)
         return self.kernel(hidden)
 
 
 @torch.no_grad()
-def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Kernel:
-    """The kernel of a precision, or what comes nearest to it on this machine."""
+def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool, forget: Callable[[], None]) -> Kernel:
+    """The kernel of a precision, or what comes nearest to it on this machine; `forget` is told what was read."""
     weight, bias = weight.detach(), None if bias is None else bias.detach()
     if precision == "int4":
         if _has(_pack_int4, _linear_int4) and weight.size(1) % GROUP == 0:
-            return Int4(weight, bias, gelu)
+            return Int4(weight, bias, gelu, forget)
         _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
     if precision != "float32":
-        levels, scale = quantized(weight)
+        levels, scale = quantized(weight, forget)
         # Without VNNI, fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow.
         if _has(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported():
             return Int8(levels, scale, bias, gelu)
         _notice("this torch or processor has no products of int8: the weights are rounded, but kept in float32")
         weight = levels * scale[:, None]
     if _has(_pack_float, _linear_float) and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return Float32(weight, bias, gelu)
+        kernel = Float32(weight, bias, gelu)
+        forget()
+        return kernel
     _notice("this torch has no packed products: plain ones take their place, which are slower")
     return Plain(weight.float().contiguous(), bias, gelu)
 
@@ -278,7 +296,8 @@ class Int8:
 
     def __init__(self, levels: Tensor, scale: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.gelu = gelu
-        self.sums = scale * levels.sum(dim=1)  # (out,)
+        parts = torch.split(levels, CHUNK)  # summed at once, they would become numbers of 8 bytes
+        self.sums = scale * torch.cat([part.sum(dim=1) for part in parts])  # (out,)
         self.bias = torch.zeros_like(scale) if bias is None else bias
         with warnings.catch_warnings():  # torch announces that it will drop such tensors; its other kernels are slower
             warnings.simplefilter("ignore")
@@ -301,7 +320,7 @@ class Int8:
 class Int4:
     """4 bits a weight, with a scale and a middle for each group of 32; activations in bfloat16."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool, forget: Callable[[], None]) -> None:
         self.gelu = gelu
         outputs, inputs = weight.shape
         padded = -(-outputs // INT4_ROWS) * INT4_ROWS
@@ -317,6 +336,7 @@ class Int4:
             stop = start + len(part)
             packed[start:stop] = _pack_int4(levels.int(), 1)
             scales[:, start:stop] = torch.cat([scale, middle], dim=2).transpose(0, 1)
+            forget()
         self.packed, self.scales, self.outputs, self.bias = packed, scales, outputs, bias
 
     def __call__(self, x: Tensor, /) -> Tensor:
@@ -330,7 +350,7 @@ def _activated(y: Tensor, gelu: bool) -> Tensor:
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
+def quantized(weight: Tensor, forget: Callable[[], None]) -> tuple[Tensor, Tensor]:
     """A weight in 8 bits: levels from -127 to 127 (out, in), and what one is worth in each row (out,)."""
     levels = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(len(weight))
@@ -340,6 +360,7 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
         worth = torch.maximum(-low, high).clamp(min=1e-30) / 127
         levels[start : start + CHUNK] = (part / worth[:, None]).round()
         scale[start : start + CHUNK] = worth
+        forget()
     return levels, scale
 
 

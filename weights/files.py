@@ -21,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from weights.pickles import OLD_MAGIC, read_pickle
-from weights.stored import ALIGNMENT, CheckpointError, Progress, StoredTensor
+from weights.stored import ALIGNMENT, CheckpointError, MappedFile, Progress, StoredTensor
 
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 TEXT_LIMIT = 8 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB
@@ -146,16 +146,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
                     f"{path} declares a header of {declared:,} bytes; expected at most {HEADER_LIMIT:,}"
                 )
             header = start.read(min(declared, HEADER_LIMIT))
-        file = safe_open(path, framework="pt")
-        stored = {}
-        for name in file.keys():  # noqa: SIM118 - not a dict
-            layout = file.get_slice(name)
-            stored[name] = StoredTensor(
-                name,
-                tuple(layout.get_shape()),
-                _SAFETENSORS_DTYPES.get(layout.get_dtype()),
-                partial(file.get_tensor, name),
-            )
+        with safe_open(path, framework="pt") as checked:  # by the library, which believes no header either
+            layouts = {name: checked.get_slice(name) for name in checked.keys()}  # noqa: SIM118 - not a dict
+            shapes = {name: tuple(layout.get_shape()) for name, layout in layouts.items()}
+            dtypes = {name: _SAFETENSORS_DTYPES.get(layout.get_dtype()) for name, layout in layouts.items()}
+        content = _parse_json(header.decode(), path)  # the library takes the last of two tensors with the same name
+        file = MappedFile(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
@@ -164,7 +160,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
             f"{path} ({size:,} bytes) is not a whole safetensors file ({error}); it is empty, cut short or damaged: "
             f"fetch it again"
         ) from None
-    _parse_json(header.decode(), path)  # the library takes the last of two tensors with the same name
+    stored = {}
+    for name, shape in shapes.items():
+        begin, end = (8 + declared + offset for offset in content[name]["data_offsets"])
+        dtype = dtypes[name]
+        read = partial(file.tensor, begin, shape, torch.uint8 if dtype is None else dtype)
+        stored[name] = StoredTensor(name, shape, dtype, read, partial(file.forget, begin, end - begin))
     return stored
 
 
@@ -208,6 +209,7 @@ def write_safetensors(
             assert tuple(data.shape) == tensor.shape
             assert data.dtype == tensor.dtype
             file.write(data.flatten().view(torch.uint8).numpy().data)
+            tensor.forget()
         file.flush()
         os.fsync(file.fileno())
 

@@ -44,13 +44,18 @@ def load(source: Source, *, dtype: str = "float32", device: str | torch.device =
         model = GPT2(checkpoint.config)
     any_dtype: set[str] = set()
     if place.type == "cpu" and dtype in CPU_PRECISIONS:
-        any_dtype = prepare(model, dtype, checkpoint.tensors[EMBEDDING].read)
+        any_dtype = prepare(model, dtype, checkpoint.tensors)
     state = {}
     for name, stored in checkpoint.tensors.items():
-        if name in any_dtype:  # to be packed from the file, as it is; float32, which can be trained, is converted
-            state[name] = stored.read().to(DTYPES.get(dtype))
+        tensor = stored.read()
+        if name not in any_dtype:
+            state[name] = tensor.to(place, DTYPES.get(dtype, torch.float32)).contiguous()
+        elif dtype in DTYPES:  # float32 can be trained before it is packed, as it comes
+            state[name] = tensor.to(DTYPES[dtype])
         else:
-            state[name] = stored.read().to(place, DTYPES.get(dtype, torch.float32)).contiguous()
+            state[name] = tensor
+        if state[name].data_ptr() != tensor.data_ptr():
+            stored.forget()
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(dtype in DTYPES).eval()
 
@@ -110,11 +115,11 @@ def refuse_damage(checkpoint: Checkpoint) -> None:
         CheckpointError: tensors hold NaN or infinity, or the file's own output head is not the token embedding; all of
             these are named.
     """
-    problems = [
-        f"{stored.name} holds {count:,} values that are NaN or infinite"
-        for stored in checkpoint.stored.values()
-        if (count := count_non_finite(stored.read()))
-    ]
+    problems = []
+    for stored in checkpoint.stored.values():
+        if count := count_non_finite(stored.read()):
+            problems.append(f"{stored.name} holds {count:,} values that are NaN or infinite")
+        stored.forget()
     problems += [
         f"{head.name} differs from the token embedding, and an output head of its own (tie_word_embeddings false) is "
         f"not implemented"

@@ -24,11 +24,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from weights.stored import ALIGNMENT, DTYPES, CheckpointError, StoredTensor
+from weights.stored import ALIGNMENT, DTYPES, CheckpointError, MappedFile, StoredTensor
 
 OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
 _OLD_VERSION = 1001
@@ -153,6 +152,7 @@ def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
             described.shape,
             described.storage.dtype if described.storage.dtype in DTYPES.values() else None,
             partial(file.tensor, described),
+            partial(file.forget, described),
         )
         for name, described in content.items()
     }
@@ -167,9 +167,9 @@ class _Mapped:
     checked: set[str] = field(default_factory=set)
 
     @cached_property
-    def data(self) -> Any:
-        """All bytes of the file; what is written there stays in memory."""
-        return np.memmap(self.path, np.uint8, "c")
+    def file(self) -> MappedFile:
+        """The file, which is mapped when first read."""
+        return MappedFile(self.path)
 
     def tensor(self, described: _Described) -> Tensor:
         """One tensor, in the file's own memory, or in a copy of it where it would not be aligned there.
@@ -179,18 +179,22 @@ class _Mapped:
         if not described.plain:
             raise CheckpointError(f"{self.path}: a tensor is not stored row by row; save it as tensor.contiguous()")
         storage, span = described.storage, self.spans[described.storage.key]
-        held = self.data[span.start : span.start + span.nbytes]
         if span.checksum is not None and storage.key not in self.checked:
-            if zlib.crc32(held) != span.checksum:
+            if zlib.crc32(self.file.tensor(span.start, (span.nbytes,), torch.uint8).numpy().data) != span.checksum:
                 raise CheckpointError(
                     f"{self.path}: the record {storage.key} does not fit its checksum; fetch it again"
                 )
             self.checked.add(storage.key)
-        size = storage.dtype.itemsize
-        part = held[described.offset * size : (described.offset + math.prod(described.shape)) * size]
-        if part.ctypes.data % ALIGNMENT:
-            part = torch.empty(len(part), dtype=torch.uint8).copy_(torch.from_numpy(part)).numpy()
-        return torch.from_numpy(part).view(storage.dtype).view(described.shape)
+        start = span.start + described.offset * storage.dtype.itemsize
+        if start % ALIGNMENT == 0:
+            return self.file.tensor(start, described.shape, storage.dtype)
+        unaligned = self.file.tensor(start, (described.nbytes,), torch.uint8)
+        return torch.empty_like(unaligned).copy_(unaligned).view(storage.dtype).view(described.shape)
+
+    def forget(self, described: _Described) -> None:
+        """See `StoredTensor`."""
+        span = self.spans[described.storage.key]
+        self.file.forget(span.start, span.nbytes)
 
 
 # ---- the two layouts ----
