@@ -308,7 +308,8 @@ class Decoder:
             self._cache = cache if self._cache is None else KVCache.joined([self._cache, cache])
             self._running = [*self._running, *joining]
         places = {id(row): place for place, row in enumerate(self._running)}
-        return self.model.logits(torch.cat(hidden)[[places[id(row)] for row in active]]).float()  # (B, V)
+        last_hidden = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
+        return self.model.logits(_rows(last_hidden, [places[id(row)] for row in active])).float()  # (B, V)
 
     def _read_prompts(self, waiting: list[Row]) -> tuple[list[Row], KVCache, Tensor]:
         """Read the prompts of rows that have just joined, a few of like length at a time.
@@ -460,6 +461,6 @@ def processed(logits: Tensor, rows: Sequence[Row]) -> Tensor:
         for config in configs:
             places = [place for place, row in enumerate(rows) if row.config is config]
             scores[places] = next_token_scores(logits[places], config, [rows[place].seen for place in places])
-    if torch.isnan(scores).any():
+    if scores is not logits and torch.isnan(scores).any():
         raise GenerationError(NOT_A_NUMBER)
     return scores

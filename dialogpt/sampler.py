@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dialogpt.errors import DialogueError
-from dialogpt.generation_config import GenerationConfig
+from dialogpt.generation_config import NEUTRAL, GenerationConfig
 
+FEW = 1024  # tokens that are left, up to which top_p sorts them alone
 TOP_H_TOKENS = 100  # transformers looks at no more tokens than these for top_h
 
 
@@ -61,13 +62,19 @@ def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[S
 
     Arguments are those of `next_token_probabilities`; beam search passes log-probabilities as logits.
     """
-    scores = logits.to(torch.float32, copy=True)
-    for process in PROCESSORS:
+    processors = [process for process, settings in PROCESSORS if _acts(config, settings)]
+    warpers = [warp for warp, setting in WARPERS if config.do_sample and _acts(config, (setting,))]
+    scores = logits.to(torch.float32, copy=bool(processors or warpers))
+    for process in processors:
         scores = process(scores, config, seen)
-    if config.do_sample:
-        for warp in WARPERS:
-            scores = warp(scores, config)
+    for warp in warpers:
+        scores = warp(scores, config)
     return scores.log_softmax(dim=-1) if config.renormalize_logits else scores
+
+
+def _acts(config: GenerationConfig, settings: Sequence[str]) -> bool:
+    """Whether one of a processor's settings is other than the value that changes nothing."""
+    return any(getattr(config, name) != _WITHOUT_EFFECT[name] for name in settings)
 
 
 def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
@@ -94,7 +101,7 @@ def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
         )
 
 
-# ---- processors: scores (B, V), which may be changed in place, -> (B, V) ----
+# ---- processors, where their settings say something: scores (B, V), which may be changed in place, -> (B, V) ----
 
 
 def sequence_bias(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
@@ -109,12 +116,11 @@ def repetition_penalty(scores: Tensor, config: GenerationConfig, seen: Sequence[
     all of it makes replies longer too.
     """
     penalty = config.repetition_penalty
-    if penalty != 1:
-        for row, held in enumerate(seen):
-            index = torch.tensor(sorted({token for run in held.counted(config.repetition_scope) for token in run}))
-            index = index.to(scores.device, torch.long)
-            score = scores[row, index]
-            scores[row, index] = torch.where(score < 0, score * penalty, score / penalty)
+    for row, held in enumerate(seen):
+        index = torch.tensor(sorted({token for run in held.counted(config.repetition_scope) for token in run}))
+        index = index.to(scores.device, torch.long)
+        score = scores[row, index]
+        scores[row, index] = torch.where(score < 0, score * penalty, score / penalty)
     return scores
 
 
@@ -124,7 +130,7 @@ def no_repeat_ngram(scores: Tensor, config: GenerationConfig, seen: Sequence[See
     Example: n = 2 and the row 5 7 5 ban 7, as 5 was followed by 7 before.
     """
     size = config.no_repeat_ngram_size
-    for row, held in enumerate(seen if size else ()):
+    for row, held in enumerate(seen):
         runs = held.counted(config.repetition_scope)
         last = list(runs[-1][len(runs[-1]) - size + 1 :])  # the n - 1 tokens that the next one would follow
         if len(runs[-1]) >= size - 1:
@@ -148,7 +154,7 @@ def bad_words(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) ->
 def minimum_length(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Ban the end tokens in rows that have not said enough, or (`min_length`) have not with their prompt."""
     least, least_new = config.min_length, config.min_new_tokens
-    for row, held in enumerate(seen if least or least_new else ()):
+    for row, held in enumerate(seen):
         if len(held.said) < least_new if least_new else len(held.ids) < least:
             _ban(scores, row, config.end_ids)
     return scores
@@ -156,7 +162,7 @@ def minimum_length(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen
 
 def no_repeat_reply(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Ban the end where the reply is, so far, the bot's last turn over again: it has to go on."""
-    for row, held in enumerate(seen if config.no_repeat_reply else ()):
+    for row, held in enumerate(seen):
         if held.own_turns and list(held.said) == list(held.own_turns[-1]):
             _ban(scores, row, config.end_ids)
     return scores
@@ -174,29 +180,27 @@ def forced_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]
 
 def remove_invalid_values(scores: Tensor, config: GenerationConfig, _: Sequence[Seen]) -> Tensor:
     """Take NaN for 0, and infinity for the largest number that there is."""
-    if not config.remove_invalid_values:
-        return scores
     largest = torch.finfo(scores.dtype).max
     return torch.nan_to_num(scores, nan=0.0, posinf=largest, neginf=-largest)
 
 
 def exponential_decay(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Raise the end tokens' scores by a power of a factor, once a reply has a number of tokens."""
-    if config.exponential_decay_length_penalty is not None:
-        start, factor = config.exponential_decay_length_penalty
-        ends = list(config.end_ids)
-        for row, held in enumerate(seen):
-            beyond = len(held.said) - start
-            if beyond > 0:
-                end_scores = scores[row, ends]
-                raised = end_scores.abs() * (_power(factor, beyond) - 1)
-                scores[row, ends] = end_scores + raised.masked_fill(~torch.isfinite(end_scores), 0.0)
+    assert config.exponential_decay_length_penalty is not None
+    start, factor = config.exponential_decay_length_penalty
+    ends = list(config.end_ids)
+    for row, held in enumerate(seen):
+        beyond = len(held.said) - start
+        if beyond > 0:
+            end_scores = scores[row, ends]
+            raised = end_scores.abs() * (_power(factor, beyond) - 1)
+            scores[row, ends] = end_scores + raised.masked_fill(~torch.isfinite(end_scores), 0.0)
     return scores
 
 
 def suppressed_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Ban tokens everywhere, or (`begin_suppress_tokens`) as the first of a reply."""
-    for row, held in enumerate(seen if config.suppress_tokens or config.begin_suppress_tokens else ()):
+    for row, held in enumerate(seen):
         _ban(scores, row, config.suppress_tokens or ())
         begin = int(held.prompt_length == 1 and config.forced_bos_token_id is not None)  # a forced token does not count
         if len(held.said) == begin:
@@ -204,17 +208,18 @@ def suppressed_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[S
     return scores
 
 
-PROCESSORS: tuple[Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor], ...] = (
-    sequence_bias,
-    repetition_penalty,
-    no_repeat_ngram,
-    bad_words,
-    minimum_length,
-    no_repeat_reply,
-    forced_tokens,
-    remove_invalid_values,
-    exponential_decay,
-    suppressed_tokens,
+# Each with the settings that make it act.
+PROCESSORS: tuple[tuple[Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor], tuple[str, ...]], ...] = (
+    (sequence_bias, ("sequence_bias",)),
+    (repetition_penalty, ("repetition_penalty",)),
+    (no_repeat_ngram, ("no_repeat_ngram_size",)),
+    (bad_words, ("bad_words_ids",)),
+    (minimum_length, ("min_length", "min_new_tokens")),
+    (no_repeat_reply, ("no_repeat_reply",)),
+    (forced_tokens, ("forced_bos_token_id", "forced_eos_token_id")),
+    (remove_invalid_values, ("remove_invalid_values",)),
+    (exponential_decay, ("exponential_decay_length_penalty",)),
+    (suppressed_tokens, ("suppress_tokens", "begin_suppress_tokens")),
 )
 
 
@@ -252,13 +257,11 @@ def _power(factor: float, exponent: int) -> float:
 
 def temperature(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Divide by the temperature: below 1 sharpens the distribution, above 1 flattens it."""
-    return scores if config.temperature == 1 else scores.div_(config.temperature)
+    return scores.div_(config.temperature)
 
 
 def top_h(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep the likeliest tokens whose summed surprise stays within a share of the entropy (Potraghloo et al., 2025)."""
-    if config.top_h is None:
-        return scores
     top, index = scores.topk(min(TOP_H_TOKENS, scores.size(1)))  # (B, 100)
     distribution = torch.distributions.Categorical(logits=top, validate_args=False)
     surprise = -distribution.probs * distribution.probs.log()  # (B, 100)
@@ -269,8 +272,6 @@ def top_h(scores: Tensor, config: GenerationConfig) -> Tensor:
 
 def top_k(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep the k highest scores, and all that tie with the lowest of them, as transformers does."""
-    if config.top_k == 0:
-        return scores
     return scores.masked_fill_(scores < _nth_largest(scores, max(config.top_k, config.tokens_to_keep)), -torch.inf)
 
 
@@ -280,18 +281,37 @@ def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     Example: p = 0.7 of 0.5, 0.3, 0.2: summed from the least likely, 0.2 and 0.5 and 1.0; what stays at or below
     1 - p = 0.3 goes, so 0.5 and 0.3 are left. The token that crosses p is kept, and so is always the likeliest.
     """
-    if config.top_p >= 1:
-        return scores
+    few = _cut_among_few(scores, config)
+    if few is not None:
+        return scores.masked_fill_(few, -torch.inf)
     ascending, order = scores.sort(dim=-1)  # (B, V)
     cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p  # (B, V)
     cut[:, -config.tokens_to_keep :] = False
     return scores.masked_fill_(cut.scatter(1, order, cut), -torch.inf)
 
 
+def _cut_among_few(scores: Tensor, config: GenerationConfig) -> Tensor | None:
+    """What top_p cuts where few tokens are left, as after top_k: (B, V), or None where only a sort of all can tell.
+
+    Sorting 50,257 scores takes 4 ms. Where the sum comes as near to 1 - p as rounding, or what is cut ties with what is
+    kept, the order in which all are sorted and summed decides.
+    """
+    left = int((scores > -torch.inf).sum(dim=-1).max())
+    if not config.tokens_to_keep < left <= FEW:
+        return None
+    ascending = scores.topk(left).values.flip(-1)  # (B, left)
+    held = ascending.softmax(dim=-1).cumsum(dim=-1)
+    cut = held <= 1 - config.top_p
+    cut[:, -config.tokens_to_keep :] = False
+    least = ascending.masked_fill(cut, torch.inf).amin(dim=-1, keepdim=True)  # (B, 1), of what is kept
+    most = ascending.masked_fill(~cut, -torch.inf).amax(dim=-1, keepdim=True)
+    doubtful = ((held - (1 - config.top_p)).abs() < 1e-5).any() or ((most == least) & (least > -torch.inf)).any()
+    return None if doubtful else scores < least
+
+
 def min_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep tokens that are at least so many times as likely as the likeliest (Nguyen et al., 2024)."""
-    if config.min_p is None:
-        return scores
+    assert config.min_p is not None
     probabilities = scores.softmax(dim=-1)  # (B, V)
     cut = probabilities < config.min_p * probabilities.amax(dim=-1, keepdim=True)
     likeliest = probabilities.topk(min(config.tokens_to_keep, scores.size(1))).indices
@@ -300,8 +320,6 @@ def min_p(scores: Tensor, config: GenerationConfig) -> Tensor:
 
 def typical_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep the tokens whose surprise is nearest to the entropy and that together hold p (Meister et al., 2022)."""
-    if config.typical_p >= 1:
-        return scores
     log_probabilities = scores.log_softmax(dim=-1)  # (B, V)
     entropy = -(log_probabilities * log_probabilities.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)
     distance, order = (-log_probabilities - entropy).abs().sort(dim=-1)  # (B, V)
@@ -314,31 +332,28 @@ def typical_p(scores: Tensor, config: GenerationConfig) -> Tensor:
 
 def epsilon_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep tokens of at least this probability (Hewitt et al., 2022, epsilon sampling)."""
-    if config.epsilon_cutoff == 0:
-        return scores
     return _cut_below(scores, scores.softmax(dim=-1), torch.tensor(config.epsilon_cutoff), config)
 
 
 def eta_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
     """Keep tokens of at least a probability that falls with the entropy (Hewitt et al., 2022, eta sampling)."""
-    if config.eta_cutoff == 0:
-        return scores
     epsilon = torch.tensor(config.eta_cutoff, device=scores.device)
     entropy = torch.distributions.Categorical(logits=scores, validate_args=False).entropy()  # type: ignore[no-untyped-call]  # (B,)
     eta = torch.minimum(epsilon, epsilon.sqrt() * torch.exp(-entropy))[:, None]  # (B, 1)
     return _cut_below(scores, scores.softmax(dim=-1), eta, config)
 
 
-WARPERS: tuple[Callable[[Tensor, GenerationConfig], Tensor], ...] = (
-    temperature,
-    top_h,
-    top_k,
-    top_p,
-    min_p,
-    typical_p,
-    epsilon_cutoff,
-    eta_cutoff,
+WARPERS: tuple[tuple[Callable[[Tensor, GenerationConfig], Tensor], str], ...] = (
+    (temperature, "temperature"),
+    (top_h, "top_h"),
+    (top_k, "top_k"),
+    (top_p, "top_p"),
+    (min_p, "min_p"),
+    (typical_p, "typical_p"),
+    (epsilon_cutoff, "epsilon_cutoff"),
+    (eta_cutoff, "eta_cutoff"),
 )
+_WITHOUT_EFFECT = NEUTRAL | {"min_new_tokens": GenerationConfig().min_new_tokens}
 
 
 def _nth_largest(scores: Tensor, number: int) -> Tensor:

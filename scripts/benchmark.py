@@ -1,5 +1,6 @@
-"""Measure what a user waits for: a first reply, a late turn, converting, a training step, preparing; and memory.
+"""Measure what a user waits for: replies, tokens, a late turn, converting, a training step, preparing; and memory.
 
+    python scripts/benchmark.py decode [--size small] [--runs 5] [--picture FILE]
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
@@ -45,7 +46,8 @@ from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from model import GPT2, PRESETS, GPT2Config
-from weights import convert, load
+from scripts.peers import peers, weight_bytes
+from weights import convert, load, open_checkpoint
 from weights.convert import published_config
 from weights.files import write_json, write_safetensors
 from weights.names import to_published
@@ -56,6 +58,7 @@ ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20
 BATCH_TOKENS = 40
 HISTORY, TURN = 900, 8  # tokens
+PROMPT, DECODED = 64, 64
 
 THEIR_START = f"""
 import sys, os
@@ -117,14 +120,17 @@ if __name__ == "__main__":
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
     parser = argparse.ArgumentParser(description="Measure what a user waits for.")
-    parser.add_argument("what", choices=(*RIVALS, "memory", "convert", "train", "prepare"))
+    parser.add_argument("what", choices=("decode", *RIVALS, "memory", "convert", "train", "prepare"))
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
     options = parser.parse_args(argv)
     size = options.size or {"train": "tiny", "convert": "large"}.get(options.what, "small")
     with tempfile.TemporaryDirectory() as temporary:
         result = measure(options.what, size, options.runs, options.only, Path(temporary))
+    if options.picture is not None:
+        draw_decoding(result, f"{size}'s shape", options.picture)
     print(json.dumps({"what": options.what, "size": size, "threads": torch.get_num_threads(), **result}))
     return 0
 
@@ -140,9 +146,67 @@ def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> 
     published, ours = folder / "published", folder / "ours"
     write_random(published, size)
     convert(published, ours)
+    if what == "decode":
+        return measure_decoding(published, ours, runs)
     if what == "memory":
         return measure_memory(published, ours)
     return alternate(RIVALS[what](published, ours), runs)
+
+
+def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object]:
+    """Reading 64 tokens and saying 64 more, greedily, in every precision; each peer in turn, medians.
+
+    A decode step reads every weight once: how much that is in a second, over what a plain sum reads in the same run, is
+    how near a peer is to what this machine can do.
+    """
+    prompt = torch.randint(0, 50256, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+    config = open_checkpoint(ours).config
+    loaded = list(peers(published, ours))
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {(name, precision): [] for name, precision, _ in loaded}
+    rooflines = []
+    numbers = torch.ones(1 << 26)
+    for run in range(runs + 1):
+        for name, precision, peer in loaded:
+            start = time.perf_counter()
+            numbers.sum()
+            rooflines.append(4 * len(numbers) / (time.perf_counter() - start))
+            timing = peer(prompt, DECODED)
+            if run:
+                times[name, precision].append(timing)
+    roofline = statistics.median(rooflines)
+    rows = []
+    for (name, precision), timings in times.items():
+        first, rest = (statistics.median(part) for part in zip(*timings, strict=True))
+        read = weight_bytes(config, precision) * DECODED / rest
+        rows.append(
+            {"peer": name, "precision": precision, "prefill_ms": round(first * 1e3, 1),
+             "tokens_per_s": round(DECODED / rest, 1), "GB_per_s": round(read / 1e9, 1)}
+        )  # fmt: skip
+        print(
+            f"{name:<13} {precision:<9} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} tokens/s: "
+            f"{read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
+        )
+    print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")
+    return {"runs": runs, "prompt": PROMPT, "new": DECODED, "roofline_GB_per_s": round(roofline / 1e9, 1), "rows": rows}
+
+
+def draw_decoding(result: dict[str, Any], title: str, file: Path) -> None:
+    """Bars of tokens a second, the best of each precision highest, beside what the memory's bandwidth allows."""
+    from matplotlib.figure import Figure
+
+    rows = sorted(result["rows"], key=lambda row: row["tokens_per_s"])
+    figure = Figure(figsize=(7, 0.3 * len(rows) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    limits = [row["tokens_per_s"] * result["roofline_GB_per_s"] / row["GB_per_s"] for row in rows]
+    names = [f"{row['peer']} {row['precision']}" for row in rows]
+    axes.barh(names, limits, color="0.9", label=f"if every weight were read at {result['roofline_GB_per_s']:.0f} GB/s")
+    own = [row["peer"] == "ours" for row in rows]
+    bars = axes.barh(names, [row["tokens_per_s"] for row in rows], color=["C0" if mine else "0.55" for mine in own])
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.set_xlim(0, 1.25 * max(row["tokens_per_s"] for row in rows))
+    axes.set_xlabel(f"tokens a second, {title}, greedy, after a prompt of {result['prompt']}")
+    axes.legend(loc="lower right")
+    figure.savefig(file, dpi=110)
 
 
 def measure_converting(size: str, runs: int, folder: Path) -> dict[str, object]:

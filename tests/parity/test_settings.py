@@ -204,9 +204,9 @@ def test_the_judge_sees_faults(networks: tuple[GPT2, Any], monkeypatch: pytest.M
         monkeypatch.setattr(sampler, "WARPERS", sampler.WARPERS[::-1])
     elif fault == "strict top_k":
         cut = lambda scores, config: scores.masked_fill(scores <= scores.topk(3).values[:, -1:], -torch.inf)  # noqa: E731
-        monkeypatch.setattr(sampler, "WARPERS", (cut,))
+        monkeypatch.setattr(sampler, "WARPERS", ((cut, "top_k"),))
     else:
-        monkeypatch.setattr(sampler, "PROCESSORS", (sampler.sequence_bias, *sampler.PROCESSORS))
+        monkeypatch.setattr(sampler, "PROCESSORS", (sampler.PROCESSORS[0], *sampler.PROCESSORS))
     values = {"max_new_tokens": 20, "do_sample": True, "temperature": 2.5, "top_p": 0.7, "top_k": 3}
     values |= {"sequence_bias": [[[token], 0.4 * (token % 5)] for token in range(V)]}
     wrong = 0

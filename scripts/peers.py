@@ -1,0 +1,187 @@
+"""What a user would run instead, and ours, behind one interface: read a prompt, then say so many tokens, greedily.
+
+`scripts/benchmark.py decode` times them. A peer that is not installed is left out: transformers and CTranslate2 come
+with the test install; for llama.cpp, `pip install llama-cpp-python gguf`, which compiles for about five minutes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dialogpt import GenerationConfig, generate
+from model import GPT2Config, KVCache
+from model.precision import CPU_PRECISIONS
+from weights import load, open_checkpoint
+
+Timing = tuple[float, float]  # seconds until the first token, and for all that follow
+Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens follow the first
+
+BITS = {  # of a weight; groups of 32 have one number of 16 bits in q8_0, and two in int4
+    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5, "f32": 32, "f16": 16, "q8_0": 8.5,
+}  # fmt: skip
+
+
+def peers(published: Path, ours: Path) -> Iterator[tuple[str, str, Peer]]:
+    """Name, precision and the peer itself, each loaded.
+
+    Args:
+        published: a checkpoint as transformers saves it.
+        ours: the same in this project's format.
+    """
+    for dtype in CPU_PRECISIONS:
+        yield "ours", dtype, _ours(ours, dtype)
+    if importlib.util.find_spec("transformers"):
+        for dtype in ("float32", "bfloat16"):
+            yield "transformers", dtype, _transformers(published, dtype)
+    if importlib.util.find_spec("ctranslate2"):
+        for dtype in ("float32", "int8"):
+            yield "CTranslate2", dtype, _ctranslate2(published, dtype)
+    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
+        for kind in ("f32", "f16", "q8_0"):
+            yield "llama.cpp", kind, _llama(ours, kind)
+
+
+def weight_bytes(config: GPT2Config, precision: str) -> float:
+    """What a decode step reads at least: every weight but the positions', once."""
+    numbers = config.vocab_size * config.n_embd
+    numbers += config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.inner_dim)
+    return numbers * BITS[precision] / 8
+
+
+def _ours(folder: Path, dtype: str) -> Peer:
+    network = load(folder, dtype=dtype)
+
+    def run(prompt: list[int], new: int) -> Timing:
+        start = time.perf_counter()
+        config = GenerationConfig(max_new_tokens=new + 1, eos_token_id=network.config.vocab_size)
+        stream = generate(network, prompt, config, cache=KVCache.for_model(network))
+        next(stream)
+        first = time.perf_counter()
+        for _ in stream:
+            pass
+        return first - start, time.perf_counter() - first
+
+    return run
+
+
+def _transformers(folder: Path, dtype: str) -> Peer:
+    from transformers import GPT2LMHeadModel
+
+    network: Any = GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+
+    def say(prompt: list[int], new: int) -> float:
+        ids = torch.tensor([prompt])
+        start = time.perf_counter()
+        network.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, min_new_tokens=new, do_sample=False,
+            pad_token_id=network.config.vocab_size - 1,
+        )  # fmt: skip
+        return time.perf_counter() - start
+
+    return lambda prompt, new: _apart(lambda number: say(prompt, number), new)
+
+
+def _ctranslate2(folder: Path, dtype: str) -> Peer:
+    import ctranslate2
+    from ctranslate2.converters import TransformersConverter
+
+    target = folder.parent / f"ctranslate2-{dtype}"
+    TransformersConverter(str(folder)).convert(str(target), quantization=dtype)
+    threads = torch.get_num_threads()
+    generator = ctranslate2.Generator(str(target), device="cpu", intra_threads=threads, compute_type=dtype)
+    vocabulary = open_checkpoint(folder).vocabulary
+    assert vocabulary is not None
+    tokens = {number: token for token, number in vocabulary.ids.items()}
+
+    def say(prompt: list[int], new: int) -> float:
+        words = [[tokens[number] for number in prompt]]
+        start = time.perf_counter()
+        generator.generate_batch(words, max_length=new, min_length=new, sampling_topk=1, include_prompt_in_result=False)
+        return time.perf_counter() - start
+
+    return lambda prompt, new: _apart(lambda number: say(prompt, number), new)
+
+
+def _apart(say: Callable[[int], float], new: int) -> Timing:
+    """The time until the first token and that for the rest, of a peer that only says whole replies."""
+    first = say(1)
+    return first, say(new + 1) - first
+
+
+def _llama(folder: Path, kind: str) -> Peer:
+    from llama_cpp import Llama
+
+    file = folder.parent / f"{kind}.gguf"
+    write_gguf(folder, file, kind)
+    threads = torch.get_num_threads()
+    network: Any = Llama(str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def run(prompt: list[int], new: int) -> Timing:
+        network.reset()
+        start = time.perf_counter()
+        network.eval(prompt)
+        token = network.sample(temp=0.0)
+        first = time.perf_counter()
+        for _ in range(new):
+            network.eval([token])
+            token = network.sample(temp=0.0)
+        return first - start, time.perf_counter() - first
+
+    return run
+
+
+GGUF_NAMES = {  # llama.cpp's names of our layers, whose matrices it has in the same orientation
+    "token_embedding": ("token_embd", "output"), "position_embedding": ("position_embd",),
+    "final_norm": ("output_norm",), "attention_norm": ("attn_norm",), "attention.qkv": ("attn_qkv",),
+    "attention.output": ("attn_output",), "mlp_norm": ("ffn_norm",), "mlp.up": ("ffn_up",), "mlp.down": ("ffn_down",),
+}  # fmt: skip
+
+
+def write_gguf(folder: Path, file: Path, kind: str) -> None:
+    """Write a checkpoint of ours as a file of llama.cpp's.
+
+    Args:
+        folder: the checkpoint, with a vocabulary.
+        file: a new file.
+        kind: f32, f16 or q8_0, for its matrices.
+    """
+    import gguf
+
+    checkpoint = open_checkpoint(folder)
+    config, vocabulary = checkpoint.config, checkpoint.vocabulary
+    assert vocabulary is not None
+    quantized = getattr(gguf.GGMLQuantizationType, kind.upper())
+    writer = gguf.GGUFWriter(str(file), "gpt2")
+    writer.add_block_count(config.n_layer)
+    writer.add_context_length(config.n_positions)
+    writer.add_embedding_length(config.n_embd)
+    writer.add_feed_forward_length(config.inner_dim)
+    writer.add_head_count(config.n_head)
+    writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(vocabulary.ids, key=vocabulary.ids.__getitem__))
+    writer.add_token_merges(list(vocabulary.merges))
+    writer.add_eos_token_id(vocabulary.end_of_text)
+    for name, stored in checkpoint.tensors.items():
+        match = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
+        assert match is not None
+        layer, own, part = match.groups()
+        values = stored.read().float().numpy()
+        for theirs in GGUF_NAMES[own]:
+            title = f"{theirs}.{part}" if layer is None else f"blk.{layer}.{theirs}.{part}"
+            if values.ndim == 2 and kind != "f32" and own != "position_embedding":
+                writer.add_tensor(title, gguf.quants.quantize(values, quantized), raw_dtype=quantized)
+            else:
+                writer.add_tensor(title, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
