@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from model import GPT2, PRESETS, GPT2Config
-from scripts.peers import peers, weight_bytes
+from scripts.peers import installed, served, weight_bytes
 from weights import convert, load, open_checkpoint
 from weights.convert import published_config
 from weights.files import write_json, write_safetensors
@@ -161,18 +162,20 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
     """
     prompt = torch.randint(0, 50256, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
     config = open_checkpoint(ours).config
-    loaded = list(peers(published, ours))
-    times: dict[tuple[str, str], list[tuple[float, float]]] = {(name, precision): [] for name, precision, _ in loaded}
+    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
     rooflines = []
     numbers = torch.ones(1 << 26)
-    for run in range(runs + 1):
-        for name, precision, peer in loaded:
-            start = time.perf_counter()
-            numbers.sum()
-            rooflines.append(4 * len(numbers) / (time.perf_counter() - start))
-            timing = peer(prompt, DECODED)
-            if run:
-                times[name, precision].append(timing)
+    with ExitStack() as stack:
+        loaded = {each: stack.enter_context(served(*each, published, ours)) for each in installed()}
+        for run in range(runs + 1):
+            for each, peer in loaded.items():
+                timing = peer(prompt, DECODED)
+                if run:
+                    times.setdefault(each, []).append(timing)
+            for _ in range(10):
+                start = time.perf_counter()
+                numbers.sum()
+                rooflines.append(4 * len(numbers) / (time.perf_counter() - start))
     roofline = statistics.median(rooflines)
     rows = []
     for (name, precision), timings in times.items():
@@ -183,8 +186,8 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
              "tokens_per_s": round(DECODED / rest, 1), "GB_per_s": round(read / 1e9, 1)}
         )  # fmt: skip
         print(
-            f"{name:<13} {precision:<9} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} tokens/s: "
-            f"{read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
+            f"{name:<13} {precision:<9} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} "
+            f"tokens/s: {read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
         )
     print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")
     return {"runs": runs, "prompt": PROMPT, "new": DECODED, "roofline_GB_per_s": round(roofline / 1e9, 1), "rows": rows}

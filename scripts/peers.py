@@ -1,15 +1,22 @@
 """What a user would run instead, and ours, behind one interface: read a prompt, then say so many tokens, greedily.
 
-`scripts/benchmark.py decode` times them. A peer that is not installed is left out: transformers and CTranslate2 come
-with the test install; for llama.cpp, `pip install llama-cpp-python gguf`, which compiles for about five minutes.
+`scripts/benchmark.py decode` times them, each in a process of its own: threads of one that wait for work by spinning
+slow the next one down. A peer that is not installed is left out: transformers and CTranslate2 come with the test
+install; for llama.cpp, `pip install llama-cpp-python gguf`, which compiles for about five minutes.
+
+    python -m scripts.peers ours int8 PUBLISHED OURS   # answers lines of stdin: a prompt's ids and a number, as JSON
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,29 +30,65 @@ from weights import load, open_checkpoint
 Timing = tuple[float, float]  # seconds until the first token, and for all that follow
 Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens follow the first
 
+ROOT = Path(__file__).parents[1]
+ANSWER = "seconds: "
 BITS = {  # of a weight; groups of 32 have one number of 16 bits in q8_0, and two in int4
     "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5, "f32": 32, "f16": 16, "q8_0": 8.5,
 }  # fmt: skip
 
 
-def peers(published: Path, ours: Path) -> Iterator[tuple[str, str, Peer]]:
-    """Name, precision and the peer itself, each loaded.
+def installed() -> list[tuple[str, str]]:
+    """Name and precision of every peer that can be run here."""
+    names = [("ours", dtype) for dtype in CPU_PRECISIONS]
+    if importlib.util.find_spec("transformers"):
+        names += [("transformers", dtype) for dtype in ("float32", "bfloat16")]
+    if importlib.util.find_spec("ctranslate2"):
+        names += [("CTranslate2", dtype) for dtype in ("float32", "int8")]
+    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
+        names += [("llama.cpp", kind) for kind in ("f32", "f16", "q8_0")]
+    return names
+
+
+@contextmanager
+def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[Peer]:
+    """A peer in a process of its own.
 
     Args:
+        name: of the peer.
+        precision: of its weights.
         published: a checkpoint as transformers saves it.
         ours: the same in this project's format.
     """
-    for dtype in CPU_PRECISIONS:
-        yield "ours", dtype, _ours(ours, dtype)
-    if importlib.util.find_spec("transformers"):
-        for dtype in ("float32", "bfloat16"):
-            yield "transformers", dtype, _transformers(published, dtype)
-    if importlib.util.find_spec("ctranslate2"):
-        for dtype in ("float32", "int8"):
-            yield "CTranslate2", dtype, _ctranslate2(published, dtype)
-    if importlib.util.find_spec("llama_cpp") and importlib.util.find_spec("gguf"):
-        for kind in ("f32", "f16", "q8_0"):
-            yield "llama.cpp", kind, _llama(ours, kind)
+    command = [sys.executable, "-m", "scripts.peers", name, precision, str(published), str(ours)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        questions, answers = process.stdin, process.stdout
+
+        def run(prompt: list[int], new: int) -> Timing:
+            questions.write(json.dumps([prompt, new]) + "\n")
+            questions.flush()
+            for line in answers:
+                if line.startswith(ANSWER):  # libraries print, too
+                    first, rest = json.loads(line.removeprefix(ANSWER))
+                    return first, rest
+            raise RuntimeError(f"{name} {precision} ended; run it by hand: {' '.join(command)}")
+
+        yield run
+        questions.close()
+
+
+def main(argv: list[str]) -> int:
+    """Load one peer and time what is asked for."""
+    name, precision, published, ours = argv
+    load_peer = {"ours": _ours, "transformers": _transformers, "CTranslate2": _ctranslate2, "llama.cpp": _llama}[name]
+    peer = load_peer(Path(ours if name in ("ours", "llama.cpp") else published), precision)
+    for line in sys.stdin:
+        prompt, new = json.loads(line)
+        print(ANSWER + json.dumps(peer(prompt, new)), flush=True)
+    return 0
 
 
 def weight_bytes(config: GPT2Config, precision: str) -> float:
@@ -185,3 +228,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
