@@ -142,7 +142,7 @@ def _power(length: int, penalty: float) -> float:
         return sys.float_info.max
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def beam_search(
     decoder: Decoder,
     prompts: Sequence[Sequence[int]],

@@ -303,7 +303,7 @@ class Chat:
             shared = min(shared_prefix(self._cache.ids[0], ids), len(ids) - 1)
             self._cache.crop(0, shared)
             if unread := ids[shared:-1]:
-                with torch.no_grad():
+                with torch.inference_mode():
                     self.model.hidden(torch.tensor([unread], device=self.model.device), self._cache)
             cache = self._cache.copy()
         copies = config.num_return_sequences if config.num_beams == 1 else 1

@@ -228,7 +228,7 @@ class Decoder:
         """Let a row leave, finished or not."""
         self.rows.remove(row)
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def step(self) -> list[Step]:
         """Choose one token for every row that is not finished.
 
@@ -380,6 +380,7 @@ def _noise(matrices: list[list[Row]], like: Tensor) -> Tensor:
     noise = torch.empty_like(like)
     running = [[place for place, row in enumerate(matrix) if row.finish_reason is None] for matrix in matrices]
 
+    @torch.inference_mode()  # which each thread has for itself
     def fill(matrix: list[Row], places: list[int], into: Tensor) -> None:
         if len(places) == len(matrix):
             into.exponential_(generator=matrix[0].generator)

@@ -18,6 +18,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from model.gpt2 import GPT2
 
+ordinary = torch.inference_mode(False)  # where buffers are made: one made in inference mode could not be used outside
 BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32, one growth per 64 tokens
 
 
@@ -44,6 +45,7 @@ class KVCache:
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
     @classmethod
+    @ordinary
     def for_model(cls, model: GPT2, rows: int = 1) -> KVCache:
         """An empty cache that fits `model`, with its dtype and on its device."""
         config = model.config
@@ -51,6 +53,7 @@ class KVCache:
         return cls(torch.zeros(shape, dtype=model.dtype, device=model.device), config.n_positions)
 
     @classmethod
+    @ordinary
     def joined(cls, caches: Sequence[KVCache]) -> KVCache:
         """A new cache with copies of the rows of several, at least one."""
         capacity = max(cache.capacity for cache in caches)
@@ -131,6 +134,7 @@ class KVCache:
 
     # ---- called by the decoder ----
 
+    @ordinary
     def make_room(self, length: int) -> None:
         """Let every row be able to hold `length` tokens without growing."""
         if length > self.capacity:
@@ -158,6 +162,7 @@ class KVCache:
         self.ids[row] = self.ids[row][:length]
         self.buffer[:, :, row, :, length:held] = 0
 
+    @ordinary
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order: reorders, drops, and (a row named twice) copies."""
         if list(rows) == list(range(len(self.ids))):
