@@ -432,6 +432,8 @@ class Chat:
             (replies,) = self._draw([prompt], number, [self._generator], stop)
             yield from self._ranked(turns, replies)[0].ids
             return
-        settings = {"generator": self._generator, "cache": self._cache, "tokenizer": self.tokenizer}
-        for step in generate(self.model, prompt.ids, config, **settings):  # type: ignore[arg-type]
+        steps = generate(
+            self.model, prompt.ids, config, generator=self._generator, cache=self._cache, tokenizer=self.tokenizer
+        )
+        for step in steps:
             yield step.id

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -401,6 +402,10 @@ def _rows(tensor: Tensor, places: list[int]) -> Tensor:
 def _threads() -> ThreadPoolExecutor:
     """For draws of many generators: one takes 20 nanoseconds a token, on one processor."""
     return ThreadPoolExecutor(torch.get_num_threads())
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:

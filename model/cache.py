@@ -9,8 +9,8 @@ A row's slots are its positions: the token at position p has its key in slot p, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,8 +18,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from model.gpt2 import GPT2
 
-ordinary = torch.inference_mode(False)  # where buffers are made: one made in inference mode could not be used outside
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32, one growth per 64 tokens
+
+
+def ordinary(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Where buffers are made: of one made in inference mode nothing could be written outside it."""
+    return torch.inference_mode(False)(torch.no_grad()(method))
 
 
 class CacheFull(ValueError):

@@ -18,7 +18,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,38 +34,30 @@ CHUNK = 256  # rows of a weight that are converted at a time, so that a head of 
 GROUP = 32  # weights that share a scale in int4
 INT4_ROWS = 64  # outputs that its kernel packs together
 LEAST_STEP = 6.1e-5  # what fbgemm takes for a smaller scale of activations (SMALL_SCALE_THRESHOLD)
+INFERENCE_ONLY = "a network with packed weights cannot be trained and gives no gradients; load it with trainable=True"
 logger = logging.getLogger(__name__)
 
 
-class Stored(Protocol):
-    """A weight in a file, as `weights.stored.StoredTensor` is."""
-
-    def read(self) -> Tensor:
-        """The weight, mapped where that is possible."""
-        ...
-
-    def forget(self) -> None:
-        """Take what was mapped out of memory; what still holds the weight reads it anew."""
-        ...
+Read = Callable[[], Tensor]
 
 
-def prepare(model: GPT2, precision: str, stored: Mapping[str, Stored]) -> set[str]:
+def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:
     """Swap a network's products, in place, before its weights are put into it.
 
-    In float32, int8 and int4, weights are packed when they are first used. Until then the network's parameters are the
-    plain ones, and with gradients it computes with them. From then on they are gone, and it is for inference only.
+    In float32, int8 and int4 it is for inference only from then on: packed weights are no parameters. The token
+    embedding, which looks tokens up, stays one, of any dtype: mapped from a file, it takes no memory beside the head.
 
     Args:
         model: on a CPU, or without memory yet.
         precision: one of `CPU_PRECISIONS`.
-        stored: where its weights lie, by their names. What was packed is forgotten there; but the token embedding is
-            read once more, for looking tokens up beside the packed head: mapped from a file, it takes no memory.
+        weights: each reads a weight, by the parameter's name, whenever it is asked.
 
     Returns:
-        The names of the weights that will be packed, which until then may have any dtype.
+        The names of the weights that are in their place already; all others are to be loaded, in float32 or, if the
+        precision is bfloat16 or float16, in that.
     """
     half = precision in ("bfloat16", "float16")
-    packed = set() if half else {"token_embedding.weight"}
+    placed = set()
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
         own = name.rpartition(".")[2]
@@ -74,17 +66,18 @@ def prepare(model: GPT2, precision: str, stored: Mapping[str, Stored]) -> set[st
         elif isinstance(module, nn.LayerNorm) and half:
             setattr(parent, own, HalfNorm(module))
         elif isinstance(module, nn.Linear):
+            read, read_bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
             gelu = isinstance(parent, MLP) and own == "up"
-            setattr(parent, own, PackedLinear(module, precision, gelu, stored[f"{name}.weight"]))
+            setattr(parent, own, PackedLinear(read, read_bias, precision, gelu))
             if gelu:
                 parent.gelu = nn.Identity()
-            packed.add(f"{name}.weight")
-    table = model.token_embedding
+            placed |= {f"{name}.weight", f"{name}.bias"}
     if half:
-        model.token_embedding = HalfEmbedding(table)
+        model.token_embedding = HalfEmbedding(model.token_embedding)
     else:
-        model.token_embedding = PackedEmbedding(table, precision, stored["token_embedding.weight"])
-    return packed
+        model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
+        placed.add("token_embedding.weight")
+    return placed
 
 
 # ---- bfloat16 and float16 ----
@@ -103,7 +96,7 @@ class HalfLinear(nn.Module):
 
 
 class HalfNorm(nn.LayerNorm):
-    """A norm of float32 activations, whose parameters become float32 when it is first used."""
+    """A norm of float32 activations with parameters of 16 bits."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         with torch.device("meta"):
@@ -112,9 +105,7 @@ class HalfNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        if self.weight.dtype != x.dtype:
-            self.to(x.dtype)
-        return super().forward(x)
+        return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
 class HalfEmbedding(TokenEmbedding):
@@ -142,67 +133,68 @@ def half_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Multiply float32 rows with a weight of 16 bits, (..., in) -> (..., out)."""
     rows = x.numel() // x.size(-1)
     if rows == 1 and weight.dtype == torch.bfloat16:
-        _use_onednn(False)  # for one row of bfloat16 its kernel reads 23 GB/s, and torch's own 33
+        used = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags would take 4 microseconds
+        torch._C._set_mkldnn_enabled(False)  # for one row of bfloat16 oneDNN reads 23 GB/s, and torch's own kernel 33
         try:
             return F.linear(x.bfloat16(), weight, bias).float()
         finally:
-            _use_onednn(True)
+            torch._C._set_mkldnn_enabled(used)
     if rows < HALF_ROWS or weight.dtype == torch.bfloat16:
         return F.linear(x.to(weight.dtype), weight, bias).float()
     y = torch.cat([F.linear(x, part.float()) for part in torch.split(weight, CHUNK)], dim=-1)
     return y if bias is None else y + bias
 
 
-def _use_onednn(use: bool) -> None:
-    """What `torch.backends.mkldnn.flags` does, at a tenth of its 4 microseconds."""
-    torch._C._set_mkldnn_enabled(use)
-
-
 # ---- float32, int8 and int4 ----
 
 
 class PackedLinear(nn.Module):
-    """A linear layer of float32 activations, (..., in) -> (..., out), whose weight is packed when it is first used."""
+    """A linear layer of float32 activations, (..., in) -> (..., out), whose weight is packed; for inference only."""
 
-    def __init__(self, linear: nn.Linear, precision: str, gelu: bool, stored: Stored) -> None:
-        """Take the parameters of a layer.
+    def __init__(self, read: Read, read_bias: Read, precision: str, gelu: bool) -> None:
+        """Pack a layer.
 
         Args:
-            linear: may be without memory yet.
-            precision: how its weight will be packed.
-            gelu: whether a GELU follows, which in float32 the same pass can do.
-            stored: where the weight lies.
+            read: reads its weight (out, in), for packing, and for `state_dict`, which thereby is complete.
+            read_bias: reads its bias (out,).
+            precision: float32, int8 or int4.
+            gelu: whether a GELU follows, which is applied, too: in float32 in the same pass.
         """
         super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-        self.precision, self.gelu, self.stored = precision, gelu, stored
-        self.kernel: Kernel | None = None
+        self.read = read
+        bias = read_bias().float()
+        self.register_buffer("bias", bias)
+        self.kernel = _packed(read(), bias, precision, gelu)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if self.kernel is None:
-            if self.weight.requires_grad and torch.is_grad_enabled():
-                return Plain(self.weight, self.bias, self.gelu)(x)
-            self.kernel = _packed(self.weight, self.bias, self.precision, self.gelu, self.stored.forget)
-            del self.weight
+        if self.training or (x.requires_grad and torch.is_grad_enabled()):
+            raise RuntimeError(INFERENCE_ONLY)
         return self.kernel(x)
 
-    def train(self, mode: bool = True) -> PackedLinear:
-        """Refuse to train what has no weight any more."""
-        if mode and self.kernel is not None:
-            raise RuntimeError("a network whose weights are packed cannot be trained; load it again, and train that")
-        super().train(mode)
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.read().float()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLinear:
+        _refuse_to_become_another(fn)
         return self
 
 
 class PackedEmbedding(TokenEmbedding):
-    """The token embedding, whose weight is packed for the head when that is first used, and mapped for looking up."""
+    """The token embedding, mapped for looking up, and packed for the head when that is first used."""
 
-    def __init__(self, embedding: TokenEmbedding, precision: str, stored: Stored) -> None:
-        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
-        self.weight = embedding.weight
-        self.precision, self.stored = precision, stored
-        self.kernel: Kernel | None = None
+    def __init__(self, read: Read, precision: str) -> None:
+        """Take a weight (V, C).
+
+        Args:
+            read: reads it.
+            precision: float32, int8 or int4.
+        """
+        weight = read()
+        super().__init__(weight.size(0), weight.size(1), _weight=weight)
+        self.read, self.precision = read, precision
+        self.kernel: Kernel | None = None  # a DialogRPT never uses its head
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -215,57 +207,71 @@ class PackedEmbedding(TokenEmbedding):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)."""
+        if self.training or (hidden.requires_grad and torch.is_grad_enabled()):
+            raise RuntimeError(INFERENCE_ONLY)
         if self.kernel is None:
-            if self.weight.requires_grad and torch.is_grad_enabled():
-                return F.linear(hidden, self.weight)
-            self.kernel = _packed(self.weight, None, self.precision, False, self.stored.forget)
-            self.weight = nn.Parameter(self.stored.read(), requires_grad=False)
+            self.kernel = _packed(self.read(), None, self.precision, gelu=False)
         return self.kernel(hidden)
 
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = self.read().float()
 
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedEmbedding:
+        _refuse_to_become_another(fn)
+        return self
+
+
+def _refuse_to_become_another(change: Callable[[Tensor], Tensor]) -> None:
+    """Refuse what would move or convert a packed weight; `model.cpu()` and the like change nothing."""
+    probe = torch.empty(0)
+    if change(probe).dtype != probe.dtype or change(probe).device != probe.device:
+        raise RuntimeError("packed weights keep their dtype, on the CPU; load the network again as it should be")
+
+
+@torch.inference_mode(False)
 @torch.no_grad()
-def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool, forget: Callable[[], None]) -> Kernel:
-    """The kernel of a precision, or what comes nearest to it on this machine; `forget` is told what was read."""
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
+def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Kernel:
+    """The kernel of a precision, or what comes nearest to it on this machine."""
     if precision == "int4":
         if _has(_pack_int4, _linear_int4) and weight.size(1) % GROUP == 0:
-            return Int4(weight, bias, gelu, forget)
+            return Int4(weight, bias, gelu)
         _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
     if precision != "float32":
-        levels, scale = quantized(weight, forget)
+        levels, scale = quantized(weight)
         # Without VNNI, fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow.
         if _has(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported():
             return Int8(levels, scale, bias, gelu)
         _notice("this torch or processor has no products of int8: the weights are rounded, but kept in float32")
         weight = levels * scale[:, None]
     if _has(_pack_float, _linear_float) and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        kernel = Float32(weight, bias, gelu)
-        forget()
-        return kernel
+        return Float32(weight, bias, gelu)
     _notice("this torch has no packed products: plain ones take their place, which are slower")
     return Plain(weight.float().contiguous(), bias, gelu)
 
 
-class Kernel(Protocol):
-    """A product with a packed weight: (..., in) in float32 -> (..., out) in float32."""
+class Kernel:
+    """A product with a packed weight: (..., in) in float32 -> (..., out) in float32. It never changes."""
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """Multiply, add the bias where there is one, and apply the GELU where one follows."""
-        ...
+        raise NotImplementedError
+
+    def __deepcopy__(self, _: object) -> Kernel:
+        return self
 
 
-class Plain:
-    """By `F.linear`: with gradients, and where there is no better kernel."""
+class Plain(Kernel):
+    """By `F.linear`, where there is no better one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.weight, self.bias, self.gelu = weight, bias, gelu
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         return _activated(F.linear(x, self.weight, self.bias), self.gelu)
 
 
-class Float32:
+class Float32(Kernel):
     """float32, by oneDNN."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
@@ -273,10 +279,10 @@ class Float32:
         self.bias = bias
         self.then: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         rows = x.numel() // x.size(-1)
-        if rows >= FEWEST_ROWS:
+        if rows >= FEWEST_ROWS or rows == 0:
             return self.multiply(x)
         filled = torch.cat([x.reshape(rows, -1)] * FEWEST_ROWS)[:FEWEST_ROWS]  # (4, in)
         return self.multiply(filled)[:rows].view(*x.shape[:-1], -1)
@@ -287,7 +293,7 @@ class Float32:
         return y
 
 
-class Int8:
+class Int8(Kernel):
     """8 bits a weight with a scale for each output, and 8 bits an activation with a scale for each row, by fbgemm.
 
     A row is quantised by its own range, so that no row moves another: torch's operator takes one scale for all its
@@ -305,7 +311,7 @@ class Int8:
             tensor = torch._make_per_channel_quantized_tensor(levels, scale.double(), zeros, 0)
             self.packed = _pack_int8(tensor, self.bias)
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         if x.numel() == x.size(-1):
             return _activated(_linear_int8(x, self.packed), self.gelu)
@@ -317,10 +323,10 @@ class Int8:
         return _activated(torch.addcmul(self.bias, y - self.bias - shift * self.sums, step), self.gelu)
 
 
-class Int4:
+class Int4(Kernel):
     """4 bits a weight, with a scale and a middle for each group of 32; activations in bfloat16."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool, forget: Callable[[], None]) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.gelu = gelu
         outputs, inputs = weight.shape
         padded = -(-outputs // INT4_ROWS) * INT4_ROWS
@@ -336,13 +342,12 @@ class Int4:
             stop = start + len(part)
             packed[start:stop] = _pack_int4(levels.int(), 1)
             scales[:, start:stop] = torch.cat([scale, middle], dim=2).transpose(0, 1)
-            forget()
         self.packed, self.scales, self.outputs, self.bias = packed, scales, outputs, bias
 
-    def __call__(self, x: Tensor, /) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         y = _linear_int4(x.reshape(-1, x.size(-1)).bfloat16(), self.packed, GROUP, self.scales)  # (rows, padded)
-        y = y[:, : self.outputs].float().view(*x.shape[:-1], -1)
+        y = y[:, : self.outputs].float().view(*x.shape[:-1], self.outputs)
         return _activated(y if self.bias is None else y + self.bias, self.gelu)
 
 
@@ -350,7 +355,7 @@ def _activated(y: Tensor, gelu: bool) -> Tensor:
     return F.gelu(y, approximate="tanh") if gelu else y
 
 
-def quantized(weight: Tensor, forget: Callable[[], None]) -> tuple[Tensor, Tensor]:
+def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight in 8 bits: levels from -127 to 127 (out, in), and what one is worth in each row (out,)."""
     levels = torch.empty(weight.shape, dtype=torch.int8)
     scale = torch.empty(len(weight))
@@ -360,7 +365,6 @@ def quantized(weight: Tensor, forget: Callable[[], None]) -> tuple[Tensor, Tenso
         worth = torch.maximum(-low, high).clamp(min=1e-30) / 127
         levels[start : start + CHUNK] = (part / worth[:, None]).round()
         scale[start : start + CHUNK] = worth
-        forget()
     return levels, scale
 
 

@@ -1,6 +1,7 @@
 """Measure what a user waits for: replies, tokens, a late turn, converting, a training step, preparing; and memory.
 
     python scripts/benchmark.py decode [--size small] [--runs 5] [--picture FILE]
+    python scripts/benchmark.py quality [--model tiny]
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
@@ -19,6 +20,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import math
 import os
 import shutil
 import statistics
@@ -38,8 +40,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dialogpt import Chat, GenerationConfig, generate_batch
+from dialogpt import Chat, GenerationConfig, Tokenizer, generate_batch
 from dialogpt.cli import guarded
+from dialogpt.score import score
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
 from dialogpt.train.prepare import prepare
@@ -47,6 +50,7 @@ from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from model import GPT2, PRESETS, GPT2Config
+from model.precision import CPU_PRECISIONS
 from scripts.peers import installed, served, weight_bytes
 from weights import convert, load, open_checkpoint
 from weights.convert import published_config
@@ -121,13 +125,17 @@ if __name__ == "__main__":
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
     parser = argparse.ArgumentParser(description="Measure what a user waits for.")
-    parser.add_argument("what", choices=("decode", *RIVALS, "memory", "convert", "train", "prepare"))
+    parser.add_argument("what", choices=("decode", "quality", *RIVALS, "memory", "convert", "train", "prepare"))
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
     options = parser.parse_args(argv)
     size = options.size or {"train": "tiny", "convert": "large"}.get(options.what, "small")
+    if options.what == "quality":
+        print(json.dumps({"what": "quality", "model": options.model, **measure_quality(options.model)}))
+        return 0
     with tempfile.TemporaryDirectory() as temporary:
         result = measure(options.what, size, options.runs, options.only, Path(temporary))
     if options.picture is not None:
@@ -191,6 +199,27 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
         )
     print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")
     return {"runs": runs, "prompt": PROMPT, "new": DECODED, "roofline_GB_per_s": round(roofline / 1e9, 1), "rows": rows}
+
+
+def measure_quality(source: str) -> dict[str, float]:
+    """Perplexity of a checkpoint on the held-out conversations of chitchat-dataset, in every precision.
+
+    A conversation is cut to windows of the network's length; all but the first token of each count.
+    """
+    from scripts.train_tiny import conversations
+
+    checkpoint = open_checkpoint(source)
+    tokenizer, window = Tokenizer.load(checkpoint), checkpoint.config.n_positions
+    pieces: list[list[int]] = []
+    for turns in conversations(held_out=True):
+        ids = [token for turn in turns for token in (*tokenizer.encode(turn), tokenizer.eos_id)]
+        pieces += [ids[start : start + window] for start in range(0, len(ids) - 1, window)]
+    result: dict[str, float] = {}
+    for dtype in CPU_PRECISIONS:
+        found = score(load(checkpoint, dtype=dtype), pieces)
+        result[dtype] = math.exp(-sum(each.total for each in found) / sum(len(each.ids) for each in found))
+        print(f"{dtype:<9} perplexity {result[dtype]:8.3f}, {result[dtype] / result['float32'] - 1:+.3%}")
+    return result
 
 
 def draw_decoding(result: dict[str, Any], title: str, file: Path) -> None:

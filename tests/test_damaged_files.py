@@ -374,6 +374,7 @@ SAFETENSORS = {
     "offsets turned around": header(f'{{"a": {entry([1], [4, 0])}}}'.encode(), b"0000"),
     "offsets that overlap": header(f'{{"a": {entry([1], [0, 4])}, "b": {entry([1], [2, 6])}}}'.encode(), b"000000"),
     "offsets beyond the end": header(f'{{"a": {entry([2], [0, 8])}}}'.encode(), b"0000"),
+    "a tensor as a list": header(b'{"a": ["F32", [1], [0, 4]]}', b"0000"),
     "a hole": header(f'{{"a": {entry([1], [4, 8])}}}'.encode(), b"00000000"),
     "an unknown dtype": header(f'{{"a": {entry([1], [0, 4], "Q7")}}}'.encode(), b"0000"),
     "more behind": header(f'{{"a": {entry([1], [0, 4])}}}'.encode(), b"00000000"),
@@ -388,6 +389,7 @@ def test_a_header_that_does_not_fit_is_refused(small: Path, tmp_path: Path, case
     usual = "not a whole safetensors file|is not valid JSON|are not those of a GPT-2|declares a header"
     special = {
         "a name twice": "is there twice",
+        "a tensor as a list": "does not describe 'a' as an object",
         "a note twice": "is there twice",
         "half a million notes": "are not those of a GPT-2",
     }

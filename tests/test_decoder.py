@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -53,6 +56,29 @@ def test_sampled_rows_with_their_own_generators_do_not_depend_on_each_other(netw
     together = generate_batch(network, batch, SAMPLED, generator=[seeded(k) for k in range(4)])
     for k, (prompt, (reply,)) in enumerate(zip(batch, together, strict=True)):
         assert reply.ids == [step.id for step in generate(network, prompt, SAMPLED, generator=seeded(k))]
+
+
+FORKED = """
+import os, torch
+from dialogpt import GenerationConfig, generate_batch
+from model import GPT2, PRESETS
+
+network = GPT2(PRESETS["tiny"]).double().eval()
+config = GenerationConfig(max_new_tokens=3, do_sample=True, eos_token_id=9000)
+torch.set_num_threads(1)  # with more, torch itself hangs in a child
+generate_batch(network, [[1], [2], [3]], config)
+child = os.fork()
+generate_batch(network, [[1], [2], [3]], config)
+if child:
+    print("status", os.waitpid(child, 0)[1])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_child_draws_with_threads_of_its_own() -> None:
+    """Draws of several generators use threads, which a forked process does not inherit: it waited for them for ever."""
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "status 0\n", done.stderr
 
 
 def test_nothing_is_computed_after_the_last_token(network: GPT2, read: list[int]) -> None:

@@ -162,10 +162,12 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         ) from None
     stored = {}
     for name, shape in shapes.items():
-        begin, end = (8 + declared + offset for offset in content[name]["data_offsets"])
+        layout = content[name]
+        if not isinstance(layout, dict):  # the library takes a list for an object
+            raise CheckpointError(f"{path}: its header does not describe {name!r} as an object; fetch it again")
         dtype = dtypes[name]
-        read = partial(file.tensor, begin, shape, torch.uint8 if dtype is None else dtype)
-        stored[name] = StoredTensor(name, shape, dtype, read, partial(file.forget, begin, end - begin))
+        read = partial(file.tensor, 8 + declared + layout["data_offsets"][0], shape, dtype or torch.uint8)
+        stored[name] = StoredTensor(name, shape, dtype, read)
     return stored
 
 
@@ -209,7 +211,6 @@ def write_safetensors(
             assert tuple(data.shape) == tensor.shape
             assert data.dtype == tensor.dtype
             file.write(data.flatten().view(torch.uint8).numpy().data)
-            tensor.forget()
         file.flush()
         os.fsync(file.fileno())
 

@@ -17,47 +17,47 @@ from weights.names import EMBEDDING
 from weights.stored import DTYPES, PRECISIONS, CheckpointError
 
 
-def load(source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu") -> GPT2:
+def load(
+    source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu", trainable: bool = False
+) -> GPT2:
     """Build the network of a checkpoint, in evaluation mode.
 
-    The network is built without memory of its own, and takes the file's mapped tensors where dtype, device and
-    orientation allow it; else each tensor is converted alone. On a CPU, in all but float64, its products pack their
-    weights when they are first used, and what is computed between them is float32; see `model.precision`.
+    It is built without memory of its own, and takes the file's mapped tensors where dtype, device and orientation allow
+    it; else each tensor is converted alone. On a CPU, in all but float64, its products are those of `model.precision`:
+    what they compute is float32, and in float32, int8 and int4 their weights are packed, and no parameters.
 
     Args:
         source: see `open_checkpoint`.
         dtype: a name in `PRECISIONS`.
         device: where the weights go, as torch names it.
+        trainable: whether all weights are to be parameters of the dtype, and the network is the plain one.
 
     Raises:
-        CheckpointError: the source cannot be used, or the dtype or device do not exist.
+        CheckpointError: the source cannot be used, the dtype or device do not exist, or int8 and int4 are asked for
+            where they cannot be.
     """
     if dtype not in PRECISIONS:
         raise CheckpointError(f"there is no dtype {dtype!r}; expected one of {', '.join(PRECISIONS)}")
     place = device_of(device)
-    if dtype not in DTYPES and place.type != "cpu":
-        raise CheckpointError(f"{dtype} is for a CPU; on {place.type} choose bfloat16 or float16")
+    if dtype not in DTYPES and (place.type != "cpu" or trainable):
+        use = "training" if trainable else place.type
+        raise CheckpointError(f"{dtype} is for inference on a CPU; for {use} choose bfloat16 or float16")
     checkpoint = open_checkpoint(source)
     if not checkpoint.ours:
         refuse_damage(checkpoint)
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
-    any_dtype: set[str] = set()
-    if place.type == "cpu" and dtype in CPU_PRECISIONS:
-        any_dtype = prepare(model, dtype, checkpoint.tensors)
-    state = {}
-    for name, stored in checkpoint.tensors.items():
-        tensor = stored.read()
-        if name not in any_dtype:
-            state[name] = tensor.to(place, DTYPES.get(dtype, torch.float32)).contiguous()
-        elif dtype in DTYPES:  # float32 can be trained before it is packed, as it comes
-            state[name] = tensor.to(DTYPES[dtype])
-        else:
-            state[name] = tensor
-        if state[name].data_ptr() != tensor.data_ptr():
-            stored.forget()
-    model.load_state_dict(state, assign=True)
-    return model.requires_grad_(dtype in DTYPES).eval()
+    packed: set[str] = set()
+    if place.type == "cpu" and dtype in CPU_PRECISIONS and not trainable:
+        packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
+    target = DTYPES.get(dtype, torch.float32)
+    state = {
+        name: stored.read().to(place, target).contiguous()
+        for name, stored in checkpoint.tensors.items()
+        if name not in packed
+    }
+    model.load_state_dict(state, assign=True, strict=not packed)
+    return model.requires_grad_(not packed).eval()
 
 
 def load_ranking_head(
@@ -115,11 +115,11 @@ def refuse_damage(checkpoint: Checkpoint) -> None:
         CheckpointError: tensors hold NaN or infinity, or the file's own output head is not the token embedding; all of
             these are named.
     """
-    problems = []
-    for stored in checkpoint.stored.values():
-        if count := count_non_finite(stored.read()):
-            problems.append(f"{stored.name} holds {count:,} values that are NaN or infinite")
-        stored.forget()
+    problems = [
+        f"{stored.name} holds {count:,} values that are NaN or infinite"
+        for stored in checkpoint.stored.values()
+        if (count := count_non_finite(stored.read()))
+    ]
     problems += [
         f"{head.name} differs from the token embedding, and an output head of its own (tie_word_embeddings false) is "
         f"not implemented"

@@ -20,7 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -145,14 +145,13 @@ def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
         raise CheckpointError(
             f"{path} describes {described_bytes:,} bytes of tensors that share {held:,}; expected no layer twice"
         )
-    file = _Mapped(path, spans)
+    file = _Mapped(path, spans, MappedFile(path))
     return {
         name: StoredTensor(
             name,
             described.shape,
             described.storage.dtype if described.storage.dtype in DTYPES.values() else None,
             partial(file.tensor, described),
-            partial(file.forget, described),
         )
         for name, described in content.items()
     }
@@ -164,12 +163,8 @@ class _Mapped:
 
     path: Path
     spans: Mapping[str, _Span]
+    file: MappedFile
     checked: set[str] = field(default_factory=set)
-
-    @cached_property
-    def file(self) -> MappedFile:
-        """The file, which is mapped when first read."""
-        return MappedFile(self.path)
 
     def tensor(self, described: _Described) -> Tensor:
         """One tensor, in the file's own memory, or in a copy of it where it would not be aligned there.
@@ -190,11 +185,6 @@ class _Mapped:
             return self.file.tensor(start, described.shape, storage.dtype)
         unaligned = self.file.tensor(start, (described.nbytes,), torch.uint8)
         return torch.empty_like(unaligned).copy_(unaligned).view(storage.dtype).view(described.shape)
-
-    def forget(self, described: _Described) -> None:
-        """See `StoredTensor`."""
-        span = self.spans[described.storage.key]
-        self.file.forget(span.start, span.nbytes)
 
 
 # ---- the two layouts ----

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,16 +40,14 @@ class StoredTensor:
         name: as the file spells it.
         shape: of the tensor that `read` returns.
         dtype: None for one that is not a floating-point number of this project.
-        read: returns it, mapped from the file where that is possible.
-        forget: takes what was mapped of it out of memory again, where it would count as the process's own; what still
-            holds the tensor reads it anew.
+        read: returns it, mapped from the file where that is possible; each time anew, so that what is written into one
+            changes no other, and what was read leaves memory with it.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None
     read: Callable[[], Tensor]
-    forget: Callable[[], None] = lambda: None
 
     @property
     def nbytes(self) -> int:
@@ -60,29 +57,42 @@ class StoredTensor:
 
 
 class MappedFile:
-    """A file whose bytes are used where they lie: they are read when touched, and what is written there stays here."""
+    """A file whose numbers are used where they lie: read when they are touched, and never written back."""
 
     def __init__(self, path: Path) -> None:
-        """Map a file that is not empty.
+        """Note what a file is now.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: there is none.
         """
-        with path.open("rb") as file:
-            self.memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        self.path = path
+        self.state = _state(path)
 
     def tensor(self, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """The numbers from a byte on, row by row."""
-        if 0 in shape:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(self.memory, dtype=dtype, count=math.prod(shape), offset=start).view(shape)
+        """The numbers from a byte on, row by row, in a mapping of their own, or in a copy where they are not aligned.
 
-    def forget(self, start: int, nbytes: int) -> None:
-        """Take whole pages out of memory; whoever reads them finds what the file holds, and not what was written."""
-        begin = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (start + nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if begin < end and hasattr(mmap, "MADV_DONTNEED"):
-            self.memory.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        Raises:
+            CheckpointError: the file is not what it was any more.
+        """
+        nbytes = math.prod(shape) * dtype.itemsize
+        if nbytes == 0:
+            return torch.empty(shape, dtype=dtype)
+        try:
+            if _state(self.path) != self.state:
+                raise OSError
+            storage = torch.UntypedStorage.from_file(str(self.path), False, start + nbytes)
+        except (OSError, RuntimeError):
+            raise CheckpointError(f"{self.path} was changed while it was in use; open it again") from None
+        if start % dtype.itemsize == 0:
+            return torch.empty(0, dtype=dtype).set_(storage, start // dtype.itemsize, shape)  # type: ignore[call-overload, no-any-return]
+        numbers = torch.empty(0, dtype=torch.uint8).set_(storage, start, (nbytes,))  # type: ignore[call-overload]
+        copied: Tensor = numbers.clone().view(dtype).view(shape)
+        return copied
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -86,7 +86,9 @@ class Start:
         torch.manual_seed(seed)
         model = GPT2(self.checkpoint.config).to(dtype_of(dtype))
         if self.checkpoint.tensors:
-            model.load_state_dict(load(self.checkpoint, dtype=dtype).state_dict())  # a copy of what may be mapped
+            model.load_state_dict(
+                load(self.checkpoint, dtype=dtype, trainable=True).state_dict()
+            )  # a copy of what may be mapped
         return model
 
 
