@@ -18,6 +18,7 @@ import functools
 import logging
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -188,7 +189,7 @@ class PackedEmbedding(TokenEmbedding):
         """Take a weight (V, C).
 
         Args:
-            read: reads it.
+            read: reads it; a ValueError says that it cannot be read any more.
             precision: float32, int8 or int4.
         """
         weight = read()
@@ -210,7 +211,9 @@ class PackedEmbedding(TokenEmbedding):
         if self.training or (hidden.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(INFERENCE_ONLY)
         if self.kernel is None:
-            self.kernel = _packed(self.read(), None, self.precision, gelu=False)
+            self.kernel = _packed(self.weight, None, self.precision, gelu=False)
+            with suppress(ValueError):  # where the file is gone, what was read of it stays in memory
+                self.weight = nn.Parameter(self.read(), requires_grad=False)
         return self.kernel(hidden)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:

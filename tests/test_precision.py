@@ -219,6 +219,13 @@ def test_a_file_that_was_replaced_is_not_read(wide: Path, tmp_path: Path) -> Non
     (tmp_path / "other").replace(weights)
     with pytest.raises(CheckpointError, match=r"model.safetensors was changed while it was in use; open it again"):
         load(checkpoint)
+    with torch.no_grad():
+        found, expected = load(wide), load(wide, dtype="float64")
+        fresh = load(tmp_path / "copy")
+        weights.unlink()
+        ids = torch.tensor(ids_of(6))
+        assert difference(fresh(ids), expected(ids)) < BOUNDS["float32"]  # what was loaded is there
+        assert torch.equal(fresh(ids), found(ids))
 
 
 @pytest.mark.parametrize(

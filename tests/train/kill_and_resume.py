@@ -66,7 +66,7 @@ def main(folder: Path, kills: int) -> None:
         assert os.WIFSIGNALED(status), "the run ended before it could be killed; make it longer"
         steps.append((before, newest(out)))
         if (out / "last").exists():
-            load(open_checkpoint(out / "last"))
+            load(open_checkpoint(out / "last"), trainable=True)  # packing would start threads, which no child has
     child(folder)
     print(json.dumps({"kills": len(steps), "steps": steps}))
 
