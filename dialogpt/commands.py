@@ -36,9 +36,13 @@ def chat(options: argparse.Namespace) -> int:
     if not (lines.isatty() and sys.stdout.isatty()):
         answer_lines(opened, lines, _print_reply)
         return DONE
-    from dialogpt.keyboard import talk
+    import torch
 
-    parameters = sum(parameter.numel() for parameter in opened.model.parameters())
+    from dialogpt.keyboard import talk
+    from model import GPT2
+
+    with torch.device("meta"):  # packed weights are no parameters
+        parameters = sum(parameter.numel() for parameter in GPT2(opened.model.config).parameters())
     title = (
         f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}."
     )

@@ -36,10 +36,8 @@ GROUP = 32  # weights that share a scale in int4
 INT4_ROWS = 64  # outputs that its kernel packs together
 LEAST_STEP = 6.1e-5  # what fbgemm takes for a smaller scale of activations (SMALL_SCALE_THRESHOLD)
 INFERENCE_ONLY = "a network with packed weights cannot be trained and gives no gradients; load it with trainable=True"
-logger = logging.getLogger(__name__)
-
-
 Read = Callable[[], Tensor]
+logger = logging.getLogger(__name__)
 
 
 def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:

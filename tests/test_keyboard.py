@@ -79,6 +79,14 @@ def test_a_person_talks_and_leaves(published: Path, state: Path) -> None:
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
+def test_the_title_counts_packed_weights_too(state: Path) -> None:
+    screen = Screen(Path("tiny"), state, "--dtype", "int8")
+    screen.wait_for("tiny, 7.0 million parameters, int8.")
+    screen.wait_for("you> ")
+    screen.press("\x04")
+    assert screen.status() == 0
+
+
 def test_ctrl_c_at_the_prompt_clears_and_leaves(published: Path, state: Path) -> None:
     screen = Screen(published, state, "--no-history")
     screen.wait_for("you> ")
