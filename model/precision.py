@@ -148,28 +148,42 @@ def half_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class PackedLinear(nn.Module):
-    """A linear layer of float32 activations, (..., in) -> (..., out), whose weight is packed; for inference only."""
+    """A linear layer of float32 activations, (..., in) -> (..., out), whose weight is packed when it is first used.
+
+    It is for inference only. Packing 500 MB takes half a second, which who only looks at a network need not wait for.
+    """
 
     def __init__(self, read: Read, read_bias: Read, precision: str, gelu: bool) -> None:
-        """Pack a layer.
+        """Take what will be packed.
 
         Args:
-            read: reads its weight (out, in), for packing, and for `state_dict`, which thereby is complete.
+            read: reads its weight (out, in), also for `state_dict`, which thereby is complete.
             read_bias: reads its bias (out,).
             precision: float32, int8 or int4.
             gelu: whether a GELU follows, which is applied, too: in float32 in the same pass.
         """
         super().__init__()
         self.read = read
-        bias = read_bias().float()
-        self.register_buffer("bias", bias)
-        self.kernel = _packed(read(), bias, precision, gelu)
+        self.bias: Tensor
+        self.register_buffer("bias", read_bias().float())
+        self.precision, self.gelu = precision, gelu
+        self.weight: Tensor | None = read()  # until it is packed
+        self.kernel: Kernel | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
         if self.training or (x.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(INFERENCE_ONLY)
-        return self.kernel(x)
+        return (self.kernel or self.packed())(x)
+
+    def packed(self) -> Kernel:
+        """Pack the weight; threads that do it at once do the same twice."""
+        weight, bias = self.weight, self.bias
+        if weight is not None:  # else another thread was faster
+            self.kernel = _packed(weight, bias, self.precision, self.gelu)
+            self.weight = None
+        assert self.kernel is not None
+        return self.kernel
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
