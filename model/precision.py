@@ -195,7 +195,11 @@ class PackedLinear(nn.Module):
 
 
 class PackedEmbedding(TokenEmbedding):
-    """The token embedding, mapped for looking up, and packed for the head when that is first used."""
+    """The token embedding, mapped for looking up, and packed for the head.
+
+    It is packed at the first look-up, before all layers: the largest weight, whose pages in the file count as memory
+    until it is packed, has then the room that they will take.
+    """
 
     def __init__(self, read: Read, precision: str) -> None:
         """Take a weight (V, C).
@@ -207,7 +211,7 @@ class PackedEmbedding(TokenEmbedding):
         weight = read()
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
         self.read, self.precision = read, precision
-        self.kernel: Kernel | None = None  # a DialogRPT never uses its head
+        self.kernel: Kernel | None = None
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -216,17 +220,22 @@ class PackedEmbedding(TokenEmbedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, C), in float32."""
+        if self.kernel is None:
+            self.packed()
         return F.embedding(ids, self.weight).float()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)."""
         if self.training or (hidden.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(INFERENCE_ONLY)
-        if self.kernel is None:
-            self.kernel = _packed(self.weight, None, self.precision, gelu=False)
-            with suppress(ValueError):  # where the file is gone, what was read of it stays in memory
-                self.weight = nn.Parameter(self.read(), requires_grad=False)
-        return self.kernel(hidden)
+        return (self.kernel or self.packed())(hidden)
+
+    def packed(self) -> Kernel:
+        """Pack the weight, and map it anew; threads that do it at once do the same twice."""
+        self.kernel = kernel = _packed(self.weight, None, self.precision, gelu=False)
+        with suppress(ValueError):  # where the file is gone, what was read of it stays in memory
+            self.weight = nn.Parameter(self.read(), requires_grad=False)
+        return kernel
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         destination[f"{prefix}weight"] = self.read().float()
