@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +68,9 @@ def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[P
         questions, answers = process.stdin, process.stdout
 
         def run(prompt: list[int], new: int) -> Timing:
-            questions.write(json.dumps([prompt, new]) + "\n")
-            questions.flush()
+            with suppress(BrokenPipeError):  # its answers end then, too
+                questions.write(json.dumps([prompt, new]) + "\n")
+                questions.flush()
             for line in answers:
                 if line.startswith(ANSWER):  # libraries print, too
                     first, rest = json.loads(line.removeprefix(ANSWER))
@@ -77,7 +78,8 @@ def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[P
             raise RuntimeError(f"{name} {precision} ended; run it by hand: {' '.join(command)}")
 
         yield run
-        questions.close()
+        with suppress(BrokenPipeError):
+            questions.close()
 
 
 def main(argv: list[str]) -> int:

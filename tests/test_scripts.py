@@ -12,7 +12,7 @@ import torch
 
 from dialogpt import verify
 from model import GPT2
-from scripts import benchmark, parity
+from scripts import benchmark, parity, peers
 from weights import convert
 
 
@@ -75,3 +75,22 @@ def test_rivals_are_measured_in_turn(capsys: pytest.CaptureFixture[str]) -> None
     assert order == ["a", "b"] * 4
     assert result["median_s"] == {"a": 2, "b": 4}  # the first run of each is not counted
     assert "2.00 x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [("ours", "int8"), ("transformers", "float32"), ("CTranslate2", "int8")])
+def test_a_peer_is_timed_in_a_process_of_its_own(published: Path, tmp_path: Path, name: tuple[str, str]) -> None:
+    assert name in peers.installed()
+    convert(published, tmp_path / "ours")
+    shutil.copytree(published, tmp_path / "published")
+    with peers.served(*name, tmp_path / "published", tmp_path / "ours") as run:
+        for first, rest in (run([1, 2, 3], 4), run([5], 2)):
+            assert 0 < first < 60
+            assert abs(rest) < 60  # of two whole replies the difference, which may be below 0 where both are short
+
+
+def test_a_peer_that_fails_says_how_to_see_why(tmp_path: Path) -> None:
+    with (
+        peers.served("ours", "int8", tmp_path, tmp_path) as run,
+        pytest.raises(RuntimeError, match=r"ours int8 ended; run it by hand: .*-m scripts.peers ours int8"),
+    ):
+        run([1], 1)
