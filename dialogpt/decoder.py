@@ -389,7 +389,8 @@ def _noise(matrices: list[list[Row]], like: Tensor) -> Tensor:
             into.copy_(into.new_empty(len(matrix), into.size(1)).exponential_(generator=matrix[0].generator)[places])
 
     parts = noise.split([len(places) for places in running])  # type: ignore[no-untyped-call]
-    deque((map if len(matrices) == 1 else _threads().map)(fill, matrices, running, parts), maxlen=0)
+    alone = len(matrices) == 1 or noise.device.type != "cpu"  # a GPU has threads of its own
+    deque((map if alone else _threads().map)(fill, matrices, running, parts), maxlen=0)
     return noise
 
 

@@ -72,16 +72,6 @@ class KVCache:
         return KVCache.joined([self])
 
     @property
-    def keys(self) -> Tensor:
-        """(L, B, H, capacity, D)."""
-        return self.buffer[:, 0]
-
-    @property
-    def values(self) -> Tensor:
-        """(L, B, H, capacity, D)."""
-        return self.buffer[:, 1]
-
-    @property
     def capacity(self) -> int:
         """How many tokens a row can hold before the buffer grows."""
         return self.buffer.size(4)
