@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dialogpt.history import History
     from dialogpt.rerank import MMI, DialogRPT
     from dialogpt.score import Score
+    from dialogpt.speculate import Draft
     from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Decoder",
     "DialogRPT",
     "DialogueError",
+    "Draft",
     "GenerationConfig",
     "History",
     "Reply",
@@ -51,6 +53,7 @@ _HOMES = {
     "MMI": "rerank",
     "DialogRPT": "rerank",
     "Score": "score",
+    "Draft": "speculate",
     "StreamDecoder": "tokenizer",
     "Tokenizer": "tokenizer",
 }

@@ -87,6 +87,8 @@ def reply(options: argparse.Namespace) -> int:
     if options.batch is not None:
         if options.turns or options.json:
             raise wrong_usage(options, "--batch answers a file; leave TURN and --json away")
+        if options.draft_model is not None:
+            raise wrong_usage(options, "--draft-model is for one reply at a time, and --batch says many at once")
         from dialogpt.batch import answer_file
 
         return answer_file(lambda: _open_chat(options), options, number)
@@ -108,6 +110,10 @@ def reply(options: argparse.Namespace) -> int:
 def _check_number(options: argparse.Namespace, config: GenerationConfig, number: int) -> None:
     """Refuse a number of replies, or of candidates for them, that the settings cannot give."""
     judged = bool(rerankers_from(options))
+    if options.draft_model is not None and (judged or number > 1 or config.num_beams > 1):
+        raise wrong_usage(
+            options, "--draft-model is for one reply at a time: not for --rerank, --num-replies or --num-beams"
+        )
     asked = max(number, options.num_candidates or DEFAULT_CANDIDATES) if judged else number
     try:
         replace(config, num_return_sequences=asked)
@@ -322,6 +328,10 @@ def _open_chat(options: argparse.Namespace) -> Chat:
         history_tokens=options.history_tokens,
     )
     chat.normalize = options.normalize_text
+    if options.draft_model is not None:
+        from dialogpt.speculate import Draft
+
+        chat.draft = Draft.load(options.draft_model, chat.tokenizer, device=options.device)
     if named:
         from dialogpt.rerank import MMI, DialogRPT
 

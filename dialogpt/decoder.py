@@ -241,8 +241,8 @@ class Decoder:
         if not active:
             return []
         scores = processed(logits, active)  # (B, V)
-        normalizers = functools.cache(partial(_log_sum_exp, logits))
-        chosen = enumerate(zip(active, self._choose(scores, active), logits, strict=True))
+        normalizers = functools.cache(partial(log_sum_exp, logits))
+        chosen = enumerate(zip(active, choose(scores, active, self.rows), logits, strict=True))
         steps = [Step(row, token, row_logits, normalizers, place) for place, (row, token, row_logits) in chosen]
         for step in steps:
             step.row.say(step.id)
@@ -264,14 +264,8 @@ class Decoder:
         if not active:
             return active, torch.empty(0, self.model.config.vocab_size)
         logits = self._next_logits(active)  # (B, V)
-        if not (
-            bool(torch.isfinite(logits.sum()))
-            or torch.isfinite(logits).all()
-            or all(row.config.remove_invalid_values for row in active)
-        ):
-            raise GenerationError(
-                "the network's output holds NaN or infinity; its weights are damaged: convert it again"
-            )
+        if not all(row.config.remove_invalid_values for row in active):
+            require_finite(logits)
         return active, logits
 
     def follow(self, choices: Sequence[tuple[Row, Row, int]]) -> None:
@@ -351,29 +345,50 @@ class Decoder:
         hidden = self.model.hidden(padded, cache, lengths)  # (B, T, C)
         return hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
 
-    def _choose(self, scores: Tensor, active: list[Row]) -> list[int]:
-        """The token of each row: the highest score, or a draw.
 
-        A draw is what `torch.multinomial` does, for all rows at once: the likeliest token after each probability was
-        divided by a number of its own, from an exponential distribution.
-        """
-        order = {id(row): place for place, row in enumerate(active)}
-        matrices: dict[int, list[Row]] = {}  # the rows that draw together; finished ones draw too
-        for row in self.rows:
-            if row.config.do_sample and row.generator is not None:
-                matrices.setdefault(id(row.generator), []).append(row)
-        drawing = [matrix for matrix in matrices.values() if any(row.finish_reason is None for row in matrix)]
-        running = [order[id(row)] for matrix in drawing for row in matrix if row.finish_reason is None]
-        greedy = len(running) < len(active)
-        chosen: list[int] = scores.argmax(dim=-1).tolist() if greedy else [0] * len(active)  # the lowest id of a tie
-        if running:
-            probabilities = torch.softmax(_rows(scores, running), dim=-1)  # (B, V)
-            if torch.isnan(probabilities).any():
-                raise GenerationError(NOTHING_LEFT)
-            drawn = probabilities.div_(_noise(drawing, probabilities)).argmax(dim=-1).tolist()
-            for place, token in zip(running, drawn, strict=True):
-                chosen[place] = token
-        return chosen
+def require_finite(logits: Tensor, network: str = "network") -> None:
+    """Refuse what a damaged network says.
+
+    Raises:
+        GenerationError: some logits are NaN or infinite.
+    """
+    if not (bool(torch.isfinite(logits.sum())) or torch.isfinite(logits).all()):
+        raise GenerationError(
+            f"the {network}'s output holds NaN or infinity; its weights are damaged: convert it again"
+        )
+
+
+def choose(scores: Tensor, active: Sequence[Row], rows: Sequence[Row]) -> list[int]:
+    """The token of each row: the highest score, or a draw.
+
+    A draw is what `torch.multinomial` does, for all rows at once: the likeliest token after each probability was
+    divided by a number of its own, from an exponential distribution.
+
+    Args:
+        scores: (B, V), after all processors.
+        active: whose they are.
+        rows: these and finished ones, which keep their place where rows share a generator.
+
+    Raises:
+        GenerationError: every token of a row that draws is banned.
+    """
+    order = {id(row): place for place, row in enumerate(active)}
+    matrices: dict[int, list[Row]] = {}  # the rows that draw together; finished ones draw too
+    for row in rows:
+        if row.config.do_sample and row.generator is not None:
+            matrices.setdefault(id(row.generator), []).append(row)
+    drawing = [matrix for matrix in matrices.values() if any(row.finish_reason is None for row in matrix)]
+    running = [order[id(row)] for matrix in drawing for row in matrix if row.finish_reason is None]
+    greedy = len(running) < len(active)
+    chosen: list[int] = scores.argmax(dim=-1).tolist() if greedy else [0] * len(active)  # the lowest id of a tie
+    if running:
+        probabilities = torch.softmax(_rows(scores, running), dim=-1)  # (B, V)
+        if torch.isnan(probabilities).any():
+            raise GenerationError(NOTHING_LEFT)
+        drawn = probabilities.div_(_noise(drawing, probabilities)).argmax(dim=-1).tolist()
+        for place, token in zip(running, drawn, strict=True):
+            chosen[place] = token
+    return chosen
 
 
 def _noise(matrices: list[list[Row]], like: Tensor) -> Tensor:
@@ -419,7 +434,7 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
     return generator
 
 
-def _log_sum_exp(logits: Tensor) -> Tensor:
+def log_sum_exp(logits: Tensor) -> Tensor:
     """Of each row, (B, V) -> (B,); one after the other, as fresh memory for all of them at once costs more."""
     return torch.stack([row.logsumexp(dim=-1) for row in logits])
 

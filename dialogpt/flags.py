@@ -36,6 +36,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
     add_n_head(model)
     model.add_argument("--dtype", choices=PRECISIONS, default="float32", help="of the weights (default: float32)")
+    model.add_argument(
+        "--draft-model",
+        metavar="M",
+        help="guesses ahead, which makes one reply faster and changes none: a smaller model of the same "
+        "vocabulary, or the same one again, as it is read in int8",
+    )
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
     model.add_argument(

@@ -11,6 +11,7 @@ from dialogpt.beams import beam_search
 from dialogpt.decoder import Decoder, Row, Step, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.speculate import Draft, SpeculativeDecoder
 from dialogpt.tokenizer import Tokenizer
 from model import GPT2, KVCache
 
@@ -41,11 +42,12 @@ def generate(
     generator: torch.Generator | None = None,
     cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
+    draft: Draft | None = None,
 ) -> Iterator[Step]:
     """Say one reply, token by token; the end token is not yielded.
 
     With the same seed in `generator`, the tokens are those of transformers' ``model.generate`` after
-    ``torch.manual_seed``. Nothing is computed for a token that nobody asks for.
+    ``torch.manual_seed``. Nothing is computed for a token that nobody asks for, but by a draft, which guesses ahead.
 
     Args:
         model: the network.
@@ -55,6 +57,7 @@ def generate(
         cache: one row; tokens that it shares with the prompt are not computed again, and it holds what was read
             afterwards.
         tokenizer: for settings that name texts.
+        draft: guesses, which makes it faster and changes no token; see `dialogpt.speculate`.
 
     Raises:
         DialogueError: the prompt cannot be used; see `Decoder.add`.
@@ -64,15 +67,14 @@ def generate(
         raise DialogueError("generate says one reply; for num_return_sequences above 1 call generate_batch")
     if config.num_beams != 1:
         raise DialogueError("generate says token by token, and beams are known at the end only; call generate_batch")
-    decoder = Decoder(model, tokenizer)
+    decoder = Decoder(model, tokenizer) if draft is None else SpeculativeDecoder(model, draft, tokenizer)
     return _stream(decoder, decoder.add(prompt_ids, config, generator=generator, cache=cache))
 
 
 def _stream(decoder: Decoder, row: Row) -> Iterator[Step]:
     while row.finish_reason is None:
-        (step,) = decoder.step()
-        if not row.ended:
-            yield step
+        steps = decoder.step()
+        yield from steps[: len(steps) - row.ended]
 
 
 def generate_batch(
@@ -84,6 +86,7 @@ def generate_batch(
     cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
     stop: Callable[[], bool] | None = None,
+    draft: Draft | None = None,
 ) -> list[list[Reply]]:
     """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.
 
@@ -96,6 +99,7 @@ def generate_batch(
         cache: one row, which is copied; what a prompt shares with it is not computed again.
         tokenizer: for settings that name texts.
         stop: asked before every step; true ends it all.
+        draft: guesses where there is one row, and no beams; see `generate`.
 
     Raises:
         Stopped: `stop` said so.
@@ -109,7 +113,10 @@ def generate_batch(
     generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
     if len(generators) != number:
         raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
-    decoder = Decoder(model, tokenizer, stop)
+    if draft is not None and number == 1 and config.num_beams == 1:
+        decoder: Decoder = SpeculativeDecoder(model, draft, tokenizer, stop)
+    else:
+        decoder = Decoder(model, tokenizer, stop)
     if config.num_beams > 1:
         found = beam_search(decoder, prompts, config, generators, cache)
         return [[Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams] for beams in found]

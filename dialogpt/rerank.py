@@ -184,11 +184,5 @@ class DialogRPT:
 def _load(source: Source, tokenizer: Tokenizer) -> GPT2:
     """A network whose ids mean the same as those of the replies."""
     checkpoint = open_checkpoint(source)
-    vocabulary = checkpoint.vocabulary
-    own = tokenizer.vocabulary
-    if vocabulary is not None and (vocabulary.ids, vocabulary.merges) == (own.ids, own.merges):
-        return load(checkpoint)
-    raise DialogueError(
-        f"{checkpoint.name or checkpoint.path} has another vocabulary than the model whose replies it is to judge; "
-        f"expected one that was trained from the same checkpoint"
-    )
+    tokenizer.require_same(checkpoint)
+    return load(checkpoint)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from dialogpt.errors import DialogueError
 from weights import CheckpointError, Vocabulary, open_checkpoint
-from weights.checkpoint import Source
+from weights.checkpoint import Checkpoint, Source
 from weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
 # GPT-2 cuts text before it merges: English contractions; then words, numbers and other signs, each with one space
@@ -71,6 +71,19 @@ class Tokenizer:
         if checkpoint.vocabulary is None:
             raise CheckpointError(f"{checkpoint.path} has no vocabulary; put its vocab.json and merges.txt beside it")
         return cls(checkpoint.vocabulary)
+
+    def require_same(self, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint whose ids mean something else.
+
+        Raises:
+            DialogueError: as said.
+        """
+        own, other = self.vocabulary, checkpoint.vocabulary
+        if other is None or (other.ids, other.merges) != (own.ids, own.merges):
+            raise DialogueError(
+                f"{checkpoint.name or checkpoint.path} has another vocabulary than the model that it is to help; "
+                f"expected one that was trained from the same checkpoint, or at least with the same tokens"
+            )
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text.

@@ -184,7 +184,7 @@ def test_commands_rerank(published: Path, reverse: Path, ranker: Path, capsys: p
         (["--rerank", "updown*nan=tiny"], 1, "the weight of 'updown' is nan; expected a number"),
         (["--rerank", "updown=tiny,updown=tiny"], 1, "'updown' is named twice"),
         (["--rerank", "human_vs_rand*0=tiny"], 1, "must have a sum above 0"),
-        (["--rerank", "updown=tiny"], 1, "has another vocabulary than the model whose replies"),
+        (["--rerank", "updown=tiny"], 1, "has another vocabulary than the model that it is to help"),
         (["--rerank", "mmi", "--reverse-model", "tiny"], 1, "has another vocabulary"),
         (["--rerank", "mmi", "--reverse-model", "tiny", "--greedy"], 2, "would all be the same without do-sample"),
     ],
