@@ -5,7 +5,7 @@
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
-    python scripts/benchmark.py batch | ends | candidates | beams [--size small] [--runs 5]
+    python scripts/benchmark.py draft | batch | ends | candidates | beams [--size small] [--runs 5]
     python scripts/benchmark.py convert [--size large] [--runs 5]
     python scripts/benchmark.py train  [--size tiny]  [--runs 5]
     python scripts/benchmark.py prepare
@@ -40,8 +40,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dialogpt import Chat, GenerationConfig, Tokenizer, generate_batch
+from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate_batch
 from dialogpt.cli import guarded
+from dialogpt.decoder import fresh_generator
 from dialogpt.score import score
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
@@ -166,13 +167,17 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
     """Reading 64 tokens and saying 64 more, greedily, in every precision; each peer in turn, medians.
 
     A decode step reads every weight once: how much that is in a second, over what a plain sum reads in the same run, is
-    how near a peer is to what this machine can do.
+    how near a peer is to what this machine can do. A product is an operator of its own, so a sum for each weight is
+    what can be had of torch: its threads begin anew with each, and so does the memory's looking ahead.
     """
     prompt = torch.randint(0, 50256, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
     config = open_checkpoint(ours).config
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    rooflines = []
+    speeds: dict[str, list[float]] = {}
     numbers = torch.ones(1 << 26)
+    reads = {"": [numbers]} | {
+        dtype: _pieces(numbers, weight_bytes(config, dtype)) for dtype in ("float32", "bfloat16", "int8")
+    }
     with ExitStack() as stack:
         loaded = {each: stack.enter_context(served(*each, published, ours)) for each in installed()}
         for run in range(runs + 1):
@@ -180,25 +185,43 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
                 timing = peer(prompt, DECODED)
                 if run:
                     times.setdefault(each, []).append(timing)
-            for _ in range(10):
+            for dtype, pieces in [*reads.items()] * 5:
                 start = time.perf_counter()
-                numbers.sum()
-                rooflines.append(4 * len(numbers) / (time.perf_counter() - start))
-    roofline = statistics.median(rooflines)
+                for piece in pieces:
+                    piece.sum()
+                speeds.setdefault(dtype, []).append(4 * sum(map(len, pieces)) / (time.perf_counter() - start))
+    medians = {dtype: round(statistics.median(each) / 1e9, 1) for dtype, each in speeds.items()}
+    roofline = medians.pop("") * 1e9
     rows = []
     for (name, precision), timings in times.items():
         first, rest = (statistics.median(part) for part in zip(*timings, strict=True))
-        read = weight_bytes(config, precision) * DECODED / rest
+        read = sum(weight_bytes(config, precision)) * DECODED / rest
         rows.append(
             {"peer": name, "precision": precision, "prefill_ms": round(first * 1e3, 1),
              "tokens_per_s": round(DECODED / rest, 1), "GB_per_s": round(read / 1e9, 1)}
         )  # fmt: skip
         print(
-            f"{name:<13} {precision:<9} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} "
+            f"{name:<13} {precision:<12} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} "
             f"tokens/s: {read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
         )
     print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")
-    return {"runs": runs, "prompt": PROMPT, "new": DECODED, "roofline_GB_per_s": round(roofline / 1e9, 1), "rows": rows}
+    for dtype, speed in medians.items():
+        print(f"{speed:.1f} GB/s where each weight in {dtype} is summed alone: {speed * 1e9 / roofline:.0%}")
+    return {
+        "runs": runs, "prompt": PROMPT, "new": DECODED, "roofline_GB_per_s": roofline / 1e9,
+        "each_weight_alone_GB_per_s": medians, "rows": rows,
+    }  # fmt: skip
+
+
+def _pieces(numbers: Tensor, sizes: list[float]) -> list[Tensor]:
+    """Parts of so many bytes each, one after the other, and from the beginning again."""
+    pieces, start = [], 0
+    for size in sizes:
+        length = min(int(size) // 4, len(numbers))
+        start = 0 if start + length > len(numbers) else start
+        pieces.append(numbers[start : start + length])
+        start += length
+    return pieces
 
 
 def measure_quality(source: str) -> dict[str, float]:
@@ -352,6 +375,25 @@ def turn_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
     return rivals
 
 
+def draft_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
+    """64 tokens after a prompt of 64, in float32 alone and with the same network in int8 guessing, greedily and drawn."""
+    prompt = torch.randint(0, 50256, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+    network, guessing = load(ours), load(ours, dtype="int8")
+    greedy = GenerationConfig(max_new_tokens=DECODED, eos_token_id=50257)
+    drawn = replace(greedy, do_sample=True, top_k=50, top_p=0.9, temperature=0.8)
+
+    def say(config: GenerationConfig, guess: bool) -> None:
+        draft = Draft(guessing) if guess else None
+        generator = fresh_generator(seed=0)
+        generate_batch(network, [prompt], config, generator=generator, draft=draft)
+
+    return {
+        f"{name}{', guessed' if guess else ''}": _timed(partial(say, config, guess))
+        for name, config in (("greedy", greedy), ("drawn", drawn))
+        for guess in (False, True)
+    }
+
+
 def batch_rivals(published: Path, ours: Path, *, ends: int = 0) -> dict[str, Callable[[], float]]:
     """64 ragged dialogues answered at once, 40 tokens drawn for each; transformers pads them on the left.
 
@@ -424,6 +466,7 @@ def _timed(work: Callable[[], object]) -> Callable[[], float]:
 RIVALS: dict[str, Callable[[Path, Path], dict[str, Callable[[], float]]]] = {
     "start": start_rivals,
     "turn": turn_rivals,
+    "draft": draft_rivals,
     "batch": batch_rivals,
     "ends": partial(batch_rivals, ends=2500),  # every twentieth token: replies of 15 tokens
     "candidates": candidate_rivals,

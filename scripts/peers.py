@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from dialogpt import GenerationConfig, generate
+from dialogpt import Draft, GenerationConfig, generate
 from model import GPT2Config, KVCache
 from model.precision import CPU_PRECISIONS
 from weights import load, open_checkpoint
@@ -39,7 +39,7 @@ BITS = {  # of a weight; groups of 32 have one number of 16 bits in q8_0, and tw
 
 def installed() -> list[tuple[str, str]]:
     """Name and precision of every peer that can be run here."""
-    names = [("ours", dtype) for dtype in CPU_PRECISIONS]
+    names = [("ours", dtype) for dtype in (*CPU_PRECISIONS, "float32+int8")]
     if importlib.util.find_spec("transformers"):
         names += [("transformers", dtype) for dtype in ("float32", "bfloat16")]
     if importlib.util.find_spec("ctranslate2"):
@@ -55,7 +55,7 @@ def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[P
 
     Args:
         name: of the peer.
-        precision: of its weights.
+        precision: of its weights; of ours "float32+int8" is float32, with the same network in int8 guessing ahead.
         published: a checkpoint as transformers saves it.
         ours: the same in this project's format.
     """
@@ -93,20 +93,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def weight_bytes(config: GPT2Config, precision: str) -> float:
-    """What a decode step reads at least: every weight but the positions', once."""
-    numbers = config.vocab_size * config.n_embd
-    numbers += config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.inner_dim)
-    return numbers * BITS[precision] / 8
+def weight_bytes(config: GPT2Config, precision: str) -> list[float]:
+    """What a decode step reads at least: every weight but the positions', once; guesses are not counted."""
+    numbers = [3 * config.n_embd**2, config.n_embd**2, *[config.n_embd * config.inner_dim] * 2] * config.n_layer
+    numbers.append(config.vocab_size * config.n_embd)
+    return [number * BITS[precision.partition("+")[0]] / 8 for number in numbers]
 
 
-def _ours(folder: Path, dtype: str) -> Peer:
+def _ours(folder: Path, precision: str) -> Peer:
+    dtype, _, of_guesses = precision.partition("+")
     network = load(folder, dtype=dtype)
+    guessing = load(folder, dtype=of_guesses) if of_guesses else None
 
     def run(prompt: list[int], new: int) -> Timing:
         start = time.perf_counter()
         config = GenerationConfig(max_new_tokens=new + 1, eos_token_id=network.config.vocab_size)
-        stream = generate(network, prompt, config, cache=KVCache.for_model(network))
+        draft = None if guessing is None else Draft(guessing)
+        stream = generate(network, prompt, config, cache=KVCache.for_model(network), draft=draft)
         next(stream)
         first = time.perf_counter()
         for _ in stream:
