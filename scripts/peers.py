@@ -93,11 +93,11 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def weight_bytes(config: GPT2Config, precision: str) -> list[float]:
+def weight_bytes(config: GPT2Config, precision: str) -> float:
     """What a decode step reads at least: every weight but the positions', once; guesses are not counted."""
-    numbers = [3 * config.n_embd**2, config.n_embd**2, *[config.n_embd * config.inner_dim] * 2] * config.n_layer
-    numbers.append(config.vocab_size * config.n_embd)
-    return [number * BITS[precision.partition("+")[0]] / 8 for number in numbers]
+    numbers = config.vocab_size * config.n_embd
+    numbers += config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.inner_dim)
+    return numbers * BITS[precision.partition("+")[0]] / 8
 
 
 def _ours(folder: Path, precision: str) -> Peer:
