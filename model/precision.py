@@ -3,8 +3,9 @@
 A decode step reads every weight once, so its floor is weight bytes over memory bandwidth; `F.linear` in float32 reaches
 a third of that. `prepare` swaps the products of a network for faster ones, by its precision:
 
-- float32, int8, int4: the weight is packed once, for oneDNN, for fbgemm, and for torch's own kernel.
-- bfloat16, float16: as it is; torch's own kernel for one row reads it at full speed, where oneDNN is kept from it.
+- float32, float16, int8, int4: the weight is packed once, for oneDNN, twice for fbgemm, and for torch's own kernel.
+  What is stored in float16, as DialoGPT's weights are, is packed so for float32, too: the same numbers, half the bytes.
+- bfloat16: as it is; torch's own kernel for one row reads it at full speed, where oneDNN is kept from it.
 
 The network stays what `model.gpt2` says. What comes and goes between the products is float32 in every precision: on a
 CPU, attention and norms in float32 are the fastest, and the most exact. Some of the operators used here are private to
@@ -30,7 +31,6 @@ from model.gpt2 import GPT2, MLP, TokenEmbedding
 CPU_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 MANY_ROWS = 64  # what float32 weights are packed for; for one row that is as fast, within 5 %, as packed for one
 FEWEST_ROWS = 4  # oneDNN reads a weight at 30 GB/s for one row and at 36 for four
-HALF_ROWS = 8  # from here on, a product of float16 takes longer than one of float32, with the weight's conversion
 CHUNK = 256  # rows of a weight that are converted at a time, so that a head of 150 MB is never in memory twice
 GROUP = 32  # weights that share a scale in int4
 INT4_ROWS = 64  # outputs that its kernel packs together
@@ -43,8 +43,8 @@ logger = logging.getLogger(__name__)
 def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:
     """Swap a network's products, in place, before its weights are put into it.
 
-    In float32, int8 and int4 it is for inference only from then on: packed weights are no parameters. The token
-    embedding, which looks tokens up, stays one, of any dtype: mapped from a file, it takes no memory beside the head.
+    In all but bfloat16 it is for inference only from then on: packed weights are no parameters. The token embedding,
+    which looks tokens up, stays one, of any dtype: mapped from a file, it takes no memory beside the head.
 
     Args:
         model: on a CPU, or without memory yet.
@@ -53,9 +53,9 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
 
     Returns:
         The names of the weights that are in their place already; all others are to be loaded, in float32 or, if the
-        precision is bfloat16 or float16, in that.
+        precision is bfloat16, in that.
     """
-    half = precision in ("bfloat16", "float16")
+    half = precision == "bfloat16"
     placed = set()
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -79,11 +79,11 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
     return placed
 
 
-# ---- bfloat16 and float16 ----
+# ---- bfloat16 ----
 
 
 class HalfLinear(nn.Module):
-    """A linear layer of float32 activations and a weight of 16 bits: (..., in) -> (..., out)."""
+    """A linear layer of float32 activations and a weight in bfloat16: (..., in) -> (..., out)."""
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class HalfLinear(nn.Module):
 
 
 class HalfNorm(nn.LayerNorm):
-    """A norm of float32 activations with parameters of 16 bits."""
+    """A norm of float32 activations with parameters in bfloat16."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         with torch.device("meta"):
@@ -108,7 +108,7 @@ class HalfNorm(nn.LayerNorm):
 
 
 class HalfEmbedding(TokenEmbedding):
-    """The token embedding and head in 16 bits."""
+    """The token embedding and head in bfloat16."""
 
     def __init__(self, embedding: TokenEmbedding) -> None:
         super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
@@ -129,22 +129,18 @@ class HalfEmbedding(TokenEmbedding):
 
 
 def half_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply float32 rows with a weight of 16 bits, (..., in) -> (..., out)."""
-    rows = x.numel() // x.size(-1)
-    if rows == 1 and weight.dtype == torch.bfloat16:
-        used = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags would take 4 microseconds
-        torch._C._set_mkldnn_enabled(False)  # for one row of bfloat16 oneDNN reads 23 GB/s, and torch's own kernel 33
-        try:
-            return F.linear(x.bfloat16(), weight, bias).float()
-        finally:
-            torch._C._set_mkldnn_enabled(used)
-    if rows < HALF_ROWS or weight.dtype == torch.bfloat16:
-        return F.linear(x.to(weight.dtype), weight, bias).float()
-    y = torch.cat([F.linear(x, part.float()) for part in torch.split(weight, CHUNK)], dim=-1)
-    return y if bias is None else y + bias
+    """Multiply float32 rows with a weight in bfloat16, (..., in) -> (..., out)."""
+    if x.numel() != x.size(-1):
+        return F.linear(x.bfloat16(), weight, bias).float()
+    used = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags would take 4 microseconds
+    torch._C._set_mkldnn_enabled(False)  # for one row oneDNN reads 23 GB/s, and torch's own kernel 33
+    try:
+        return F.linear(x.bfloat16(), weight, bias).float()
+    finally:
+        torch._C._set_mkldnn_enabled(used)
 
 
-# ---- float32, int8 and int4 ----
+# ---- float32, float16, int8 and int4 ----
 
 
 class PackedLinear(nn.Module):
@@ -159,7 +155,7 @@ class PackedLinear(nn.Module):
         Args:
             read: reads its weight (out, in), also for `state_dict`, which thereby is complete.
             read_bias: reads its bias (out,).
-            precision: float32, int8 or int4.
+            precision: float32, float16, int8 or int4.
             gelu: whether a GELU follows, which is applied, too: in float32 in the same pass.
         """
         super().__init__()
@@ -206,7 +202,7 @@ class PackedEmbedding(TokenEmbedding):
 
         Args:
             read: reads it; a ValueError says that it cannot be read any more.
-            precision: float32, int8 or int4.
+            precision: float32, float16, int8 or int4.
         """
         weight = read()
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
@@ -260,7 +256,13 @@ def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> 
         if _has(_pack_int4, _linear_int4) and weight.size(1) % GROUP == 0:
             return Int4(weight, bias, gelu)
         _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
-    if precision != "float32":
+    if precision == "float16" or (precision == "float32" and weight.dtype == torch.float16):
+        if _has(_pack_float16, _linear_float16) and torch.cpu._is_avx2_supported():
+            return Float16(weight, bias, gelu)
+        if precision == "float16":
+            _notice("this torch or processor has no products of float16: the weights are rounded, but kept in float32")
+            weight = weight.half()
+    elif precision != "float32":
         levels, scale = quantized(weight)
         # Without VNNI, fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow.
         if _has(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported():
@@ -315,6 +317,21 @@ class Float32(Kernel):
         """Any number of rows, as they come."""
         y: Tensor = _linear_float(x, self.weight, self.bias, *self.then)
         return y
+
+
+class Float16(Kernel):
+    """Weights of 16 bits, and all else in float32, by fbgemm.
+
+    Every number of float16 is one of float32, so where a weight was stored in float16 this is the product in float32.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.packed = _pack_float16(weight.float().contiguous(), bias)
+        self.gelu = gelu
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Kernel`."""
+        return _activated(_linear_float16(x, self.packed), self.gelu)
 
 
 class Int8(Kernel):
@@ -400,6 +417,8 @@ def _operator(library: str, name: str) -> Any:
 
 _pack_float = _operator("mkldnn", "_reorder_linear_weight")
 _linear_float = _operator("mkldnn", "_linear_pointwise")
+_pack_float16 = _operator("quantized", "linear_prepack_fp16")
+_linear_float16 = _operator("quantized", "linear_dynamic_fp16")
 _pack_int8 = _operator("quantized", "linear_prepack")
 _linear_int8 = _operator("quantized", "linear_dynamic")
 _linear_scaled_int8 = _operator("quantized", "linear_with_input_q_dq_qweight_dq_output_fp32")

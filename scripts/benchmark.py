@@ -195,7 +195,7 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
              "tokens_per_s": round(DECODED / rest, 1), "GB_per_s": round(read / 1e9, 1)}
         )  # fmt: skip
         print(
-            f"{name:<13} {precision:<12} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} "
+            f"{name:<13} {precision:<18} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} "
             f"tokens/s: {read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
         )
     print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")

@@ -25,21 +25,22 @@ import torch
 from dialogpt import Draft, GenerationConfig, generate
 from model import GPT2Config, KVCache
 from model.precision import CPU_PRECISIONS
-from weights import load, open_checkpoint
+from weights import convert, load, open_checkpoint
 
 Timing = tuple[float, float]  # seconds until the first token, and for all that follow
 Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens follow the first
 
 ROOT = Path(__file__).parents[1]
 ANSWER = "seconds: "
+STORED_SMALLER = "float32 of float16"  # a checkpoint in float16, as DialoGPT's are, computed in float32
 BITS = {  # of a weight; groups of 32 have one number of 16 bits in q8_0, and two in int4
-    "float32": 32, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5, "f32": 32, "f16": 16, "q8_0": 8.5,
+    "float32": 32, STORED_SMALLER: 16, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5, "f32": 32, "f16": 16, "q8_0": 8.5,
 }  # fmt: skip
 
 
 def installed() -> list[tuple[str, str]]:
     """Name and precision of every peer that can be run here."""
-    names = [("ours", dtype) for dtype in (*CPU_PRECISIONS, "float32+int8")]
+    names = [("ours", dtype) for dtype in (*CPU_PRECISIONS, STORED_SMALLER, "float32+int8")]
     if importlib.util.find_spec("transformers"):
         names += [("transformers", dtype) for dtype in ("float32", "bfloat16")]
     if importlib.util.find_spec("ctranslate2"):
@@ -55,7 +56,8 @@ def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[P
 
     Args:
         name: of the peer.
-        precision: of its weights; of ours "float32+int8" is float32, with the same network in int8 guessing ahead.
+        precision: of its weights; of ours also `STORED_SMALLER`, and "float32+int8", where float32 has the same network
+            in int8 to guess ahead.
         published: a checkpoint as transformers saves it.
         ours: the same in this project's format.
     """
@@ -102,6 +104,8 @@ def weight_bytes(config: GPT2Config, precision: str) -> float:
 
 def _ours(folder: Path, precision: str) -> Peer:
     dtype, _, of_guesses = precision.partition("+")
+    if dtype == STORED_SMALLER:
+        folder, dtype = _in_float16(folder), "float32"
     network = load(folder, dtype=dtype)
     guessing = load(folder, dtype=of_guesses) if of_guesses else None
 
@@ -117,6 +121,14 @@ def _ours(folder: Path, precision: str) -> Peer:
         return first - start, time.perf_counter() - first
 
     return run
+
+
+def _in_float16(folder: Path) -> Path:
+    """The same checkpoint beside it, rounded."""
+    target = folder.parent / f"{folder.name}-float16"
+    if not target.exists():
+        convert(folder, target, dtype="float16")
+    return target
 
 
 def _transformers(folder: Path, dtype: str) -> Peer:

@@ -24,7 +24,7 @@ def load(
 
     It is built without memory of its own, and takes the file's mapped tensors where dtype, device and orientation allow
     it; else each tensor is converted alone. On a CPU, in all but float64, its products are those of `model.precision`:
-    what they compute is float32, and in float32, int8 and int4 their weights are packed, and no parameters.
+    what they compute is float32, and in all but bfloat16 their weights are packed, and no parameters.
 
     Args:
         source: see `open_checkpoint`.
@@ -50,7 +50,7 @@ def load(
     packed: set[str] = set()
     if place.type == "cpu" and dtype in CPU_PRECISIONS and not trainable:
         packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
-    target = DTYPES.get(dtype, torch.float32)
+    target = torch.float32 if packed else DTYPES[dtype]
     state = {
         name: stored.read().to(place, target).contiguous()
         for name, stored in checkpoint.tensors.items()
