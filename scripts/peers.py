@@ -34,7 +34,8 @@ ROOT = Path(__file__).parents[1]
 ANSWER = "seconds: "
 STORED_SMALLER = "float32 of float16"  # a checkpoint in float16, as DialoGPT's are, computed in float32
 BITS = {  # of a weight; groups of 32 have one number of 16 bits in q8_0, and two in int4
-    "float32": 32, STORED_SMALLER: 16, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5, "f32": 32, "f16": 16, "q8_0": 8.5,
+    "float32": 32, STORED_SMALLER: 16, "bfloat16": 16, "float16": 16, "int8": 8, "int4": 5,
+    "f32": 32, "f16": 16, "q8_0": 8.5,
 }  # fmt: skip
 
 

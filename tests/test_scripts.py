@@ -77,7 +77,10 @@ def test_rivals_are_measured_in_turn(capsys: pytest.CaptureFixture[str]) -> None
     assert "2.00 x" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", [("ours", "int8"), ("transformers", "float32"), ("CTranslate2", "int8")])
+PEERS = [("ours", "float32+int8"), ("ours", peers.STORED_SMALLER), ("transformers", "float32"), ("CTranslate2", "int8")]
+
+
+@pytest.mark.parametrize("name", PEERS, ids=str)
 def test_a_peer_is_timed_in_a_process_of_its_own(published: Path, tmp_path: Path, name: tuple[str, str]) -> None:
     assert name in peers.installed()
     convert(published, tmp_path / "ours")
