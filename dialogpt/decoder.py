@@ -132,20 +132,30 @@ class Decoder:
     rows, in which a finished row keeps its place until it is dropped, though it is not computed any more.
     """
 
-    def __init__(self, model: GPT2, tokenizer: Tokenizer | None = None, stop: Callable[[], bool] | None = None) -> None:
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer | None = None,
+        stop: Callable[[], bool] | None = None,
+        prompt_tokens: int | None = None,
+    ) -> None:
         """Begin without rows.
 
         Args:
             model: the network.
             tokenizer: of the same checkpoint, for settings that name texts (`stop_strings`, `bad_words`).
             stop: asked before every step; true ends decoding with `Stopped`.
+            prompt_tokens: of prompts no more than so many tokens are read in a step, so that rows which run already do
+                not wait long for those that join; None reads all at once. A row says nothing before its prompt is read.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.stop = stop
+        self.prompt_tokens = prompt_tokens
         self.rows: list[Row] = []
         self._running: list[Row] = []  # the rows of self._cache, in its order
         self._cache: KVCache | None = None
+        self._borrowed = False  # whether it may be a caller's, of which a row that joins must not become part
         self._settled: dict[GenerationConfig, GenerationConfig] = {}
 
     def add(
@@ -242,7 +252,9 @@ class Decoder:
             return []
         scores = processed(logits, active)  # (B, V)
         normalizers = functools.cache(partial(log_sum_exp, logits))
-        chosen = enumerate(zip(active, choose(scores, active, self.rows), logits, strict=True))
+        places = set(map(id, active))
+        drawing = [row for row in self.rows if id(row) in places or row.finish_reason is not None]
+        chosen = enumerate(zip(active, choose(scores, active, drawing), logits, strict=True))
         steps = [Step(row, token, row_logits, normalizers, place) for place, (row, token, row_logits) in chosen]
         for step in steps:
             step.row.say(step.id)
@@ -260,13 +272,36 @@ class Decoder:
         """
         if self.stop is not None and self.stop():
             raise Stopped
-        active = [row for row in self.rows if row.finish_reason is None]
+        active = self._ready([row for row in self.rows if row.finish_reason is None])
         if not active:
             return active, torch.empty(0, self.model.config.vocab_size)
         logits = self._next_logits(active)  # (B, V)
         if not all(row.config.remove_invalid_values for row in active):
             require_finite(logits)
         return active, logits
+
+    def _ready(self, rows: list[Row]) -> list[Row]:
+        """The rows that take part in this step; of the others, the first reads a piece of its prompt."""
+        if self.prompt_tokens is None:
+            return rows
+        running = set(map(id, self._running))
+        ready, prompts, left = [], set(), self.prompt_tokens
+        for row in rows:
+            if id(row) in running or tuple(row.ids) in prompts:
+                ready.append(row)
+                continue
+            unread = len(row.ids) - min(row.known, len(row.ids) - 1)
+            if left and unread > left:
+                row.cache = row.cache or KVCache.for_model(self.model)
+                row.cache.crop(0, row.known)
+                piece = torch.tensor([row.ids[row.known :][:left]], device=self.model.device)  # (1, T)
+                self.model.hidden(piece, row.cache)
+                left = 0
+            elif left:
+                ready.append(row)
+                prompts.add(tuple(row.ids))
+                left -= unread
+        return ready
 
     def follow(self, choices: Sequence[tuple[Row, Row, int]]) -> None:
         """Let rows go on where others are: each becomes a copy of its parent, with one more token.
@@ -300,7 +335,12 @@ class Decoder:
         if waiting:
             joining, cache, read = self._read_prompts(waiting)
             hidden.append(read)
-            self._cache = cache if self._cache is None else KVCache.joined([self._cache, cache])
+            if self._cache is None:
+                self._cache, self._borrowed = cache, len(waiting) == 1
+            elif self._borrowed:
+                self._cache, self._borrowed = KVCache.joined([self._cache, cache]), False
+            else:
+                self._cache.join(cache)
             self._running = [*self._running, *joining]
         places = {id(row): place for place, row in enumerate(self._running)}
         last_hidden = hidden[0] if len(hidden) == 1 else torch.cat(hidden)

@@ -39,14 +39,14 @@ class KVCache:
     ``advance([[7, 8], [9, 7]])`` they hold 5 and 3.
 
     Attributes:
-        buffer: keys and values, (L, 2, B, H, capacity, D).
+        buffer: keys and values, (L, 2, B, H, capacity, D); a part of memory that may have room for more rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """
 
     def __init__(self, buffer: Tensor, max_length: int) -> None:
         """Wrap an empty buffer; `for_model` makes it."""
-        self.buffer = buffer
+        self.buffer = self._memory = buffer
         self.max_length = max_length
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
@@ -134,7 +134,26 @@ class KVCache:
     def make_room(self, length: int) -> None:
         """Let every row be able to hold `length` tokens without growing."""
         if length > self.capacity:
-            self.buffer = _widened(self.buffer, min(-(-length // BLOCK) * BLOCK, self.max_length))
+            self.buffer = self._memory = _widened(self.buffer, min(-(-length // BLOCK) * BLOCK, self.max_length))
+
+    @ordinary
+    def join(self, other: KVCache) -> None:
+        """Take copies of another cache's rows in, at the end.
+
+        The memory doubles where it is full, so that of rows which join one by one few are copied again and again.
+        """
+        held, rows = len(self.ids), len(self.ids) + len(other.ids)
+        longest = max(map(len, other.ids), default=0)
+        self.make_room(longest)
+        if rows > self._memory.size(2):
+            L, two, _, H, capacity, D = self._memory.shape
+            larger = self._memory.new_empty(L, two, max(rows, 2 * held), H, capacity, D)
+            larger[:, :, :held] = self.buffer
+            self._memory = larger
+        self.buffer = self._memory[:, :, :rows]
+        self.buffer[:, :, held:, :, :longest] = other.buffer[:, :, :, :, :longest]
+        self.buffer[:, :, held:, :, longest:] = 0  # the memory may be that of rows that left
+        self.ids += [list(ids) for ids in other.ids]
 
     def part(self, start: int, stop: int) -> KVCache:
         """Some of the rows, in this cache's own memory: what is read into them must not need more room.
@@ -175,7 +194,7 @@ class KVCache:
                     self.buffer[:, :, place] = self.buffer[:, :, row]
             self.buffer = self.buffer[:, :, : len(rows)]
         else:
-            self.buffer = self.buffer.index_select(2, index)
+            self.buffer = self._memory = self.buffer.index_select(2, index)
         self.ids = [list(self.ids[row]) for row in rows]
 
 

@@ -126,3 +126,22 @@ def test_one_model_serves_many_caches(network: GPT2) -> None:
         network.hidden(left[:, start : start + 2], first)
         network.hidden(right[:, start : start + 2], second)
     assert torch.allclose(follows(network, first), follows(network, filled(network, left)), atol=1e-12)
+
+
+@torch.no_grad()
+def test_rows_join_where_others_left(network: GPT2) -> None:
+    """One after the other, longer and shorter than what is there, in memory that others used before."""
+    rows = [ids_of(seed, length) for seed, length in enumerate((4, 70, 6, 9, 130, 2))]
+    cache, held = filled(network, rows[0]), [rows[0]]
+    memories = set()
+    for step, row in enumerate(rows[1:]):
+        cache.join(filled(network, row))
+        held.append(row)
+        memories.add(cache.buffer.untyped_storage().data_ptr())
+        if step in (1, 3):
+            cache.select([2, 1])
+            held = [held[2], held[1]]
+        expected = filled(network, *held)
+        assert cache.ids == expected.ids
+        assert torch.allclose(follows(network, cache.copy()), follows(network, expected), atol=1e-12)
+    assert len(memories) < len(rows) - 1  # not every row that joins takes new memory

@@ -144,6 +144,35 @@ def test_rows_join_and_leave_without_changing_the_others(network: GPT2) -> None:
     assert (first.new_ids, third.new_ids) == (alone[0], alone[2])
 
 
+@pytest.mark.parametrize("budget", [1, 4, 7, 16, 100])
+def test_prompts_read_in_pieces_change_no_token(network: GPT2, read: list[int], budget: int) -> None:
+    """Rows join while others run, and leave; no step reads more of prompts than it may."""
+    batch = prompts([5, 40, 17, 3, 9, 44])
+    alone = [[step.id for step in generate(network, p, SAMPLED, generator=seeded(k))] for k, p in enumerate(batch)]
+    decoder, rows = Decoder(network, prompt_tokens=budget), []
+    waiting = list(enumerate(batch))
+    while waiting or any(row.finish_reason is None for row in decoder.rows):
+        if waiting and len(decoder.rows) < 3:
+            k, prompt = waiting.pop(0)
+            rows.append(decoder.add(prompt, SAMPLED, generator=seeded(k)))
+        read.clear()
+        decoder.step()
+        assert sum(read) <= 3 * budget + 3  # padding is counted, and a token of each row that runs
+        for row in list(decoder.rows):
+            if row.finish_reason is not None:
+                decoder.drop(row)
+    assert [row.new_ids for row in rows] == alone
+
+
+def test_rows_with_one_prompt_read_it_once_in_pieces_too(network: GPT2, read: list[int]) -> None:
+    decoder = Decoder(network, prompt_tokens=8)
+    config = GenerationConfig(do_sample=True, max_new_tokens=2, eos_token_id=99)
+    rows = [decoder.add(list(range(20)), config, generator=seeded(k)) for k in range(3)]
+    assert [len(decoder.step()) for _ in range(4)] == [0, 0, 3, 3]
+    assert read == [8, 8, 4, 3]
+    assert rows[2].new_ids == [s.id for s in generate(network, list(range(20)), config, generator=seeded(2))]
+
+
 def test_rows_may_have_settings_of_their_own(network: GPT2) -> None:
     settings = [GenerationConfig(), SAMPLED, GenerationConfig(repetition_penalty=1.5, no_repeat_ngram_size=2)]
     decoder = Decoder(network)
