@@ -44,7 +44,8 @@ def chat(options: argparse.Namespace) -> int:
     with torch.device("meta"):  # packed weights are no parameters
         parameters = sum(parameter.numel() for parameter in GPT2(opened.model.config).parameters())
     title = (
-        f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}."
+        f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}"
+        f"{'' if options.draft_model is None else f'; {options.draft_model} guesses ahead'}."
     )
     return talk(opened, title, remember=not options.no_history)
 
@@ -88,7 +89,7 @@ def reply(options: argparse.Namespace) -> int:
         if options.turns or options.json:
             raise wrong_usage(options, "--batch answers a file; leave TURN and --json away")
         if options.draft_model is not None:
-            raise wrong_usage(options, "--draft-model is for one reply at a time, and --batch says many at once")
+            raise wrong_usage(options, "--draft-model is for talking and single replies; leave it away with --batch")
         from dialogpt.batch import answer_file
 
         return answer_file(lambda: _open_chat(options), options, number)

@@ -36,7 +36,15 @@ NOT_A_NUMBER = "the settings make scores that are not numbers, as infinity minus
 
 
 class GenerationError(DialogueError):
-    """The network gave nothing to choose from; the message says why."""
+    """The network gave nothing to choose from; the message says why.
+
+    Attributes:
+        rows: whose settings or scores it was, where that is known; the others can go on without them.
+    """
+
+    def __init__(self, message: str, rows: Sequence[Row] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class Stopped(Exception):
@@ -239,6 +247,13 @@ class Decoder:
         """Let a row leave, finished or not."""
         self.rows.remove(row)
 
+    def cache_of(self, row: Row) -> KVCache | None:
+        """A copy of what was read of a row that runs, or has just finished; None if nothing was."""
+        places = [place for place, other in enumerate(self._running) if other is row]
+        if not places or self._cache is None:
+            return None
+        return self._cache.part(places[0], places[0] + 1).copy()
+
     @torch.inference_mode()
     def step(self) -> list[Step]:
         """Choose one token for every row that is not finished.
@@ -277,7 +292,7 @@ class Decoder:
             return active, torch.empty(0, self.model.config.vocab_size)
         logits = self._next_logits(active)  # (B, V)
         if not all(row.config.remove_invalid_values for row in active):
-            require_finite(logits)
+            require_finite(logits, active)
         return active, logits
 
     def _ready(self, rows: list[Row]) -> list[Row]:
@@ -386,16 +401,18 @@ class Decoder:
         return hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
 
 
-def require_finite(logits: Tensor, network: str = "network") -> None:
+def require_finite(logits: Tensor, rows: Sequence[Row], network: str = "network") -> None:
     """Refuse what a damaged network says.
 
     Raises:
-        GenerationError: some logits are NaN or infinite.
+        GenerationError: some logits, (B, V), are NaN or infinite.
     """
-    if not (bool(torch.isfinite(logits.sum())) or torch.isfinite(logits).all()):
-        raise GenerationError(
-            f"the {network}'s output holds NaN or infinity; its weights are damaged: convert it again"
-        )
+    if bool(torch.isfinite(logits.sum())) or torch.isfinite(logits).all():
+        return
+    raise GenerationError(
+        f"the {network}'s output holds NaN or infinity; its weights are damaged: convert it again",
+        _marked(rows, ~torch.isfinite(logits).all(dim=-1)),
+    )
 
 
 def choose(scores: Tensor, active: Sequence[Row], rows: Sequence[Row]) -> list[int]:
@@ -424,7 +441,7 @@ def choose(scores: Tensor, active: Sequence[Row], rows: Sequence[Row]) -> list[i
     if running:
         probabilities = torch.softmax(_rows(scores, running), dim=-1)  # (B, V)
         if torch.isnan(probabilities).any():
-            raise GenerationError(NOTHING_LEFT)
+            raise GenerationError(NOTHING_LEFT, _marked([active[p] for p in running], probabilities.isnan().any(-1)))
         drawn = probabilities.div_(_noise(drawing, probabilities)).argmax(dim=-1).tolist()
         for place, token in zip(running, drawn, strict=True):
             chosen[place] = token
@@ -447,6 +464,11 @@ def _noise(matrices: list[list[Row]], like: Tensor) -> Tensor:
     alone = len(matrices) == 1 or noise.device.type != "cpu"  # a GPU has threads of its own
     deque((map if alone else _threads().map)(fill, matrices, running, parts), maxlen=0)
     return noise
+
+
+def _marked(rows: Sequence[Row], marks: Tensor) -> list[Row]:
+    """The rows that are marked: (B,)."""
+    return [row for row, mark in zip(rows, marks.tolist(), strict=True) if mark]
 
 
 def _rows(tensor: Tensor, places: list[int]) -> Tensor:
@@ -524,5 +546,5 @@ def processed(logits: Tensor, rows: Sequence[Row]) -> Tensor:
             places = [place for place, row in enumerate(rows) if row.config is config]
             scores[places] = next_token_scores(logits[places], config, [rows[place].seen for place in places])
     if scores is not logits and torch.isnan(scores).any():
-        raise GenerationError(NOT_A_NUMBER)
+        raise GenerationError(NOT_A_NUMBER, _marked(rows, scores.isnan().any(dim=-1)))
     return scores

@@ -39,8 +39,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--draft-model",
         metavar="M",
-        help="guesses ahead, which makes one reply faster and changes none: a smaller model of the same "
-        "vocabulary, or the same one again, as it is read in int8",
+        help="guesses ahead, which makes a reply faster and changes none: a smaller model of the same "
+        "vocabulary, or the same one, which then guesses in int8; for one reply at a time, without beams",
     )
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
     model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")

@@ -88,7 +88,7 @@ class Draft:
         most = min(most, self._ahead, self.model.config.n_positions - len(row.ids) + 1)
         while len(imagined.ids) - len(row.ids) < most and imagined.finish_reason is None:
             logits = read(self.model, imagined.ids, self._cache, 1)  # (1, V)
-            require_finite(logits, "draft")
+            require_finite(logits, [row], "draft")
             try:
                 (token,) = choose(processed(logits, [imagined]), [imagined], [imagined])
             except GenerationError:  # the row itself says so where it comes to that
@@ -178,7 +178,7 @@ class SpeculativeDecoder(Decoder):
 
     def _chosen(self, logits: Tensor, row: Row) -> list[int]:
         if not row.config.remove_invalid_values:
-            require_finite(logits)
+            require_finite(logits, [row])
         return choose(processed(logits, [row]), [row], [row])
 
 

@@ -232,8 +232,8 @@ class Terminal:
                 f"  last reply: {last.new_tokens} tokens in {last.seconds:.2f} s, the first after "
                 f"{last.first_seconds:.2f} s; {last.computed_tokens} of {last.prompt_tokens} prompt tokens computed"
             )
-        if (draft := self.chat.draft) is not None:
-            self.notice(f"  draft: {draft.right} of {draft.guessed} guesses were right")
+        if (draft := self.chat.draft) is not None and draft.guessed:
+            self.notice(f"  draft: {draft.right} of {draft.guessed} guesses were right, since the start")
 
     def multi(self, _: str) -> None:
         """Read several lines as one turn."""

@@ -61,9 +61,10 @@ class KVCache:
     @classmethod
     @ordinary
     def joined(cls, caches: Sequence[KVCache]) -> KVCache:
-        """A new cache with copies of the rows of several, at least one."""
-        capacity = max(cache.capacity for cache in caches)
-        joined = cls(torch.cat([_widened(cache.buffer, capacity) for cache in caches], dim=2), caches[0].max_length)
+        """A new cache with copies of the rows of several, at least one, and no more slots than they need."""
+        capacity = caches[0]._capacity_for(max(len(row) for cache in caches for row in cache.ids))
+        parts = [_widened(cache.buffer[:, :, :, :, :capacity], capacity) for cache in caches]
+        joined = cls(torch.cat(parts, dim=2), caches[0].max_length)
         joined.ids = [list(ids) for cache in caches for ids in cache.ids]
         return joined
 
@@ -134,7 +135,11 @@ class KVCache:
     def make_room(self, length: int) -> None:
         """Let every row be able to hold `length` tokens without growing."""
         if length > self.capacity:
-            self.buffer = self._memory = _widened(self.buffer, min(-(-length // BLOCK) * BLOCK, self.max_length))
+            self.buffer = self._memory = _widened(self.buffer, self._capacity_for(length))
+
+    def _capacity_for(self, length: int) -> int:
+        """How many a row of so many tokens is given: whole blocks, as far as the network has positions."""
+        return min(-(-length // BLOCK) * BLOCK, self.max_length)
 
     @ordinary
     def join(self, other: KVCache) -> None:

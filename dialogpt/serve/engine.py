@@ -1,0 +1,351 @@
+"""Many requests, one network: they join and leave a running batch at every step.
+
+A thread of its own runs the loop of `dialogpt.decoder`. Requests come from any thread, and are told of every token by a
+function of theirs, which must not wait. Each row has its own settings and its own generator, so that what it says does
+not depend on who else is there. What may be asked is left to `dialogpt.serve.requests`, HTTP to `dialogpt.serve.api`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+
+from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stopped
+from dialogpt.errors import DialogueError
+from dialogpt.generate import generate_batch
+from dialogpt.generation_config import GenerationConfig
+from dialogpt.tokenizer import Tokenizer
+from model import GPT2, KVCache, shared_prefix
+
+MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
+MOST_WAITING = 64  # requests
+PROMPT_TOKENS = 256  # read in a step, beside the rows that run: 0.3 s for small in float32
+KEPT_BYTES = 512 << 20  # of caches of replies that ended, for the next turn of their conversation
+WORTH_COPYING = 16  # tokens that a prompt shares with a kept cache of another conversation
+logger = logging.getLogger(__name__)
+
+
+class Busy(DialogueError):
+    """Too many requests wait already; this one may be made again later."""
+
+
+class Closed(DialogueError):
+    """No request is taken any more."""
+
+
+class OutOfTime(DialogueError):
+    """A request waited for longer than one may take."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token was said.
+
+    Attributes:
+        choice: by which reply of the request.
+        id: the token.
+        log_probability: the network's own, if it was asked for.
+        alternatives: the likeliest tokens at this place with theirs, as many as were asked for.
+    """
+
+    choice: int
+    id: int
+    log_probability: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class End:
+    """One reply is over: "stop" or "length"."""
+
+    choice: int
+    finish_reason: str
+
+
+Event = Token | End | DialogueError  # an error is the last that a request hears
+
+
+@dataclass(eq=False)
+class Job:
+    """A request.
+
+    Attributes:
+        prompt_ids: at least one token.
+        config: `num_return_sequences` replies are said, each a row.
+        generators: one for each reply; with beams, the first is for all.
+        tell: hears every event, in the thread of the engine.
+        seconds: what it may take, waiting included.
+        alternatives: how many are told beside each token; None: not even its own probability.
+    """
+
+    prompt_ids: Sequence[int]
+    config: GenerationConfig
+    generators: Sequence[torch.Generator]
+    tell: Callable[[Event], None]
+    seconds: float
+    alternatives: int | None = None
+    deadline: float = field(init=False, default=0.0)
+    cancelled: bool = field(init=False, default=False)
+    rows: list[Row] = field(init=False, default_factory=list, repr=False)  # those that are not finished
+
+
+class Engine:
+    """Decodes all requests together, as many as fit, in the order in which they came.
+
+    Beams are known at the end only, so they are searched beside the batch, one request after the other.
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        tokenizer: Tokenizer,
+        *,
+        most_rows: int = MOST_ROWS,
+        most_waiting: int = MOST_WAITING,
+        prompt_tokens: int = PROMPT_TOKENS,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:
+        """Start the thread.
+
+        Args:
+            model: the network.
+            tokenizer: of the same checkpoint.
+            most_rows: how many replies are decoded together.
+            most_waiting: how many requests may wait for a place.
+            prompt_tokens: how many tokens of prompts are read in a step.
+            kept_bytes: memory for what was read of conversations that may go on.
+        """
+        self.model, self.tokenizer = model, tokenizer
+        self.most_rows, self.most_waiting = most_rows, most_waiting
+        self._prompt_tokens = prompt_tokens
+        self._decoder = self._fresh()
+        self._prefixes = Prefixes(kept_bytes)
+        self._jobs: dict[int, tuple[Job, int]] = {}  # of each row, by its identity
+        self._condition = threading.Condition()  # for what follows, which other threads change
+        self._waiting: deque[Job] = deque()
+        self._cancelled: list[Job] = []
+        self._searching = 0
+        self._cut: float | None = None  # when all ends, once it is being closed
+        self._search = ThreadPoolExecutor(1, thread_name_prefix="beams")
+        self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._thread.start()
+
+    # ---- called from any thread ----
+
+    def submit(self, job: Job) -> None:
+        """Take a request.
+
+        Raises:
+            Busy: too many wait already.
+            Closed: the engine is being closed.
+        """
+        job.deadline = time.monotonic() + job.seconds
+        with self._condition:
+            if self._cut is not None:
+                raise Closed("the server is being stopped; ask another one, or again when it is back")
+            if self.waiting >= self.most_waiting:
+                raise Busy(f"{self.waiting} requests wait already; ask again in a moment")
+            if job.config.num_beams > 1:
+                self._searching += 1
+                self._search.submit(self._say_beams, job)
+            else:
+                self._waiting.append(job)
+                self._condition.notify()
+
+    def cancel(self, job: Job) -> None:
+        """Let go of a request, finished or not; it hears nothing more."""
+        job.cancelled = True
+        with self._condition:
+            self._cancelled.append(job)
+            self._condition.notify()
+
+    def close(self, seconds: float) -> None:
+        """Take no more requests, wait at most so long for those that were taken, then cut them, and end the thread."""
+        with self._condition:
+            self._cut = time.monotonic() + seconds
+            self._condition.notify()
+        self._thread.join()
+        self._search.shutdown()
+
+    @property
+    def running(self) -> int:
+        """How many replies are being said."""
+        return len(self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for a place."""
+        return len(self._waiting) + self._searching
+
+    # ---- in the thread ----
+
+    def _fresh(self) -> Decoder:
+        return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens)
+
+    def _run(self) -> None:
+        while self._take_changes():
+            try:
+                self._step()
+            except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
+                logger.exception("decoding failed; all replies that were being said are lost")
+                for job in {id(job): job for job, _ in self._jobs.values()}.values():
+                    self._fail(job, DialogueError(f"the server failed ({type(error).__name__}); its log says more"))
+                self._decoder, self._jobs = self._fresh(), {}
+
+    def _take_changes(self) -> bool:
+        """Wait until there is something to do, and let requests leave and join; false when all is over."""
+        with self._condition:
+            self._condition.wait_for(lambda: self._waiting or self._jobs or self._cancelled or self._cut is not None)
+            now = time.monotonic()
+            leaving, self._cancelled = self._cancelled, []
+            late = [job for job in self._waiting if now > job.deadline]
+            cut = self._cut is not None and now > self._cut
+            closed = list(self._waiting) if cut else []
+            gone = {id(job) for job in (*leaving, *late, *closed)}
+            self._waiting = deque(job for job in self._waiting if id(job) not in gone)
+            joining, free = [], self.most_rows - len(self._jobs)
+            while self._waiting and len(self._waiting[0].generators) <= free:
+                joining.append(self._waiting.popleft())
+                free -= len(joining[-1].generators)
+        for job in leaving:
+            self._leave(job)
+        for job in late:
+            job.tell(OutOfTime(f"no place was free within {job.seconds:g} seconds; ask again in a moment"))
+        for job in closed:
+            job.tell(Closed("the server is being stopped; ask another one, or again when it is back"))
+        for job in joining:
+            self._join(job)
+        if cut:
+            for row in list(self._decoder.rows):
+                self._end(row, "length")
+        return bool(self._jobs) or self._cut is None or bool(self._waiting)
+
+    def _join(self, job: Job) -> None:
+        cache = self._prefixes.take(job.prompt_ids)
+        try:
+            for choice, generator in enumerate(job.generators):
+                row = self._decoder.add(
+                    job.prompt_ids, job.config, generator=generator, cache=cache if choice == 0 else None
+                )
+                row.deadline = min(row.deadline, job.deadline)
+                job.rows.append(row)
+                self._jobs[id(row)] = job, choice
+        except DialogueError as error:
+            self._fail(job, error)
+
+    def _step(self) -> None:
+        try:
+            steps = self._decoder.step()
+        except GenerationError as error:
+            failed = {id(job): job for job, _ in (self._jobs[id(row)] for row in error.rows or self._decoder.rows)}
+            for job in failed.values():
+                self._fail(job, error)
+            return
+        for step in steps:
+            job, choice = self._jobs[id(step.row)]
+            if not step.row.ended:
+                job.tell(_token(step, choice, job.alternatives))
+            if step.row.finish_reason is not None:
+                self._end(step.row, step.row.finish_reason)
+
+    def _end(self, row: Row, reason: str) -> None:
+        """One reply is over; what was read of it is kept for the next turn."""
+        job, choice = self._jobs.pop(id(row))
+        job.rows.remove(row)
+        cache = self._decoder.cache_of(row)
+        if cache is not None:
+            self._prefixes.put(cache)
+        self._decoder.drop(row)
+        job.tell(End(choice, reason))
+
+    def _leave(self, job: Job) -> None:
+        for row in job.rows:
+            self._decoder.drop(row)
+            del self._jobs[id(row)]
+        job.rows = []
+
+    def _fail(self, job: Job, error: DialogueError) -> None:
+        self._leave(job)
+        job.tell(error)
+
+    # ---- in a thread beside it ----
+
+    def _say_beams(self, job: Job) -> None:
+        def stop() -> bool:
+            now = time.monotonic()
+            return job.cancelled or now > job.deadline or (self._cut is not None and now > self._cut)
+
+        try:
+            (replies,) = generate_batch(
+                self.model,
+                [job.prompt_ids],
+                job.config,
+                generator=job.generators[0],
+                tokenizer=self.tokenizer,
+                stop=stop,
+            )
+        except Stopped:
+            if not job.cancelled:
+                job.tell(OutOfTime(f"the beams were not done within {job.seconds:g} seconds; ask for fewer tokens"))
+        except DialogueError as error:
+            job.tell(error)
+        except Exception as error:
+            logger.exception("beam search failed")
+            job.tell(DialogueError(f"the server failed ({type(error).__name__}); its log says more"))
+        else:
+            for choice, reply in enumerate(replies):
+                for token in reply.ids:
+                    job.tell(Token(choice, token))
+                job.tell(End(choice, reply.finish_reason))
+        finally:
+            with self._condition:
+                self._searching -= 1
+
+
+class Prefixes:
+    """Caches of conversations whose next turn may come; the oldest go first."""
+
+    def __init__(self, most_bytes: int) -> None:
+        """Begin empty, for so many bytes."""
+        self.most_bytes = most_bytes
+        self._caches: list[KVCache] = []  # the oldest first
+
+    def take(self, ids: Sequence[int]) -> KVCache | None:
+        """A cache that holds a beginning of these ids, to be changed by who takes it.
+
+        The conversation's own is given away, as it will come back longer; of another's, a copy is made if it is worth
+        it.
+        """
+        if not self._caches:
+            return None
+        shared, place = max((shared_prefix(cache.ids[0], ids), place) for place, cache in enumerate(self._caches))
+        cache = self._caches[place]
+        if shared == len(cache.ids[0]):
+            return self._caches.pop(place)
+        if shared < WORTH_COPYING:
+            return None
+        copy = cache.copy()
+        copy.crop(0, shared)
+        return copy
+
+    def put(self, cache: KVCache) -> None:
+        """Keep a cache of one row."""
+        self._caches.append(cache)
+        while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.most_bytes:
+            self._caches.pop(0)
+
+
+def _token(step: Step, choice: int, alternatives: int | None) -> Token:
+    if alternatives is None:
+        return Token(choice, step.id)
+    log_probabilities = step.logits.log_softmax(dim=-1)  # (V,)
+    best = log_probabilities.topk(min(alternatives, len(log_probabilities)))
+    found = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Token(choice, step.id, float(log_probabilities[step.id]), found)
