@@ -1,0 +1,514 @@
+"""OpenAI's interface over HTTP: chat and text completions, streamed or whole; models, health, metrics.
+
+Errors have OpenAI's shape and status, and name no path of this machine. What a body means is left to
+`dialogpt.serve.requests`, decoding to `dialogpt.serve.engine`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi import Request as HTTPRequest
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dialogpt.decoder import fresh_generator
+from dialogpt.errors import DialogueError
+from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Job, OutOfTime, Token
+from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
+from dialogpt.tokenizer import StreamDecoder, Tokenizer
+
+MOST_BYTES = 1 << 20  # of a body; 32,000 characters of four bytes, escaped, are 400 KB
+STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503}
+RETRY_AFTER = "1"  # seconds
+
+
+class Refused(Exception):
+    """A request that is not answered: status, and what OpenAI's error object holds."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+
+
+class Metrics:
+    """What ``/metrics`` shows."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Begin at zero."""
+        self.registry = CollectorRegistry()
+        self.requests = Counter("dialogpt_requests", "Requests by status.", ["status"], registry=self.registry)
+        self.prompt = Counter("dialogpt_prompt_tokens", "Tokens of prompts.", registry=self.registry)
+        self.said = Counter("dialogpt_tokens", "Tokens that were said.", registry=self.registry)
+        self.first = Histogram("dialogpt_first_token_seconds", "From request to first token.", registry=self.registry)
+        running = Gauge("dialogpt_replies_running", "Replies that are being said.", registry=self.registry)
+        running.set_function(lambda: engine.running)
+        waiting = Gauge("dialogpt_requests_waiting", "Requests that wait for a place.", registry=self.registry)
+        waiting.set_function(lambda: engine.waiting)
+
+
+class ShownText:
+    """The text of a reply as a client is shown it: whole characters, and nothing of what ends it."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self._decoder, self._stops = StreamDecoder(tokenizer), stops
+        self._held, self._stopped = "", False
+
+    def feed(self, token: int) -> str:
+        """The text that a token makes sure of; the beginning of a stop string is held back."""
+        self._held += self._decoder.feed(token)
+        return self._release(last=False)
+
+    def finish(self) -> str:
+        """What was held back and is no stop string."""
+        self._held += self._decoder.finish()
+        return self._release(last=True)
+
+    def _release(self, last: bool) -> str:
+        if self._stopped:
+            return ""
+        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        if found:
+            self._stopped = True
+            return self._held[: min(found)]
+        begun = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        shown, self._held = self._held[: len(self._held) - begun], self._held[len(self._held) - begun :]
+        return shown
+
+
+def _overlap(text: str, stop: str) -> int:
+    """How many characters at the end of a text may be the beginning of a stop string."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
+
+
+@dataclass
+class Reply:
+    """One choice, as far as it is known."""
+
+    text: ShownText
+    whole: str = ""
+    tokens: int = 0
+    finish_reason: str | None = None
+
+
+class Answer:
+    """One request on its way: its events, and what they have made of its replies."""
+
+    def __init__(self, engine: Engine, request: Request, limits: Limits, metrics: Metrics) -> None:
+        """Check the request, and hand it to the engine.
+
+        Raises:
+            DialogueError: it cannot be answered.
+        """
+        tokenizer = engine.tokenizer
+        config = settings_of(request, limits, tokenizer.eos_id)
+        window = config.prompt_room(limits.positions)
+        self.prompt_ids = request.prompt(tokenizer, limits.history_tokens, window)
+        self.tokenizer, self.metrics, self.engine = tokenizer, metrics, engine
+        self.start = time.perf_counter()
+        self.replies = [Reply(ShownText(tokenizer, request.stops)) for _ in range(request.replies)]
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(event: Event) -> None:
+            with suppress(RuntimeError):  # the loop has ended, and nobody listens
+                loop.call_soon_threadsafe(self.events.put_nowait, event)
+
+        seeds = [None if request.seed is None else (request.seed + k) % (1 << 63) for k in range(request.replies)]
+        generators = [fresh_generator(engine.model.device, seed) for seed in seeds]
+        self.job = Job(self.prompt_ids, config, generators, tell, limits.seconds, request.alternatives)
+        engine.submit(self.job)
+        metrics.prompt.inc(len(self.prompt_ids))
+
+    async def next(self) -> tuple[int, str, Token | End]:
+        """The next event: of which reply, the text that it adds, and itself.
+
+        Raises:
+            DialogueError: the engine says that there will be none.
+        """
+        event = await self.events.get()
+        if isinstance(event, DialogueError):
+            raise event
+        reply = self.replies[event.choice]
+        if isinstance(event, Token):
+            if not any(each.tokens for each in self.replies):
+                self.metrics.first.observe(time.perf_counter() - self.start)
+            self.metrics.said.inc()
+            reply.tokens += 1
+            text = reply.text.feed(event.id)
+        else:
+            reply.finish_reason = event.finish_reason
+            text = reply.text.finish()
+        reply.whole += text
+        return event.choice, text, event
+
+    @property
+    def done(self) -> bool:
+        """Whether all replies are over."""
+        return all(reply.finish_reason is not None for reply in self.replies)
+
+    @property
+    def usage(self) -> dict[str, int]:
+        """OpenAI's count of tokens."""
+        said = sum(reply.tokens for reply in self.replies)
+        prompt = len(self.prompt_ids)
+        return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+
+    def leave(self) -> None:
+        """Nobody waits for the rest."""
+        self.engine.cancel(self.job)
+
+
+def create_app(engine: Engine, name: str, limits: Limits, *, api_key: str | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        engine: decodes; whoever made it closes it.
+        name: what clients call the model.
+        limits: what is granted.
+        api_key: without it in the ``Authorization`` header, nothing under ``/v1`` is answered.
+    """
+    app = FastAPI(title="dialogpt", description="A GPT-2 that talks, behind OpenAI's interface.")
+    metrics = Metrics(engine)
+    app.add_middleware(Gate, api_key=api_key, metrics=metrics)
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(RequestValidationError, _not_valid)
+    app.add_exception_handler(HTTPException, _not_found)
+    created = int(time.time())
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: HTTPRequest) -> Response:
+        """Reply to a dialogue."""
+        return await _answered(body, request, Chat(engine.tokenizer, name))
+
+    @app.post("/v1/completions")
+    async def completions(body: CompletionRequest, request: HTTPRequest) -> Response:
+        """Go on with a text."""
+        return await _answered(body, request, Completion(engine.tokenizer, name))
+
+    async def _answered(body: Request, request: HTTPRequest, form: Form) -> Response:
+        if body.model not in (None, "", name):
+            raise Refused(404, f"there is no model {body.model!r} here; there is {name!r}", "model_not_found", "model")
+        try:
+            answer = Answer(engine, body, limits, metrics)
+        except DialogueError as error:
+            raise _as_refused(error) from None
+        if not body.stream:
+            return await _whole(answer, form, request)
+        try:
+            first = await answer.next()
+        except DialogueError as error:
+            raise _as_refused(error) from None
+        except asyncio.CancelledError:
+            answer.leave()
+            raise
+        counted = body.stream_options is not None and body.stream_options.include_usage
+        return StreamingResponse(_stream(answer, form, first, counted), media_type="text/event-stream",
+                                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The one model."""
+        return {"object": "list", "data": [_model(name, created)]}
+
+    @app.get("/v1/models/{model:path}")
+    async def model_of(model: str) -> dict[str, Any]:
+        """The one model, by its name."""
+        if model != name:
+            raise Refused(404, f"there is no model {model!r} here; there is {name!r}", "model_not_found", "model")
+        return _model(name, created)
+
+    @app.get("/health")
+    async def health() -> dict[str, Any]:
+        """Whether it works, and how much it has to do."""
+        return {"status": "ok", "model": name, "running": engine.running, "waiting": engine.waiting}
+
+    @app.get("/metrics")
+    async def show_metrics() -> Response:
+        """For Prometheus."""
+        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    return app
+
+
+async def _whole(answer: Answer, form: Form, request: HTTPRequest) -> Response:
+    """Wait for all replies, unless the client goes away."""
+
+    async def collect() -> None:
+        while not answer.done:
+            choice, _, event = await answer.next()
+            if isinstance(event, Token):
+                form.note(choice, event)
+
+    async def gone() -> None:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.2)
+
+    tasks = [asyncio.create_task(collect()), asyncio.create_task(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            return Response(status_code=499)  # nobody reads it
+        tasks[0].result()
+    except DialogueError as error:
+        raise _as_refused(error) from None
+    finally:
+        for task in tasks:
+            task.cancel()
+        answer.leave()
+    return JSONResponse(form.whole(answer))
+
+
+async def _stream(answer: Answer, form: Form, first: tuple[int, str, Token | End], counted: bool) -> AsyncIterator[str]:
+    """Every event as a chunk; at the end the usage, if it was asked for."""
+    try:
+        for choice in range(len(answer.replies)):
+            for chunk in form.opening(choice):
+                yield _event(chunk)
+        event = first
+        while True:
+            for chunk in form.chunks(*event):
+                yield _event(chunk)
+            if answer.done:
+                break
+            event = await answer.next()
+        if counted:
+            yield _event(form.head(chunk=True) | {"choices": [], "usage": answer.usage})
+    except DialogueError as error:
+        yield _event({"error": _error_object(str(error), "server_error")})
+    finally:
+        answer.leave()
+    yield "data: [DONE]\n\n"
+
+
+def _event(content: dict[str, Any]) -> str:
+    return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+class Form:
+    """How one endpoint writes what is said; an instance writes one answer."""
+
+    kind, chunk_kind, prefix = "", "", ""
+
+    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
+        """Begin an answer."""
+        self.tokenizer, self.model = tokenizer, model
+        self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
+        self.noted: dict[int, list[Token]] = {}
+
+    def head(self, chunk: bool) -> dict[str, Any]:
+        """What every object begins with."""
+        return {
+            "id": self.id,
+            "object": self.chunk_kind if chunk else self.kind,
+            "created": self.created,
+            "model": self.model,
+        }
+
+    def note(self, choice: int, token: Token) -> None:
+        """Remember a token for the probabilities of a whole answer."""
+        if token.log_probability is not None:
+            self.noted.setdefault(choice, []).append(token)
+
+    def opening(self, choice: int) -> list[dict[str, Any]]:
+        """The chunks before the first token."""
+        return []
+
+    def chunks(self, choice: int, text: str, event: Token | End) -> list[dict[str, Any]]:
+        """What a token, or the end, is in a stream."""
+        found = []
+        if text or (isinstance(event, Token) and event.log_probability is not None):
+            found.append(self._chunk(choice, text, [event] if isinstance(event, Token) else [], None))
+        if isinstance(event, End):
+            found.append(self._chunk(choice, None, [], event.finish_reason))
+        return found
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        """An answer that is not streamed."""
+        choices = [
+            self._choice(place, reply.whole, self.noted.get(place, []), reply.finish_reason)
+            for place, reply in enumerate(answer.replies)
+        ]
+        return self.head(chunk=False) | {"choices": choices, "usage": answer.usage}
+
+    def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+
+class Chat(Form):
+    """``chat.completion``."""
+
+    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def opening(self, choice: int) -> list[dict[str, Any]]:
+        """Who speaks."""
+        return [self._delta(choice, {"role": "assistant", "content": ""}, None, None)]
+
+    def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+        return self._delta(choice, {} if text is None else {"content": text}, self._log_probabilities(tokens), reason)
+
+    def _delta(
+        self, choice: int, delta: dict[str, Any], log_probabilities: dict[str, Any] | None, reason: str | None
+    ) -> dict[str, Any]:
+        one = {"index": choice, "delta": delta, "logprobs": log_probabilities, "finish_reason": reason}
+        return self.head(chunk=True) | {"choices": [one]}
+
+    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {
+            "index": choice,
+            "message": message,
+            "logprobs": self._log_probabilities(tokens),
+            "finish_reason": reason,
+        }
+
+    def _log_probabilities(self, tokens: list[Token]) -> dict[str, Any] | None:
+        told = [token for token in tokens if token.log_probability is not None]
+        if not told:
+            return None
+        return {
+            "content": [
+                self._described(token.id, token.log_probability)
+                | {"top_logprobs": [self._described(*each) for each in token.alternatives]}
+                for token in told
+            ],
+            "refusal": None,
+        }
+
+    def _described(self, token: int, log_probability: float | None) -> dict[str, Any]:
+        spelled = self.tokenizer.bytes_of(token)
+        return {"token": self.tokenizer.decode([token]), "logprob": log_probability, "bytes": list(spelled)}
+
+
+class Completion(Form):
+    """``text_completion``."""
+
+    kind = chunk_kind = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
+        """Begin an answer."""
+        super().__init__(tokenizer, model)
+        self._offsets: dict[int, int] = {}  # characters of each choice so far
+
+    def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+        return self.head(chunk=True) | {"choices": [self._choice(choice, text or "", tokens, reason)]}
+
+    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+        return {
+            "index": choice,
+            "text": text,
+            "logprobs": self._log_probabilities(choice, tokens),
+            "finish_reason": reason,
+        }
+
+    def _log_probabilities(self, choice: int, tokens: list[Token]) -> dict[str, Any] | None:
+        told = [token for token in tokens if token.log_probability is not None]
+        if not told:
+            return None
+        texts = [self.tokenizer.decode([token.id]) for token in told]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offsets.get(choice, 0))
+            self._offsets[choice] = offsets[-1] + len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.log_probability for token in told],
+            "top_logprobs": [{self.tokenizer.decode([n]): value for n, value in t.alternatives} for t in told],
+            "text_offset": offsets,
+        }
+
+
+class Gate:
+    """Keeps out what is too large or has no key, and counts what is answered."""
+
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
+        self.app, self.api_key, self.metrics = app, api_key, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or answer it here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        path, left = scope["path"], MOST_BYTES
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start" and path.startswith("/v1/"):
+                self.metrics.requests.labels(str(message["status"])).inc()
+            await send(message)
+
+        async def limited() -> Message:
+            nonlocal left
+            message = await receive()
+            left -= len(message.get("body", b""))
+            if left < 0:
+                raise Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
+            return message
+
+        given = headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
+        refused = None
+        if self.api_key and path.startswith("/v1/") and not hmac.compare_digest(given, self.api_key.encode()):
+            refused = Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
+        elif headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > MOST_BYTES:
+            refused = Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
+        if refused is not None:
+            await _as_response(refused)(scope, receive, counted)
+        else:
+            await self.app(scope, limited, counted)
+
+
+def _model(name: str, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": "dialogpt"}
+
+
+def _as_refused(error: DialogueError) -> Refused:
+    status = STATUS.get(type(error), 400)
+    return Refused(status, str(error), {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
+
+
+def _as_response(refused: Refused) -> JSONResponse:
+    kind = "invalid_request_error" if refused.status < 429 else "server_error"
+    kind = "rate_limit_error" if refused.status == 429 else kind
+    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else None
+    content = {"error": _error_object(refused.message, kind, refused.code, refused.param)}
+    return JSONResponse(content, refused.status, headers)
+
+
+def _error_object(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    return {"message": message, "type": kind, "param": param, "code": code}
+
+
+async def _refused(_: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return _as_response(error)
+
+
+async def _not_valid(_: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    problems = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"] if part != "body") or "the body"
+        problems.append(f"{place}: {problem['msg']}")
+    first = ".".join(str(part) for part in error.errors()[0]["loc"][1:]) or None
+    return _as_response(Refused(400, "; ".join(problems)[:2000], param=first))
+
+
+async def _not_found(request: HTTPRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _as_response(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))

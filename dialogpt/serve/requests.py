@@ -1,0 +1,231 @@
+"""What a client may ask, and what it comes to: a prompt, settings and a number of replies.
+
+The fields are OpenAI's. Beyond them a body may hold any setting of `GenerationConfig`, by its name; what is unknown is
+ignored, as servers of this interface do. HTTP is left to `dialogpt.serve.api`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dialogpt.errors import DialogueError
+from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import History
+from dialogpt.tokenizer import Tokenizer
+
+MOST_TURNS, MOST_CHARACTERS, MOST_CHARACTERS_IN_ALL = 500, 8_000, 32_000
+MOST_REPLIES, MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 16, 4, 20, 300
+# What a request says in another way, or may not say: how many replies, what ends them, how long they may take.
+NOT_IN_A_BODY = frozenset({"num_return_sequences", "stop_strings", "max_time", "sequence_bias"})
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Part(BaseModel):
+    """A part of a message: text, the only kind that there is here."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One turn. Roles are read and mean nothing: DialoGPT knows turns that take turns."""
+
+    role: str
+    content: str | list[Part] | None = None
+
+    @property
+    def text(self) -> str:
+        """What was said."""
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class StreamOptions(BaseModel):
+    """What a stream holds beside the reply."""
+
+    include_usage: bool = False
+
+
+class Request(BaseModel):
+    """What both kinds of request have in common."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Probability | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_REPLIES)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    seed: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES)] | None = (
+        None
+    )
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """How many tokens a reply may have, if the request says it."""
+        return self.max_tokens
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The texts that end a reply, and are no part of it."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(stop for stop in stops if stop)
+
+    @property
+    def replies(self) -> int:
+        """How many replies are wanted."""
+        return self.n or 1
+
+    @property
+    def alternatives(self) -> int | None:
+        """How many tokens are wanted beside each that was said; None if not even its own probability is."""
+        raise NotImplementedError
+
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
+        """The ids to go on from.
+
+        Args:
+            tokenizer: of the model.
+            history_tokens: how many tokens of a dialogue are shown.
+            window: how many the network has room for beside the reply.
+
+        Raises:
+            DialogueError: there is nothing to go on from, or too much.
+        """
+        raise NotImplementedError
+
+
+class ChatRequest(Request):
+    """The body of ``POST /v1/chat/completions``."""
+
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+
+    @property
+    def most_tokens(self) -> int | None:
+        """See `Request`; the newer name counts."""
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def alternatives(self) -> int | None:
+        """See `Request`."""
+        return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
+
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
+        """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
+        texts = [message.text for message in self.messages]
+        _limit(texts)
+        return History(tokenizer.eos_id, map(tokenizer.encode, texts)).prompt(history_tokens, window).ids
+
+
+class CompletionRequest(Request):
+    """The body of ``POST /v1/completions``: a text that is gone on with, without turns."""
+
+    prompt_text: Annotated[str | list[int] | list[str], Field(alias="prompt")] = ""
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+
+    @property
+    def alternatives(self) -> int | None:
+        """See `Request`."""
+        return self.logprobs
+
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
+        """The text's last tokens that there is room for; an empty text begins after the end of a turn."""
+        if self.echo or self.suffix:
+            raise DialogueError("echo and suffix are not implemented; leave them away")
+        given = self.prompt_text
+        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+            given = given[0]
+        if isinstance(given, str):
+            _limit([given])
+            ids = tokenizer.encode(given)
+        elif given and all(isinstance(token, int) for token in given):
+            ids = [token for token in given if isinstance(token, int)]
+        else:
+            raise DialogueError("prompt is a list; expected one text, or the ids of one")
+        if len(ids) > window:
+            raise DialogueError(f"the prompt has {len(ids)} tokens; there is room for {window} beside the reply")
+        return ids or [tokenizer.eos_id]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server grants.
+
+    Attributes:
+        settings: of a request that says nothing.
+        positions: of the network.
+        new_tokens: the most that a reply may have.
+        seconds: the most that a request may take.
+        history_tokens: how many tokens of a dialogue are shown to the network.
+    """
+
+    settings: GenerationConfig
+    positions: int
+    new_tokens: int
+    seconds: float
+    history_tokens: int
+
+
+def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConfig:
+    """The settings that a request asks for, on top of the server's.
+
+    Raises:
+        DialogueError: they are out of range, contradict each other, or ask for what is not implemented.
+    """
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(request, name):
+            raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
+    known = {setting.name for setting in fields(GenerationConfig)} - NOT_IN_A_BODY
+    given: dict[str, Any] = {
+        name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None
+    }
+    config = limits.settings
+    if request.temperature == 0:
+        config = config.greedy()
+    elif request.temperature is not None:
+        given |= {"temperature": request.temperature, "do_sample": given.get("do_sample", True)}
+    if request.top_p is not None:
+        given["top_p"] = request.top_p
+    if request.logit_bias:
+        given["sequence_bias"] = _biases(request.logit_bias)
+    wanted = request.most_tokens or given.pop("max_new_tokens", None) or config.max_new_tokens or limits.new_tokens
+    if isinstance(wanted, int) and not isinstance(wanted, bool):
+        wanted = min(wanted, limits.new_tokens)
+    given |= {"max_new_tokens": wanted, "stop_strings": request.stops or None}
+    given["num_return_sequences"] = request.replies
+    config = replace(config, **given)
+    return replace(config, eos_token_id=tuple({eos_id, *config.end_ids}))
+
+
+def _biases(biases: Mapping[str, float]) -> list[list[Any]]:
+    """OpenAI's form of biases, a dictionary of ids, as `sequence_bias` has them."""
+    foreign = next((name for name in biases if not name.isdecimal() or len(name) > 9), None)
+    if foreign is not None:
+        raise DialogueError(f"logit_bias names the token {foreign[:20]!r}; expected a number")
+    return [[[int(name)], float(value)] for name, value in biases.items()]
+
+
+def _limit(texts: list[str]) -> None:
+    longest, total = max(map(len, texts)), sum(map(len, texts))
+    if longest > MOST_CHARACTERS or total > MOST_CHARACTERS_IN_ALL:
+        raise DialogueError(
+            f"the texts have {total:,} characters, the longest {longest:,}; at most {MOST_CHARACTERS_IN_ALL:,} and "
+            f"{MOST_CHARACTERS:,} are taken"
+        )
