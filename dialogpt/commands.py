@@ -332,7 +332,9 @@ def _open_chat(options: argparse.Namespace) -> Chat:
     if options.draft_model is not None:
         from dialogpt.speculate import Draft
 
-        chat.draft = Draft.load(options.draft_model, chat.tokenizer, device=options.device)
+        guessing = checkpoint if options.draft_model == options.model else options.draft_model  # with its --n-head
+        chat.draft = Draft.load(guessing, chat.tokenizer, device=options.device)
+        chat.draft.require_fits(chat.model)
     if named:
         from dialogpt.rerank import MMI, DialogRPT
 

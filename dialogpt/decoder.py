@@ -401,7 +401,7 @@ class Decoder:
         return hidden[torch.arange(len(new)), lengths - 1]  # (B, C)
 
 
-def require_finite(logits: Tensor, rows: Sequence[Row], network: str = "network") -> None:
+def require_finite(logits: Tensor, rows: Sequence[Row]) -> None:
     """Refuse what a damaged network says.
 
     Raises:
@@ -410,7 +410,7 @@ def require_finite(logits: Tensor, rows: Sequence[Row], network: str = "network"
     if bool(torch.isfinite(logits.sum())) or torch.isfinite(logits).all():
         return
     raise GenerationError(
-        f"the {network}'s output holds NaN or infinity; its weights are damaged: convert it again",
+        "the network's output holds NaN or infinity; its weights are damaged: convert it again",
         _marked(rows, ~torch.isfinite(logits).all(dim=-1)),
     )
 

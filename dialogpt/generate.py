@@ -73,8 +73,9 @@ def generate(
 
 def _stream(decoder: Decoder, row: Row) -> Iterator[Step]:
     while row.finish_reason is None:
-        steps = decoder.step()
-        yield from steps[: len(steps) - row.ended]
+        (step,) = decoder.step()
+        if not row.ended:
+            yield step
 
 
 def generate_batch(

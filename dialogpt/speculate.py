@@ -10,6 +10,7 @@ For one row. Where several are decoded together, weights are read once for all o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -37,14 +38,15 @@ from weights.checkpoint import Source
 from weights.load import device_of
 
 FIRST, MOST = 4, 8  # tokens that are guessed in a pass: at first, and at most
+logger = logging.getLogger(__name__)
 
 
 class Draft:
-    """The network that guesses, and what it has read of a dialogue.
+    """The network that guesses, and what it has read of a dialogue; for one conversation at a time.
 
     Attributes:
         model: of the same vocabulary as the network that it guesses for.
-        guessed: how many tokens it has guessed, since it was made.
+        guessed: how many of its guesses were judged, since it was made.
         right: how many of them the network said.
     """
 
@@ -54,6 +56,7 @@ class Draft:
         self.guessed, self.right = 0, 0
         self._cache = KVCache.for_model(model)
         self._ahead = FIRST
+        self._damaged = False
 
     @classmethod
     def load(
@@ -69,29 +72,44 @@ class Draft:
 
         Raises:
             CheckpointError: it cannot be used.
-            DialogueError: its vocabulary is another one.
+            DialogueError: its vocabulary is another one, or it was not trained to write.
         """
         checkpoint = open_checkpoint(source)
+        if checkpoint.ranking_head is not None:
+            raise DialogueError(f"{checkpoint.path} is a DialogRPT, which was not trained to write; it cannot guess")
         tokenizer.require_same(checkpoint)
-        return cls(
-            load(checkpoint, dtype=dtype or ("int8" if device_of(device).type == "cpu" else "float16"), device=device)
-        )
+        fast = "int8" if device_of(device).type == "cpu" else "float16"
+        return cls(load(checkpoint, dtype=dtype or fast, device=device))
+
+    def require_fits(self, model: GPT2) -> None:
+        """Refuse a network that it cannot guess for.
+
+        Raises:
+            DialogueError: as said.
+        """
+        own, other = self.model.config.vocab_size, model.config.vocab_size
+        if own != other:
+            raise DialogueError(f"the draft has {own:,} embedding rows and the network {other:,}; expected as many")
+        if self.model.device != model.device:
+            raise DialogueError(f"the draft is on {self.model.device} and the network on {model.device}")
 
     @torch.inference_mode()
     def guess(self, row: Row, most: int) -> list[int]:
         """The tokens that a row may say next, at most so many; the row is left as it is.
 
-        Raises:
-            GenerationError: the network's output is not finite.
+        Where there is nothing to be guessed from, there are fewer; the row itself will say what is wrong.
         """
         imagined = replace(row, ids=list(row.ids), generator=_copied(row.generator), cache=None)
         most = min(most, self._ahead, self.model.config.n_positions - len(row.ids) + 1)
-        while len(imagined.ids) - len(row.ids) < most and imagined.finish_reason is None:
-            logits = read(self.model, imagined.ids, self._cache, 1)  # (1, V)
-            require_finite(logits, [row], "draft")
+        while not self._damaged and len(imagined.ids) - len(row.ids) < most and imagined.finish_reason is None:
+            logits = logits_after(self.model, imagined.ids, self._cache, 1)  # (1, V)
+            self._damaged = not torch.isfinite(logits).all()
+            if self._damaged:
+                logger.warning("the draft's output holds NaN or infinity; it guesses nothing from here on")
+                break
             try:
                 (token,) = choose(processed(logits, [imagined]), [imagined], [imagined])
-            except GenerationError:  # the row itself says so where it comes to that
+            except GenerationError:
                 break
             imagined.say(token)
         return imagined.ids[len(row.ids) :]
@@ -104,7 +122,7 @@ class Draft:
 
 
 class SpeculativeDecoder(Decoder):
-    """Decodes one row, one to several tokens a step."""
+    """Decodes one row, one token a step; most steps need no pass of the network."""
 
     def __init__(
         self,
@@ -122,15 +140,14 @@ class SpeculativeDecoder(Decoder):
             stop: as for `Decoder`.
 
         Raises:
-            DialogueError: the two networks do not have equally many tokens.
+            DialogueError: the draft is on another device, or has another vocabulary.
         """
         super().__init__(model, tokenizer, stop)
-        if draft.model.config.vocab_size != model.config.vocab_size:
-            raise DialogueError(
-                f"the draft has {draft.model.config.vocab_size:,} tokens and the network "
-                f"{model.config.vocab_size:,}; expected the same vocabulary"
-            )
+        draft.require_fits(model)
         self.draft = draft
+        self._guesses: list[int] = []
+        self._logits: Tensor | None = None  # (1 + guesses, V): after the row, and after each guess
+        self._place = 0  # of the logits that the next token is chosen from
 
     def add(
         self,
@@ -146,43 +163,44 @@ class SpeculativeDecoder(Decoder):
         row = super().add(prompt_ids, config, generator=generator, cache=cache)
         if row.cache is None:
             row.cache = KVCache.for_model(self.model)
+        self._logits = None
         return row
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
-        """Choose one token or more for the row, if it is not finished; errors are those of `Decoder.step`."""
+        """Choose one token for the row, if it is not finished; errors are those of `Decoder.step`."""
         if self.stop is not None and self.stop():
             raise Stopped
         if not self.rows or self.rows[0].finish_reason is not None:
             return []
-        row, said = self.rows[0], len(self.rows[0].ids) - self.rows[0].prompt_length
-        assert row.cache is not None
-        most = row.config.reply_limit(row.prompt_length) - said - 1
-        guesses = self.draft.guess(row, most) if said else []  # the first token waits for no one
-        logits = read(self.model, [*row.ids, *guesses], row.cache, 1 + len(guesses))  # (1 + guesses, V)
-        normalizers = cache(partial(log_sum_exp, logits))
-        steps: list[Step] = []
-        for place in range(len(logits)):
-            try:
-                (token,) = self._chosen(logits[place : place + 1], row)
-            except GenerationError:
-                if not steps:
-                    raise
-                break  # what was said before stands, and the next step says it again
-            steps.append(Step(row, token, logits[place], normalizers, place))
-            row.say(token)
-            if row.finish_reason is not None or [token] != guesses[place : place + 1]:
-                break
-        self.draft.learn(len(guesses), sum(step.id == guess for step, guess in zip(steps, guesses, strict=False)))
-        return steps
-
-    def _chosen(self, logits: Tensor, row: Row) -> list[int]:
+        row = self.rows[0]
+        if self._logits is None:
+            self._logits, self._place = self._read_ahead(row), 0
+            self._normalizers = cache(partial(log_sum_exp, self._logits))
+        here = self._logits[self._place : self._place + 1]  # (1, V)
         if not row.config.remove_invalid_values:
-            require_finite(logits, [row])
-        return choose(processed(logits, [row]), [row], [row])
+            require_finite(here, [row])
+        (token,) = choose(processed(here, [row]), [row], [row])
+        step = Step(row, token, here[0], self._normalizers, self._place)
+        row.say(token)
+        right = [token] == self._guesses[self._place : self._place + 1]
+        if right and row.finish_reason is None:
+            self._place += 1
+        else:
+            self.draft.learn(len(self._guesses), self._place + right)
+            self._logits = None
+        return [step]
+
+    def _read_ahead(self, row: Row) -> Tensor:
+        """Let the draft guess, and read what the row has not read yet with all guesses: (1 + guesses, V)."""
+        assert row.cache is not None
+        said = len(row.ids) - row.prompt_length
+        most = row.config.reply_limit(row.prompt_length) - said - 1
+        self._guesses = self.draft.guess(row, most) if said else []  # the first token waits for no one
+        return logits_after(self.model, [*row.ids, *self._guesses], row.cache, 1 + len(self._guesses))
 
 
-def read(model: GPT2, ids: Sequence[int], held: KVCache, number: int) -> Tensor:
+def logits_after(model: GPT2, ids: Sequence[int], held: KVCache, number: int) -> Tensor:
     """Read what a cache of one row does not hold of these ids, and score what follows the last of them.
 
     Args:

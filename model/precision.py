@@ -31,7 +31,8 @@ from model.gpt2 import GPT2, MLP, TokenEmbedding
 CPU_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 MANY_ROWS = 64  # what float32 weights are packed for; for one row that is as fast, within 5 %, as packed for one
 FEWEST_ROWS = 4  # oneDNN reads a weight at 30 GB/s for one row and at 36 for four
-CHUNK = 256  # rows of a weight that are converted at a time, so that a head of 150 MB is never in memory twice
+CHUNK = 256  # rows of a weight that are rounded at a time, so that a head of 150 MB is not in memory twice for int8
+LARGEST = 65504  # float16's largest number
 GROUP = 32  # weights that share a scale in int4
 INT4_ROWS = 64  # outputs that its kernel packs together
 LEAST_STEP = 6.1e-5  # what fbgemm takes for a smaller scale of activations (SMALL_SCALE_THRESHOLD)
@@ -55,15 +56,15 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         The names of the weights that are in their place already; all others are to be loaded, in float32 or, if the
         precision is bfloat16, in that.
     """
-    half = precision == "bfloat16"
+    plain = precision == "bfloat16"
     placed = set()
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
         own = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and half:
-            setattr(parent, own, HalfLinear(module))
-        elif isinstance(module, nn.LayerNorm) and half:
-            setattr(parent, own, HalfNorm(module))
+        if isinstance(module, nn.Linear) and plain:
+            setattr(parent, own, BFloat16Linear(module))
+        elif isinstance(module, nn.LayerNorm) and plain:
+            setattr(parent, own, BFloat16Norm(module))
         elif isinstance(module, nn.Linear):
             read, read_bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
             gelu = isinstance(parent, MLP) and own == "up"
@@ -71,8 +72,8 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
             if gelu:
                 parent.gelu = nn.Identity()
             placed |= {f"{name}.weight", f"{name}.bias"}
-    if half:
-        model.token_embedding = HalfEmbedding(model.token_embedding)
+    if plain:
+        model.token_embedding = BFloat16Embedding(model.token_embedding)
     else:
         model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
         placed.add("token_embedding.weight")
@@ -82,7 +83,7 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
 # ---- bfloat16 ----
 
 
-class HalfLinear(nn.Module):
+class BFloat16Linear(nn.Module):
     """A linear layer of float32 activations and a weight in bfloat16: (..., in) -> (..., out)."""
 
     def __init__(self, linear: nn.Linear) -> None:
@@ -91,10 +92,10 @@ class HalfLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        return half_product(x, self.weight, self.bias)
+        return bfloat16_product(x, self.weight, self.bias)
 
 
-class HalfNorm(nn.LayerNorm):
+class BFloat16Norm(nn.LayerNorm):
     """A norm of float32 activations with parameters in bfloat16."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
@@ -107,7 +108,7 @@ class HalfNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
 
 
-class HalfEmbedding(TokenEmbedding):
+class BFloat16Embedding(TokenEmbedding):
     """The token embedding and head in bfloat16."""
 
     def __init__(self, embedding: TokenEmbedding) -> None:
@@ -125,10 +126,10 @@ class HalfEmbedding(TokenEmbedding):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)."""
-        return half_product(hidden, self.weight, None)
+        return bfloat16_product(hidden, self.weight, None)
 
 
-def half_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Multiply float32 rows with a weight in bfloat16, (..., in) -> (..., out)."""
     if x.numel() != x.size(-1):
         return F.linear(x.bfloat16(), weight, bias).float()
@@ -257,9 +258,11 @@ def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> 
             return Int4(weight, bias, gelu)
         _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
     if precision == "float16" or (precision == "float32" and weight.dtype == torch.float16):
-        if _has(_pack_float16, _linear_float16) and torch.cpu._is_avx2_supported():
+        if weight.dtype != torch.float16 and float(torch.stack(weight.aminmax()).abs().max()) > LARGEST:
+            _notice(f"a weight is beyond float16, whose largest number is {LARGEST:,}: its layer is kept in float32")
+        elif _has(_pack_float16, _linear_float16) and torch.cpu._is_avx2_supported():
             return Float16(weight, bias, gelu)
-        if precision == "float16":
+        elif precision == "float16":
             _notice("this torch or processor has no products of float16: the weights are rounded, but kept in float32")
             weight = weight.half()
     elif precision != "float32":
@@ -331,6 +334,8 @@ class Float16(Kernel):
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
+        if x.dim() == 1:
+            return self(x[None])[0]
         return _activated(_linear_float16(x, self.packed), self.gelu)
 
 
@@ -354,6 +359,8 @@ class Int8(Kernel):
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
+        if x.dim() == 1:
+            return self(x[None])[0]
         if x.numel() == x.size(-1):
             return _activated(_linear_int8(x, self.packed), self.gelu)
         low, high = x.aminmax(dim=-1, keepdim=True)  # (..., 1) each

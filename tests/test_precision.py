@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
 from dialogpt import GenerationConfig, Tokenizer, generate_batch
 from dialogpt.score import score
@@ -177,7 +178,7 @@ def test_every_number_of_float16_is_kept() -> None:
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 9, 70])
 @torch.no_grad()
-def test_what_is_stored_in_float16_is_float32_in_half_the_memory(tmp_path: Path, rows: int) -> None:
+def test_what_is_stored_in_float16_is_float32_when_packed_so(tmp_path: Path, rows: int) -> None:
     """As DialoGPT's checkpoints are."""
     write_published(tmp_path / "half", deviation=0.1, dtype=torch.float16, **SIZES)
     exact, network = load(tmp_path / "half", dtype="float64"), load(tmp_path / "half")
@@ -188,6 +189,38 @@ def test_what_is_stored_in_float16_is_float32_in_half_the_memory(tmp_path: Path,
     assert isinstance(network.token_embedding.kernel, precision.Float16)
     rounded = exact.state_dict()
     assert all(torch.equal(values.double(), rounded[name]) for name, values in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_weight_beyond_float16_is_not_clamped(wide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By itself, fbgemm takes 65,504 for all that is larger, and prints a line on stderr."""
+    theirs = GPT2LMHeadModel.from_pretrained(wide)
+    theirs.transformer.h[1].mlp.c_proj.weight[0, 0] = 1e5
+    theirs.save_pretrained(tmp_path / "loud")
+    ids = torch.tensor(ids_of(6))
+    found = load(tmp_path / "loud", dtype="float16")(ids)
+    assert difference(found, load(tmp_path / "loud", dtype="float64")(ids)) < BOUNDS["float16"]
+    assert "a weight is beyond float16, whose largest number is 65,504" in caplog.text
+
+
+@torch.no_grad()
+def test_a_hidden_state_alone_has_logits(wide: Path) -> None:
+    exact = load(wide, dtype="float64")
+    hidden = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    for dtype, bound in BOUNDS.items():
+        found = load(wide, dtype=dtype).logits(hidden)
+        assert found.shape == (557,)
+        assert difference(found, exact.logits(hidden.double())) < bound
+
+
+@torch.no_grad()
+def test_without_its_kernel_float16_is_rounded_all_the_same(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.tensor(ids_of(6))
+    expected = load(wide, dtype="float16")(ids)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    network = load(wide, dtype="float16")
+    assert difference(network(ids), expected) < 1e-5 < difference(load(wide)(ids), expected)
+    assert isinstance(network.token_embedding.kernel, precision.Float32)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli import main
-from dialogpt.decoder import GenerationError
+from dialogpt.decoder import GenerationError, Stopped
 from dialogpt.speculate import SpeculativeDecoder
 from model import GPT2, KVCache
+from model.precision import PackedEmbedding
 from tests.helpers import NO_REFERENCE, REFERENCE, random_model, seeded
 from tests.parity.test_settings import V, chosen_settings
 from weights import load
@@ -52,7 +54,7 @@ def outcome(network: GPT2, prompt: list[int], config: GenerationConfig, seed: in
     generator, said = seeded(seed), []
     try:
         for step in generate(network, prompt, config, generator=generator, draft=draft):
-            said.append((step.id, round(step.log_probability, 5)))
+            said.append((step.id, round(step.log_probability, 5), step.row.finish_reason, generator.get_state().sum()))
         ((reply,),) = generate_batch(network, [prompt], config, generator=seeded(seed), draft=draft)
         end: Any = (reply.ids, reply.finish_reason, round(reply.score, 4))
     except DialogueError as error:
@@ -91,11 +93,11 @@ def test_random_settings_say_the_same_with_every_draft(network: GPT2, drafts: li
 
 
 def test_replies_have_the_probabilities_of_the_network_alone(network: GPT2) -> None:
-    """4,000 replies of three tokens, two of them guessed by a poor draft, against their exact probabilities."""
+    """2,000 replies of three tokens, two of them guessed by a poor draft, against their exact probabilities."""
     config = GenerationConfig(do_sample=True, top_k=3, max_new_tokens=3, eos_token_id=V, temperature=2.0)
     draft = Draft(near(network, 0.3))
     generator, said = seeded(1), Counter[tuple[int, ...]]()
-    number = 4000
+    number = 2000
     for _ in range(number):
         said[tuple(step.id for step in generate(network, [1, 2], config, generator=generator, draft=draft))] += 1
 
@@ -182,6 +184,7 @@ def test_a_conversation_is_the_same_with_a_draft() -> None:
         stream = chat.stream("What did you do today?")
         said.append(next(stream))
         stream.close()
+        said += [chat.reply("Where do you live?"), chat.retry()]
         heard.append([said, candidates, chat.history.turns])
     assert heard[0] == heard[1]
     assert draft is not None
@@ -200,21 +203,48 @@ def test_errors_come_where_they_come_without_guesses(network: GPT2) -> None:
             next(stream)
 
 
-def test_a_damaged_draft_is_named(network: GPT2) -> None:
+def test_a_damaged_draft_guesses_nothing(network: GPT2, caplog: pytest.LogCaptureFixture) -> None:
     damaged = near(network, 0.0)
     with torch.no_grad():
         damaged.final_norm.bias[0] = torch.nan
-    stream = generate(network, [1, 2], SAMPLED, draft=Draft(damaged))
-    next(stream)
-    with pytest.raises(GenerationError, match="the draft's output holds NaN"):
-        next(stream)
+    draft = Draft(damaged)
+    assert outcome(network, [1, 2], SAMPLED, 0, draft) == outcome(network, [1, 2], SAMPLED, 0, None)
+    assert [record.message for record in caplog.records] == [
+        "the draft's output holds NaN or infinity; it guesses nothing from here on"
+    ]
+
+
+def test_a_damaged_network_says_so_with_a_draft_too(network: GPT2) -> None:
+    damaged = near(network, 0.0)
+    with torch.no_grad():
+        damaged.token_embedding.weight[3, 0] = torch.inf
+    for config in (SAMPLED, replace(SAMPLED, remove_invalid_values=True)):
+        plain, guessed = (outcome(damaged, [1, 2], config, 0, draft) for draft in (None, Draft(network)))
+        assert plain == guessed
+        assert isinstance(plain[1], str) == (config is SAMPLED)
+
+
+def test_decoding_is_stopped_between_any_two_tokens(network: GPT2) -> None:
+    asked = []
+
+    def stop() -> bool:
+        asked.append(True)
+        return len(asked) > 6
+
+    config = GenerationConfig(max_new_tokens=20, eos_token_id=V)
+    with pytest.raises(Stopped):
+        generate_batch(network, [[1, 2]], config, draft=Draft(network), stop=stop)
+    assert len(asked) == 7
 
 
 def test_what_cannot_guess_is_refused(network: GPT2, published: Path) -> None:
-    with pytest.raises(DialogueError, match="the draft has 97 tokens and the network 31"):
+    with pytest.raises(DialogueError, match="the draft has 97 embedding rows and the network 31"):
         generate(network, [1], SAMPLED, draft=Draft(random_model()))
+    with pytest.raises(DialogueError, match="the draft is on cpu and the network on meta"):
+        Draft(network).require_fits(GPT2(network.config).to("meta"))
     with pytest.raises(DialogueError, match="has another vocabulary"):
         Draft.load("tiny", Tokenizer.load(published))
+    assert isinstance(Draft.load("tiny", Tokenizer.load("tiny")).model.token_embedding, PackedEmbedding)
     decoder = SpeculativeDecoder(network, Draft(network))
     decoder.add([1], SAMPLED)
     with pytest.raises(DialogueError, match="one row"):
