@@ -30,6 +30,7 @@ from dialogpt.flags import (
 )
 from dialogpt.interrupt import leaving_at_once
 from dialogpt.screen import one_line, printable
+from dialogpt.serve import command as serve
 from dialogpt.train import command as train
 
 
@@ -191,6 +192,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_flags(training)
     training.set_defaults(run=train.run, parser=training)
+
+    serving = subparsers.add_parser(
+        "serve", usage="%(prog)s [FLAGS]  (--help lists them)", help="answer programs over HTTP, as OpenAI's servers do"
+    )
+    serve.add_flags(serving)
+    serving.set_defaults(run=serve.run, parser=serving)
 
     info = subparsers.add_parser("info", help="what a checkpoint is")
     info.add_argument("source", help=SOURCE)

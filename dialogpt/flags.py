@@ -31,21 +31,13 @@ def installed_version() -> str:
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every command that talks."""
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
-    add_n_head(model)
-    model.add_argument("--dtype", choices=PRECISIONS, default="float32", help="of the weights (default: float32)")
+    """Flags of the commands that talk."""
+    model = add_network_flags(parser)
     model.add_argument(
         "--draft-model",
         metavar="M",
         help="guesses ahead, which makes a reply faster and changes none: a smaller model of the same "
         "vocabulary, or the same one, which then guesses in int8; for one reply at a time, without beams",
-    )
-    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
-    model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
-    model.add_argument(
-        "--history-tokens", type=positive_number, metavar="N", help="tokens of dialogue shown to the model"
     )
     model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
     model.add_argument(
@@ -64,6 +56,27 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--num-candidates", type=positive_number, metavar="N", help="how many replies are judged (default: 16)"
     )
+    add_generation_flags(parser)
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags that say which network is loaded, and how; returns their group."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
+    add_n_head(model)
+    model.add_argument(
+        "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
+    )
+    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
+    model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
+    model.add_argument(
+        "--history-tokens", type=positive_number, metavar="N", help="tokens of dialogue shown to the model"
+    )
+    return model
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """The fields of `GenerationConfig`."""
     group = parser.add_argument_group("generation", "on top of the chat preset: " + _preset())
     group.add_argument("--greedy", action="store_true", help="always the likeliest token; no processor")
     group.add_argument("--transformers-defaults", action="store_true", help="start from transformers' own settings")

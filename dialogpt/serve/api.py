@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dialogpt.decoder import fresh_generator
@@ -171,7 +172,9 @@ class Answer:
         self.engine.cancel(self.job)
 
 
-def create_app(engine: Engine, name: str, limits: Limits, *, api_key: str | None = None) -> FastAPI:
+def create_app(
+    engine: Engine, name: str, limits: Limits, *, api_key: str | None = None, origins: Sequence[str] = ()
+) -> FastAPI:
     """The application.
 
     Args:
@@ -179,10 +182,13 @@ def create_app(engine: Engine, name: str, limits: Limits, *, api_key: str | None
         name: what clients call the model.
         limits: what is granted.
         api_key: without it in the ``Authorization`` header, nothing under ``/v1`` is answered.
+        origins: of pages elsewhere that may ask.
     """
     app = FastAPI(title="dialogpt", description="A GPT-2 that talks, behind OpenAI's interface.")
     metrics = Metrics(engine)
     app.add_middleware(Gate, api_key=api_key, metrics=metrics)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_found)

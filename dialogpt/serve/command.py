@@ -1,0 +1,153 @@
+"""`dialogpt serve`: its flags, and how a server is begun and ended.
+
+What it answers is left to `dialogpt.serve.api`; this file imports no torch and no web library before the command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError
+from dialogpt.flags import add_generation_flags, add_network_flags, generation_from, positive_number, wrong_usage
+
+if TYPE_CHECKING:
+    from dialogpt.serve.engine import Engine
+
+KEY = "DIALOGPT_API_KEY"  # where a key is not seen by everyone who lists processes
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+NEEDED = ("fastapi", "uvicorn", "prometheus_client")
+logger = logging.getLogger(__name__)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """All flags of `dialogpt serve`."""
+    server = parser.add_argument_group("server")
+    server.add_argument("--host", default="127.0.0.1", help="where to listen (default: 127.0.0.1, this machine alone)")
+    server.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000; 0 is any that is free")
+    server.add_argument("--api-key", metavar="KEY", help=f"what clients must send (or {KEY} in the environment)")
+    server.add_argument(
+        "--cors", action="append", metavar="ORIGIN", help="let pages of this origin ask; may be given again"
+    )
+    server.add_argument(
+        "--most-rows", type=positive_number, default=32, metavar="N", help="replies decoded together (default: 32)"
+    )
+    server.add_argument(
+        "--most-waiting", type=positive_number, default=64, metavar="N", help="requests that may wait (default: 64)"
+    )
+    server.add_argument(
+        "--time-limit", type=positive_number, default=60, metavar="SECONDS", help="for a request (default: 60)"
+    )
+    server.add_argument(
+        "--grace", type=positive_number, default=10, metavar="SECONDS", help="to finish in when stopped (default: 10)"
+    )
+    add_network_flags(parser)
+    add_generation_flags(parser)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port; expected a whole number from 0 to 65535")
+    return int(text)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Serve until a signal ends it; returns 0 after SIGTERM, and 130 after Ctrl-C."""
+    config = generation_from(options)  # what is wrong with the flags is said before anything is loaded
+    if config.num_beams > 1:
+        raise wrong_usage(options, "--num-beams is for requests to ask; as the server's own it would allow no stream")
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DialogueError(
+            f"a server needs {' and '.join(missing)}; install with: pip install -c constraints.txt '.[serve]'"
+        )
+    listener = _listener(options.host, options.port)
+    try:
+        engine, app = _loaded(options)
+        return _serve(app, engine, listener, options)
+    finally:
+        listener.close()
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens, or a sentence; before anything is loaded."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        reason = error.strerror or error
+        raise DialogueError(f"{host} port {port} cannot be listened on ({reason}); choose another --port") from None
+
+
+def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
+    """The engine and the application, with the weights packed."""
+    import torch
+
+    from dialogpt.generate import generate
+    from dialogpt.history import DEFAULT_HISTORY_TOKENS
+    from dialogpt.serve.api import create_app
+    from dialogpt.serve.engine import Engine
+    from dialogpt.serve.requests import Limits
+    from dialogpt.tokenizer import Tokenizer
+    from weights import load, open_checkpoint
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
+    positions = model.config.n_positions
+    settings = generation_from(options, checkpoint.generation_config).fitted(positions)
+    next(iter(generate(model, [tokenizer.eos_id], replace(settings, max_new_tokens=1, max_length=20))), None)
+    limits = Limits(
+        settings,
+        positions,
+        new_tokens=positions // 2,
+        seconds=options.time_limit,
+        history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
+    )
+    engine = Engine(model, tokenizer, most_rows=options.most_rows, most_waiting=options.most_waiting)
+    name = Path(options.model).name if Path(options.model).exists() else options.model
+    key = options.api_key or os.environ.get(KEY)
+    if key is None and options.host not in LOOPBACK:
+        logger.warning("anyone who reaches this machine can ask; --api-key keeps others out")
+    return engine, create_app(engine, name, limits, api_key=key, origins=options.cors or [])
+
+
+def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.Namespace) -> int:
+    import uvicorn
+
+    received: list[int] = []
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            host = f"[{options.host}]" if ":" in options.host else options.host
+            print(
+                f"dialogpt: {options.model} answers at http://{host}:{listener.getsockname()[1]}/v1; Ctrl-C ends it",
+                file=sys.stderr,
+                flush=True,
+            )
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            """Let what is being said be finished or cut, and its streams end as they should."""
+            if not received:
+                threading.Thread(target=engine.close, args=(options.grace,), daemon=True).start()
+            received.append(sig)
+            super().handle_exit(sig, frame)
+
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it is done
+        signal.signal(number, lambda _signal, _frame: None)
+    settings = uvicorn.Config(
+        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=options.grace + 5
+    )
+    Server(settings).run(sockets=[listener])
+    return INTERRUPTED if received[:1] == [signal.SIGINT] else DONE
