@@ -452,31 +452,39 @@ class Gate:
             await self.app(scope, receive, send)
             return
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        path, left = scope["path"], MOST_BYTES
+        path = scope["path"]
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start" and path.startswith("/v1/"):
                 self.metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        async def limited() -> Message:
-            nonlocal left
-            message = await receive()
-            left -= len(message.get("body", b""))
-            if left < 0:
-                raise Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
-            return message
-
-        given = headers.get("authorization", "").removeprefix("Bearer ").encode("utf-8", "replace")
-        refused = None
+        given = headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
         if self.api_key and path.startswith("/v1/") and not hmac.compare_digest(given, self.api_key.encode()):
             refused = Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
-        elif headers.get("content-length", "0").isdecimal() and int(headers.get("content-length", "0")) > MOST_BYTES:
-            refused = Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
-        if refused is not None:
             await _as_response(refused)(scope, receive, counted)
-        else:
-            await self.app(scope, limited, counted)
+            return
+        body = await _body(receive)
+        if body is None:
+            refused = Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
+            await _as_response(refused)(scope, receive, counted)
+            return
+        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replayed() -> Message:
+            return messages.pop() if messages else await receive()
+
+        await self.app(scope, replayed, counted)
+
+
+async def _body(receive: Receive) -> bytes | None:
+    """The whole body of a request; None if it is larger than may be."""
+    body, more = b"", True
+    while more and len(body) <= MOST_BYTES:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body if len(body) <= MOST_BYTES else None
 
 
 def _model(name: str, created: int) -> dict[str, Any]:

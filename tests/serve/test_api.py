@@ -1,0 +1,328 @@
+"""The server as programs meet it: OpenAI's own client, unmodified, and the wire beneath it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from dialogpt import Chat, GenerationConfig, Tokenizer
+from dialogpt.cli import main
+from dialogpt.serve.api import MOST_BYTES, ShownText, create_app
+from dialogpt.serve.engine import Engine
+from dialogpt.serve.requests import Limits
+from weights import load
+
+HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
+
+
+@dataclass
+class Served:
+    """A server in this process."""
+
+    engine: Engine
+    url: str
+
+    @property
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="anything", max_retries=0, timeout=30)
+
+    def post(self, body: Any, path: str = "/v1/chat/completions", **settings: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=30, **settings)
+
+
+def serve(engine: Engine, seconds: float = 30, **settings: Any) -> Iterator[Served]:
+    limits = Limits(GenerationConfig.chat(), engine.model.config.n_positions, 64, seconds, 256)
+    app = create_app(engine, "tiny", limits, **settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield Served(engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+    server.should_exit = server.force_exit = True
+    thread.join()
+    engine.close(0)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    yield from serve(Engine(load("tiny", dtype="float64"), Tokenizer.load("tiny")))
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """A server whose every step takes a while, for one reply at a time."""
+    network = load("tiny", dtype="float64")
+    honest = network.hidden
+    monkeypatch.setattr(network, "hidden", lambda *arguments: (time.sleep(0.05), honest(*arguments))[1])
+    yield from serve(Engine(network, Tokenizer.load("tiny"), most_rows=1, most_waiting=1), api_key="secret")
+
+
+def test_a_chat_is_that_of_the_terminal(served: Served) -> None:
+    """With equal seeds; the settings are those of `dialogpt chat`."""
+    answer = served.client.chat.completions.create(model="tiny", messages=HELLO, seed=7)
+    chat = Chat.load("tiny", dtype="float64", seed=7)
+    assert answer.choices[0].message.content == chat.reply("Hi! How are you?")
+    assert answer.choices[0].message.role == "assistant"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens == len(chat.tokenizer.encode("Hi! How are you?")) + 1
+    assert answer.object == "chat.completion"
+
+
+def test_a_dialogue_has_no_roles(served: Served) -> None:
+    turns = ["Be kind.", "Hi!", "Hello.", "What is your name?"]
+    roles = ["system", "user", "assistant", "user"]
+    messages: Any = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
+    answer = served.client.chat.completions.create(model="tiny", messages=messages, temperature=0)
+    tokenizer = Tokenizer.load("tiny")
+    ids = [token for turn in turns for token in (*tokenizer.encode(turn), tokenizer.eos_id)]
+    plain = served.client.completions.create(model="tiny", prompt=ids, temperature=0)
+    assert plain.choices[0].text == answer.choices[0].message.content != ""
+    parts: Any = [{"role": "user", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "kind."}]}]
+    again = served.client.chat.completions.create(model="tiny", messages=parts + messages[1:], temperature=0)
+    assert again.choices[0].message.content == answer.choices[0].message.content
+
+
+def test_a_stream_says_the_same(served: Served) -> None:
+    whole = served.client.chat.completions.create(model="tiny", messages=HELLO, seed=7, n=2)
+    stream = served.client.chat.completions.create(model="tiny", messages=HELLO, seed=7, n=2, stream=True)
+    texts, reasons = {0: "", 1: ""}, {}
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            reasons[choice.index] = choice.finish_reason
+    assert texts == {choice.index: choice.message.content for choice in whole.choices}
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert texts[0] != texts[1]
+
+
+def test_the_wire_of_a_stream(served: Served) -> None:
+    body = {"messages": HELLO, "seed": 7, "stream": True, "stream_options": {"include_usage": True}, "model": ""}
+    answer = served.post(body)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    *events, done, rest = answer.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events]
+    assert len({(c["id"], c["created"], c["model"], c["object"]) for c in chunks}) == 1
+    assert chunks[0]["object"] == "chat.completion.chunk"
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    *said, end, usage = chunks
+    assert all(chunk["choices"][0]["finish_reason"] is None for chunk in said)
+    assert (end["choices"][0]["delta"], end["choices"][0]["finish_reason"]) == ({}, "stop")
+    assert usage["choices"] == []
+    assert usage["usage"]["completion_tokens"] == len(said) - 1
+
+
+def test_texts_that_end_a_reply_are_not_shown(served: Served) -> None:
+    whole = served.client.chat.completions.create(model="tiny", messages=HELLO, temperature=0).choices[0]
+    assert whole.message.content is not None
+    stop = whole.message.content[5:9]
+    for stream in (False, True):
+        answer = served.client.chat.completions.create(
+            model="tiny", messages=HELLO, temperature=0, stop=[stop, "never"], stream=stream
+        )
+        if stream:
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        else:
+            assert answer.choices[0].finish_reason == "stop"
+            text = answer.choices[0].message.content
+        assert text == whole.message.content[: whole.message.content.index(stop)]
+
+
+def test_what_may_begin_a_stop_is_held_back() -> None:
+    tokenizer = Tokenizer.load("tiny")
+    shown = ShownText(tokenizer, ["stop", "stab"])
+    said = [[shown.feed(token) for token in tokenizer.encode(text)] for text in ("a st", "ock st", "ab here")]
+    assert ["".join(texts) for texts in said] == ["a ", "stock ", ""]
+    assert shown.finish() == ""
+    open_end = ShownText(tokenizer, ["stop"])
+    assert "".join(open_end.feed(token) for token in tokenizer.encode("a sto")) == "a "
+    assert open_end.finish() == "sto"
+
+
+def test_settings_arrive(served: Served) -> None:
+    def say(**settings: Any) -> Any:
+        return served.client.chat.completions.create(model="tiny", messages=HELLO, **settings).choices[0]
+
+    greedy = say(temperature=0).message.content
+    assert say(temperature=0, seed=3).message.content == greedy
+    assert say(extra_body={"top_k": 1}, seed=3).message.content == greedy
+    assert say(seed=1).message.content == say(seed=1).message.content
+    assert say(max_tokens=2).finish_reason == say(max_completion_tokens=2).finish_reason == "length"
+    first = Tokenizer.load("tiny").encode(greedy)[0]
+    assert not say(temperature=0, logit_bias={str(first): -100}).message.content.startswith(greedy[:2])
+    beams = say(extra_body={"num_beams": 4}, temperature=0)
+    assert beams.finish_reason in ("stop", "length")
+    assert say(extra_body={"no_such_setting": 1, "tools": []}, temperature=0).message.content == greedy
+
+
+def test_probabilities(served: Served) -> None:
+    answer = served.client.chat.completions.create(
+        model="tiny", messages=HELLO, seed=7, logprobs=True, top_logprobs=3
+    ).choices[0]
+    assert answer.logprobs is not None
+    assert answer.logprobs.content is not None
+    assert "".join(token.token for token in answer.logprobs.content) == answer.message.content
+    for token in answer.logprobs.content:
+        best = [other.logprob for other in token.top_logprobs]
+        assert best == sorted(best, reverse=True)
+        assert best[0] >= token.logprob
+        assert bytes(token.bytes or []).decode() == token.token
+    text = served.client.completions.create(model="tiny", prompt="I am", seed=7, logprobs=2, max_tokens=5).choices[0]
+    assert text.logprobs is not None
+    assert "".join(text.logprobs.tokens or []) == text.text
+    assert text.logprobs.text_offset is not None
+    assert text.logprobs.text_offset[:2] == [0, len((text.logprobs.tokens or [""])[0])]
+
+
+def test_models_and_health(served: Served) -> None:
+    assert [model.id for model in served.client.models.list()] == ["tiny"]
+    assert served.client.models.retrieve("tiny").owned_by == "dialogpt"
+    with pytest.raises(openai.NotFoundError):
+        served.client.models.retrieve("other")
+    assert httpx.get(f"{served.url}/health").json()["status"] == "ok"
+    metrics = httpx.get(f"{served.url}/metrics").text
+    assert 'dialogpt_requests_total{status="200"}' in metrics
+    assert "dialogpt_replies_running 0.0" in metrics
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        ({}, 400, "messages: Field required"),
+        ({"messages": []}, 400, "at least 1 item"),
+        ({"messages": HELLO, "model": "gpt-9"}, 404, "there is no model 'gpt-9' here; there is 'tiny'"),
+        ({"messages": HELLO, "temperature": 3}, 400, "less than or equal to 2"),
+        ({"messages": HELLO, "n": 100}, 400, "less than or equal to 16"),
+        ({"messages": HELLO, "n": 2, "temperature": 0}, 400, "would all be the same without do_sample"),
+        ({"messages": HELLO, "top_k": "many"}, 400, "top_k is 'many', expected"),
+        ({"messages": HELLO, "presence_penalty": 1}, 400, "presence_penalty is 1.0, which is not implemented"),
+        ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
+        ({"messages": HELLO, "logit_bias": {"99999": 1}}, 400, "names the token 99999, and the vocabulary has 8,192"),
+        ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "at most 32,000 and 8,000 are taken"),
+        ({"messages": HELLO * 501}, 400, "at most 500 items"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "text"),
+        ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "bans all of them"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_sentence(served: Served, body: Any, status: int, sentence: str) -> None:
+    for stream in (False, True):
+        answer = served.post({**body, "stream": stream})
+        assert answer.status_code == status, answer.text
+        error = answer.json()["error"]
+        assert sentence in error["message"]
+        assert error.keys() == {"message", "type", "param", "code"}
+        assert error["type"] == "invalid_request_error"
+
+
+def test_bodies_that_are_none(served: Served) -> None:
+    for content, status in ((b"{", 400), (b"\xff\xfe", 400), (b" " * (MOST_BYTES + 1), 413)):
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
+        assert answer.status_code == status, answer.text
+        assert answer.json()["error"]["message"]
+    pieces = (b" " * 65536 for _ in range(17))  # without a length
+    answer = httpx.post(f"{served.url}/v1/chat/completions", content=pieces)
+    assert answer.status_code == 413
+    assert httpx.get(f"{served.url}/nowhere").json()["error"]["message"] == "GET /nowhere: Not Found"
+    assert httpx.get(f"{served.url}/v1/chat/completions").status_code == 405
+
+
+def test_a_key_is_asked_for(slow: Served) -> None:
+    for key in ("wrong", "sécret"):
+        answer = slow.post({"messages": HELLO}, headers={"Authorization": f"Bearer {key}".encode()})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+    answer = slow.post({"messages": HELLO, "max_tokens": 1}, headers={"Authorization": "Bearer secret"})
+    assert answer.status_code == 200
+    assert httpx.get(f"{slow.url}/health").status_code == 200
+
+
+def test_who_goes_away_is_not_answered_any_more(slow: Served) -> None:
+    """In the middle of a stream, and while a whole answer is made; the place is free at once."""
+    headers = {"Authorization": "Bearer secret"}
+    body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
+    with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+        next(answer.iter_lines())
+        assert slow.engine.running == 1
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{slow.url}/v1/chat/completions", json={**body, "stream": False}, headers=headers, timeout=0.5)
+    deadline = time.monotonic() + 2
+    while slow.engine.running and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert slow.engine.running == 0
+
+
+def test_a_full_server_says_when_to_come_back(slow: Served) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
+    with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+        next(answer.iter_lines())
+        waiting = threading.Thread(target=slow.post, args=(body,), kwargs={"headers": headers})
+        waiting.start()
+        while not slow.engine.waiting:
+            time.sleep(0.01)
+        refused = slow.post(body, headers=headers)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    waiting.join()
+
+
+def test_pages_of_other_origins_are_let_in_only_if_asked() -> None:
+    network, tokenizer = load("tiny"), Tokenizer.load("tiny")
+    for origins, allowed in (([], None), (["https://a.example"], "https://a.example")):
+        for served in serve(Engine(network, tokenizer), origins=origins):
+            answer = httpx.options(
+                f"{served.url}/v1/chat/completions",
+                headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
+            )
+            assert answer.headers.get("access-control-allow-origin") == allowed
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("dialogpt: tiny answers at http://127.0.0.1:"), line
+        url = line.split()[4].removesuffix("/v1;")
+        body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            os.kill(process.pid, number)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert process.wait(timeout=20) == status
+        assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "status", "sentence"),
+    [
+        (["--port", "99999"], 2, "expected a whole number from 0 to 65535"),
+        (["--num-beams", "3", "--greedy"], 2, "--num-beams is for requests to ask"),
+        (["--host", "256.1.1.1"], 1, "cannot be listened on"),
+        (["--model", "nowhere", "--port", "0"], 1, "nowhere"),
+    ],
+)
+def test_a_server_that_cannot_begin_is_a_sentence(
+    capsys: pytest.CaptureFixture[str], flags: list[str], status: int, sentence: str
+) -> None:
+    assert main(["serve", *flags]) == status
+    assert sentence in capsys.readouterr().err

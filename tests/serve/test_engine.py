@@ -1,0 +1,267 @@
+"""The engine: what each request hears is what it would hear alone, whoever else comes, goes or fails."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from queue import Queue
+from typing import Any
+
+import pytest
+import torch
+
+from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
+from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Job, OutOfTime, Prefixes, Token
+from model import GPT2, KVCache
+from tests.helpers import random_model, seeded, small_vocabulary
+
+NEVER = 10_000  # an end token that no network says
+SAMPLED = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def network() -> GPT2:
+    return random_model(vocab_size=557, n_positions=128, eos_token_id=556)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(small_vocabulary())
+
+
+@pytest.fixture
+def engine(network: GPT2, tokenizer: Tokenizer) -> Iterator[Engine]:
+    engine = Engine(network, tokenizer, most_rows=4, most_waiting=40, prompt_tokens=16)
+    yield engine
+    engine.close(0)
+
+
+class Heard:
+    """A request, and what it hears."""
+
+    def __init__(self, prompt: list[int], config: GenerationConfig, seed: int = 0, **settings: Any) -> None:
+        self.events: Queue[Event] = Queue()
+        number = config.num_return_sequences
+        generators = [seeded(seed + k) for k in range(number)]
+        settings.setdefault("seconds", 60)
+        self.job = Job(prompt, config, generators, self.events.put, **settings)
+
+    def all(self) -> list[Event]:
+        """Everything until all replies are over, or an error."""
+        events: list[Event] = []
+        while sum(isinstance(event, End) for event in events) < len(self.job.generators):
+            events.append(self.events.get(timeout=30))
+            if isinstance(events[-1], DialogueError):
+                break
+        return events
+
+    def ids(self, choice: int = 0) -> list[int]:
+        return [event.id for event in self.all() if isinstance(event, Token) and event.choice == choice]
+
+
+def prompt_of(seed: int, length: int) -> list[int]:
+    return torch.randint(0, 556, (length,), generator=seeded(seed)).tolist()
+
+
+def test_every_request_hears_what_it_would_hear_alone(engine: Engine, network: GPT2) -> None:
+    """30 requests from three threads, each with its own prompt, settings and seed, four at a time; exact in float64."""
+    configs = [
+        GenerationConfig(max_new_tokens=9),
+        SAMPLED,
+        GenerationConfig(do_sample=True, top_p=0.9, repetition_penalty=1.3, max_new_tokens=30),
+        GenerationConfig(max_new_tokens=15, no_repeat_ngram_size=2, min_new_tokens=4),
+    ]
+    requests = [(prompt_of(k, 1 + (k * 17) % 90), configs[k % 4], k) for k in range(30)]
+    heard = [Heard(*request) for request in requests]
+
+    def submit(some: list[Heard]) -> None:
+        for each in some:
+            engine.submit(each.job)
+            time.sleep(0.01)
+
+    threads = [threading.Thread(target=submit, args=(heard[k::3],)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for each, (prompt, config, seed) in zip(heard, requests, strict=True):
+        alone = [step.id for step in generate(network, prompt, config, generator=seeded(seed))]
+        assert each.ids() == alone
+    assert engine.running == 0
+    for thread in threads:
+        thread.join()
+
+
+def test_several_replies_to_one_prompt(engine: Engine, network: GPT2) -> None:
+    config = GenerationConfig(do_sample=True, num_return_sequences=3, max_new_tokens=8)
+    heard = Heard(prompt_of(1, 40), config, seed=5)
+    engine.submit(heard.job)
+    events = heard.all()
+    for choice in range(3):
+        said = [event.id for event in events if isinstance(event, Token) and event.choice == choice]
+        alone = GenerationConfig(do_sample=True, max_new_tokens=8)
+        assert said == [step.id for step in generate(network, prompt_of(1, 40), alone, generator=seeded(5 + choice))]
+
+
+def test_beams_are_those_of_generate_batch(engine: Engine, network: GPT2) -> None:
+    config = GenerationConfig(num_beams=3, num_return_sequences=2, max_new_tokens=8)
+    beside, heard = Heard(prompt_of(3, 9), SAMPLED), Heard(prompt_of(2, 9), config)
+    for each in (beside, heard):
+        engine.submit(each.job)
+    events = heard.all()
+    (expected,) = generate_batch(network, [prompt_of(2, 9)], config)
+    for choice, reply in enumerate(expected):
+        assert [e.id for e in events if isinstance(e, Token) and e.choice == choice] == reply.ids
+        assert End(choice, reply.finish_reason) in events
+    assert len(beside.all()) > 1
+
+
+def test_probabilities_are_the_networks_own(engine: Engine, network: GPT2) -> None:
+    prompt = prompt_of(4, 12)
+    heard = Heard(prompt, SAMPLED, alternatives=3)
+    engine.submit(heard.job)
+    tokens = [event for event in heard.all() if isinstance(event, Token)]
+    with torch.inference_mode():
+        logits = network(torch.tensor([[*prompt, *(token.id for token in tokens)]]))[0].float().log_softmax(dim=-1)
+    for place, token in enumerate(tokens, len(prompt) - 1):
+        assert token.log_probability == pytest.approx(float(logits[place, token.id]), abs=1e-5)
+        assert [n for n, _ in token.alternatives] == logits[place].topk(3).indices.tolist()
+
+
+def test_the_next_turn_reads_only_what_is_new(engine: Engine, network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = GenerationConfig(max_new_tokens=5, eos_token_id=NEVER)
+    heard = Heard(prompt_of(5, 60), config)
+    engine.submit(heard.job)
+    said = heard.ids()
+    reads: list[int] = []
+    honest = network.hidden
+    monkeypatch.setattr(network, "hidden", lambda ids, *rest: (reads.append(ids.numel()), honest(ids, *rest))[1])
+    prompt = [*prompt_of(5, 60), *said, 556, 7, 8, 9]
+    turn = Heard(prompt, config)
+    engine.submit(turn.job)
+    assert turn.ids() == [step.id for step in generate(network, prompt, config)]
+    assert sum(reads[:1]) <= 5  # the last token of the reply, which was not read; its end; and the turn
+
+
+def test_a_request_that_fails_takes_no_other_with_it(engine: Engine, network: GPT2) -> None:
+    """Its settings ban every token; the other goes on, and draws what it would have drawn."""
+    banned = GenerationConfig(do_sample=True, suppress_tokens=tuple(range(557)), max_new_tokens=5)
+    config = GenerationConfig(do_sample=True, top_k=20, max_new_tokens=30, eos_token_id=NEVER)
+    other, failing = Heard(prompt_of(6, 9), config, seed=3), Heard(prompt_of(7, 9), banned)
+    engine.submit(other.job)
+    engine.submit(failing.job)
+    (error,) = failing.all()
+    assert "bans all of them" in str(error)
+    assert other.ids() == [step.id for step in generate(network, prompt_of(6, 9), config, generator=seeded(3))]
+
+
+def test_a_prompt_that_is_too_long_is_a_sentence(engine: Engine) -> None:
+    heard = Heard(prompt_of(8, 127), GenerationConfig(max_new_tokens=5))
+    engine.submit(heard.job)
+    (error,) = heard.all()
+    assert "do not fit the network's 128 positions" in str(error)
+
+
+def test_after_a_fault_the_next_request_is_answered(
+    engine: Engine, network: GPT2, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    honest = network.hidden
+    monkeypatch.setattr(network, "hidden", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    heard = Heard(prompt_of(9, 5), SAMPLED)
+    engine.submit(heard.job)
+    (error,) = heard.all()
+    assert str(error) == "the server failed (RuntimeError); its log says more"
+    assert "all replies that were being said are lost" in caplog.text
+    monkeypatch.setattr(network, "hidden", honest)
+    again = Heard(prompt_of(9, 5), SAMPLED)
+    engine.submit(again.job)
+    assert isinstance(again.all()[-1], End)
+
+
+LONG = GenerationConfig(max_new_tokens=100, eos_token_id=NEVER)
+
+
+@pytest.fixture
+def slow(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = network.hidden
+    monkeypatch.setattr(network, "hidden", lambda *arguments: (time.sleep(0.02), honest(*arguments))[1])
+
+
+def test_who_goes_away_leaves_no_place_behind(engine: Engine, slow: None) -> None:
+    heard = [Heard([1, 2, k], LONG) for k in range(4)]
+    for each in heard:
+        engine.submit(each.job)
+    for each in heard:
+        each.events.get(timeout=10)
+        engine.cancel(each.job)
+    late = Heard([1, 2, 3], GenerationConfig(max_new_tokens=2, eos_token_id=NEVER))
+    engine.submit(late.job)
+    assert len(late.ids()) == 2
+    assert engine.running == 0
+
+
+def test_a_full_queue_refuses(network: GPT2, tokenizer: Tokenizer, slow: None) -> None:
+    engine = Engine(network, tokenizer, most_rows=1, most_waiting=2)
+    heard = [Heard([1, k], LONG) for k in range(3)]
+    engine.submit(heard[0].job)
+    heard[0].events.get(timeout=10)
+    for each in heard[1:]:
+        engine.submit(each.job)
+    with pytest.raises(Busy, match="2 requests wait already; ask again"):
+        engine.submit(Heard([1], LONG).job)
+    engine.cancel(heard[1].job)  # one that waits
+    time.sleep(0.2)
+    engine.submit(Heard([1], LONG).job)
+    engine.close(0)
+
+
+def test_time_limits_hold_for_waiting_and_for_speaking(network: GPT2, tokenizer: Tokenizer, slow: None) -> None:
+    engine = Engine(network, tokenizer, most_rows=1)
+    first, second = Heard([1], LONG, seconds=0.6), Heard([2], LONG, seconds=0.3)
+    engine.submit(first.job)
+    first.events.get(timeout=10)
+    engine.submit(second.job)
+    (error,) = second.all()
+    assert isinstance(error, OutOfTime)
+    events = first.all()
+    assert events[-1] == End(0, "length")
+    assert 5 < len(events) < 90
+    engine.close(0)
+
+
+@pytest.mark.parametrize("grace", [0.0, 30.0])
+def test_closing_finishes_or_cuts(network: GPT2, tokenizer: Tokenizer, slow: None, grace: float) -> None:
+    engine = Engine(network, tokenizer, most_rows=1)
+    config = GenerationConfig(max_new_tokens=20, eos_token_id=NEVER)
+    first, second = Heard([1], config), Heard([2], config)
+    for each in (first, second):
+        engine.submit(each.job)
+    first.events.get(timeout=10)
+    engine.close(grace)
+    assert first.all()[-1] == End(0, "length")
+    last = second.all()[-1]
+    assert last == End(0, "length") if grace else isinstance(last, Closed)
+    with pytest.raises(Closed):
+        engine.submit(Heard([3], config).job)
+
+
+def test_kept_caches_are_few(network: GPT2) -> None:
+    def read(ids: list[int]) -> KVCache:
+        cache = KVCache.for_model(network)
+        with torch.inference_mode():
+            network.hidden(torch.tensor([ids]), cache)
+        return cache
+
+    one = read(prompt_of(1, 40))
+    prefixes = Prefixes(3 * one.buffer.nbytes)
+    for seed in range(1, 6):
+        prefixes.put(read(prompt_of(seed, 40)))
+    assert prefixes.take([*prompt_of(1, 40), 5]) is None  # the oldest went
+    taken = prefixes.take([*prompt_of(4, 40), 5])
+    assert taken is not None
+    assert taken.ids == [prompt_of(4, 40)]
+    assert prefixes.take([*prompt_of(4, 40), 5]) is None  # it was given away
+    other = [*prompt_of(5, 40)[:20], 1, 2, 3]  # another conversation that began in the same way
+    copy = prefixes.take(other)
+    assert copy is not None
+    assert copy.ids == [prompt_of(5, 40)[:20]]
+    assert prefixes.take([*prompt_of(5, 40), 5]) is not None
