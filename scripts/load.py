@@ -96,7 +96,7 @@ def _server(model: str, dtype: str) -> Iterator[tuple[str, subprocess.Popen[str]
         line = process.stderr.readline()
         if " answers at " not in line:
             raise RuntimeError(line)
-        yield line.split(" answers at ")[1].split("/v1")[0], process
+        yield line.split(" answers at ")[1].split("/ ")[0], process
         process.terminate()
 
 

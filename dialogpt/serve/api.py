@@ -7,6 +7,8 @@ Errors have OpenAI's shape and status, and name no path of this machine. What a 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import hmac
 import json
 import time
@@ -14,6 +16,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -192,7 +195,26 @@ def create_app(
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_found)
-    created = int(time.time())
+    model = {
+        "id": name,
+        "object": "model",
+        "created": int(time.time()),
+        "owned_by": "dialogpt",
+        "context_length": limits.positions,
+        "defaults": {
+            "temperature": limits.settings.temperature if limits.settings.do_sample else 0,
+            "top_k": limits.settings.top_k,
+            "top_p": limits.settings.top_p,
+            "repetition_penalty": limits.settings.repetition_penalty,
+            "max_tokens": limits.settings.max_new_tokens,
+        },
+    }
+    page, policy = _page()
+
+    @app.get("/", include_in_schema=False)
+    async def show_page() -> Response:
+        """The page for people."""
+        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: HTTPRequest) -> Response:
@@ -227,14 +249,14 @@ def create_app(
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The one model."""
-        return {"object": "list", "data": [_model(name, created)]}
+        return {"object": "list", "data": [model]}
 
-    @app.get("/v1/models/{model:path}")
-    async def model_of(model: str) -> dict[str, Any]:
+    @app.get("/v1/models/{asked:path}")
+    async def model_of(asked: str) -> dict[str, Any]:
         """The one model, by its name."""
-        if model != name:
-            raise Refused(404, f"there is no model {model!r} here; there is {name!r}", "model_not_found", "model")
-        return _model(name, created)
+        if asked != name:
+            raise Refused(404, f"there is no model {asked!r} here; there is {name!r}", "model_not_found", "model")
+        return model
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -487,8 +509,18 @@ async def _body(receive: Receive) -> bytes | None:
     return body if len(body) <= MOST_BYTES else None
 
 
-def _model(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "dialogpt"}
+def _page() -> tuple[bytes, str]:
+    """The page, and what a browser may do with it: run its own script and style, and talk to this server alone."""
+    page = (Path(__file__).parent / "page.html").read_bytes()
+    allowed = {}
+    for kind, tag in (("script", b"script"), ("style", b"style")):
+        content = page.split(b"<" + tag + b">")[1].split(b"</" + tag + b">")[0]
+        allowed[kind] = base64.b64encode(hashlib.sha256(content).digest()).decode()
+    policy = (
+        f"default-src 'none'; script-src 'sha256-{allowed['script']}'; style-src 'sha256-{allowed['style']}'; "
+        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return page, policy
 
 
 def _as_refused(error: DialogueError) -> Refused:

@@ -13,12 +13,12 @@ import signal
 import socket
 import sys
 import threading
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.flags import add_generation_flags, add_network_flags, generation_from, positive_number, wrong_usage
+from dialogpt.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
     from dialogpt.serve.engine import Engine
@@ -106,7 +106,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
     positions = model.config.n_positions
     settings = generation_from(options, checkpoint.generation_config).fitted(positions)
-    next(iter(generate(model, [tokenizer.eos_id], replace(settings, max_new_tokens=1, max_length=20))), None)
+    next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
     limits = Limits(
         settings,
         positions,
@@ -131,11 +131,9 @@ def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             host = f"[{options.host}]" if ":" in options.host else options.host
-            print(
-                f"dialogpt: {options.model} answers at http://{host}:{listener.getsockname()[1]}/v1; Ctrl-C ends it",
-                file=sys.stderr,
-                flush=True,
-            )
+            url = f"http://{host}:{listener.getsockname()[1]}/"
+            print(f"dialogpt: {options.model} answers at {url} (programs: /v1); Ctrl-C ends it", file=sys.stderr)
+            sys.stderr.flush()
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             """Let what is being said be finished or cut, and its streams end as they should."""

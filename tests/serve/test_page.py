@@ -1,0 +1,282 @@
+"""The page, driven in Chromium as a person would: talk, stop, retry, edit, reload, look inside, lose the server."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect, sync_playwright
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
+QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
+         "--disable-quic", "--disable-gpu"]  # fmt: skip
+PICTURES = os.environ.get("DIALOGPT_PICTURES")  # a folder where screenshots are left to be looked at
+
+
+@contextmanager
+def server(port: int = 0, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--grace", "1", *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert " answers at " in line, line
+        yield line.split(" answers at ")[1].split(" ")[0], process
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with server(0, "--min-new-tokens", "5", "--threads", "1") as (url, _):
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", *QUIET])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1000, "height": 800})
+    page = context.new_page()
+    page.set_default_timeout(5_000)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(url)
+    expect(page.locator("#model")).to_have_text("dialogpt: tiny")
+    yield page
+    context.close()
+    assert faults == []
+
+
+def new_page(browser: Any) -> Any:
+    page = browser.new_page()
+    page.set_default_timeout(5_000)
+    return page
+
+
+def say(page: Any, text: str) -> str:
+    """Say something, and wait for the whole reply."""
+    number = page.locator("#log li").count()
+    page.fill("#input", text)
+    page.press("#input", "Enter")
+    expect(page.locator("#log li .actions")).to_have_count(number + 2)
+    reply: str = page.locator("#log li").last.locator(".text").inner_text()
+    return reply
+
+
+def picture(page: Any, name: str) -> None:
+    if PICTURES:
+        page.screenshot(path=Path(PICTURES) / f"{name}.png")
+
+
+def test_talk_and_find_it_again_after_a_reload(page: Any) -> None:
+    first = say(page, "Hi! How are you?")
+    second = say(page, "What is your name?")
+    assert first.strip()
+    assert page.locator("#window-text").inner_text().endswith("of 512 tokens")
+    assert "tokens/s" in page.locator("#speed").inner_text()
+    page.reload()
+    texts = page.locator("#log .text").all_inner_texts()
+    assert texts == ["Hi! How are you?", first, "What is your name?", second]
+    page.click("#new")
+    assert page.locator("#log li").count() == 0
+    page.select_option("#conversations", index=0)
+    assert page.locator("#log li").count() == 4
+    picture(page, "talk-light")
+    page.emulate_media(color_scheme="dark")
+    picture(page, "talk-dark")
+
+
+def test_retry_and_edit(page: Any) -> None:
+    say(page, "Hi!")
+    say(page, "What did you do today?")
+    replies = set()
+    for _ in range(6):
+        page.locator("#log li").last.get_by_role("button", name="Retry").click()
+        expect(page.locator("#log li .actions")).to_have_count(4)
+        replies.add(page.locator("#log li").last.locator(".text").inner_text())
+    assert len(replies) > 1
+    page.locator("#log li").nth(0).get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("I am tired.")
+    page.get_by_label("Edit your message").press("Enter")
+    expect(page.locator("#log li .actions")).to_have_count(2)
+    assert page.locator("#log .text").first.inner_text() == "I am tired."
+    page.locator("#log li").nth(0).get_by_role("button", name="Edit").click()
+    page.keyboard.press("Escape")
+    assert page.locator("#log .text").first.inner_text() == "I am tired."
+
+
+def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
+    """With the time limit of a second, as one that is cut by the server; and by the button."""
+    flags = ["--min-new-tokens", "250", "--max-new-tokens", "250", "--threads", "1"]
+    with server(0, *flags) as (url, _):
+        page = new_page(browser)
+        page.goto(url)
+        page.fill("#input", "Tell me a story.")
+        page.press("#input", "Enter")
+        expect(page.locator("#log .text").nth(1)).to_have_text(re.compile(".{11}", re.DOTALL))
+        page.click("#stop")
+        expect(page.locator("#log li .actions")).to_have_count(2)
+        kept = page.locator("#log .text").nth(1).inner_text()
+        assert len(kept) > 10
+        assert page.locator("#problem").is_hidden()
+        page.reload()
+        assert page.locator("#log .text").nth(1).inner_text() == kept
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            health = page.request.get(f"{url}health").json()
+            if health["running"] == 0:
+                break
+        assert health["running"] == 0
+        page.close()
+
+
+def test_text_is_shown_as_text(page: Any) -> None:
+    """What a person types, and what a reply holds, is never HTML."""
+    evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
+    say(page, evil)
+    body = {"choices": [{"index": 0, "delta": {"content": evil}, "logprobs": None, "finish_reason": None}]}
+    stream = f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(body=stream, content_type="text/event-stream"))
+    assert say(page, "And you?") == evil
+    page.reload()
+    page.wait_for_timeout(200)
+    assert page.title() == "dialogpt"
+    assert page.locator("#log img, #log script").count() == 0
+    assert page.locator("#log .text").first.inner_text() == evil
+
+
+def test_see_inside_a_reply(page: Any) -> None:
+    reply = say(page, "Hi! How are you?")
+    page.get_by_role("button", name="See inside").click()
+    tokens = page.locator(".tokens button")
+    assert "".join(tokens.all_inner_texts()).replace("·", " ") == reply
+    assert page.locator(".inside tr").count() in (5, 6)
+    tokens.nth(1).focus()
+    assert tokens.nth(1).get_attribute("aria-pressed") == "true"
+    chosen = page.locator(".inside tr", has_text="▸")
+    assert chosen.count() == 1
+    assert "%" in chosen.inner_text()
+    picture(page, "inside")
+    page.get_by_role("button", name="See inside").click()
+    assert page.locator(".inside").count() == 0
+
+
+def test_the_server_dies_and_comes_back(browser: Any) -> None:
+    with server() as (url, process):
+        page = new_page(browser)
+        page.goto(url)
+        say(page, "Hi!")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    page.fill("#input", "Are you there?")
+    page.press("#input", "Enter")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "The server does not answer. What you wrote is kept." in page.locator("#problem").inner_text()
+    picture(page, "away")
+    with server(int(url.rstrip("/").rsplit(":", 1)[1])):
+        page.click("#again")
+        expect(page.locator("#log li .actions")).to_have_count(4)
+        assert page.locator("#problem").is_hidden()
+        assert page.locator("#log .text").nth(2).inner_text() == "Are you there?"
+    page.close()
+
+
+def test_settings_and_a_key(browser: Any) -> None:
+    with server(0, "--api-key", "secret") as (url, _):
+        page = new_page(browser)
+        page.goto(url)
+        page.wait_for_selector("#problem:not([hidden])")
+        assert "asks for an API key" in page.locator("#problem").inner_text()
+        page.click("#open-settings")
+        page.get_by_label("API key").fill("secret")
+        page.get_by_label("Temperature").fill("0")
+        page.get_by_label("Most tokens").fill("3")
+        picture(page, "settings")
+        page.get_by_role("button", name="Done").click()
+        expect(page.locator("#model")).to_have_text("dialogpt: tiny")
+        sent: list[Any] = []
+        page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
+        first = say(page, "Hi!")
+        page.locator("#log li").last.get_by_role("button", name="Retry").click()
+        expect(page.locator("#log li .actions")).to_have_count(2)
+        assert page.locator("#log .text").nth(1).inner_text() == first
+        assert (sent[0]["temperature"], sent[0]["max_tokens"]) == (0, 3)
+        page.close()
+
+
+def test_export_and_import(page: Any, tmp_path: Path) -> None:
+    reply = say(page, "Hi!")
+    page.click("#open-settings")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Export all").click()
+    file = tmp_path / "kept.json"
+    download.value.save_as(file)
+    page.get_by_role("button", name="Done").click()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#remove")
+    assert page.locator("#log li").count() == 0
+    page.locator("#file").set_input_files(file)
+    expect(page.locator("#log li")).to_have_count(2)
+    assert page.locator("#log .text").all_inner_texts() == ["Hi!", reply]
+    (tmp_path / "other.json").write_text('{"conversations": [{"messages": [{"role": "user"}]}]}')
+    page.locator("#file").set_input_files(tmp_path / "other.json")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "other.json holds no conversations" in page.locator("#problem").inner_text()
+
+
+def test_on_a_phone_nothing_is_cut_off(browser: Any, url: str) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 640}, color_scheme="dark", has_touch=True)
+    page = context.new_page()
+    page.goto(url)
+    say(page, "Hi! " + "a" * 200)
+    page.get_by_role("button", name="See inside").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    picture(page, "phone")
+    context.close()
+
+
+def test_everything_has_a_name_and_a_place_in_the_order_of_tabs(page: Any) -> None:
+    say(page, "Hi!")
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('button, input, select, textarea')].filter((each) =>
+        !each.textContent.trim() && !each.labels?.length && !each.getAttribute('aria-label')).length"""
+    )
+    assert nameless == 0
+    assert page.locator("[role=log][aria-live=polite]").count() == 1
+    page.focus("#conversations")
+    places = []
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        places.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
+    for wanted in ("new", "open-settings", "Copy", "Edit", "Retry", "See inside", "input", "send"):
+        assert wanted in places, places
+
+
+def test_it_needs_nothing_from_elsewhere(browser: Any, url: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    answer = page.goto(url)
+    expect(page.locator("#model")).to_have_text("dialogpt: tiny")
+    assert all(each.startswith((url, "data:")) for each in asked)
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    context.close()
