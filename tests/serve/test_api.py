@@ -235,6 +235,20 @@ def test_bodies_that_are_none(served: Served) -> None:
         answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
         assert answer.status_code == status, answer.text
         assert answer.json()["error"]["message"]
+    said = b'"messages": [{"role": "user", "content": "%s"}]'
+    for content in (
+        b"{" + said % b"\\ud800" + b"}",
+        b'{"temperature": 1e400, ' + said % b"Hi" + b"}",
+        b'{"temperature": NaN, ' + said % b"Hi" + b"}",
+        b'{"seed": ' + b"9" * 5000 + b", " + said % b"Hi" + b"}",
+        b'{"messages": ' + b"[" * 100_000,
+        b'"messages"',
+    ):
+        answer = httpx.post(f"{served.url}/v1/chat/completions", content=content, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), content[:80]
+    for seed in (-1, 1 << 70):
+        assert served.post({"messages": HELLO, "seed": seed, "max_tokens": 2}).status_code == 200
+    assert served.post({"messages": [{"role": "user", "content": "\0"}], "max_tokens": 2}).status_code == 200
     pieces = (b" " * 65536 for _ in range(17))  # without a length
     answer = httpx.post(f"{served.url}/v1/chat/completions", content=pieces)
     assert answer.status_code == 413
