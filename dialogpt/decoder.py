@@ -25,6 +25,7 @@ from dialogpt.sampler import Seen, check_tokens, next_token_scores
 from dialogpt.tokenizer import StopStrings, Tokenizer
 from model import GPT2, KVCache, shared_prefix
 
+MOST_SETTINGS = 256  # that are remembered, so that rows with equal ones are processed together
 PROMPTS_AT_ONCE = 8  # of like length, so that padding costs little; 8 rows of 50 tokens keep a processor busy
 NOTHING_LEFT = (
     "the settings leave no token to choose: what bans tokens (no_repeat_ngram_size, min_new_tokens, bad words, ...) "
@@ -207,7 +208,10 @@ class Decoder:
             raise DialogueError(f"the cache has {len(cache.ids)} rows; expected one")
         settled = self._settled.get(config)
         if settled is None:
-            settled = self._settled[config] = self._settle(config)
+            settled = self._settle(config)
+            if len(self._settled) >= MOST_SETTINGS:  # a server's loop runs for ever
+                self._settled.clear()
+            self._settled[config] = settled
         if generator is None and config.do_sample:
             generator = fresh_generator(self.model.device)
         row = Row(prompt, len(prompt), settled, generator, cache=cache)

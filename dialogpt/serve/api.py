@@ -13,11 +13,11 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
@@ -30,21 +30,29 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dialogpt.decoder import fresh_generator
 from dialogpt.errors import DialogueError
-from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Job, OutOfTime, Token
+from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Token
 from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 MOST_BYTES = 1 << 20  # of a body; 32,000 characters of four bytes, escaped, are 400 KB
-STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503}
+STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500}
+Result = TypeVar("Result")
 RETRY_AFTER = "1"  # seconds
 
 
 class Refused(Exception):
     """A request that is not answered: status, and what OpenAI's error object holds."""
 
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
 
 
 class Metrics:
@@ -176,7 +184,13 @@ class Answer:
 
 
 def create_app(
-    engine: Engine, name: str, limits: Limits, *, api_key: str | None = None, origins: Sequence[str] = ()
+    engine: Engine,
+    name: str,
+    limits: Limits,
+    *,
+    api_key: str | None = None,
+    origins: Sequence[str] = (),
+    hosts: Sequence[str] | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -186,15 +200,18 @@ def create_app(
         limits: what is granted.
         api_key: without it in the ``Authorization`` header, nothing under ``/v1`` is answered.
         origins: of pages elsewhere that may ask.
+        hosts: names by which the server may be called; None is any.
     """
-    app = FastAPI(title="dialogpt", description="A GPT-2 that talks, behind OpenAI's interface.")
+    about = "A GPT-2 that talks, behind OpenAI's interface."
+    app = FastAPI(title="dialogpt", description=about, docs_url=None, redoc_url=None)  # they load from elsewhere
     metrics = Metrics(engine)
-    app.add_middleware(Gate, api_key=api_key, metrics=metrics)
+    app.add_middleware(Gate, api_key=api_key, hosts=hosts, metrics=metrics)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(Exception, _fault)
     model = {
         "id": name,
         "object": "model",
@@ -236,12 +253,13 @@ def create_app(
         if not body.stream:
             return await _whole(answer, form, request)
         try:
-            first = await answer.next()
-        except DialogueError as error:
-            raise _as_refused(error) from None
-        except asyncio.CancelledError:
+            first = await _unless_gone(answer.next(), request)
+        except BaseException as error:
             answer.leave()
-            raise
+            raise (_as_refused(error) if isinstance(error, DialogueError) else error) from None
+        if first is None:
+            answer.leave()
+            return Response(status_code=499)  # nobody reads it
         counted = body.stream_options is not None and body.stream_options.include_usage
         return StreamingResponse(_stream(answer, form, first, counted), media_type="text/event-stream",
                                  headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})  # fmt: skip
@@ -261,6 +279,8 @@ def create_app(
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Whether it works, and how much it has to do."""
+        if not engine.alive:
+            raise Refused(503, "decoding has ended; start the server again")
         return {"status": "ok", "model": name, "running": engine.running, "waiting": engine.waiting}
 
     @app.get("/metrics")
@@ -274,29 +294,36 @@ def create_app(
 async def _whole(answer: Answer, form: Form, request: HTTPRequest) -> Response:
     """Wait for all replies, unless the client goes away."""
 
-    async def collect() -> None:
+    async def collect() -> bool:
         while not answer.done:
             choice, _, event = await answer.next()
             if isinstance(event, Token):
                 form.note(choice, event)
+        return True
+
+    try:
+        there = await _unless_gone(collect(), request)
+    except DialogueError as error:
+        raise _as_refused(error) from None
+    finally:
+        answer.leave()
+    return JSONResponse(form.whole(answer)) if there else Response(status_code=499)  # nobody reads it
+
+
+async def _unless_gone(work: Coroutine[Any, Any, Result], request: HTTPRequest) -> Result | None:
+    """What comes of some work; None, and an end to it, if the client goes away before."""
 
     async def gone() -> None:
         while not await request.is_disconnected():
             await asyncio.sleep(0.2)
 
-    tasks = [asyncio.create_task(collect()), asyncio.create_task(gone())]
+    working, leaving = asyncio.create_task(work), asyncio.create_task(gone())
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            return Response(status_code=499)  # nobody reads it
-        tasks[0].result()
-    except DialogueError as error:
-        raise _as_refused(error) from None
+        await asyncio.wait([working, leaving], return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
     finally:
-        for task in tasks:
-            task.cancel()
-        answer.leave()
-    return JSONResponse(form.whole(answer))
+        working.cancel()
+        leaving.cancel()
 
 
 async def _stream(answer: Answer, form: Form, first: tuple[int, str, Token | End], counted: bool) -> AsyncIterator[str]:
@@ -465,8 +492,8 @@ class Completion(Form):
 class Gate:
     """Keeps out what is too large or has no key, and counts what is answered."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, metrics: Metrics) -> None:
-        self.app, self.api_key, self.metrics = app, api_key, metrics
+    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Sequence[str] | None, metrics: Metrics) -> None:
+        self.app, self.api_key, self.hosts, self.metrics = app, api_key, hosts, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it here."""
@@ -481,9 +508,21 @@ class Gate:
                 self.metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        given = headers.get("authorization", "").removeprefix("Bearer ").encode("latin-1")
-        if self.api_key and path.startswith("/v1/") and not hmac.compare_digest(given, self.api_key.encode()):
+        host = (
+            headers.get("host", "").rsplit("]", 1)[0].lstrip("[")
+            if "[" in headers.get("host", "")
+            else (headers.get("host", "").partition(":")[0])
+        )
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        keyed = scheme.lower() == "bearer" and hmac.compare_digest(
+            given.encode("latin-1"), (self.api_key or "").encode()
+        )
+        refused = None
+        if self.hosts is not None and host.lower() not in self.hosts:  # a page elsewhere whose name leads here
+            refused = Refused(403, "this server answers this machine alone; start it with --host for others")
+        elif self.api_key is not None and path.startswith("/v1/") and not keyed:
             refused = Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
+        if refused is not None:
             await _as_response(refused)(scope, receive, counted)
             return
         body = await _body(receive)
@@ -531,7 +570,9 @@ def _as_refused(error: DialogueError) -> Refused:
 def _as_response(refused: Refused) -> JSONResponse:
     kind = "invalid_request_error" if refused.status < 429 else "server_error"
     kind = "rate_limit_error" if refused.status == 429 else kind
-    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else None
+    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else dict(refused.headers)
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     content = {"error": _error_object(refused.message, kind, refused.code, refused.param)}
     return JSONResponse(content, refused.status, headers)
 
@@ -557,4 +598,10 @@ async def _not_valid(_: HTTPRequest, error: Exception) -> Response:
 
 async def _not_found(request: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _as_response(Refused(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return _as_response(Refused(error.status_code, message, headers=error.headers))
+
+
+async def _fault(_: HTTPRequest, error: Exception) -> Response:
+    """A fault of ours, which the log tells; the client gets no more than its kind."""
+    return _as_response(Refused(500, f"the server failed ({type(error).__name__}); its log says more"))

@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     config = generation_from(options)  # what is wrong with the flags is said before anything is loaded
     if config.num_beams > 1:
         raise wrong_usage(options, "--num-beams is for requests to ask; as the server's own it would allow no stream")
+    if options.api_key == "" or os.environ.get(KEY) == "":
+        raise wrong_usage(options, f"the API key is empty; leave --api-key and {KEY} away to have none")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DialogueError(
@@ -83,8 +85,8 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        reason = error.strerror or error
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise DialogueError(f"{host} port {port} cannot be listened on ({reason}); choose another --port") from None
 
 
@@ -117,9 +119,11 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     engine = Engine(model, tokenizer, most_rows=options.most_rows, most_waiting=options.most_waiting)
     name = Path(options.model).name if Path(options.model).exists() else options.model
     key = options.api_key or os.environ.get(KEY)
-    if key is None and options.host not in LOOPBACK:
+    local = options.host in LOOPBACK
+    if key is None and not local:
         logger.warning("anyone who reaches this machine can ask; --api-key keeps others out")
-    return engine, create_app(engine, name, limits, api_key=key, origins=options.cors or [])
+    hosts = LOOPBACK if local else None
+    return engine, create_app(engine, name, limits, api_key=key, origins=options.cors or [], hosts=hosts)
 
 
 def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.Namespace) -> int:

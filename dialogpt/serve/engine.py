@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -29,6 +29,7 @@ MOST_WAITING = 64  # requests
 PROMPT_TOKENS = 256  # read in a step, beside the rows that run: 0.3 s for small in float32
 KEPT_BYTES = 512 << 20  # of caches of replies that ended, for the next turn of their conversation
 WORTH_COPYING = 16  # tokens that a prompt shares with a kept cache of another conversation
+STOPPED = "the server is being stopped; ask another one, or again when it is back"
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +43,10 @@ class Closed(DialogueError):
 
 class OutOfTime(DialogueError):
     """A request waited for longer than one may take."""
+
+
+class Failed(DialogueError):
+    """Something is wrong with the server, and not with the request."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Engine:
         self._condition = threading.Condition()  # for what follows, which other threads change
         self._waiting: deque[Job] = deque()
         self._cancelled: list[Job] = []
-        self._searching = 0
+        self._searches: dict[int, Future[None]] = {}  # of each request for beams, by its identity
         self._cut: float | None = None  # when all ends, once it is being closed
         self._search = ThreadPoolExecutor(1, thread_name_prefix="beams")
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -144,17 +149,21 @@ class Engine:
 
         Raises:
             Busy: too many wait already.
-            Closed: the engine is being closed.
+            Closed: the engine is being closed, or its thread has ended.
+            DialogueError: it asks for more replies than are decoded together.
         """
+        if len(job.generators) > self.most_rows:
+            raise DialogueError(f"n is {len(job.generators)}; this server says at most {self.most_rows} together")
         job.deadline = time.monotonic() + job.seconds
+        beams = job.config.num_beams > 1
         with self._condition:
-            if self._cut is not None:
-                raise Closed("the server is being stopped; ask another one, or again when it is back")
-            if self.waiting >= self.most_waiting:
-                raise Busy(f"{self.waiting} requests wait already; ask again in a moment")
-            if job.config.num_beams > 1:
-                self._searching += 1
-                self._search.submit(self._say_beams, job)
+            if self._cut is not None or not self.alive:
+                raise Closed(STOPPED)
+            waiting = len(self._searches) if beams else len(self._waiting)
+            if waiting >= self.most_waiting:
+                raise Busy(f"{waiting} requests wait already; ask again in a moment")
+            if beams:
+                self._searches[id(job)] = self._search.submit(self._say_beams, job)
             else:
                 self._waiting.append(job)
                 self._condition.notify()
@@ -163,6 +172,9 @@ class Engine:
         """Let go of a request, finished or not; it hears nothing more."""
         job.cancelled = True
         with self._condition:
+            search = self._searches.get(id(job))
+            if search is not None and search.cancel():
+                del self._searches[id(job)]
             self._cancelled.append(job)
             self._condition.notify()
 
@@ -181,8 +193,13 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place."""
-        return len(self._waiting) + self._searching
+        """How many requests wait for a place; a search of beams counts until it is done."""
+        return len(self._waiting) + len(self._searches)
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a thread that decodes."""
+        return self._thread.is_alive()
 
     # ---- in the thread ----
 
@@ -190,14 +207,18 @@ class Engine:
         return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens)
 
     def _run(self) -> None:
-        while self._take_changes():
+        going = True
+        while going:
             try:
+                going = self._take_changes()
                 self._step()
             except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
                 logger.exception("decoding failed; all replies that were being said are lost")
-                for job in {id(job): job for job, _ in self._jobs.values()}.values():
-                    self._fail(job, DialogueError(f"the server failed ({type(error).__name__}); its log says more"))
+                lost = {id(job): job for job, _ in self._jobs.values()}
                 self._decoder, self._jobs = self._fresh(), {}
+                for job in lost.values():
+                    job.rows = []
+                    self._tell(job, _failed(error))
 
     def _take_changes(self) -> bool:
         """Wait until there is something to do, and let requests leave and join; false when all is over."""
@@ -217,9 +238,9 @@ class Engine:
         for job in leaving:
             self._leave(job)
         for job in late:
-            job.tell(OutOfTime(f"no place was free within {job.seconds:g} seconds; ask again in a moment"))
+            self._tell(job, OutOfTime(f"no place was free within {job.seconds:g} seconds; ask again in a moment"))
         for job in closed:
-            job.tell(Closed("the server is being stopped; ask another one, or again when it is back"))
+            self._tell(job, Closed(STOPPED))
         for job in joining:
             self._join(job)
         if cut:
@@ -228,8 +249,8 @@ class Engine:
         return bool(self._jobs) or self._cut is None or bool(self._waiting)
 
     def _join(self, job: Job) -> None:
-        cache = self._prefixes.take(job.prompt_ids)
         try:
+            cache = self._prefixes.take(job.prompt_ids)
             for choice, generator in enumerate(job.generators):
                 row = self._decoder.add(
                     job.prompt_ids, job.config, generator=generator, cache=cache if choice == 0 else None
@@ -239,6 +260,9 @@ class Engine:
                 self._jobs[id(row)] = job, choice
         except DialogueError as error:
             self._fail(job, error)
+        except Exception as error:
+            logger.exception("a request could not join")
+            self._fail(job, _failed(error))
 
     def _step(self) -> None:
         try:
@@ -251,7 +275,7 @@ class Engine:
         for step in steps:
             job, choice = self._jobs[id(step.row)]
             if not step.row.ended:
-                job.tell(_token(step, choice, job.alternatives))
+                self._tell(job, _token(step, choice, job.alternatives))
             if step.row.finish_reason is not None:
                 self._end(step.row, step.row.finish_reason)
 
@@ -259,11 +283,14 @@ class Engine:
         """One reply is over; what was read of it is kept for the next turn."""
         job, choice = self._jobs.pop(id(row))
         job.rows.remove(row)
-        cache = self._decoder.cache_of(row)
-        if cache is not None:
-            self._prefixes.put(cache)
+        self._tell(job, End(choice, reason))
+        try:
+            cache = self._decoder.cache_of(row)
+            if cache is not None:
+                self._prefixes.put(cache)
+        except RuntimeError:  # memory is full; the next turn is read anew
+            logger.exception("what was read of a reply could not be kept")
         self._decoder.drop(row)
-        job.tell(End(choice, reason))
 
     def _leave(self, job: Job) -> None:
         for row in job.rows:
@@ -273,7 +300,15 @@ class Engine:
 
     def _fail(self, job: Job, error: DialogueError) -> None:
         self._leave(job)
-        job.tell(error)
+        self._tell(job, error)
+
+    def _tell(self, job: Job, event: Event) -> None:
+        """Tell a request something; if that fails, it is alone in failing."""
+        try:
+            job.tell(event)
+        except Exception:
+            logger.exception("a request could not be told, and is let go")
+            self.cancel(job)
 
     # ---- in a thread beside it ----
 
@@ -292,21 +327,22 @@ class Engine:
                 stop=stop,
             )
         except Stopped:
+            late = OutOfTime(f"the beams were not done within {job.seconds:g} seconds; ask for fewer tokens")
             if not job.cancelled:
-                job.tell(OutOfTime(f"the beams were not done within {job.seconds:g} seconds; ask for fewer tokens"))
+                self._tell(job, late if time.monotonic() > job.deadline else Closed(STOPPED))
         except DialogueError as error:
-            job.tell(error)
+            self._tell(job, error)
         except Exception as error:
             logger.exception("beam search failed")
-            job.tell(DialogueError(f"the server failed ({type(error).__name__}); its log says more"))
+            self._tell(job, _failed(error))
         else:
             for choice, reply in enumerate(replies):
                 for token in reply.ids:
-                    job.tell(Token(choice, token))
-                job.tell(End(choice, reply.finish_reason))
+                    self._tell(job, Token(choice, token))
+                self._tell(job, End(choice, reply.finish_reason))
         finally:
             with self._condition:
-                self._searching -= 1
+                self._searches.pop(id(job), None)
 
 
 class Prefixes:
@@ -340,6 +376,10 @@ class Prefixes:
         self._caches.append(cache)
         while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.most_bytes:
             self._caches.pop(0)
+
+
+def _failed(error: Exception) -> Failed:
+    return Failed(f"the server failed ({type(error).__name__}); its log says more")
 
 
 def _token(step: Step, choice: int, alternatives: int | None) -> Token:

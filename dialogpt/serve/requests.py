@@ -18,7 +18,8 @@ from dialogpt.history import History
 from dialogpt.tokenizer import Tokenizer
 
 MOST_TURNS, MOST_CHARACTERS, MOST_CHARACTERS_IN_ALL = 500, 8_000, 32_000
-MOST_REPLIES, MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 16, 4, 20, 300
+MOST_REPLIES, MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES, MOST_BEAMS = 16, 4, 20, 300, 16
+MOST_ENTRIES, MOST_SPELLED = 1_000, 4_000  # of a setting that is a list: its numbers or words, and their characters
 # What a request says in another way, or may not say: how many replies, what ends them, how long they may take.
 NOT_IN_A_BODY = frozenset({"num_return_sequences", "stop_strings", "max_time", "sequence_bias"})
 
@@ -135,7 +136,7 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """The body of ``POST /v1/completions``: a text that is gone on with, without turns."""
 
-    prompt_text: Annotated[str | list[int] | list[str], Field(alias="prompt")] = ""
+    prompt_text: Annotated[str | list[int] | list[str] | list[list[int]], Field(alias="prompt")] = ""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -150,7 +151,7 @@ class CompletionRequest(Request):
         if self.echo or self.suffix:
             raise DialogueError("echo and suffix are not implemented; leave them away")
         given = self.prompt_text
-        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], str):
+        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], (str, list)):
             given = given[0]
         if isinstance(given, str):
             _limit([given])
@@ -192,13 +193,27 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
             raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
+    if (request.model_extra or {}).get("rerank"):
+        raise DialogueError("rerank is not implemented here; ask for n replies")
     known = {setting.name for setting in fields(GenerationConfig)} - NOT_IN_A_BODY
     given: dict[str, Any] = {
         name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None
     }
+    for name, value in given.items():
+        entries, characters = _size(value)
+        if entries > MOST_ENTRIES or characters > MOST_SPELLED:
+            raise DialogueError(f"{name} is longer than {MOST_ENTRIES:,} entries or {MOST_SPELLED:,} characters")
+    beams = given.get("num_beams", 1)
+    if isinstance(beams, int) and beams > MOST_BEAMS:
+        raise DialogueError(f"num_beams is {beams}; at most {MOST_BEAMS} are searched here")
+    if isinstance(beams, int) and beams > 1 and request.alternatives is not None:
+        raise DialogueError("beams are known at their end only, without the probabilities of their tokens")
+    if sum(map(len, request.stops)) > MOST_SPELLED:
+        raise DialogueError(f"stop has more than {MOST_SPELLED:,} characters")
     config = limits.settings
     if request.temperature == 0:
         config = config.greedy()
+        given.pop("do_sample", None)
     elif request.temperature is not None:
         given |= {"temperature": request.temperature, "do_sample": given.get("do_sample", True)}
     if request.top_p is not None:
@@ -220,6 +235,16 @@ def _biases(biases: Mapping[str, float]) -> list[list[Any]]:
     if foreign is not None:
         raise DialogueError(f"logit_bias names the token {foreign[:20]!r}; expected a number")
     return [[[int(name)], float(value)] for name, value in biases.items()]
+
+
+def _size(value: Any) -> tuple[int, int]:
+    """How many entries a setting has, down to the last list, and how many characters."""
+    if isinstance(value, str):
+        return 1, len(value)
+    if not isinstance(value, (list, dict)):
+        return 1, 0
+    parts = [_size(part) for part in (value if isinstance(value, list) else value.values())]
+    return sum(entries for entries, _ in parts), sum(characters for _, characters in parts)
 
 
 def _limit(texts: list[str]) -> None:

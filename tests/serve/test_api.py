@@ -217,7 +217,12 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "at most 32,000 and 8,000 are taken"),
         ({"messages": HELLO * 501}, 400, "at most 500 items"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "text"),
-        ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "bans all of them"),
+        ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "longer than 1,000 entries"),
+        ({"messages": HELLO, "bad_words": ["word"] * 2000}, 400, "bad_words is longer than 1,000 entries or 4,000"),
+        ({"messages": HELLO, "num_beams": 17}, 400, "num_beams is 17; at most 16 are searched here"),
+        ({"messages": HELLO, "num_beams": 2, "logprobs": True}, 400, "without the probabilities of their tokens"),
+        ({"messages": HELLO, "rerank": "mmi"}, 400, "rerank is not implemented here"),
+        ({"messages": HELLO, "stop": "a" * 5000}, 400, "stop has more than 4,000 characters"),
     ],
 )
 def test_what_cannot_be_answered_is_a_sentence(served: Served, body: Any, status: int, sentence: str) -> None:
@@ -253,15 +258,19 @@ def test_bodies_that_are_none(served: Served) -> None:
     answer = httpx.post(f"{served.url}/v1/chat/completions", content=pieces)
     assert answer.status_code == 413
     assert httpx.get(f"{served.url}/nowhere").json()["error"]["message"] == "GET /nowhere: Not Found"
-    assert httpx.get(f"{served.url}/v1/chat/completions").status_code == 405
+    answer = httpx.get(f"{served.url}/v1/chat/completions")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert httpx.get(f"{served.url}/docs").status_code == 404  # FastAPI's own loads scripts from elsewhere
 
 
 def test_a_key_is_asked_for(slow: Served) -> None:
-    for key in ("wrong", "sécret"):
-        answer = slow.post({"messages": HELLO}, headers={"Authorization": f"Bearer {key}".encode()})
+    for key in ("Bearer wrong", "Bearer sécret", "secret", "Basic secret", "Bearer", ""):
+        answer = slow.post({"messages": HELLO}, headers={"Authorization": key.encode()})
         assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
-    answer = slow.post({"messages": HELLO, "max_tokens": 1}, headers={"Authorization": "Bearer secret"})
-    assert answer.status_code == 200
+        assert answer.headers["www-authenticate"] == "Bearer"
+    for key in ("Bearer secret", "bearer secret"):
+        answer = slow.post({"messages": HELLO, "max_tokens": 1}, headers={"Authorization": key})
+        assert answer.status_code == 200
     assert httpx.get(f"{slow.url}/health").status_code == 200
 
 
@@ -270,7 +279,8 @@ def test_who_goes_away_is_not_answered_any_more(slow: Served) -> None:
     headers = {"Authorization": "Bearer secret"}
     body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
     with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # which would close the stream if nobody held it
+        next(lines)
         assert slow.engine.running == 1
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{slow.url}/v1/chat/completions", json={**body, "stream": False}, headers=headers, timeout=0.5)
@@ -280,11 +290,45 @@ def test_who_goes_away_is_not_answered_any_more(slow: Served) -> None:
     assert slow.engine.running == 0
 
 
+def test_who_goes_away_while_waiting_leaves_the_queue(slow: Served) -> None:
+    headers = {"Authorization": "Bearer secret"}
+    body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
+    with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+        lines = answer.iter_lines()  # which would close the stream if nobody held it
+        next(lines)
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=0.3)
+        deadline = time.monotonic() + 2
+        while slow.engine.waiting and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert slow.engine.waiting == 0
+
+
+def test_a_fault_of_the_server_is_no_fault_of_the_request(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(served.engine.model, "hidden", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+    for stream in (False, True):
+        answer = served.post({"messages": HELLO, "stream": stream})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+        assert "no memory" not in answer.text
+    assert "no memory" in caplog.text
+
+
+def test_a_server_for_one_machine_is_called_by_its_names(served: Served) -> None:
+    """A page elsewhere can let its own name lead to 127.0.0.1."""
+    for strict in serve(served.engine, hosts=("127.0.0.1", "localhost", "::1")):
+        for host, status in (("evil.example", 403), ("localhost:80", 200), ("[::1]:8000", 200), ("127.0.0.1", 200)):
+            assert httpx.get(f"{strict.url}/v1/models", headers={"Host": host}).status_code == status
+        break
+
+
 def test_a_full_server_says_when_to_come_back(slow: Served) -> None:
     headers = {"Authorization": "Bearer secret"}
     body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
     with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # which would close the stream if nobody held it
+        next(lines)
         waiting = threading.Thread(target=slow.post, args=(body,), kwargs={"headers": headers})
         waiting.start()
         while not slow.engine.waiting:
@@ -331,6 +375,8 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
     [
         (["--port", "99999"], 2, "expected a whole number from 0 to 65535"),
         (["--num-beams", "3", "--greedy"], 2, "--num-beams is for requests to ask"),
+        (["--api-key", ""], 2, "the API key is empty"),
+        (["--host", "a..b"], 1, "cannot be listened on"),
         (["--host", "256.1.1.1"], 1, "cannot be listened on"),
         (["--model", "nowhere", "--port", "0"], 1, "nowhere"),
     ],

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
-from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Job, OutOfTime, Prefixes, Token
+from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token
 from model import GPT2, KVCache
 from tests.helpers import random_model, seeded, small_vocabulary
 
@@ -175,6 +175,44 @@ def test_after_a_fault_the_next_request_is_answered(
     again = Heard(prompt_of(9, 5), SAMPLED)
     engine.submit(again.job)
     assert isinstance(again.all()[-1], End)
+
+
+def test_no_memory_for_keeping_or_joining_is_no_end(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was said is heard to its end; what could not join hears that; the thread goes on."""
+    first = Heard(prompt_of(9, 30), SAMPLED)
+    with monkeypatch.context() as full:
+        full.setattr(KVCache, "copy", lambda _: (_ for _ in ()).throw(RuntimeError("no memory")))
+        engine.submit(first.job)
+        assert isinstance(first.all()[-1], End)
+        time.sleep(0.1)
+    with monkeypatch.context() as full:
+        full.setattr(Prefixes, "take", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
+        second = Heard(prompt_of(9, 30), SAMPLED)
+        engine.submit(second.job)
+        (error,) = second.all()
+        assert isinstance(error, Failed)
+    third = Heard(prompt_of(9, 30), SAMPLED)
+    engine.submit(third.job)
+    assert isinstance(third.all()[-1], End)
+    assert engine.alive
+
+
+def test_who_cannot_be_told_is_let_go(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
+    deaf, other = Heard([1, 2], LONG), Heard([3, 4], SAMPLED)
+    deaf.job.tell = lambda _: (_ for _ in ()).throw(RuntimeError("nobody listens"))
+    engine.submit(deaf.job)
+    engine.submit(other.job)
+    assert isinstance(other.all()[-1], End)
+    time.sleep(0.1)
+    assert engine.running == 0
+    assert "could not be told" in caplog.text
+
+
+def test_more_replies_than_there_are_places_are_refused(engine: Engine) -> None:
+    with pytest.raises(DialogueError, match="n is 5; this server says at most 4 together"):
+        engine.submit(Heard([1], GenerationConfig(do_sample=True, num_return_sequences=5)).job)
 
 
 LONG = GenerationConfig(max_new_tokens=100, eos_token_id=NEVER)

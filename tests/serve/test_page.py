@@ -242,6 +242,56 @@ def test_export_and_import(page: Any, tmp_path: Path) -> None:
     assert "other.json holds no conversations" in page.locator("#problem").inner_text()
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        "{",
+        "null",
+        '{"conversations": []}',
+        '{"conversations": [{"messages": [], "used": {}}], "current": -1, "settings": null}',
+        '{"conversations": [{"messages": [{"role": "user", "content": "a"}]}], "current": "x", "settings": {"seed": "y"}}',
+        '{"conversations": [{"messages": [{"role": "assistant", "content": "a", "tokens": [null, {"text": "a"}]}]}]}',
+    ],
+)
+def test_what_is_kept_may_be_damaged(page: Any, kept: str) -> None:
+    page.evaluate("kept => localStorage.setItem('dialogpt', kept)", kept)
+    page.reload()
+    expect(page.locator("#model")).to_have_text("dialogpt: tiny")
+    say(page, "Hi!")
+    page.locator("#log li").last.get_by_role("button", name="See inside").click()
+    page.click("#open-settings")
+    page.get_by_role("button", name="Done").click()
+
+
+def test_two_tabs_keep_each_others_conversations(page: Any) -> None:
+    other = page.context.new_page()
+    other.set_default_timeout(5_000)
+    other.goto(page.url)
+    say(other, "I am the second tab.")
+    say(page, "I am the first tab.")
+    page.reload()
+    names = page.locator("#conversations option").all_inner_texts()
+    assert {"I am the first tab.", "I am the second tab."} <= set(names)
+
+
+def test_a_long_conversation_goes_on(page: Any) -> None:
+    messages = [{"role": ("user", "assistant")[k % 2], "content": "word " * 20} for k in range(600)]
+    page.evaluate(
+        "kept => localStorage.setItem('dialogpt', JSON.stringify(kept))", {"conversations": [{"messages": messages}]}
+    )
+    page.reload()
+    assert say(page, "Hi!").strip()
+    assert page.locator("#problem").is_hidden()
+
+
+def test_retry_without_a_server_keeps_the_old_reply(page: Any) -> None:
+    reply = say(page, "Hi!")
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.locator("#log li").last.get_by_role("button", name="Retry").click()
+    page.wait_for_selector("#problem:not([hidden])")
+    assert page.locator("#log .text").last.inner_text() == reply
+
+
 def test_on_a_phone_nothing_is_cut_off(browser: Any, url: str) -> None:
     context = browser.new_context(viewport={"width": 360, "height": 640}, color_scheme="dark", has_touch=True)
     page = context.new_page()
@@ -260,7 +310,8 @@ def test_everything_has_a_name_and_a_place_in_the_order_of_tabs(page: Any) -> No
         !each.textContent.trim() && !each.labels?.length && !each.getAttribute('aria-label')).length"""
     )
     assert nameless == 0
-    assert page.locator("[role=log][aria-live=polite]").count() == 1
+    reply = page.locator("#log .text").last.inner_text()
+    assert page.locator("[role=status]").text_content() == reply  # the whole reply is read out, once
     page.focus("#conversations")
     places = []
     for _ in range(12):
