@@ -249,7 +249,7 @@ def test_export_and_import(page: Any, tmp_path: Path) -> None:
         "null",
         '{"conversations": []}',
         '{"conversations": [{"messages": [], "used": {}}], "current": -1, "settings": null}',
-        '{"conversations": [{"messages": [{"role": "user", "content": "a"}]}], "current": "x", "settings": {"seed": "y"}}',
+        '{"conversations": [{"messages": [{"role": "user", "content": "a"}]}], "current": "x", "settings": [""]}',
         '{"conversations": [{"messages": [{"role": "assistant", "content": "a", "tokens": [null, {"text": "a"}]}]}]}',
     ],
 )
