@@ -21,7 +21,7 @@ from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
 from dialogpt.normalize import normalize
-from dialogpt.rerank import Reranker
+from dialogpt.rerank import Reranker, ranked
 from dialogpt.score import Score, score
 from dialogpt.speculate import Draft
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
@@ -287,12 +287,8 @@ class Chat:
         return [[*replies, *rest][:number] for replies, rest in zip(found, blank, strict=True)]
 
     def _ranked(self, turns: Sequence[Sequence[int]], replies: Sequence[Reply]) -> list[Reply]:
-        """Replies to a dialogue, the best first if there is a reranker; equal ones in the order of their draws."""
-        if self.reranker is None:
-            return list(replies)
-        ranks = self.reranker.scores(turns, [reply.ids for reply in replies])
-        order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
-        return [replace(replies[place], rank=ranks[place]) for place in order]
+        """Replies to a dialogue, the best first if there is a reranker."""
+        return list(replies) if self.reranker is None else ranked(self.reranker, turns, replies)
 
     def _say(
         self,

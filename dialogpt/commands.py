@@ -336,9 +336,8 @@ def _open_chat(options: argparse.Namespace) -> Chat:
         chat.draft = Draft.load(guessing, chat.tokenizer, device=options.device)
         chat.draft.require_fits(chat.model)
     if named:
-        from dialogpt.rerank import MMI, DialogRPT
+        from dialogpt.rerank import load_reranker
 
-        mmi = named[0][0] == "mmi"
-        chat.reranker = MMI.load(named[0][2], chat.tokenizer) if mmi else DialogRPT.load(named, chat.tokenizer)
+        chat.reranker = load_reranker(named, chat.tokenizer)
         chat.num_candidates = options.num_candidates or chat.num_candidates
     return chat

@@ -48,6 +48,10 @@ class GenerationError(DialogueError):
         self.rows = rows
 
 
+class NotFinite(GenerationError):
+    """What the network says is no number: its weights are damaged."""
+
+
 class Stopped(Exception):
     """Decoding was ended by its caller, in the middle."""
 
@@ -409,11 +413,11 @@ def require_finite(logits: Tensor, rows: Sequence[Row]) -> None:
     """Refuse what a damaged network says.
 
     Raises:
-        GenerationError: some logits, (B, V), are NaN or infinite.
+        NotFinite: some logits, (B, V), are NaN or infinite.
     """
     if bool(torch.isfinite(logits.sum())) or torch.isfinite(logits).all():
         return
-    raise GenerationError(
+    raise NotFinite(
         "the network's output holds NaN or infinity; its weights are damaged: convert it again",
         _marked(rows, ~torch.isfinite(logits).all(dim=-1)),
     )

@@ -45,6 +45,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="spell what is typed as the training data were: words and signs apart",
     )
+    add_choice_flags(parser)
+    add_generation_flags(parser)
+
+
+def add_choice_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what judges candidate replies."""
     choice = parser.add_argument_group("choice among candidates")
     choice.add_argument(
         "--rerank",
@@ -56,7 +62,6 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     choice.add_argument(
         "--num-candidates", type=positive_number, metavar="N", help="how many replies are judged (default: 16)"
     )
-    add_generation_flags(parser)
 
 
 def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

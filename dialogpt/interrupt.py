@@ -19,9 +19,14 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
-def leaving_at_once() -> Iterator[None]:
-    """Let Ctrl-C end the process: for importing, loading, and replies to a pipe, which are flushed line by line."""
-    with _handling(lambda _signal, _frame: os._exit(INTERRUPTED)):
+def leaving_at_once(number: int = signal.SIGINT, status: int = INTERRUPTED) -> Iterator[None]:
+    """Let Ctrl-C end the process: for importing, loading, and replies to a pipe, which are flushed line by line.
+
+    Args:
+        number: another signal that is to do the same.
+        status: what the process leaves with.
+    """
+    with _handling(lambda _signal, _frame: os._exit(status), number):
         yield
 
 
@@ -52,14 +57,14 @@ def flagged() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _handling(handler: Handler) -> Iterator[None]:
-    """Handle SIGINT in this way for a while; outside the main thread, which alone gets it, nothing is changed."""
+def _handling(handler: Handler, number: int = signal.SIGINT) -> Iterator[None]:
+    """Handle a signal in this way for a while; outside the main thread, which alone gets it, nothing is changed."""
     try:
-        before = signal.signal(signal.SIGINT, handler)
+        before = signal.signal(number, handler)
     except ValueError:
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dialogpt.errors import DialogueError
+from dialogpt.generate import Reply
 from dialogpt.score import MICRO_BATCH, score
 from dialogpt.tokenizer import Tokenizer
 from model import GPT2
@@ -38,6 +39,13 @@ class Reranker(Protocol):
             replies: candidates, without end tokens.
         """
         ...
+
+
+def ranked(reranker: Reranker, turns: Sequence[Sequence[int]], replies: Sequence[Reply]) -> list[Reply]:
+    """Replies to a dialogue with their ranks, the best first; equal ones in the order of their draws."""
+    ranks = reranker.scores(turns, [reply.ids for reply in replies])
+    order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
+    return [replace(replies[place], rank=ranks[place]) for place in order]
 
 
 @dataclass(frozen=True)
@@ -179,6 +187,11 @@ class DialogRPT:
             last = hidden[torch.arange(len(part)), lengths - 1]  # (B, C)
             found.append(torch.sigmoid(last @ head.head.T)[:, 0].float().cpu())
         return torch.cat(found) if found else torch.empty(0)
+
+
+def load_reranker(sources: Sequence[tuple[str, float, Source]], tokenizer: Tokenizer) -> Reranker:
+    """Open what `--rerank` names: a reverse model as the only one, "mmi", or DialogRPT heads; see their `load`."""
+    return MMI.load(sources[0][2], tokenizer) if sources[0][0] == "mmi" else DialogRPT.load(sources, tokenizer)
 
 
 def _load(source: Source, tokenizer: Tokenizer) -> GPT2:

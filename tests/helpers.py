@@ -1,4 +1,4 @@
-"""What several test files build: random networks in transformers and here, and checkpoints on the disk.
+"""What several test files build: random networks in transformers and here, checkpoints on the disk, programs.
 
 Every parameter is random, norms and biases too: with transformers' fresh weights (unit norms, zero biases, deviation
 0.02) swapped norms, lost biases and the wrong GELU would pass.
@@ -6,6 +6,9 @@ Every parameter is random, norms and biases too: with transformers' fresh weight
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +73,27 @@ def random_model(seed: int = 0, **sizes: Any) -> GPT2:
     return model
 
 
+def weights_of(source: Any, dtype: str = "float32") -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint: for training they are parameters, none is packed."""
+    return load(source, dtype=dtype, trainable=True).state_dict()
+
+
+def same_weights(left: Any, right: Any, dtype: str = "float32") -> bool:
+    """Whether two checkpoints hold the same values, to the bit."""
+    ours, theirs = weights_of(left, dtype), weights_of(right, dtype)
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     """A generator that starts at `seed`."""
     return torch.Generator().manual_seed(seed)
+
+
+@contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A program, which is killed when the test is done with it: one that fails in the middle waits for nothing."""
+    with subprocess.Popen(command, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            process.kill()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt.cli import main
+from tests.helpers import started
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_a_kill_loses_nothing_and_doubles_nothing(lines: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "dialogpt", "reply", *flags, str(out)]
     for kind in (signal.SIGKILL, signal.SIGINT):
         before = out.stat().st_size if out.exists() else 0
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        with started(command, stderr=subprocess.DEVNULL) as process:
             for _ in range(600):
                 if process.poll() is not None or (out.exists() and out.stat().st_size > before):
                     break

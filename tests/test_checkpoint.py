@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from dialogpt import Chat, Tokenizer
-from tests.helpers import random_model, seeded, write_published
+from tests.helpers import random_model, same_weights, seeded, write_published
 from weights import CheckpointError, convert, export, load, names, open_checkpoint
 from weights.checkpoint import TINY
 from weights.files import ALIGNMENT, read_safetensors, write_safetensors
@@ -52,11 +52,6 @@ def rewrite(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 def set_config(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
-
-
-def same_weights(left: Path, right: Path) -> bool:
-    ours, theirs = load(left).state_dict(), load(right).state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # ---- what loads ----

@@ -230,14 +230,14 @@ def test_a_closed_pipe_ends_quietly(published: Path) -> None:
     assert chat.stdin
     assert chat.stdout
     chat.stdout.close()
-    _, err = chat.communicate(b"Hi\n" * 50)
+    _, err = chat.communicate(b"Hi\n" * 50, timeout=60)
     assert (chat.returncode, err) == (141, b"")
 
 
 def test_a_full_disk_is_a_sentence(published: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         chat = process("chat", "--model", published, stdout=full)
-        _, err = chat.communicate(b"Hi\n")
+        _, err = chat.communicate(b"Hi\n", timeout=60)
     assert chat.returncode == 1
     assert err == b"dialogpt: error: input or output: No space left on device\n"
 
@@ -269,6 +269,7 @@ def test_two_signals_at_once_are_one_interruption(published: Path) -> None:
     """`timeout` sends a signal to the child and to its group; the second came while the first was being handled."""
     chat = process("chat", "--model", published)
     while "libtorch" not in Path(f"/proc/{chat.pid}/maps").read_text():
+        assert chat.poll() is None
         time.sleep(0.005)
     chat.send_signal(signal.SIGINT)
     chat.send_signal(signal.SIGINT)

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.helpers import write_published
-from weights import CheckpointError, convert, load
+from tests.helpers import weights_of, write_published
+from weights import CheckpointError, convert
 
 SECONDS, MEGABYTES = 2, 200
 FLIPS, CUTS = 60, 25  # of each container, in the parts that a reader can judge
@@ -120,13 +120,13 @@ def test_flipped_bits_are_refused_or_harmless(
     small: Path, containers: dict[str, bytes], tmp_path: Path, container: str
 ) -> None:
     chance, data = random.Random(container), containers[container]
-    expected, refused = load(small).state_dict(), 0
+    expected, refused = weights_of(small), 0
     for place in chance.sample(judged_part(container, data), FLIPS):
         changed = bytearray(data)
         changed[place] ^= 1 << chance.randrange(8)
         folder = with_weights(small, tmp_path, container, bytes(changed))
         if judge(folder) is None:  # a note in the header, the name of a device, the padding between records
-            found = load(tmp_path / "ours").state_dict()
+            found = weights_of(tmp_path / "ours")
             assert all(torch.equal(found[name], expected[name]) for name in expected)
             shutil.rmtree(tmp_path / "ours")
         else:

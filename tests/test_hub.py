@@ -23,8 +23,9 @@ import torch
 from huggingface_hub import constants
 
 from dialogpt.cli import main
+from tests.helpers import same_weights
 from tests.hub_server import COMMIT, Hub, serve
-from weights import CheckpointError, convert, hub, load, open_checkpoint
+from weights import CheckpointError, convert, hub, open_checkpoint
 
 NAME = "someone/small-bot"
 
@@ -48,11 +49,6 @@ def server(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def entries(tmp_path: Path) -> list[str]:
     """What lies in our cache, hidden files too, without its own bookkeeping."""
     return [path.name for path in tmp_path.glob("cache/*--*/*") if path.name != "refs"]
-
-
-def same_weights(left: Any, right: Any) -> bool:
-    ours, theirs = load(left).state_dict(), load(right).state_dict()
-    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_a_name_is_downloaded_converted_once_and_found_without_a_network(

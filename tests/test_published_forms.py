@@ -20,7 +20,7 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from dialogpt import Chat
 from dialogpt.cli import main
-from tests.helpers import their_model, write_published
+from tests.helpers import same_weights, their_model, write_published
 from weights import CheckpointError, convert, export, load, load_ranking_head, open_checkpoint
 from weights.stored import ALIGNMENT
 
@@ -119,11 +119,8 @@ def test_every_combination_loads_to_the_bit_or_is_refused(
     report = convert(folder, tmp_path / "ours")
     assert report.dtype == dtype
     assert len(report.ignored) == len(masks) + len(values) + (head != "tied")
-    expected = load(published, dtype=dtype).state_dict()
     for source in (folder, tmp_path / "ours"):
-        found = load(source, dtype=dtype).state_dict()
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        assert same_weights(source, published, dtype)
     export(tmp_path / "ours", tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     assert back.keys() == state.keys()
@@ -149,8 +146,7 @@ def test_without_a_config_the_sizes_are_the_tensors(
         in caplog.text
     )
     convert(file if alone else folder, tmp_path / "ours")
-    expected, found = load(wide).state_dict(), load(tmp_path / "ours").state_dict()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert same_weights(tmp_path / "ours", wide)
     Chat.load(tmp_path / "ours", seed=1).reply("Hi!")
 
 
@@ -267,8 +263,7 @@ def test_parameters_of_a_network_are_tensors_too(wide: Path, tmp_path: Path, old
     torch.save(state, tmp_path / "small.pkl", _use_new_zipfile_serialization=not old)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(wide / name, tmp_path)
-    found, expected = load(tmp_path).state_dict(), load(wide).state_dict()
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert same_weights(tmp_path, wide)
 
 
 def test_numbers_of_the_older_format_are_aligned_when_used(wide: Path, tmp_path: Path) -> None:

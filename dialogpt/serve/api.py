@@ -13,11 +13,12 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
@@ -28,14 +29,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dialogpt.decoder import fresh_generator
+from dialogpt.decoder import NotFinite, fresh_generator
 from dialogpt.errors import DialogueError
+from dialogpt.generate import Reply as Said
+from dialogpt.rerank import ranked
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Token
 from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 MOST_BYTES = 1 << 20  # of a body; 32,000 characters of four bytes, escaped, are 400 KB
-STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500}
+STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
 Result = TypeVar("Result")
 RETRY_AFTER = "1"  # seconds
 
@@ -140,9 +143,22 @@ class Answer:
 
         seeds = [None if request.seed is None else (request.seed + k) % (1 << 63) for k in range(request.replies)]
         generators = [fresh_generator(engine.model.device, seed) for seed in seeds]
-        self.job = Job(self.prompt_ids, config, generators, tell, limits.seconds, request.alternatives)
+        tries = request.tries if config.do_sample else 1
+        choose = None if not request.rerank else self._judge(request, limits)
+        self.job = Job(self.prompt_ids, config, generators, tell, limits.seconds, request.alternatives, tries, choose)
         engine.submit(self.job)
         metrics.prompt.inc(len(self.prompt_ids))
+
+    def _judge(self, request: Request, limits: Limits) -> Callable[[list[Said]], list[Said]]:
+        """What chooses the best of several candidates; those of white space only come last."""
+        turns, tokenizer, reranker = request.turns(self.tokenizer), self.tokenizer, limits.reranker
+        assert reranker is not None  # or `settings_of` has refused it
+
+        def choose(candidates: list[Said]) -> list[Said]:
+            best = sorted(ranked(reranker, turns, candidates), key=lambda said: not tokenizer.decode(said.ids).strip())
+            return best[: request.replies]
+
+        return choose
 
     async def next(self) -> tuple[int, str, Token | End]:
         """The next event: of which reply, the text that it adds, and itself.
@@ -228,7 +244,7 @@ def create_app(
     }
     page, policy = _page()
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def show_page() -> Response:
         """The page for people."""
         return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
@@ -328,14 +344,15 @@ async def _unless_gone(work: Coroutine[Any, Any, Result], request: HTTPRequest) 
 
 async def _stream(answer: Answer, form: Form, first: tuple[int, str, Token | End], counted: bool) -> AsyncIterator[str]:
     """Every event as a chunk; at the end the usage, if it was asked for."""
+    unknown = {"usage": None} if counted else {}
     try:
         for choice in range(len(answer.replies)):
             for chunk in form.opening(choice):
-                yield _event(chunk)
+                yield _event(chunk | unknown)
         event = first
         while True:
             for chunk in form.chunks(*event):
-                yield _event(chunk)
+                yield _event(chunk | unknown)
             if answer.done:
                 break
             event = await answer.next()
@@ -508,17 +525,13 @@ class Gate:
                 self.metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        host = (
-            headers.get("host", "").rsplit("]", 1)[0].lstrip("[")
-            if "[" in headers.get("host", "")
-            else (headers.get("host", "").partition(":")[0])
-        )
+        host = _host_of(headers.get("host", ""))
         scheme, _, given = headers.get("authorization", "").partition(" ")
         keyed = scheme.lower() == "bearer" and hmac.compare_digest(
             given.encode("latin-1"), (self.api_key or "").encode()
         )
         refused = None
-        if self.hosts is not None and host.lower() not in self.hosts:  # a page elsewhere whose name leads here
+        if self.hosts is not None and host not in self.hosts:  # a page elsewhere whose name leads here
             refused = Refused(403, "this server answers this machine alone; start it with --host for others")
         elif self.api_key is not None and path.startswith("/v1/") and not keyed:
             refused = Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
@@ -536,6 +549,14 @@ class Gate:
             return messages.pop() if messages else await receive()
 
         await self.app(scope, replayed, counted)
+
+
+def _host_of(header: str) -> str | None:
+    """The name in a Host header, without port and brackets; None if it is no name."""
+    try:
+        return urlsplit(f"//{header}").hostname
+    except ValueError:
+        return None
 
 
 async def _body(receive: Receive) -> bytes | None:

@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.flags import add_generation_flags, add_network_flags, generation_from, positive_number, wrong_usage
-from dialogpt.generation_config import GenerationConfig
+from dialogpt.flags import (
+    add_choice_flags,
+    add_generation_flags,
+    add_network_flags,
+    generation_from,
+    positive_number,
+    rerankers_from,
+    wrong_usage,
+)
+from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
+from dialogpt.interrupt import leaving_at_once
 
 if TYPE_CHECKING:
     from dialogpt.serve.engine import Engine
@@ -51,6 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--grace", type=positive_number, default=10, metavar="SECONDS", help="to finish in when stopped (default: 10)"
     )
     add_network_flags(parser)
+    add_choice_flags(parser)
     add_generation_flags(parser)
 
 
@@ -65,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     config = generation_from(options)  # what is wrong with the flags is said before anything is loaded
     if config.num_beams > 1:
         raise wrong_usage(options, "--num-beams is for requests to ask; as the server's own it would allow no stream")
+    rerankers_from(options)
     if options.api_key == "" or os.environ.get(KEY) == "":
         raise wrong_usage(options, f"the API key is empty; leave --api-key and {KEY} away to have none")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -74,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
         )
     listener = _listener(options.host, options.port)
     try:
-        engine, app = _loaded(options)
+        with leaving_at_once(signal.SIGTERM, DONE):
+            engine, app = _loaded(options)
         return _serve(app, engine, listener, options)
     finally:
         listener.close()
@@ -96,6 +108,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
 
     from dialogpt.generate import generate
     from dialogpt.history import DEFAULT_HISTORY_TOKENS
+    from dialogpt.rerank import load_reranker
     from dialogpt.serve.api import create_app
     from dialogpt.serve.engine import Engine
     from dialogpt.serve.requests import Limits
@@ -109,12 +122,15 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     positions = model.config.n_positions
     settings = generation_from(options, checkpoint.generation_config).fitted(positions)
     next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
+    named = rerankers_from(options)
     limits = Limits(
         settings,
         positions,
         new_tokens=positions // 2,
         seconds=options.time_limit,
         history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
+        reranker=load_reranker(named, tokenizer) if named else None,
+        num_candidates=options.num_candidates or DEFAULT_CANDIDATES,
     )
     engine = Engine(model, tokenizer, most_rows=options.most_rows, most_waiting=options.most_waiting)
     name = Path(options.model).name if Path(options.model).exists() else options.model

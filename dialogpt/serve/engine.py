@@ -19,7 +19,7 @@ import torch
 
 from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stopped
 from dialogpt.errors import DialogueError
-from dialogpt.generate import generate_batch
+from dialogpt.generate import Reply, generate_batch
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.tokenizer import Tokenizer
 from model import GPT2, KVCache, shared_prefix
@@ -84,10 +84,13 @@ class Job:
     Attributes:
         prompt_ids: at least one token.
         config: `num_return_sequences` replies are said, each a row.
-        generators: one for each reply; with beams, the first is for all.
+        generators: one for each reply; with beams or candidates, the first is for all.
         tell: hears every event, in the thread of the engine.
         seconds: what it may take, waiting included.
         alternatives: how many are told beside each token; None: not even its own probability.
+        tries: draws of a reply before one of white space only is told.
+        choose: of `num_return_sequences` candidates, makes as many as there are generators, the best first; None where
+            every reply is told.
     """
 
     prompt_ids: Sequence[int]
@@ -96,15 +99,28 @@ class Job:
     tell: Callable[[Event], None]
     seconds: float
     alternatives: int | None = None
+    tries: int = 1
+    choose: Callable[[list[Reply]], list[Reply]] | None = None
     deadline: float = field(init=False, default=0.0)
     cancelled: bool = field(init=False, default=False)
     rows: list[Row] = field(init=False, default_factory=list, repr=False)  # those that are not finished
 
 
+@dataclass(eq=False)
+class Saying:
+    """A row: which reply of which request it says."""
+
+    job: Job
+    choice: int
+    tries: int  # this one included
+    held: list[Event] = field(default_factory=list)  # white space so far, which may be drawn again
+
+
 class Engine:
     """Decodes all requests together, as many as fit, in the order in which they came.
 
-    Beams are known at the end only, so they are searched beside the batch, one request after the other.
+    Beams, and what is chosen among candidates, are known at the end only: such requests are answered beside the batch,
+    one after the other.
     """
 
     def __init__(
@@ -132,13 +148,13 @@ class Engine:
         self._prompt_tokens = prompt_tokens
         self._decoder = self._fresh()
         self._prefixes = Prefixes(kept_bytes)
-        self._jobs: dict[int, tuple[Job, int]] = {}  # of each row, by its identity
+        self._sayings: dict[int, Saying] = {}  # of each row, by its identity
         self._condition = threading.Condition()  # for what follows, which other threads change
         self._waiting: deque[Job] = deque()
         self._cancelled: list[Job] = []
-        self._searches: dict[int, Future[None]] = {}  # of each request for beams, by its identity
+        self._searches: dict[int, Future[None]] = {}  # of each request that is answered beside, by its identity
         self._cut: float | None = None  # when all ends, once it is being closed
-        self._search = ThreadPoolExecutor(1, thread_name_prefix="beams")
+        self._search = ThreadPoolExecutor(1, thread_name_prefix="beside")
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -155,15 +171,15 @@ class Engine:
         if len(job.generators) > self.most_rows:
             raise DialogueError(f"n is {len(job.generators)}; this server says at most {self.most_rows} together")
         job.deadline = time.monotonic() + job.seconds
-        beams = job.config.num_beams > 1
+        beside = job.config.num_beams > 1 or job.choose is not None
         with self._condition:
             if self._cut is not None or not self.alive:
                 raise Closed(STOPPED)
-            waiting = len(self._searches) if beams else len(self._waiting)
+            waiting = len(self._searches) if beside else len(self._waiting)
             if waiting >= self.most_waiting:
                 raise Busy(f"{waiting} requests wait already; ask again in a moment")
-            if beams:
-                self._searches[id(job)] = self._search.submit(self._say_beams, job)
+            if beside:
+                self._searches[id(job)] = self._search.submit(self._say_beside, job)
             else:
                 self._waiting.append(job)
                 self._condition.notify()
@@ -189,11 +205,11 @@ class Engine:
     @property
     def running(self) -> int:
         """How many replies are being said."""
-        return len(self._jobs)
+        return len(self._sayings)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place; a search of beams counts until it is done."""
+        """How many requests wait for a place; one that is answered beside the batch counts until it is done."""
         return len(self._waiting) + len(self._searches)
 
     @property
@@ -214,8 +230,8 @@ class Engine:
                 self._step()
             except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
                 logger.exception("decoding failed; all replies that were being said are lost")
-                lost = {id(job): job for job, _ in self._jobs.values()}
-                self._decoder, self._jobs = self._fresh(), {}
+                lost = {id(saying.job): saying.job for saying in self._sayings.values()}
+                self._decoder, self._sayings = self._fresh(), {}
                 for job in lost.values():
                     job.rows = []
                     self._tell(job, _failed(error))
@@ -223,7 +239,7 @@ class Engine:
     def _take_changes(self) -> bool:
         """Wait until there is something to do, and let requests leave and join; false when all is over."""
         with self._condition:
-            self._condition.wait_for(lambda: self._waiting or self._jobs or self._cancelled or self._cut is not None)
+            self._condition.wait_for(lambda: self._waiting or self._sayings or self._cancelled or self._cut is not None)
             now = time.monotonic()
             leaving, self._cancelled = self._cancelled, []
             late = [job for job in self._waiting if now > job.deadline]
@@ -231,7 +247,7 @@ class Engine:
             closed = list(self._waiting) if cut else []
             gone = {id(job) for job in (*leaving, *late, *closed)}
             self._waiting = deque(job for job in self._waiting if id(job) not in gone)
-            joining, free = [], self.most_rows - len(self._jobs)
+            joining, free = [], self.most_rows - len(self._sayings)
             while self._waiting and len(self._waiting[0].generators) <= free:
                 joining.append(self._waiting.popleft())
                 free -= len(joining[-1].generators)
@@ -246,44 +262,64 @@ class Engine:
         if cut:
             for row in list(self._decoder.rows):
                 self._end(row, "length")
-        return bool(self._jobs) or self._cut is None or bool(self._waiting)
+        return bool(self._sayings) or self._cut is None or bool(self._waiting)
 
     def _join(self, job: Job) -> None:
         try:
             cache = self._prefixes.take(job.prompt_ids)
             for choice, generator in enumerate(job.generators):
-                row = self._decoder.add(
-                    job.prompt_ids, job.config, generator=generator, cache=cache if choice == 0 else None
-                )
-                row.deadline = min(row.deadline, job.deadline)
-                job.rows.append(row)
-                self._jobs[id(row)] = job, choice
+                self._begin(Saying(job, choice, job.tries), generator, cache if choice == 0 else None)
         except DialogueError as error:
             self._fail(job, error)
         except Exception as error:
             logger.exception("a request could not join")
             self._fail(job, _failed(error))
 
+    def _begin(self, saying: Saying, generator: torch.Generator | None, cache: KVCache | None) -> None:
+        job = saying.job
+        row = self._decoder.add(job.prompt_ids, job.config, generator=generator, cache=cache)
+        row.deadline = min(row.deadline, job.deadline)
+        job.rows.append(row)
+        self._sayings[id(row)] = saying
+
     def _step(self) -> None:
         try:
             steps = self._decoder.step()
         except GenerationError as error:
-            failed = {id(job): job for job, _ in (self._jobs[id(row)] for row in error.rows or self._decoder.rows)}
+            rows = error.rows or self._decoder.rows
+            failed = {id(job): job for job in (self._sayings[id(row)].job for row in rows)}
             for job in failed.values():
                 self._fail(job, error)
             return
         for step in steps:
-            job, choice = self._jobs[id(step.row)]
-            if not step.row.ended:
-                self._tell(job, _token(step, choice, job.alternatives))
-            if step.row.finish_reason is not None:
-                self._end(step.row, step.row.finish_reason)
+            row, saying = step.row, self._sayings[id(step.row)]
+            if not row.ended:
+                saying.held.append(_token(step, saying.choice, saying.job.alternatives))
+            if saying.tries > 1 and not self.tokenizer.decode(row.new_ids).strip():
+                if row.finish_reason is not None:
+                    self._again(row)
+                continue
+            saying.tries = 1  # something was said
+            for event in saying.held:
+                self._tell(saying.job, event)
+            saying.held.clear()
+            if row.finish_reason is not None:
+                self._end(row, row.finish_reason)
+
+    def _again(self, row: Row) -> None:
+        """Draw a reply again; its prompt was read already."""
+        cache = self._decoder.cache_of(row)
+        saying = self._sayings.pop(id(row))
+        saying.job.rows.remove(row)
+        self._decoder.drop(row)
+        self._begin(Saying(saying.job, saying.choice, saying.tries - 1), row.generator, cache)
 
     def _end(self, row: Row, reason: str) -> None:
         """One reply is over; what was read of it is kept for the next turn."""
-        job, choice = self._jobs.pop(id(row))
-        job.rows.remove(row)
-        self._tell(job, End(choice, reason))
+        saying = self._sayings.pop(id(row))
+        saying.job.rows.remove(row)
+        for event in (*saying.held, End(saying.choice, reason)):
+            self._tell(saying.job, event)
         try:
             cache = self._decoder.cache_of(row)
             if cache is not None:
@@ -295,7 +331,7 @@ class Engine:
     def _leave(self, job: Job) -> None:
         for row in job.rows:
             self._decoder.drop(row)
-            del self._jobs[id(row)]
+            del self._sayings[id(row)]
         job.rows = []
 
     def _fail(self, job: Job, error: DialogueError) -> None:
@@ -312,7 +348,7 @@ class Engine:
 
     # ---- in a thread beside it ----
 
-    def _say_beams(self, job: Job) -> None:
+    def _say_beside(self, job: Job) -> None:
         def stop() -> bool:
             now = time.monotonic()
             return job.cancelled or now > job.deadline or (self._cut is not None and now > self._cut)
@@ -326,17 +362,18 @@ class Engine:
                 tokenizer=self.tokenizer,
                 stop=stop,
             )
+            told = replies if job.choose is None else job.choose(replies)
         except Stopped:
-            late = OutOfTime(f"the beams were not done within {job.seconds:g} seconds; ask for fewer tokens")
+            late = OutOfTime(f"the replies were not there within {job.seconds:g} seconds; ask for fewer tokens")
             if not job.cancelled:
                 self._tell(job, late if time.monotonic() > job.deadline else Closed(STOPPED))
         except DialogueError as error:
             self._tell(job, error)
         except Exception as error:
-            logger.exception("beam search failed")
+            logger.exception("a request that is answered beside the batch failed")
             self._tell(job, _failed(error))
         else:
-            for choice, reply in enumerate(replies):
+            for choice, reply in enumerate(told):
                 for token in reply.ids:
                     self._tell(job, Token(choice, token))
                 self._tell(job, End(choice, reply.finish_reason))

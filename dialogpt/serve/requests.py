@@ -1,7 +1,8 @@
 """What a client may ask, and what it comes to: a prompt, settings and a number of replies.
 
-The fields are OpenAI's. Beyond them a body may hold any setting of `GenerationConfig`, by its name; what is unknown is
-ignored, as servers of this interface do. HTTP is left to `dialogpt.serve.api`.
+The fields are OpenAI's. Beyond them a body may hold `rerank` with `num_candidates`, and any setting of
+`GenerationConfig`, by its name; what is unknown is ignored, as servers of this interface do. HTTP is left to
+`dialogpt.serve.api`.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from dialogpt.chat import TRIES
 from dialogpt.errors import DialogueError
-from dialogpt.generation_config import GenerationConfig
+from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import History
+from dialogpt.rerank import Reranker
 from dialogpt.tokenizer import Tokenizer
 
 MOST_TURNS, MOST_CHARACTERS, MOST_CHARACTERS_IN_ALL = 500, 8_000, 32_000
-MOST_REPLIES, MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES, MOST_BEAMS = 16, 4, 20, 300, 16
+MOST_REPLIES, MOST_CANDIDATES, MOST_BEAMS = 16, 64, 16
+MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 4, 20, 300
 MOST_ENTRIES, MOST_SPELLED = 1_000, 4_000  # of a setting that is a list: its numbers or words, and their characters
 # What a request says in another way, or may not say: how many replies, what ends them, how long they may take.
 NOT_IN_A_BODY = frozenset({"num_return_sequences", "stop_strings", "max_time", "sequence_bias"})
@@ -72,6 +76,8 @@ class Request(BaseModel):
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    rerank: bool | None = None
+    num_candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | None = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -94,6 +100,11 @@ class Request(BaseModel):
         """How many tokens are wanted beside each that was said; None if not even its own probability is."""
         raise NotImplementedError
 
+    @property
+    def tries(self) -> int:
+        """Draws of a reply before one of white space only is an answer."""
+        return 1
+
     def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
         """The ids to go on from.
 
@@ -104,6 +115,14 @@ class Request(BaseModel):
 
         Raises:
             DialogueError: there is nothing to go on from, or too much.
+        """
+        raise NotImplementedError
+
+    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """The dialogue, for who judges candidates.
+
+        Raises:
+            DialogueError: there is none.
         """
         raise NotImplementedError
 
@@ -126,11 +145,20 @@ class ChatRequest(Request):
         """See `Request`."""
         return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
 
+    @property
+    def tries(self) -> int:
+        """See `Request`; as in `dialogpt chat`."""
+        return TRIES
+
     def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
         """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
+        return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(history_tokens, window).ids
+
+    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """The messages, without end tokens."""
         texts = [message.text for message in self.messages]
         _limit(texts)
-        return History(tokenizer.eos_id, map(tokenizer.encode, texts)).prompt(history_tokens, window).ids
+        return [tokenizer.encode(text) for text in texts]
 
 
 class CompletionRequest(Request):
@@ -164,6 +192,10 @@ class CompletionRequest(Request):
             raise DialogueError(f"the prompt has {len(ids)} tokens; there is room for {window} beside the reply")
         return ids or [tokenizer.eos_id]
 
+    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """See `Request`."""
+        raise DialogueError("a text without turns cannot be reranked; ask under /v1/chat/completions")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -175,6 +207,8 @@ class Limits:
         new_tokens: the most that a reply may have.
         seconds: the most that a request may take.
         history_tokens: how many tokens of a dialogue are shown to the network.
+        reranker: judges candidates, where a request asks for it.
+        num_candidates: how many, of a request that does not say.
     """
 
     settings: GenerationConfig
@@ -182,6 +216,8 @@ class Limits:
     new_tokens: int
     seconds: float
     history_tokens: int
+    reranker: Reranker | None = None
+    num_candidates: int = DEFAULT_CANDIDATES
 
 
 def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConfig:
@@ -193,8 +229,10 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
             raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
-    if (request.model_extra or {}).get("rerank"):
-        raise DialogueError("rerank is not implemented here; ask for n replies")
+    if request.rerank and limits.reranker is None:
+        raise DialogueError("nothing judges replies here; start the server with --rerank")
+    if request.num_candidates and not request.rerank:
+        raise DialogueError("num_candidates goes with rerank")
     known = {setting.name for setting in fields(GenerationConfig)} - NOT_IN_A_BODY
     given: dict[str, Any] = {
         name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None
@@ -206,8 +244,9 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     beams = given.get("num_beams", 1)
     if isinstance(beams, int) and beams > MOST_BEAMS:
         raise DialogueError(f"num_beams is {beams}; at most {MOST_BEAMS} are searched here")
-    if isinstance(beams, int) and beams > 1 and request.alternatives is not None:
-        raise DialogueError("beams are known at their end only, without the probabilities of their tokens")
+    beside = request.rerank or (isinstance(beams, int) and beams > 1)
+    if beside and request.alternatives is not None:
+        raise DialogueError("beams and candidates are known at their end only, without probabilities; see logprobs")
     if sum(map(len, request.stops)) > MOST_SPELLED:
         raise DialogueError(f"stop has more than {MOST_SPELLED:,} characters")
     config = limits.settings
@@ -224,7 +263,10 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         wanted = min(wanted, limits.new_tokens)
     given |= {"max_new_tokens": wanted, "stop_strings": request.stops or None}
-    given["num_return_sequences"] = request.replies
+    if request.rerank:
+        given["num_return_sequences"] = max(request.num_candidates or limits.num_candidates, request.replies)
+    elif beside:
+        given["num_return_sequences"] = request.replies
     config = replace(config, **given)
     return replace(config, eos_token_id=tuple({eos_id, *config.end_ids}))
 

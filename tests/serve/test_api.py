@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,11 @@ import uvicorn
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli import main
+from dialogpt.rerank import MMI, Reranker
 from dialogpt.serve.api import MOST_BYTES, ShownText, create_app
 from dialogpt.serve.engine import Engine
 from dialogpt.serve.requests import Limits
+from tests.helpers import started
 from weights import load
 
 HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
@@ -44,23 +48,30 @@ class Served:
         return httpx.post(self.url + path, json=body, timeout=30, **settings)
 
 
-def serve(engine: Engine, seconds: float = 30, **settings: Any) -> Iterator[Served]:
-    limits = Limits(GenerationConfig.chat(), engine.model.config.n_positions, 64, seconds, 256)
+@contextmanager
+def serve(engine: Engine, reranker: Reranker | None = None, **settings: Any) -> Iterator[Served]:
+    limits = Limits(GenerationConfig.chat(), engine.model.config.n_positions, 64, 30, 256, reranker)
     app = create_app(engine, "tiny", limits, **settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
+        assert thread.is_alive()
         time.sleep(0.01)
-    yield Served(engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
-    server.should_exit = server.force_exit = True
-    thread.join()
-    engine.close(0)
+    try:
+        yield Served(engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    yield from serve(Engine(load("tiny", dtype="float64"), Tokenizer.load("tiny")))
+    engine = Engine(load("tiny", dtype="float64"), Tokenizer.load("tiny"))
+    with serve(engine) as served:
+        yield served
+    engine.close(0)
 
 
 @pytest.fixture
@@ -69,7 +80,10 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     network = load("tiny", dtype="float64")
     honest = network.hidden
     monkeypatch.setattr(network, "hidden", lambda *arguments: (time.sleep(0.05), honest(*arguments))[1])
-    yield from serve(Engine(network, Tokenizer.load("tiny"), most_rows=1, most_waiting=1), api_key="secret")
+    engine = Engine(network, Tokenizer.load("tiny"), most_rows=1, most_waiting=1)
+    with serve(engine, api_key="secret") as served:
+        yield served
+    engine.close(0)
 
 
 def test_a_chat_is_that_of_the_terminal(served: Served) -> None:
@@ -122,6 +136,7 @@ def test_the_wire_of_a_stream(served: Served) -> None:
     assert chunks[0]["object"] == "chat.completion.chunk"
     assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     *said, end, usage = chunks
+    assert all(chunk["usage"] is None for chunk in (*said, end))
     assert all(chunk["choices"][0]["finish_reason"] is None for chunk in said)
     assert (end["choices"][0]["delta"], end["choices"][0]["finish_reason"]) == ({}, "stop")
     assert usage["choices"] == []
@@ -161,6 +176,8 @@ def test_settings_arrive(served: Served) -> None:
 
     greedy = say(temperature=0).message.content
     assert say(temperature=0, seed=3).message.content == greedy
+    twice = served.client.chat.completions.create(model="tiny", messages=HELLO, temperature=0, n=2)
+    assert [choice.message.content for choice in twice.choices] == [greedy, greedy]
     assert say(extra_body={"top_k": 1}, seed=3).message.content == greedy
     assert say(seed=1).message.content == say(seed=1).message.content
     assert say(max_tokens=2).finish_reason == say(max_completion_tokens=2).finish_reason == "length"
@@ -169,6 +186,26 @@ def test_settings_arrive(served: Served) -> None:
     beams = say(extra_body={"num_beams": 4}, temperature=0)
     assert beams.finish_reason in ("stop", "length")
     assert say(extra_body={"no_such_setting": 1, "tools": []}, temperature=0).message.content == greedy
+
+
+def test_the_best_of_several_candidates(served: Served) -> None:
+    """Those that `dialogpt reply --rerank` says; a network is a poor judge of its own replies, but it is one."""
+    judge = MMI.load("tiny", served.engine.tokenizer)
+    chat = Chat.load("tiny", dtype="float64", seed=7)
+    chat.reranker, chat.num_candidates = judge, 5
+    best = [chat.tokenizer.decode(reply.ids) for reply in chat.candidates(["Hi! How are you?"], 2)]
+    body = {"messages": HELLO, "seed": 7, "n": 2, "rerank": True, "num_candidates": 5}
+    with serve(served.engine, judge) as judging:
+        answer = judging.post(body).json()
+        assert [choice["message"]["content"] for choice in answer["choices"]] == best
+        for refused, sentence in (
+            ({**body, "temperature": 0}, "would all be the same without do_sample"),
+            ({**body, "logprobs": True}, "without probabilities; see logprobs"),
+        ):
+            answer = judging.post(refused)
+            assert (answer.status_code, sentence in answer.text) == (400, True)
+        answer = judging.post({"prompt": "Hi", "rerank": True}, "/v1/completions")
+        assert (answer.status_code, "a text without turns" in answer.text) == (400, True)
 
 
 def test_probabilities(served: Served) -> None:
@@ -209,7 +246,7 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": HELLO, "model": "gpt-9"}, 404, "there is no model 'gpt-9' here; there is 'tiny'"),
         ({"messages": HELLO, "temperature": 3}, 400, "less than or equal to 2"),
         ({"messages": HELLO, "n": 100}, 400, "less than or equal to 16"),
-        ({"messages": HELLO, "n": 2, "temperature": 0}, 400, "would all be the same without do_sample"),
+        ({"messages": HELLO, "num_candidates": 4}, 400, "num_candidates goes with rerank"),
         ({"messages": HELLO, "top_k": "many"}, 400, "top_k is 'many', expected"),
         ({"messages": HELLO, "presence_penalty": 1}, 400, "presence_penalty is 1.0, which is not implemented"),
         ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
@@ -220,8 +257,9 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "longer than 1,000 entries"),
         ({"messages": HELLO, "bad_words": ["word"] * 2000}, 400, "bad_words is longer than 1,000 entries or 4,000"),
         ({"messages": HELLO, "num_beams": 17}, 400, "num_beams is 17; at most 16 are searched here"),
-        ({"messages": HELLO, "num_beams": 2, "logprobs": True}, 400, "without the probabilities of their tokens"),
-        ({"messages": HELLO, "rerank": "mmi"}, 400, "rerank is not implemented here"),
+        ({"messages": HELLO, "num_beams": 2, "logprobs": True}, 400, "without probabilities; see logprobs"),
+        ({"messages": HELLO, "rerank": True}, 400, "nothing judges replies here; start the server with --rerank"),
+        ({"messages": HELLO, "rerank": "mmi"}, 400, "rerank: Input should be a valid boolean"),
         ({"messages": HELLO, "stop": "a" * 5000}, 400, "stop has more than 4,000 characters"),
     ],
 )
@@ -260,6 +298,7 @@ def test_bodies_that_are_none(served: Served) -> None:
     assert httpx.get(f"{served.url}/nowhere").json()["error"]["message"] == "GET /nowhere: Not Found"
     answer = httpx.get(f"{served.url}/v1/chat/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+    assert httpx.head(served.url).status_code == httpx.get(served.url).status_code == 200
     assert httpx.get(f"{served.url}/docs").status_code == 404  # FastAPI's own loads scripts from elsewhere
 
 
@@ -315,12 +354,22 @@ def test_a_fault_of_the_server_is_no_fault_of_the_request(
     assert "no memory" in caplog.text
 
 
+def test_a_damaged_network_is_no_fault_of_the_request(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = served.engine.model.logits
+    monkeypatch.setattr(served.engine.model, "logits", lambda *arguments: honest(*arguments) * float("nan"))
+    for stream in (False, True):
+        answer = served.post({"messages": HELLO, "stream": stream})
+        assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+        assert "its weights are damaged" in answer.text
+
+
 def test_a_server_for_one_machine_is_called_by_its_names(served: Served) -> None:
     """A page elsewhere can let its own name lead to 127.0.0.1."""
-    for strict in serve(served.engine, hosts=("127.0.0.1", "localhost", "::1")):
-        for host, status in (("evil.example", 403), ("localhost:80", 200), ("[::1]:8000", 200), ("127.0.0.1", 200)):
-            assert httpx.get(f"{strict.url}/v1/models", headers={"Host": host}).status_code == status
-        break
+    named = {"localhost:80": 200, "LOCALHOST": 200, "[::1]:8000": 200, "127.0.0.1": 200}
+    foreign = {"evil.example": 403, "127.0.0.1.evil.example": 403, "127.0.0.1@evil.example": 403, "[::1": 403, "": 403}
+    with serve(served.engine, hosts=("127.0.0.1", "localhost", "::1")) as strict:
+        for host, status in (named | foreign).items():
+            assert httpx.get(f"{strict.url}/v1/models", headers={"Host": host}).status_code == status, host
 
 
 def test_a_full_server_says_when_to_come_back(slow: Served) -> None:
@@ -339,12 +388,11 @@ def test_a_full_server_says_when_to_come_back(slow: Served) -> None:
     waiting.join()
 
 
-def test_pages_of_other_origins_are_let_in_only_if_asked() -> None:
-    network, tokenizer = load("tiny"), Tokenizer.load("tiny")
+def test_pages_of_other_origins_are_let_in_only_if_asked(served: Served) -> None:
     for origins, allowed in (([], None), (["https://a.example"], "https://a.example")):
-        for served in serve(Engine(network, tokenizer), origins=origins):
+        with serve(served.engine, origins=origins) as other:
             answer = httpx.options(
-                f"{served.url}/v1/chat/completions",
+                f"{other.url}/v1/chat/completions",
                 headers={"Origin": "https://a.example", "Access-Control-Request-Method": "POST"},
             )
             assert answer.headers.get("access-control-allow-origin") == allowed
@@ -353,7 +401,7 @@ def test_pages_of_other_origins_are_let_in_only_if_asked() -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal.Signals, status: int) -> None:
     command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert line.startswith("dialogpt: tiny answers at http://127.0.0.1:"), line
@@ -370,9 +418,24 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert process.stderr.read() == ""
 
 
+def test_sigterm_while_it_loads_ends_it_quietly() -> None:
+    """As soon as it listens, which comes before all else; what a process manager may do at any time."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--threads", "1"]
+    with started(command, stderr=subprocess.PIPE) as process:
+        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate(timeout=20) == (None, "")
+        assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "status", "sentence"),
     [
+        (["--rerank", "mmi"], 2, "--rerank mmi needs --reverse-model"),
         (["--port", "99999"], 2, "expected a whole number from 0 to 65535"),
         (["--num-beams", "3", "--greedy"], 2, "--num-beams is for requests to ask"),
         (["--api-key", ""], 2, "the API key is empty"),

@@ -102,6 +102,32 @@ def test_several_replies_to_one_prompt(engine: Engine, network: GPT2) -> None:
         assert said == [step.id for step in generate(network, prompt_of(1, 40), alone, generator=seeded(5 + choice))]
 
 
+def test_a_reply_of_white_space_is_drawn_again_as_in_a_chat(
+    engine: Engine, network: GPT2, tokenizer: Tokenizer
+) -> None:
+    """The end token is likely at once; the draws go on where they were, four replies at a time."""
+    config = GenerationConfig(do_sample=True, max_new_tokens=4, sequence_bias=[[[556], 7.0]])
+
+    def alone(seed: int, tries: int) -> list[list[int]]:
+        generator, draws = seeded(seed), []
+        while len(draws) < tries and not any(tokenizer.decode(ids).strip() for ids in draws):
+            draws.append([step.id for step in generate(network, prompt_of(8, 20), config, generator=generator)])
+        return draws
+
+    drawn = []
+    for tries in (1, 2, 5):
+        heard = [Heard(prompt_of(8, 20), config, seed=k, tries=tries) for k in range(12)]
+        for each in heard:
+            engine.submit(each.job)
+        for seed, each in enumerate(heard):
+            draws = alone(seed, tries)
+            drawn.append(len(draws))
+            assert each.ids() == draws[-1]
+            assert each.events.empty()
+    assert set(drawn) >= {1, 2, 3}
+    assert engine.running == 0
+
+
 def test_beams_are_those_of_generate_batch(engine: Engine, network: GPT2) -> None:
     config = GenerationConfig(num_beams=3, num_return_sequences=2, max_new_tokens=8)
     beside, heard = Heard(prompt_of(3, 9), SAMPLED), Heard(prompt_of(2, 9), config)

@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
+from tests.helpers import started
+
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
@@ -28,7 +30,7 @@ PICTURES = os.environ.get("DIALOGPT_PICTURES")  # a folder where screenshots are
 @contextmanager
 def server(port: int = 0, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     command = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--grace", "1", *flags]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with started(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert " answers at " in line, line

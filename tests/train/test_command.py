@@ -15,6 +15,7 @@ import pytest
 from dialogpt.cli import main
 from dialogpt.train import command
 from model import PRESETS
+from tests.helpers import started
 from tests.train.runs import a_request, write_dialogues
 from tests.train.test_processes import ROOT
 
@@ -199,19 +200,15 @@ def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
     write_dialogues(files / "train.jsonl", 400)
     run = files / "run"
     flags = ["--model", str(files / "model"), "--out", str(run), "--steps", "100000", "--batch-tokens", "64"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dialogpt", "train", str(files / "train.jsonl"), *flags, "--dtype", "float32"],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    for _ in range(600):
-        if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 3:
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    command = [sys.executable, "-m", "dialogpt", "train", str(files / "train.jsonl"), *flags, "--dtype", "float32"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with started(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE) as process:
+        for _ in range(600):
+            if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 3:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"interrupted; to go on: dialogpt train --resume --out {run}" in errors
