@@ -39,12 +39,16 @@ class Tally:
         first: seconds until each first token.
         gaps: seconds between two tokens of a stream.
         errors: what went wrong, in words.
+        conversations: how many were begun.
+        memory: bytes of the server, every second.
     """
 
     tokens: int = 0
+    conversations: int = 0
     first: list[float] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    memory: list[int] = field(default_factory=list)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,20 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--vanish", type=float, default=0.0, help="the share of replies that are not read to the end")
     options = parser.parse_args(argv)
     with _server(options.model, options.dtype) as (url, process):
-        alone = asyncio.run(_talk(url, 1, options.seconds / 4, 0.0))
-        before = _memory(process.pid)
-        together = asyncio.run(_talk(url, options.clients, options.seconds, options.vanish))
+        alone = asyncio.run(_talk(url, process.pid, 1, options.seconds / 4, 0.0))
+        together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish))
         time.sleep(1)
         left = httpx.get(f"{url}/health").json()["running"]
-        after = _memory(process.pid)
+    memory = [together.memory[len(together.memory) * part // 10 - 1] >> 20 for part in (1, 2, 4, 6, 8, 10)]
     speed, speed_alone = together.tokens / options.seconds, alone.tokens / (options.seconds / 4)
     print(f"one client: {speed_alone:.0f} tokens/s, first token after {statistics.median(alone.first):.3f} s")
     print(
         f"{options.clients} clients: {speed:.0f} tokens/s, {speed / speed_alone:.2f} x; first token after "
         f"{statistics.median(together.first):.3f} s, at most {max(together.first):.2f}; between tokens at most "
-        f"{max(together.gaps):.2f} s; {len(together.first)} replies, {len(together.errors)} errors, {left} places left "
-        f"behind; memory {before / 1e6:.0f} MB before, {after / 1e6:.0f} after"
+        f"{max(together.gaps):.2f} s; {len(together.first)} replies of {together.conversations} conversations, "
+        f"{len(together.errors)} errors, {left} places left behind"
     )
+    print(f"memory of the server after 10, 20, 40, 60, 80, 100 % of the time: {', '.join(map(str, memory))} MiB")
     for error in together.errors[:5]:
         print(error)
     result = {
@@ -81,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "tokens_per_s": round(speed),
         "alone_tokens_per_s": round(speed_alone),
         "longest_gap_s": round(max(together.gaps), 2),
+        "conversations": together.conversations,
+        "memory_mib": memory,
         "errors": len(together.errors),
         "left": left,
     }
@@ -100,11 +106,17 @@ def _server(model: str, dtype: str) -> Iterator[tuple[str, subprocess.Popen[str]
         process.terminate()
 
 
-async def _talk(url: str, clients: int, seconds: float, vanish: float) -> Tally:
+async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float) -> Tally:
     tally, end = Tally(), time.monotonic() + seconds
+
+    async def watch() -> None:
+        while time.monotonic() < end:
+            tally.memory.append(_memory(pid))
+            await asyncio.sleep(1)
+
     limits = httpx.Limits(max_connections=clients * 2)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        await asyncio.gather(*(_one(client, number, end, vanish, tally) for number in range(clients)))
+        await asyncio.gather(watch(), *(_one(client, number, end, vanish, tally) for number in range(clients)))
     return tally
 
 
@@ -115,6 +127,7 @@ async def _one(client: httpx.AsyncClient, number: int, end: float, vanish: float
     while time.monotonic() < end:
         if len(messages) >= 12:
             messages = []
+        tally.conversations += not messages
         messages.append({"role": "user", "content": chance.choice(SAYINGS)})
         try:
             messages.append(

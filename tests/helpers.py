@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
@@ -71,6 +72,19 @@ def random_model(seed: int = 0, **sizes: Any) -> GPT2:
         for parameter in model.parameters():
             parameter.normal_(0, 0.3, generator=generator)
     return model
+
+
+def counted_reads(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each forward pass from now on computes, padding included."""
+    reads: list[int] = []
+    honest = network.hidden
+
+    def counted(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
+        reads.append(ids.numel())
+        return honest(ids, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(network, "hidden", counted)
+    return reads
 
 
 def weights_of(source: Any, dtype: str = "float32") -> dict[str, torch.Tensor]:

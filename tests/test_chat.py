@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.chat import TRIES
 from model import GPT2
-from tests.helpers import random_model, small_vocabulary
+from tests.helpers import counted_reads, random_model, small_vocabulary
 from weights import load
 
 SIZES = {"vocab_size": 557, "eos_token_id": 556, "n_positions": 128}
@@ -33,20 +33,6 @@ def chat(network: GPT2, tokenizer: Tokenizer) -> Chat:
     return Chat(network, tokenizer, GenerationConfig(do_sample=True, max_new_tokens=8, min_new_tokens=2), seed=1)
 
 
-class Counted:
-    """How many tokens the network reads, by pass."""
-
-    def __init__(self, network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.passes: list[int] = []
-        honest = network.hidden
-
-        def hidden(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
-            self.passes.append(ids.numel())
-            return honest(ids, *arguments)  # type: ignore[arg-type]
-
-        monkeypatch.setattr(network, "hidden", hidden)
-
-
 def test_a_conversation_is_pairs_of_turns(chat: Chat) -> None:
     first = chat.reply("Hello")
     second = chat.reply("And now?")
@@ -59,45 +45,45 @@ def test_a_turn_costs_its_own_tokens_and_at_most_two_more(
     network: GPT2, tokenizer: Tokenizer, lengths: list[int], new: int
 ) -> None:
     with pytest.MonkeyPatch.context() as monkeypatch:
-        counted = Counted(network, monkeypatch)
+        reads = counted_reads(network, monkeypatch)
         chat = Chat(network, tokenizer, GenerationConfig(do_sample=True, max_new_tokens=new), seed=0)
         chat.history_tokens = 10**6
         for place, length in enumerate(lengths):
             text = "a b c d e f g h i j k l m n o p q r s t"[: 2 * length - 1]
             own = len(tokenizer.encode(text)) + 1
-            counted.passes.clear()
+            reads.clear()
             list(chat.stream(text))
             shown = chat.shown()
             if shown is not None and shown.first_turn == 0:
-                assert counted.passes[0] <= own + (2 if place else 0)
-                assert chat.statistics.computed_tokens == counted.passes[0]
+                assert reads[0] <= own + (2 if place else 0)
+                assert chat.statistics.computed_tokens == reads[0]
 
 
 def test_a_900_token_history_is_not_read_again(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     network = random_model(**{**SIZES, "n_positions": 1024})
     chat = Chat(network, tokenizer, GenerationConfig(max_new_tokens=20, min_new_tokens=20), history_tokens=1000)
-    counted = Counted(network, monkeypatch)
+    reads = counted_reads(network, monkeypatch)
     chat.reply("a" * 900)
-    assert counted.passes[0] > 850
-    counted.passes.clear()
+    assert reads[0] > 850
+    reads.clear()
     chat.reply("b c d")
-    assert counted.passes[0] <= len(tokenizer.encode("b c d")) + 1 + 2
-    assert len(counted.passes) == 20
+    assert reads[0] <= len(tokenizer.encode("b c d")) + 1 + 2
+    assert len(reads) == 20
 
 
 def test_undo_retry_and_edit_read_only_what_is_new(chat: Chat, network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     chat.reply("one")
     chat.reply("two")
-    counted = Counted(network, monkeypatch)
+    reads = counted_reads(network, monkeypatch)
     list(chat.stream_retry())
-    assert counted.passes[0] == 1
-    counted.passes.clear()
+    assert reads[0] == 1
+    reads.clear()
     list(chat.stream_edit("two more"))
-    assert counted.passes[0] <= len(chat.tokenizer.encode(" more")) + 2
+    assert reads[0] <= len(chat.tokenizer.encode(" more")) + 2
     assert chat.undo() == "two more"
-    counted.passes.clear()
+    reads.clear()
     chat.reply("three")
-    assert counted.passes[0] <= len(chat.tokenizer.encode("three")) + 1 + 2
+    assert reads[0] <= len(chat.tokenizer.encode("three")) + 1 + 2
 
 
 def test_retry_draws_again_and_undo_takes_back(chat: Chat) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import torch
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli import main
 from dialogpt.decoder import fresh_generator
+from dialogpt.serve.engine import End, Engine, Event, Job, Token
 from model import GPT2, KVCache
-from tests.helpers import pair, random_model, seeded
+from tests.helpers import pair, random_model, seeded, small_vocabulary
 from weights import CheckpointError, load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
@@ -100,6 +102,25 @@ def test_a_draft_on_the_gpu_changes_nothing() -> None:
         said.append([chat.reply("Hi! How are you?"), chat.reply("What is your name?")])
     assert said[0] == said[1]
     assert draft.right > 10
+
+
+def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2]) -> None:
+    """The server's engine in its thread; the second turns go on from caches that were kept."""
+    _, network = networks
+    engine = Engine(network, Tokenizer(small_vocabulary()), most_rows=3, prompt_tokens=8)
+    config = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
+    prompts = [*PROMPTS, *(prompt + [50, 51] for prompt in PROMPTS)]
+    heard: list[Queue[Event]] = [Queue() for _ in prompts]
+    for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
+        engine.submit(Job(prompt, config, [fresh_generator(CUDA, seed)], events.put, seconds=60, alternatives=2))
+    for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
+        alone = generate(network, prompt, config, generator=fresh_generator(CUDA, seed))
+        said: list[int] = []
+        while isinstance(event := events.get(timeout=60), Token):
+            said.append(event.id)
+        assert isinstance(event, End)
+        assert said == [step.id for step in alone]
+    engine.close(0)
 
 
 def test_precisions_of_the_cpu_alone_are_refused() -> None:

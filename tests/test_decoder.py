@@ -13,7 +13,7 @@ import torch
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
 from dialogpt.decoder import GenerationError, fresh_generator
 from model import GPT2, KVCache, shared_prefix
-from tests.helpers import random_model, seeded
+from tests.helpers import counted_reads, random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
 
@@ -26,16 +26,7 @@ def network() -> GPT2:
 
 @pytest.fixture
 def read(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many tokens each forward pass computes, padding included."""
-    counts: list[int] = []
-    honest = network.hidden
-
-    def counted(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
-        counts.append(ids.numel())
-        return honest(ids, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(network, "hidden", counted)
-    return counts
+    return counted_reads(network, monkeypatch)
 
 
 def prompts(lengths: list[int]) -> list[list[int]]:

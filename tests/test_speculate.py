@@ -19,7 +19,7 @@ from dialogpt.decoder import GenerationError, Stopped
 from dialogpt.speculate import SpeculativeDecoder
 from model import GPT2, KVCache
 from model.precision import PackedEmbedding
-from tests.helpers import NO_REFERENCE, REFERENCE, random_model, seeded
+from tests.helpers import NO_REFERENCE, REFERENCE, counted_reads, random_model, seeded
 from tests.parity.test_settings import V, chosen_settings
 from weights import load
 
@@ -122,14 +122,7 @@ def test_replies_have_the_probabilities_of_the_network_alone(network: GPT2) -> N
 def test_right_guesses_save_passes(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first token waits for no guess; then 4 guesses and a token beyond them, 6 and one, 8 and one."""
     draft = Draft(near(network, 0.0))
-    reads: list[int] = []
-    honest = network.hidden
-
-    def counted(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
-        reads.append(ids.numel())
-        return honest(ids, *arguments)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(network, "hidden", counted)
+    reads = counted_reads(network, monkeypatch)
     config = GenerationConfig(max_new_tokens=1 + 5 + 7 + 9 + 3, eos_token_id=V)
     assert len(list(generate(network, [1, 2, 3], config, draft=draft))) == 25
     assert reads == [3, 5, 7, 9, 3]  # nothing is guessed beyond the last token
@@ -144,17 +137,11 @@ def test_wrong_guesses_become_few(network: GPT2) -> None:
 
 def test_a_draft_remembers_the_dialogue(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     model = near(network, 0.0)
-    draft, cache, reads = Draft(model), KVCache.for_model(network), list[int]()
-    honest = model.hidden
-
-    def counted(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
-        reads.append(ids.numel())
-        return honest(ids, *arguments)  # type: ignore[arg-type]
-
+    draft, cache = Draft(model), KVCache.for_model(network)
     config = GenerationConfig(max_new_tokens=4, eos_token_id=V)
     prompt = list(range(20))
     prompt += [step.id for step in generate(network, prompt, config, cache=cache, draft=draft)]
-    monkeypatch.setattr(model, "hidden", counted)
+    reads = counted_reads(model, monkeypatch)
     list(generate(network, [*prompt, 7, 8, 9], config, cache=cache, draft=draft))
     assert reads[0] <= 6
 

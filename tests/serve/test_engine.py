@@ -14,7 +14,7 @@ import torch
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token
 from model import GPT2, KVCache
-from tests.helpers import random_model, seeded, small_vocabulary
+from tests.helpers import counted_reads, random_model, seeded, small_vocabulary
 
 NEVER = 10_000  # an end token that no network says
 SAMPLED = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
@@ -158,9 +158,7 @@ def test_the_next_turn_reads_only_what_is_new(engine: Engine, network: GPT2, mon
     heard = Heard(prompt_of(5, 60), config)
     engine.submit(heard.job)
     said = heard.ids()
-    reads: list[int] = []
-    honest = network.hidden
-    monkeypatch.setattr(network, "hidden", lambda ids, *rest: (reads.append(ids.numel()), honest(ids, *rest))[1])
+    reads = counted_reads(network, monkeypatch)
     prompt = [*prompt_of(5, 60), *said, 556, 7, 8, 9]
     turn = Heard(prompt, config)
     engine.submit(turn.job)

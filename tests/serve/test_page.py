@@ -150,6 +150,20 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
         page.close()
 
 
+def test_a_reply_of_nothing_is_told(browser: Any) -> None:
+    """The end token wins every draw, five times over; the person can ask again."""
+    with server(0, "--threads", "1", "--sequence-bias", "[[[8191], 1000]]") as (url, _):
+        page = new_page(browser)
+        page.goto(url)
+        page.fill("#input", "Hi!")
+        page.press("#input", "Enter")
+        expect(page.locator("#problem")).to_contain_text("The model said nothing.")
+        expect(page.locator("#log li")).to_have_count(1)
+        page.click("#again")
+        expect(page.locator("#problem")).to_contain_text("The model said nothing.")
+        page.close()
+
+
 def test_text_is_shown_as_text(page: Any) -> None:
     """What a person types, and what a reply holds, is never HTML."""
     evil = "<img src=x onerror=\"document.title='taken'\"><script>document.title='taken'</script>"
