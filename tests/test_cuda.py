@@ -109,7 +109,7 @@ def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2])
     _, network = networks
     engine = Engine(network, Tokenizer(small_vocabulary()), most_rows=3, prompt_tokens=8)
     config = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
-    prompts = [*PROMPTS, *(prompt + [50, 51] for prompt in PROMPTS)]
+    prompts = [*PROMPTS, *([*prompt, 50, 51] for prompt in PROMPTS)]
     heard: list[Queue[Event]] = [Queue() for _ in prompts]
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
         engine.submit(Job(prompt, config, [fresh_generator(CUDA, seed)], events.put, seconds=60, alternatives=2))
