@@ -273,6 +273,24 @@ def test_what_cannot_be_answered_is_a_sentence(served: Served, body: Any, status
         assert error["type"] == "invalid_request_error"
 
 
+def test_openais_client_knows_the_errors(slow: Served) -> None:
+    """By their types, with the sentence; a time limit of its own ends a request here too."""
+    client = slow.client.with_options(api_key="secret")
+    with pytest.raises(openai.AuthenticationError, match="the API key is missing or wrong"):
+        slow.client.chat.completions.create(model="tiny", messages=HELLO)
+    with pytest.raises(openai.NotFoundError, match="there is no model 'gpt-4' here") as missing:
+        client.chat.completions.create(model="gpt-4", messages=HELLO)
+    assert (missing.value.code, missing.value.param) == ("model_not_found", "model")
+    with pytest.raises(openai.BadRequestError, match="temperature: Input should be less than or equal to 2"):
+        client.chat.completions.create(model="tiny", messages=HELLO, temperature=3)
+    with pytest.raises(openai.APITimeoutError):
+        client.with_options(timeout=0.5).chat.completions.create(
+            model="tiny", messages=HELLO, extra_body={"min_new_tokens": 60}
+        )
+    said = client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=2)  # the one place is free again
+    assert said.choices[0].message.content
+
+
 def test_bodies_that_are_none(served: Served) -> None:
     for content, status in ((b"{", 400), (b"\xff\xfe", 400), (b" " * (MOST_BYTES + 1), 413)):
         answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)

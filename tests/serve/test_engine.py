@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from itertools import permutations, zip_longest
 from queue import Queue
 from typing import Any
 
@@ -15,6 +16,7 @@ from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, gener
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token
 from model import GPT2, KVCache
 from tests.helpers import counted_reads, random_model, seeded, small_vocabulary
+from weights import load
 
 NEVER = 10_000  # an end token that no network says
 SAMPLED = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
@@ -89,6 +91,35 @@ def test_every_request_hears_what_it_would_hear_alone(engine: Engine, network: G
     assert engine.running == 0
     for thread in threads:
         thread.join()
+
+
+def test_in_float32_what_differs_is_a_tie() -> None:
+    """Products of several rows add in another order than those of one; a token may differ only where two are as likely.
+
+    Both tokens' logits are compared in float64, after what the row that was alone had said.
+    """
+    network, exact, tokenizer = load("tiny"), load("tiny", dtype="float64"), Tokenizer.load("tiny")
+    config = GenerationConfig(max_new_tokens=24)
+    prompts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in ("Hi!", "How are you?", "I like tea.", "Why?")]
+    prompts = [[token for turn in order for token in turn] for order in permutations(prompts, 3)]
+    engine = Engine(network, tokenizer, most_rows=8, prompt_tokens=16)
+    heard = [Heard(prompt, config) for prompt in prompts]
+    for each in heard:
+        engine.submit(each.job)
+    ties = 0
+    for prompt, each in zip(prompts, heard, strict=True):
+        alone = [step.id for step in generate(network, prompt, config)]
+        together = each.ids()
+        if together == alone:
+            continue
+        place = next(k for k, pair in enumerate(zip_longest(alone, together)) if pair[0] != pair[1])
+        with torch.inference_mode():
+            logits = exact(torch.tensor([prompt + alone[:place]]))[0, -1]
+        said = [ids[place] if place < len(ids) else tokenizer.eos_id for ids in (alone, together)]
+        assert logits[said[0]] == pytest.approx(float(logits[said[1]]), abs=1e-4)
+        ties += 1
+    assert ties <= 2
+    engine.close(0)
 
 
 def test_several_replies_to_one_prompt(engine: Engine, network: GPT2) -> None:
