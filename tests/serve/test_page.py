@@ -152,7 +152,7 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
 
 def test_a_reply_of_nothing_is_told(browser: Any) -> None:
     """The end token wins every draw, five times over; the person can ask again."""
-    with server(0, "--threads", "1", "--sequence-bias", "[[[8191], 1000.0]]") as (url, _):
+    with server(0, "--threads", "1", "--min-new-tokens", "0", "--sequence-bias", "[[[8191], 1000.0]]") as (url, _):
         page = new_page(browser)
         page.goto(url)
         page.fill("#input", "Hi!")
