@@ -54,6 +54,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--most-waiting", type=positive_number, default=64, metavar="N", help="requests that may wait (default: 64)"
     )
     server.add_argument(
+        "--prefix-memory",
+        type=positive_number,
+        default=512,
+        metavar="MB",
+        help="for what was read of conversations, so that their next turn reads its own words only (default: 512)",
+    )
+    server.add_argument(
         "--time-limit", type=positive_number, default=60, metavar="SECONDS", help="for a request (default: 60)"
     )
     server.add_argument(
@@ -132,7 +139,13 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
         reranker=load_reranker(named, tokenizer) if named else None,
         num_candidates=options.num_candidates or DEFAULT_CANDIDATES,
     )
-    engine = Engine(model, tokenizer, most_rows=options.most_rows, most_waiting=options.most_waiting)
+    engine = Engine(
+        model,
+        tokenizer,
+        most_rows=options.most_rows,
+        most_waiting=options.most_waiting,
+        kept_bytes=options.prefix_memory << 20,
+    )
     name = Path(options.model).name if Path(options.model).exists() else options.model
     key = options.api_key or os.environ.get(KEY)
     local = options.host in LOOPBACK
