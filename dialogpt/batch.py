@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from dialogpt.chat import Chat
 from dialogpt.commands import described, stdin_bytes
-from dialogpt.decoder import Stopped, fresh_generator
+from dialogpt.decoder import Stop, Stopped, fresh_generator
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.generate import Reply
 from dialogpt.interrupt import flagged
@@ -90,9 +90,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
     return FAILED if failed else DONE
 
 
-def _answers(
-    chat: Chat, group: list[Line], number: int, base: int, stop: Callable[[], bool]
-) -> dict[int, list[Reply] | str]:
+def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) -> dict[int, list[Reply] | str]:
     """Replies to each line that is a dialogue, or why it cannot be answered; by the line's number.
 
     Raises:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from dialogpt.decoder import Stopped, fresh_generator
+from dialogpt.decoder import Stop, Stopped, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
@@ -30,7 +30,6 @@ from weights import load, open_checkpoint
 from weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
-Stop = Callable[[], bool]
 logger = logging.getLogger(__name__)
 
 
@@ -257,7 +256,7 @@ class Chat:
         prompts = [self._prompt(history) for history in histories]
         wanted = number if self.reranker is None else max(number, self.num_candidates)
         found = self._draw(prompts, wanted, generators, stop)
-        return [self._ranked(h.turns, replies)[:number] for h, replies in zip(histories, found, strict=True)]
+        return [self._ranked(h.turns, replies, stop)[:number] for h, replies in zip(histories, found, strict=True)]
 
     def _draw(
         self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator], stop: Stop | None
@@ -286,9 +285,11 @@ class Chat:
                 break
         return [[*replies, *rest][:number] for replies, rest in zip(found, blank, strict=True)]
 
-    def _ranked(self, turns: Sequence[Sequence[int]], replies: Sequence[Reply]) -> list[Reply]:
+    def _ranked(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Reply], stop: Stop | None = None
+    ) -> list[Reply]:
         """Replies to a dialogue, the best first if there is a reranker."""
-        return list(replies) if self.reranker is None else ranked(self.reranker, turns, replies)
+        return list(replies) if self.reranker is None else ranked(self.reranker, turns, replies, stop)
 
     def _say(
         self,
@@ -432,7 +433,7 @@ class Chat:
         if self._whole:
             number = 1 if self.reranker is None else self.num_candidates
             (replies,) = self._draw([prompt], number, [self._generator], stop)
-            yield from self._ranked(turns, replies)[0].ids
+            yield from self._ranked(turns, replies, stop)[0].ids
             return
         steps = generate(
             self.model,

@@ -24,6 +24,7 @@ from dialogpt.generation_config import GenerationConfig
 from dialogpt.sampler import Seen, check_tokens, next_token_scores
 from dialogpt.tokenizer import StopStrings, Tokenizer
 from model import GPT2, KVCache, shared_prefix
+from model.cache import BLOCK
 
 MOST_SETTINGS = 256  # that are remembered, so that rows with equal ones are processed together
 PROMPTS_AT_ONCE = 8  # of like length, so that padding costs little; 8 rows of 50 tokens keep a processor busy
@@ -50,6 +51,9 @@ class GenerationError(DialogueError):
 
 class NotFinite(GenerationError):
     """What the network says is no number: its weights are damaged."""
+
+
+Stop = Callable[[], bool]  # whether the caller wants no more
 
 
 class Stopped(Exception):
@@ -149,7 +153,7 @@ class Decoder:
         self,
         model: GPT2,
         tokenizer: Tokenizer | None = None,
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
         prompt_tokens: int | None = None,
     ) -> None:
         """Begin without rows.
@@ -299,8 +303,9 @@ class Decoder:
         if not active:
             return active, torch.empty(0, self.model.config.vocab_size)
         logits = self._next_logits(active)  # (B, V)
-        if not all(row.config.remove_invalid_values for row in active):
-            require_finite(logits, active)
+        strict = [place for place, row in enumerate(active) if not row.config.remove_invalid_values]
+        if strict:
+            require_finite(_rows(logits, strict), [active[place] for place in strict])
         return active, logits
 
     def _ready(self, rows: list[Row]) -> list[Row]:
@@ -349,6 +354,9 @@ class Decoder:
             self._cache = None  # it may be the caller's, who keeps what the last row has read
         if self._cache is not None:
             self._cache.select(kept)
+            longest = max(len(row.ids) for row in self._running)
+            if not self._borrowed and self._cache.capacity > 2 * (longest + BLOCK):  # a far longer row has left
+                self._cache = self._cache.copy()
             for place, row in enumerate(self._running):  # a step that failed may have read a token and chosen none
                 self._cache.crop(place, len(row.ids) - 1)
             last = torch.tensor([row.ids[-1:] for row in self._running], device=self.model.device)  # (B, 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dialogpt.beams import beam_search
-from dialogpt.decoder import Decoder, Row, Step, fresh_generator
+from dialogpt.decoder import Decoder, Row, Step, Stop, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.speculate import Draft, SpeculativeDecoder
@@ -86,7 +86,7 @@ def generate_batch(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     cache: KVCache | None = None,
     tokenizer: Tokenizer | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Stop | None = None,
     draft: Draft | None = None,
 ) -> list[list[Reply]]:
     """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.

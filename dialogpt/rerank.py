@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dialogpt.decoder import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply
 from dialogpt.score import MICRO_BATCH, score
@@ -31,19 +32,31 @@ HEADS = (*HUMAN, "updown", "width", "depth")
 class Reranker(Protocol):
     """Judges candidate replies to one dialogue."""
 
-    def scores(self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> list[float]:
+    def scores(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
+    ) -> list[float]:
         """A number for each reply, the best highest.
 
         Args:
             turns: the dialogue, oldest first, without end tokens; its last turn is answered.
             replies: candidates, without end tokens.
+            stop: asked before every few of them are read; true ends it all.
+
+        Raises:
+            Stopped: `stop` said so.
         """
         ...
 
 
-def ranked(reranker: Reranker, turns: Sequence[Sequence[int]], replies: Sequence[Reply]) -> list[Reply]:
-    """Replies to a dialogue with their ranks, the best first; equal ones in the order of their draws."""
-    ranks = reranker.scores(turns, [reply.ids for reply in replies])
+def ranked(
+    reranker: Reranker, turns: Sequence[Sequence[int]], replies: Sequence[Reply], stop: Stop | None = None
+) -> list[Reply]:
+    """Replies to a dialogue with their ranks, the best first; equal ones in the order of their draws.
+
+    Raises:
+        Stopped: `stop` said so.
+    """
+    ranks = reranker.scores(turns, [reply.ids for reply in replies], stop)
     order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
     return [replace(replies[place], rank=ranks[place]) for place in order]
 
@@ -75,7 +88,9 @@ class MMI:
         model = _load(source, tokenizer)
         return cls(model, tokenizer.eos_id, **settings)  # type: ignore[arg-type]
 
-    def scores(self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> list[float]:
+    def scores(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
+    ) -> list[float]:
         """See `Reranker`; a natural logarithm, 0 or below."""
         said = turns[-1:] if self.turns == 1 else turns[::-1] if self.turns is None else turns[: -self.turns - 1 : -1]
         source = [token for turn in said for token in (*turn, self.eos_id)]
@@ -84,7 +99,7 @@ class MMI:
         source = source[: room - longest]  # the same for all: a sum over less would be the better score
         sequences = [[*[*reply, self.eos_id][:longest], *source] for reply in replies]
         begins = [len(sequence) - len(source) for sequence in sequences]
-        return [found.total for found in score(self.model, sequences, begins, micro_batch=self.micro_batch)]
+        return [found.total for found in score(self.model, sequences, begins, micro_batch=self.micro_batch, stop=stop)]
 
 
 @dataclass(frozen=True)
@@ -149,9 +164,11 @@ class DialogRPT:
             heads.append(Head(name, weight, _load(checkpoint, tokenizer), load_ranking_head(checkpoint)))
         return cls(tuple(heads), tokenizer.eos_id)
 
-    def scores(self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> list[float]:
+    def scores(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
+    ) -> list[float]:
         """See `Reranker`."""
-        predictions = {head.name: self.predict(head, turns, replies) for head in self.heads}
+        predictions = {head.name: self.predict(head, turns, replies, stop) for head in self.heads}
         humans = [head for head in self.heads if head.name in HUMAN]
         others = [head for head in self.heads if head.name not in HUMAN]
         total = torch.ones(len(replies))
@@ -163,8 +180,14 @@ class DialogRPT:
         return [float(value) for value in total]
 
     @torch.inference_mode()
-    def predict(self, head: Head, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]]) -> Tensor:
-        """What one head makes of each reply, 0 to 1: (number of replies,).
+    def predict(
+        self,
+        head: Head,
+        turns: Sequence[Sequence[int]],
+        replies: Sequence[Sequence[int]],
+        stop: Stop | None = None,
+    ) -> Tensor:
+        """What one head makes of each reply, 0 to 1: (number of replies,); arguments and errors are those of `scores`.
 
         Every turn of the dialogue has its end token, the reply has none; the state of its last token is what counts.
         """
@@ -178,6 +201,8 @@ class DialogRPT:
             )
         found = []
         for first in range(0, len(sequences), self.micro_batch):
+            if stop is not None and stop():
+                raise Stopped
             part = sequences[first : first + self.micro_batch]
             lengths = torch.tensor([len(ids) for ids in part])
             padded = torch.tensor(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -147,8 +148,7 @@ def no_repeat_ngram(scores: Tensor, config: GenerationConfig, seen: Sequence[See
 def bad_words(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Ban the last token of each sequence whose other tokens were just said; an end token alone is never banned."""
     ends = {(end,) for end in config.end_ids}
-    banned = [(ids, -math.inf) for ids in config.bad_words_ids or () if ids not in ends]
-    return _biased(scores, banned, seen)
+    return _biased(scores, tuple((ids, -math.inf) for ids in config.bad_words_ids or () if ids not in ends), seen)
 
 
 def minimum_length(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
@@ -223,17 +223,32 @@ PROCESSORS: tuple[tuple[Callable[[Tensor, GenerationConfig, Sequence[Seen]], Ten
 )
 
 
-def _biased(scores: Tensor, biases: Sequence[tuple[Sequence[int], float]], seen: Sequence[Seen]) -> Tensor:
+Bias = tuple[tuple[int, ...], float]  # of the last token of a sequence, where the others have just been said
+
+
+def _biased(scores: Tensor, biases: tuple[Bias, ...], seen: Sequence[Seen]) -> Tensor:
     """Add each bias where its sequence could be completed; several on one token are summed before."""
     if not biases:
         return scores
+    tokens, values, sequences = _by_beginning(biases)
     bias = torch.zeros_like(scores)
-    for ids, value in dict(biases).items():
-        *before, last = ids
-        for row, held in enumerate(seen):
-            if not before or list(held.ids[-len(before) :]) == before:
+    bias[:, tokens] = torch.tensor(values, device=bias.device)
+    for row, held in enumerate(seen):
+        for (*before, last), value in sequences.get(held.ids[-1], ()):
+            if list(held.ids[-len(before) :]) == before:
                 bias[row, last] += value
     return scores + bias
+
+
+@lru_cache(maxsize=64)
+def _by_beginning(biases: tuple[Bias, ...]) -> tuple[list[int], list[float], dict[int, list[Bias]]]:
+    """Single tokens, their biases, and all longer sequences by their last token but one: a filter has thousands."""
+    single = {ids[0]: value for ids, value in biases if len(ids) == 1}
+    longer: dict[int, list[Bias]] = {}
+    for ids, value in dict(biases).items():
+        if len(ids) > 1:
+            longer.setdefault(ids[-2], []).append((ids, value))
+    return list(single), list(single.values()), longer
 
 
 def _ban(scores: Tensor, row: int, tokens: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dialogpt.decoder import Stop, Stopped
 from dialogpt.errors import DialogueError
 from model import GPT2
 
@@ -48,6 +49,7 @@ def score(
     begins: Sequence[int] | None = None,
     *,
     micro_batch: int = MICRO_BATCH,
+    stop: Stop | None = None,
 ) -> list[Score]:
     """Score given sequences.
 
@@ -57,9 +59,11 @@ def score(
         begins: for each, the place of the first token that is scored, from 1 on; None scores all but the first, which
             nothing precedes.
         micro_batch: how many are read at once; memory grows with it and not with their number.
+        stop: asked before every pass; true ends it all.
 
     Raises:
         DialogueError: a sequence cannot be scored.
+        Stopped: `stop` said so.
     """
     if micro_batch < 1:
         raise DialogueError(f"micro_batch is {micro_batch}, expected a whole number from 1 on")
@@ -79,6 +83,8 @@ def score(
     scores: dict[int, Score] = {}
     by_length = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))  # little padding
     for first in range(0, len(by_length), micro_batch):
+        if stop is not None and stop():
+            raise Stopped
         places = by_length[first : first + micro_batch]
         found = _score(model, [list(sequences[place]) for place in places], [starts[place] for place in places])
         scores |= zip(places, found, strict=True)

@@ -11,7 +11,7 @@ For one row. Where several are decoded together, weights are read once for all o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 
@@ -23,6 +23,7 @@ from dialogpt.decoder import (
     GenerationError,
     Row,
     Step,
+    Stop,
     Stopped,
     choose,
     log_sum_exp,
@@ -129,7 +130,7 @@ class SpeculativeDecoder(Decoder):
         model: GPT2,
         draft: Draft,
         tokenizer: Tokenizer | None = None,
-        stop: Callable[[], bool] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         """Begin without a row.
 

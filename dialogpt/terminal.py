@@ -12,7 +12,8 @@ from dataclasses import fields, replace
 from functools import partial
 
 from dialogpt import conversation
-from dialogpt.chat import Chat, Stop
+from dialogpt.chat import Chat
+from dialogpt.decoder import Stop
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_setting, positive
 from dialogpt.interrupt import flagged

@@ -241,13 +241,18 @@ class StopStrings:
     `StopStringCriteria`). What was read before counts too: a text may begin in the prompt.
     """
 
-    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer) -> None:
+    def __init__(self, texts: Sequence[str], tokenizer: Tokenizer, begin: int = 0) -> None:
         """Prepare for some texts.
+
+        Args:
+            texts: at least one.
+            tokenizer: spells the tokens.
+            begin: the place of the first token that counts; the length of a prompt that does not.
 
         Raises:
             DialogueError: a text can never be said.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer, self._begin = tokenizer, begin
         try:
             self._stops = [text.encode() for text in texts]
         except UnicodeEncodeError:
@@ -260,7 +265,7 @@ class StopStrings:
         last = self._tokenizer.bytes_of(ids[-1])
         needed = max(map(len, self._stops)) + len(last)
         tail = b""
-        for token in reversed(ids):
+        for token in reversed(ids[self._begin :]):
             tail = self._tokenizer.bytes_of(token) + tail
             if len(tail) >= needed:
                 break

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoder import GenerationError, fresh_generator
+from dialogpt.decoder import GenerationError, NotFinite, fresh_generator
 from model import GPT2, KVCache, shared_prefix
 from tests.helpers import counted_reads, random_model, seeded
 
@@ -231,6 +231,34 @@ def test_rows_that_run_together_leave_their_callers_caches_alone(network: GPT2, 
         decoder.step()
         assert read == [1]
         assert warm.ids == held
+
+
+def test_a_long_row_that_left_takes_its_room_along(network: GPT2) -> None:
+    """Every row has as many slots as the longest; on a server that is never empty they stayed for ever."""
+    wide = random_model(n_positions=512)
+    decoder = Decoder(wide)
+    short = decoder.add([1, 2, 3], GenerationConfig(max_new_tokens=40, eos_token_id=99))
+    long = decoder.add(prompts([400])[0], GenerationConfig(max_new_tokens=2, eos_token_id=99))
+    alone = [step.id for step in generate(wide, [1, 2, 3], GenerationConfig(max_new_tokens=40, eos_token_id=99))]
+    sizes = []
+    while short.finish_reason is None:
+        decoder.step()
+        assert decoder._cache is not None
+        sizes.append(decoder._cache.capacity)
+    assert long.finish_reason == "length"
+    assert (max(sizes), sizes[-1]) == (448, 64)
+    assert short.new_ids == alone
+
+
+def test_a_row_that_takes_damage_for_ordinary_has_strict_neighbours() -> None:
+    broken = random_model()
+    broken.final_norm.bias.data[0] = torch.nan
+    decoder = Decoder(broken)
+    strict = decoder.add([1], GenerationConfig(eos_token_id=99))
+    decoder.add([2], GenerationConfig(remove_invalid_values=True, eos_token_id=99))
+    with pytest.raises(NotFinite) as error:
+        decoder.step()
+    assert error.value.rows == [strict]
 
 
 @pytest.mark.parametrize("damage", ["everywhere", "one word"])

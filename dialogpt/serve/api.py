@@ -11,6 +11,7 @@ import base64
 import hashlib
 import hmac
 import json
+import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -29,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dialogpt.decoder import NotFinite, fresh_generator
+from dialogpt.decoder import NotFinite, Stop, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply as Said
 from dialogpt.rerank import ranked
@@ -37,10 +38,12 @@ from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job,
 from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
+logger = logging.getLogger(__name__)
 MOST_BYTES = 1 << 20  # of a body; 32,000 characters of four bytes, escaped, are 400 KB
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
 Result = TypeVar("Result")
 RETRY_AFTER = "1"  # seconds
+MOST_PROBLEMS = 5  # of a body that are told
 
 
 class Refused(Exception):
@@ -149,14 +152,14 @@ class Answer:
         engine.submit(self.job)
         metrics.prompt.inc(len(self.prompt_ids))
 
-    def _judge(self, request: Request, limits: Limits) -> Callable[[list[Said]], list[Said]]:
+    def _judge(self, request: Request, limits: Limits) -> Callable[[list[Said], Stop], list[Said]]:
         """What chooses the best of several candidates; those of white space only come last."""
         turns, tokenizer, reranker = request.turns(self.tokenizer), self.tokenizer, limits.reranker
         assert reranker is not None  # or `settings_of` has refused it
 
-        def choose(candidates: list[Said]) -> list[Said]:
-            best = sorted(ranked(reranker, turns, candidates), key=lambda said: not tokenizer.decode(said.ids).strip())
-            return best[: request.replies]
+        def choose(candidates: list[Said], stop: Stop) -> list[Said]:
+            judged = ranked(reranker, turns, candidates, stop)
+            return sorted(judged, key=lambda said: not tokenizer.decode(said.ids).strip())[: request.replies]
 
         return choose
 
@@ -227,7 +230,6 @@ def create_app(
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(HTTPException, _not_found)
-    app.add_exception_handler(Exception, _fault)
     model = {
         "id": name,
         "object": "model",
@@ -476,7 +478,7 @@ class Completion(Form):
     def __init__(self, tokenizer: Tokenizer, model: str) -> None:
         """Begin an answer."""
         super().__init__(tokenizer, model)
-        self._offsets: dict[int, int] = {}  # characters of each choice so far
+        self._read: dict[int, tuple[StreamDecoder, int]] = {}  # of each choice, and its characters so far
 
     def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
         return self.head(chunk=True) | {"choices": [self._choice(choice, text or "", tokens, reason)]}
@@ -493,21 +495,29 @@ class Completion(Form):
         told = [token for token in tokens if token.log_probability is not None]
         if not told:
             return None
-        texts = [self.tokenizer.decode([token.id]) for token in told]
         offsets = []
-        for text in texts:
-            offsets.append(self._offsets.get(choice, 0))
-            self._offsets[choice] = offsets[-1] + len(text)
+        for token in told:
+            decoder, length = self._read.get(choice, (StreamDecoder(self.tokenizer), 0))
+            offsets.append(length)
+            self._read[choice] = decoder, length + len(decoder.feed(token.id))
         return {
-            "tokens": texts,
+            "tokens": [self._spelled(token.id) for token in told],
             "token_logprobs": [token.log_probability for token in told],
-            "top_logprobs": [{self.tokenizer.decode([n]): value for n, value in t.alternatives} for t in told],
+            "top_logprobs": [{self._spelled(n): value for n, value in token.alternatives} for token in told],
             "text_offset": offsets,
         }
 
+    def _spelled(self, token: int) -> str:
+        """A token's text; of one that holds half a character its bytes, as OpenAI writes them."""
+        spelled = self.tokenizer.bytes_of(token)
+        try:
+            return spelled.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+
 
 class Gate:
-    """Keeps out what is too large or has no key, and counts what is answered."""
+    """Keeps out what is too large or has no key, counts what is answered, and answers where a fault of ours did not."""
 
     def __init__(self, app: ASGIApp, api_key: str | None, hosts: Sequence[str] | None, metrics: Metrics) -> None:
         self.app, self.api_key, self.hosts, self.metrics = app, api_key, hosts, metrics
@@ -520,9 +530,14 @@ class Gate:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         path = scope["path"]
 
+        begun = False
+
         async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start" and path.startswith("/v1/"):
-                self.metrics.requests.labels(str(message["status"])).inc()
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                if path.startswith("/v1/"):
+                    self.metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
         host = _host_of(headers.get("host", ""))
@@ -548,7 +563,14 @@ class Gate:
         async def replayed() -> Message:
             return messages.pop() if messages else await receive()
 
-        await self.app(scope, replayed, counted)
+        try:
+            await self.app(scope, replayed, counted)
+        except Exception as error:  # a fault of ours, which the log tells; the client gets no more than its kind
+            logger.exception("%s failed", path)
+            if begun:
+                raise
+            refused = Refused(500, f"the server failed ({type(error).__name__}); its log says more")
+            await _as_response(refused)(scope, receive, counted)
 
 
 def _host_of(header: str) -> str | None:
@@ -592,6 +614,8 @@ def _as_response(refused: Refused) -> JSONResponse:
     kind = "invalid_request_error" if refused.status < 429 else "server_error"
     kind = "rate_limit_error" if refused.status == 429 else kind
     headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else dict(refused.headers)
+    if refused.status == 500:  # OpenAI's client would ask again, and again
+        headers["x-should-retry"] = "false"
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     content = {"error": _error_object(refused.message, kind, refused.code, refused.param)}
@@ -609,20 +633,13 @@ async def _refused(_: HTTPRequest, error: Exception) -> Response:
 
 async def _not_valid(_: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"] if part != "body") or "the body"
-        problems.append(f"{place}: {problem['msg']}")
-    first = ".".join(str(part) for part in error.errors()[0]["loc"][1:]) or None
-    return _as_response(Refused(400, "; ".join(problems)[:2000], param=first))
+    problems = error.errors()[:MOST_PROBLEMS]
+    places = [".".join(str(part) for part in problem["loc"] if part != "body") for problem in problems]
+    told = (f"{place or 'the body'}: {problem['msg']}" for place, problem in zip(places, problems, strict=True))
+    return _as_response(Refused(400, "; ".join(told)[:2000], param=places[0] or None))
 
 
 async def _not_found(request: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     return _as_response(Refused(error.status_code, message, headers=error.headers))
-
-
-async def _fault(_: HTTPRequest, error: Exception) -> Response:
-    """A fault of ours, which the log tells; the client gets no more than its kind."""
-    return _as_response(Refused(500, f"the server failed ({type(error).__name__}); its log says more"))

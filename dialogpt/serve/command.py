@@ -93,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
     listener = _listener(options.host, options.port)
     try:
         with leaving_at_once(signal.SIGTERM, DONE):
+            import uvicorn  # noqa: F401, as the signal may come meanwhile
+
             engine, app = _loaded(options)
         return _serve(app, engine, listener, options)
     finally:
@@ -146,7 +148,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
         most_waiting=options.most_waiting,
         kept_bytes=options.prefix_memory << 20,
     )
-    name = Path(options.model).name if Path(options.model).exists() else options.model
+    name = Path(options.model).resolve().name if Path(options.model).exists() else options.model
     key = options.api_key or os.environ.get(KEY)
     local = options.host in LOOPBACK
     if key is None and not local:
@@ -175,8 +177,13 @@ def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.
             received.append(sig)
             super().handle_exit(sig, frame)
 
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them once more when it is done
-        signal.signal(number, lambda _signal, _frame: None)
+    def leave(number: int, _frame: Any) -> None:
+        """Before uvicorn listens to signals, end at once; when it is done, it raises them once more."""
+        if not received:
+            os._exit(INTERRUPTED if number == signal.SIGINT else DONE)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     settings = uvicorn.Config(
         app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=options.grace + 5
     )

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stopped
+from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate_batch
 from dialogpt.generation_config import GenerationConfig
-from dialogpt.tokenizer import Tokenizer
+from dialogpt.tokenizer import StopStrings, Tokenizer
 from model import GPT2, KVCache, shared_prefix
 
 MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
@@ -43,6 +43,10 @@ class Closed(DialogueError):
 
 class OutOfTime(DialogueError):
     """A request waited for longer than one may take."""
+
+
+class TooLong(DialogueError):
+    """What a request asks for takes longer than one may take; asking again will not help."""
 
 
 class Failed(DialogueError):
@@ -89,8 +93,8 @@ class Job:
         seconds: what it may take, waiting included.
         alternatives: how many are told beside each token; None: not even its own probability.
         tries: draws of a reply before one of white space only is told.
-        choose: of `num_return_sequences` candidates, makes as many as there are generators, the best first; None where
-            every reply is told.
+        choose: of `num_return_sequences` candidates, makes as many as there are generators, the best first, and asks
+            now and then whether to go on; None where every reply is told.
     """
 
     prompt_ids: Sequence[int]
@@ -100,7 +104,7 @@ class Job:
     seconds: float
     alternatives: int | None = None
     tries: int = 1
-    choose: Callable[[list[Reply]], list[Reply]] | None = None
+    choose: Callable[[list[Reply], Stop], list[Reply]] | None = None
     deadline: float = field(init=False, default=0.0)
     cancelled: bool = field(init=False, default=False)
     rows: list[Row] = field(init=False, default_factory=list, repr=False)  # those that are not finished
@@ -168,8 +172,11 @@ class Engine:
             Closed: the engine is being closed, or its thread has ended.
             DialogueError: it asks for more replies than are decoded together.
         """
-        if len(job.generators) > self.most_rows:
-            raise DialogueError(f"n is {len(job.generators)}; this server says at most {self.most_rows} together")
+        together = max(len(job.generators), job.config.num_return_sequences, job.config.num_beams)
+        if together > self.most_rows:
+            raise DialogueError(
+                f"{together} replies, candidates or beams were asked for; this server decodes {self.most_rows} together"
+            )
         job.deadline = time.monotonic() + job.seconds
         beside = job.config.num_beams > 1 or job.choose is not None
         with self._condition:
@@ -185,7 +192,7 @@ class Engine:
                 self._condition.notify()
 
     def cancel(self, job: Job) -> None:
-        """Let go of a request, finished or not; it hears nothing more."""
+        """Let go of a request, finished or not; after the step that is under way it hears nothing more."""
         job.cancelled = True
         with self._condition:
             search = self._searches.get(id(job))
@@ -195,7 +202,7 @@ class Engine:
             self._condition.notify()
 
     def close(self, seconds: float) -> None:
-        """Take no more requests, wait at most so long for those that were taken, then cut them, and end the thread."""
+        """Take no more requests, wait so long for those that were taken, then cut them at their step, and end."""
         with self._condition:
             self._cut = time.monotonic() + seconds
             self._condition.notify()
@@ -279,6 +286,8 @@ class Engine:
         job = saying.job
         row = self._decoder.add(job.prompt_ids, job.config, generator=generator, cache=cache)
         row.deadline = min(row.deadline, job.deadline)
+        if job.config.stop_strings:  # only what is said ends a reply, as OpenAI has it
+            row.stop_strings = StopStrings(job.config.stop_strings, self.tokenizer, begin=row.prompt_length)
         job.rows.append(row)
         self._sayings[id(row)] = saying
 
@@ -312,7 +321,11 @@ class Engine:
         saying = self._sayings.pop(id(row))
         saying.job.rows.remove(row)
         self._decoder.drop(row)
-        self._begin(Saying(saying.job, saying.choice, saying.tries - 1), row.generator, cache)
+        try:
+            self._begin(Saying(saying.job, saying.choice, saying.tries - 1), row.generator, cache)
+        except Exception as error:
+            logger.exception("a reply could not be drawn again")
+            self._fail(saying.job, _failed(error))
 
     def _end(self, row: Row, reason: str) -> None:
         """One reply is over; what was read of it is kept for the next turn."""
@@ -362,9 +375,9 @@ class Engine:
                 tokenizer=self.tokenizer,
                 stop=stop,
             )
-            told = replies if job.choose is None else job.choose(replies)
+            told = replies if job.choose is None else job.choose(replies, stop)
         except Stopped:
-            late = OutOfTime(f"the replies were not there within {job.seconds:g} seconds; ask for fewer tokens")
+            late = TooLong(f"the replies were not there within {job.seconds:g} seconds; ask for fewer, or for less")
             if not job.cancelled:
                 self._tell(job, late if time.monotonic() > job.deadline else Closed(STOPPED))
         except DialogueError as error:

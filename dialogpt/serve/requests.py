@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -24,9 +24,13 @@ MOST_TURNS, MOST_CHARACTERS, MOST_CHARACTERS_IN_ALL = 500, 8_000, 32_000
 MOST_REPLIES, MOST_CANDIDATES, MOST_BEAMS = 16, 64, 16
 MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 4, 20, 300
 MOST_ENTRIES, MOST_SPELLED = 1_000, 4_000  # of a setting that is a list: its numbers or words, and their characters
-# What a request says in another way, or may not say: how many replies, what ends them, how long they may take.
-NOT_IN_A_BODY = frozenset({"num_return_sequences", "stop_strings", "max_time", "sequence_bias"})
+MOST_DEPTH = 4  # of lists within lists; no setting has more than three
+MOST_PARTS, MOST_PROMPT_IDS = 100, 10_000
+SAID_BY = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}  # in OpenAI's words
 
+Item = TypeVar("Item")
+OneOf = Annotated[list[Item], Field(min_length=1, max_length=1)]
+Ids = Annotated[list[int], Field(max_length=MOST_PROMPT_IDS, fail_fast=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,7 +45,7 @@ class Message(BaseModel):
     """One turn. Roles are read and mean nothing: DialoGPT knows turns that take turns."""
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
 
     @property
     def text(self) -> str:
@@ -164,7 +168,7 @@ class ChatRequest(Request):
 class CompletionRequest(Request):
     """The body of ``POST /v1/completions``: a text that is gone on with, without turns."""
 
-    prompt_text: Annotated[str | list[int] | list[str] | list[list[int]], Field(alias="prompt")] = ""
+    prompt_text: Annotated[str | Ids | OneOf[str] | OneOf[Ids], Field(alias="prompt")] = ""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -175,19 +179,17 @@ class CompletionRequest(Request):
         return self.logprobs
 
     def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
-        """The text's last tokens that there is room for; an empty text begins after the end of a turn."""
+        """The text, whole; an empty one begins after the end of a turn."""
         if self.echo or self.suffix:
             raise DialogueError("echo and suffix are not implemented; leave them away")
         given = self.prompt_text
-        if isinstance(given, list) and len(given) == 1 and isinstance(given[0], (str, list)):
+        if isinstance(given, list) and given and isinstance(given[0], (str, list)):
             given = given[0]
         if isinstance(given, str):
             _limit([given])
             ids = tokenizer.encode(given)
-        elif given and all(isinstance(token, int) for token in given):
-            ids = [token for token in given if isinstance(token, int)]
         else:
-            raise DialogueError("prompt is a list; expected one text, or the ids of one")
+            ids = [token for token in given if isinstance(token, int)]
         if len(ids) > window:
             raise DialogueError(f"the prompt has {len(ids)} tokens; there is room for {window} beside the reply")
         return ids or [tokenizer.eos_id]
@@ -233,11 +235,13 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
         raise DialogueError("nothing judges replies here; start the server with --rerank")
     if request.num_candidates and not request.rerank:
         raise DialogueError("num_candidates goes with rerank")
-    known = {setting.name for setting in fields(GenerationConfig)} - NOT_IN_A_BODY
+    known = {setting.name for setting in fields(GenerationConfig)}
     given: dict[str, Any] = {
         name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None
     }
     for name, value in given.items():
+        if name in SAID_BY:
+            raise DialogueError(f"{name} is not taken in a body; say {SAID_BY[name]}")
         entries, characters = _size(value)
         if entries > MOST_ENTRIES or characters > MOST_SPELLED:
             raise DialogueError(f"{name} is longer than {MOST_ENTRIES:,} entries or {MOST_SPELLED:,} characters")
@@ -262,6 +266,7 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     wanted = request.most_tokens or given.pop("max_new_tokens", None) or config.max_new_tokens or limits.new_tokens
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         wanted = min(wanted, limits.new_tokens)
+        given.setdefault("min_new_tokens", min(config.min_new_tokens or 0, wanted) or None)
     given |= {"max_new_tokens": wanted, "stop_strings": request.stops or None}
     if request.rerank:
         given["num_return_sequences"] = max(request.num_candidates or limits.num_candidates, request.replies)
@@ -279,13 +284,19 @@ def _biases(biases: Mapping[str, float]) -> list[list[Any]]:
     return [[[int(name)], float(value)] for name, value in biases.items()]
 
 
-def _size(value: Any) -> tuple[int, int]:
-    """How many entries a setting has, down to the last list, and how many characters."""
+def _size(value: Any, depth: int = 0) -> tuple[int, int]:
+    """How many entries a setting has, down to the last list, and how many characters.
+
+    Raises:
+        DialogueError: it goes on too deep.
+    """
     if isinstance(value, str):
         return 1, len(value)
     if not isinstance(value, (list, dict)):
         return 1, 0
-    parts = [_size(part) for part in (value if isinstance(value, list) else value.values())]
+    if depth >= MOST_DEPTH:
+        raise DialogueError(f"a setting has lists within lists, more than {MOST_DEPTH} deep; none has so many")
+    parts = [_size(part, depth + 1) for part in (value if isinstance(value, list) else value.values())]
     return sum(entries for entries, _ in parts), sum(characters for _, characters in parts)
 
 

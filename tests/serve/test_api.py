@@ -24,9 +24,9 @@ import uvicorn
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli import main
 from dialogpt.rerank import MMI, Reranker
-from dialogpt.serve.api import MOST_BYTES, ShownText, create_app
-from dialogpt.serve.engine import Engine
-from dialogpt.serve.requests import Limits
+from dialogpt.serve.api import MOST_BYTES, Completion, ShownText, create_app
+from dialogpt.serve.engine import Engine, Token
+from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
 from tests.helpers import started
 from weights import load
 
@@ -141,6 +141,9 @@ def test_the_wire_of_a_stream(served: Served) -> None:
     assert (end["choices"][0]["delta"], end["choices"][0]["finish_reason"]) == ({}, "stop")
     assert usage["choices"] == []
     assert usage["usage"]["completion_tokens"] == len(said) - 1
+    plain = served.post({**body, "stream_options": None}).text.split("\n\n")
+    assert len(plain) == len(events) + 1
+    assert not any('"usage"' in event for event in plain)
 
 
 def test_texts_that_end_a_reply_are_not_shown(served: Served) -> None:
@@ -165,6 +168,8 @@ def test_what_may_begin_a_stop_is_held_back() -> None:
     said = [[shown.feed(token) for token in tokenizer.encode(text)] for text in ("a st", "ock st", "ab here")]
     assert ["".join(texts) for texts in said] == ["a ", "stock ", ""]
     assert shown.finish() == ""
+    both = ShownText(tokenizer, ["e", "th"])  # in one token; the first place counts
+    assert both.feed(tokenizer.encode(" the")[0]) == " "
     open_end = ShownText(tokenizer, ["stop"])
     assert "".join(open_end.feed(token) for token in tokenizer.encode("a sto")) == "a "
     assert open_end.finish() == "sto"
@@ -227,6 +232,20 @@ def test_probabilities(served: Served) -> None:
     assert text.logprobs.text_offset[:2] == [0, len((text.logprobs.tokens or [""])[0])]
 
 
+def test_offsets_are_those_of_the_text_where_tokens_hold_half_characters() -> None:
+    """Each byte of an emoji is a token here."""
+    tokenizer = Tokenizer.load("tiny")
+    form, shown = Completion(tokenizer, "tiny"), ShownText(tokenizer, ())
+    ids = tokenizer.encode("😀!😀")
+    chunks = [form.chunks(0, shown.feed(n), Token(0, n, -1.0, ((n, -1.0), (ids[0], -2.0))))[0] for n in ids]
+    choices = [chunk["choices"][0] for chunk in chunks]
+    assert [choice["text"] for choice in choices] == ["", "", "", "😀", "!", "", "", "", "😀"]
+    told = [choice["logprobs"] for choice in choices]
+    assert [one["text_offset"] for one in told] == [[0], [0], [0], [0], [1], [2], [2], [2], [2]]
+    assert told[0]["tokens"] + told[4]["tokens"] == ["bytes:\\xf0", "!"]
+    assert told[1]["top_logprobs"] == [{"bytes:\\x9f": -1.0, "bytes:\\xf0": -2.0}]
+
+
 def test_models_and_health(served: Served) -> None:
     assert [model.id for model in served.client.models.list()] == ["tiny"]
     assert served.client.models.retrieve("tiny").owned_by == "dialogpt"
@@ -256,17 +275,26 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "text"),
         ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "longer than 1,000 entries"),
         ({"messages": HELLO, "bad_words": ["word"] * 2000}, 400, "bad_words is longer than 1,000 entries or 4,000"),
+        ({"messages": HELLO, "bad_words": json.loads("[" * 600 + "]" * 600)}, 400, "more than 4 deep"),
+        ({"messages": HELLO, "stop_strings": ["a"]}, 400, "stop_strings is not taken in a body; say stop"),
+        ({"messages": HELLO, "max_tokens": 3, "min_new_tokens": 5}, 400, "min_new_tokens 5 is above max_new_tokens 3"),
+        ({"messages": [{"role": "user", "content": [{}] * 200}]}, 400, "at most 100 items"),
         ({"messages": HELLO, "num_beams": 17}, 400, "num_beams is 17; at most 16 are searched here"),
         ({"messages": HELLO, "num_beams": 2, "logprobs": True}, 400, "without probabilities; see logprobs"),
         ({"messages": HELLO, "rerank": True}, 400, "nothing judges replies here; start the server with --rerank"),
         ({"messages": HELLO, "rerank": "mmi"}, 400, "rerank: Input should be a valid boolean"),
+        ({"prompt": ["a", "b"]}, 400, "at most 1 item"),
+        ({"prompt": [[""]] * 100_000}, 400, "at most 1 item"),
+        ({"prompt": ["x"] * 100_000}, 400, "at most 1 item"),
+        ({"prompt": [-1]}, 400, "ids outside the vocabulary"),
         ({"messages": HELLO, "stop": "a" * 5000}, 400, "stop has more than 4,000 characters"),
     ],
 )
 def test_what_cannot_be_answered_is_a_sentence(served: Served, body: Any, status: int, sentence: str) -> None:
     for stream in (False, True):
-        answer = served.post({**body, "stream": stream})
+        answer = served.post({**body, "stream": stream}, f"/v1/{'' if 'prompt' in body else 'chat/'}completions")
         assert answer.status_code == status, answer.text
+        assert len(answer.content) < 2500
         error = answer.json()["error"]
         assert sentence in error["message"]
         assert error.keys() == {"message", "type", "param", "code"}
@@ -292,8 +320,16 @@ def test_openais_client_knows_the_errors(slow: Served) -> None:
 
 
 def test_bodies_that_are_none(served: Served) -> None:
+    def post(content: bytes) -> httpx.Response:
+        headers = {"content-type": "application/json"}
+        return httpx.post(f"{served.url}/v1/chat/completions", content=content, headers=headers, timeout=30)
+
+    good = json.dumps({"messages": HELLO, "max_tokens": 2}).encode()
+    assert post(good).status_code == 200
+    # A page elsewhere may send a body without a type, and is not asked whether it may.
+    assert httpx.post(f"{served.url}/v1/chat/completions", content=good).status_code == 400
     for content, status in ((b"{", 400), (b"\xff\xfe", 400), (b" " * (MOST_BYTES + 1), 413)):
-        answer = httpx.post(f"{served.url}/v1/chat/completions", content=content)
+        answer = post(content)
         assert answer.status_code == status, answer.text
         assert answer.json()["error"]["message"]
     said = b'"messages": [{"role": "user", "content": "%s"}]'
@@ -305,7 +341,7 @@ def test_bodies_that_are_none(served: Served) -> None:
         b'{"messages": ' + b"[" * 100_000,
         b'"messages"',
     ):
-        answer = httpx.post(f"{served.url}/v1/chat/completions", content=content, timeout=30)
+        answer = post(content)
         assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error"), content[:80]
     for seed in (-1, 1 << 70):
         assert served.post({"messages": HELLO, "seed": seed, "max_tokens": 2}).status_code == 200
@@ -372,6 +408,27 @@ def test_a_fault_of_the_server_is_no_fault_of_the_request(
     assert "no memory" in caplog.text
 
 
+def test_a_fault_that_nobody_foresaw_is_counted_and_told(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With what a page elsewhere needs to read it, and without what would make a client ask again."""
+    monkeypatch.setattr("dialogpt.serve.api.settings_of", lambda *_: 1 // 0)
+    with serve(served.engine, origins=["https://a.example"]) as other:
+        answer = other.post({"messages": HELLO}, headers={"Origin": "https://a.example"})
+        assert (answer.status_code, answer.headers["x-should-retry"]) == (500, "false")
+        assert answer.headers["access-control-allow-origin"] == "https://a.example"
+        assert answer.json()["error"]["message"] == "the server failed (ZeroDivisionError); its log says more"
+        assert 'dialogpt_requests_total{status="500"} 1.0' in httpx.get(f"{other.url}/metrics").text
+    assert "division" in caplog.text
+
+
+def test_the_servers_own_shortest_reply_yields_to_a_request() -> None:
+    limits = Limits(GenerationConfig(min_new_tokens=10, max_new_tokens=20), 128, 64, 30, 256)
+    asked = [{"max_tokens": 5}, {"max_tokens": 15}, {"max_tokens": 5, "min_new_tokens": 2}]
+    found = [settings_of(CompletionRequest(**body), limits, 0) for body in asked]
+    assert [(config.min_new_tokens, config.max_new_tokens) for config in found] == [(5, 5), (10, 15), (2, 5)]
+
+
 def test_a_damaged_network_is_no_fault_of_the_request(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = served.engine.model.logits
     monkeypatch.setattr(served.engine.model, "logits", lambda *arguments: honest(*arguments) * float("nan"))
@@ -424,13 +481,14 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         line = process.stderr.readline()
         assert line.startswith("dialogpt: tiny answers at http://127.0.0.1:"), line
         url = line.split()[4].removesuffix("/")
-        body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "stream": True}
+        body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "n": 16, "stream": True}
         with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
             lines = answer.iter_lines()
             next(lines)
             os.kill(process.pid, number)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
+        assert 16 < len(rest) < 16 * 200  # all replies were cut
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert process.wait(timeout=20) == status
         assert process.stderr.read() == ""

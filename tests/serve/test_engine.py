@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from itertools import permutations, zip_longest
+from dataclasses import replace
+from itertools import pairwise, permutations, zip_longest
 from queue import Queue
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
-from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token
+from dialogpt.decoder import Stop, Stopped
+from dialogpt.generate import Reply
+from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token, TooLong
 from model import GPT2, KVCache
 from tests.helpers import counted_reads, random_model, seeded, small_vocabulary
 from weights import load
@@ -44,7 +47,7 @@ class Heard:
 
     def __init__(self, prompt: list[int], config: GenerationConfig, seed: int = 0, **settings: Any) -> None:
         self.events: Queue[Event] = Queue()
-        number = config.num_return_sequences
+        number = 1 if settings.get("choose") else config.num_return_sequences
         generators = [seeded(seed + k) for k in range(number)]
         settings.setdefault("seconds", 60)
         self.job = Job(prompt, config, generators, self.events.put, **settings)
@@ -242,6 +245,7 @@ def test_no_memory_for_keeping_or_joining_is_no_end(
         engine.submit(first.job)
         assert isinstance(first.all()[-1], End)
         time.sleep(0.1)
+    assert "could not be kept" in caplog.text
     with monkeypatch.context() as full:
         full.setattr(Prefixes, "take", lambda *_: (_ for _ in ()).throw(RuntimeError("no memory")))
         second = Heard(prompt_of(9, 30), SAMPLED)
@@ -266,7 +270,7 @@ def test_who_cannot_be_told_is_let_go(engine: Engine, caplog: pytest.LogCaptureF
 
 
 def test_more_replies_than_there_are_places_are_refused(engine: Engine) -> None:
-    with pytest.raises(DialogueError, match="n is 5; this server says at most 4 together"):
+    with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes 4 together"):
         engine.submit(Heard([1], GenerationConfig(do_sample=True, num_return_sequences=5)).job)
 
 
@@ -328,13 +332,87 @@ def test_closing_finishes_or_cuts(network: GPT2, tokenizer: Tokenizer, slow: Non
     first, second = Heard([1], config), Heard([2], config)
     for each in (first, second):
         engine.submit(each.job)
-    first.events.get(timeout=10)
+    said = [first.events.get(timeout=10)]
     engine.close(grace)
-    assert first.all()[-1] == End(0, "length")
+    said += first.all()
+    assert said[-1] == End(0, "length")
+    assert (len(said) == 21) == bool(grace)
     last = second.all()[-1]
     assert last == End(0, "length") if grace else isinstance(last, Closed)
     with pytest.raises(Closed):
         engine.submit(Heard([3], config).job)
+
+
+def test_white_space_that_is_held_back_is_told_when_it_is_cut(
+    network: GPT2, tokenizer: Tokenizer, slow: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(network, tokenizer, most_rows=1)
+    (space,) = tokenizer.encode(" ")
+    config = GenerationConfig(do_sample=True, sequence_bias=[[[space], 1000.0]], max_new_tokens=50)
+    heard, other = Heard([1], config, tries=5), Heard([2], SAMPLED)
+    for each in (heard, other):
+        engine.submit(each.job)
+    while not engine.running:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    assert heard.events.empty()
+    engine.close(0)
+    *said, end = heard.all()
+    assert end == End(0, "length")
+    assert 0 < len(said) < 50
+    assert all(isinstance(event, Token) and event.id == space for event in said)
+
+
+def choose_for_ever(_: list[Reply], stop: Stop) -> list[Reply]:
+    while not stop():
+        time.sleep(0.01)
+    raise Stopped
+
+
+@pytest.mark.parametrize(
+    ("config", "choose"),
+    [
+        (GenerationConfig(num_beams=3, max_new_tokens=100, eos_token_id=NEVER), None),
+        (GenerationConfig(do_sample=True, num_return_sequences=3, max_new_tokens=2), choose_for_ever),
+    ],
+    ids=["beams", "candidates"],
+)
+def test_what_is_answered_beside_ends_when_nobody_waits_or_time_is_over(
+    network: GPT2, tokenizer: Tokenizer, slow: None, config: GenerationConfig, choose: Any
+) -> None:
+    """In the middle of a search, of two seconds, and in the middle of choosing; the next one can begin at once."""
+    engine = Engine(network, tokenizer, most_rows=4)
+    gone = Heard([1, 2], config, choose=choose)
+    engine.submit(gone.job)
+    time.sleep(0.3)
+    assert engine.waiting == 1
+    engine.cancel(gone.job)
+    deadline = time.monotonic() + 1
+    while engine.waiting and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert engine.waiting == 0
+    assert gone.events.empty()
+    late, closed = Heard([1, 2], config, seconds=0.3, choose=choose), Heard([1, 2], config, choose=choose)
+    engine.submit(late.job)
+    engine.submit(closed.job)
+    (error,) = late.all()
+    assert isinstance(error, TooLong)
+    engine.close(0)
+    (error,) = closed.all()
+    assert isinstance(error, Closed)
+
+
+def test_a_stop_string_is_sought_in_what_is_said(network: GPT2, tokenizer: Tokenizer, engine: Engine) -> None:
+    """As OpenAI has it; transformers' criterion, which `generate` follows, looks into the prompt too."""
+    letters = [tokenizer.encode(letter)[0] for letter in "abcdefg"]
+    follows = [[[here, there], 1000.0] for here, there in pairwise(letters)]
+    plain = GenerationConfig(max_new_tokens=4, eos_token_id=NEVER, sequence_bias=follows)  # "cdef", after "ab"
+    over_the_edge, inside = (replace(plain, stop_strings=[text]) for text in ("bc", "de"))
+    assert len(list(generate(network, letters[:2], over_the_edge, tokenizer=tokenizer))) == 1
+    heard = [Heard(letters[:2], over_the_edge), Heard(letters[:2], inside)]
+    for each in heard:
+        engine.submit(each.job)
+    assert [tokenizer.decode(each.ids()) for each in heard] == ["cdef", "cde"]
 
 
 def test_kept_caches_are_few(network: GPT2) -> None:

@@ -39,9 +39,10 @@ def test_no_request_makes_a_fault(app: Any, path: str, mode: Any) -> None:
         answer = case.call()
         statuses[answer.status_code] += 1
         assert answer.status_code < 500, (case.body, answer.text)
+        assert '"server_error"' not in answer.text  # in the middle of a stream
 
     judge()
-    assert sum(statuses.values()) > 30, statuses
+    assert statuses[200 if mode is schemathesis.GenerationMode.POSITIVE else 400] > 10, statuses
 
 
 strange = st.recursive(
@@ -61,12 +62,20 @@ NAMES = [
 ]
 
 
-@given(body=st.dictionaries(st.sampled_from(NAMES), strange, min_size=1, max_size=3), text=st.text(max_size=20))
-@settings(max_examples=250, suppress_health_check=list(HealthCheck))
-def test_no_setting_makes_a_fault(app: Any, body: dict[str, Any], text: str) -> None:
+def test_no_setting_makes_a_fault(app: Any) -> None:
     """Any JSON in the place of any setting, and what Python's JSON has beyond it."""
-    content = json.dumps({"messages": [{"role": "user", "content": text}], **body})
-    answer = TestClient(app).post("/v1/chat/completions", content=content)
-    assert answer.status_code in (200, 400, 422), (body, answer.text)
-    if answer.status_code != 200:
-        assert answer.json()["error"]["message"]
+    answered: Counter[int] = Counter()
+
+    @given(body=st.dictionaries(st.sampled_from(NAMES), strange, min_size=1, max_size=3), text=st.text(max_size=20))
+    @settings(max_examples=250, suppress_health_check=list(HealthCheck))
+    def judge(body: dict[str, Any], text: str) -> None:
+        content = json.dumps({"messages": [{"role": "user", "content": text}], **body})
+        headers = {"content-type": "application/json"}
+        answer = TestClient(app).post("/v1/chat/completions", content=content, headers=headers)
+        answered[answer.status_code] += 1
+        assert answer.status_code in (200, 400), (body, answer.text)
+        if answer.status_code != 200:
+            assert answer.json()["error"]["message"]
+
+    judge()
+    assert min(answered[200], answered[400]) > 10, answered
