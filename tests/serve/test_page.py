@@ -126,8 +126,8 @@ def test_retry_and_edit(page: Any) -> None:
 
 
 def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
-    """With the time limit of a second, as one that is cut by the server; and by the button."""
-    flags = ["--min-new-tokens", "250", "--max-new-tokens", "250", "--threads", "1"]
+    """And the server says no more of it: the button stops both ends."""
+    flags = ["--min-new-tokens", "250", "--max-new-tokens", "250", "--threads", "1", "--dtype", "float64"]
     with server(0, *flags) as (url, _):
         page = new_page(browser)
         page.goto(url)
@@ -147,6 +147,9 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
             if health["running"] == 0:
                 break
         assert health["running"] == 0
+        said = re.search(r"dialogpt_tokens_total (\d+)", page.request.get(f"{url}metrics").text())
+        assert said is not None
+        assert int(said[1]) < 240
         page.close()
 
 
@@ -259,18 +262,21 @@ def test_export_and_import(page: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kept",
+    ("kept", "one"),
     [
-        "{",
-        "null",
-        '{"conversations": []}',
-        '{"conversations": [{"messages": [], "used": {}}], "current": -1, "settings": null}',
-        '{"conversations": [{"messages": [{"role": "user", "content": "a"}]}], "current": "x", "settings": [""]}',
-        '{"conversations": [{"messages": [{"role": "assistant", "content": "a", "tokens": [null, {"text": "a"}]}]}]}',
+        ("{", "{"),
+        ("null", "null"),
+        ('{"current": -1, "settings": null}', '{"messages": [], "used": {}}'),
+        ('{"current": "x", "settings": [""]}', '{"messages": [{"role": "user", "content": "a"}], "made": "x"}'),
+        ("[]", '{"messages": [{"role": "assistant", "content": "a", "tokens": [null, {"text": "a"}]}]}'),
+        ('{"settings": {"top_k": "<b>"}}', '{"messages": [{"role": "system", "content": "a"}]}'),
     ],
 )
-def test_what_is_kept_may_be_damaged(page: Any, kept: str) -> None:
-    page.evaluate("kept => localStorage.setItem('dialogpt', kept)", kept)
+def test_what_is_kept_may_be_damaged(page: Any, kept: str, one: str) -> None:
+    page.evaluate(
+        "([kept, one]) => {localStorage.setItem('dialogpt', kept); localStorage.setItem('dialogpt:x', one)}",
+        [kept, one],
+    )
     page.reload()
     expect(page.locator("#model")).to_have_text("dialogpt: tiny")
     say(page, "Hi!")
@@ -288,13 +294,44 @@ def test_two_tabs_keep_each_others_conversations(page: Any) -> None:
     page.reload()
     names = page.locator("#conversations option").all_inner_texts()
     assert {"I am the first tab.", "I am the second tab."} <= set(names)
+    page.select_option("#conversations", label="I am the second tab.")
+    say(page, "And I am here, too.")  # in the conversation that the other tab has open
+    expect(other.locator("#log li")).to_have_count(4)
+    other.click("#open-settings")
+    other.get_by_role("button", name="Defaults").click()  # keeps, and overwrites nothing
+    other.get_by_role("button", name="Done").click()
+    page.reload()
+    assert page.locator("#log li").count() == 4
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#remove")
+    expect(other.locator("#conversations option")).to_have_text(["I am the first tab."])
+    say(other, "Is it gone?")
+    page.reload()
+    assert page.locator("#conversations option").all_inner_texts() == ["I am the first tab."]
+
+
+def test_a_browser_without_room_says_so_and_goes_on(page: Any) -> None:
+    page.evaluate("() => { Storage.prototype.setItem = () => { throw new Error('full'); }; }")
+    reply = say(page, "Hi!")
+    expect(page.locator("#problem")).to_contain_text("no room to keep the conversation")
+    say(page, "And now?")
+    assert page.locator("#log .text").all_inner_texts()[:3] == ["Hi!", reply, "And now?"]
+
+
+def test_on_another_machine_of_the_network_it_works_too(browser: Any, url: str) -> None:
+    """Over http a browser has no `crypto.randomUUID` there, and no clipboard; the page was dead without the first."""
+    page = new_page(browser)
+    page.add_init_script("delete Crypto.prototype.randomUUID; delete Navigator.prototype.clipboard")
+    page.goto(url)
+    assert say(page, "Hi!")
+    page.locator("#log li").last.get_by_role("button", name="Copy").click()
+    expect(page.locator("#problem")).to_contain_text("did not let the page copy")
+    page.close()
 
 
 def test_a_long_conversation_goes_on(page: Any) -> None:
     messages = [{"role": ("user", "assistant")[k % 2], "content": "word " * 20} for k in range(600)]
-    page.evaluate(
-        "kept => localStorage.setItem('dialogpt', JSON.stringify(kept))", {"conversations": [{"messages": messages}]}
-    )
+    page.evaluate("messages => localStorage.setItem('dialogpt:x', JSON.stringify({messages}))", messages)
     page.reload()
     assert say(page, "Hi!").strip()
     assert page.locator("#problem").is_hidden()
