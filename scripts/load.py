@@ -15,15 +15,18 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import httpx
 
 from dialogpt.cli import guarded
+from dialogpt.errors import DialogueError
 
 ROOT = Path(__file__).parents[1]
 SAYINGS = ("Hi! How are you?", "What did you do today?", "I like music.", "Where do you live?", "Why?", "That is nice.")
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish))
         time.sleep(1)
         left = httpx.get(f"{url}/health").json()["running"]
-    memory = [together.memory[len(together.memory) * part // 10 - 1] >> 20 for part in (1, 2, 4, 6, 8, 10)]
+    memory = [together.memory[(len(together.memory) - 1) * part // 10] >> 20 for part in (1, 2, 4, 6, 8, 10)]
     speed, speed_alone = together.tokens / options.seconds, alone.tokens / (options.seconds / 4)
     print(f"one client: {speed_alone:.0f} tokens/s, first token after {statistics.median(alone.first):.3f} s")
     print(
@@ -97,13 +100,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextmanager
 def _server(model: str, dtype: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--model", model, "--dtype", dtype]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        if " answers at " not in line:
-            raise RuntimeError(line)
-        yield line.split(" answers at ")[1].split("/ ")[0], process
-        process.terminate()
+    with (
+        tempfile.TemporaryFile("a+") as log,
+        subprocess.Popen(command, cwd=ROOT, stderr=log, text=True) as process,
+    ):
+        try:
+            while " answers at " not in (said := _content(log)):
+                if process.poll() is not None:
+                    raise DialogueError(f"the server did not begin: {said}")
+                time.sleep(0.1)
+            yield said.split(" answers at ")[1].split("/ ")[0], process
+        finally:
+            process.terminate()
+
+
+def _content(log: IO[str]) -> str:
+    log.seek(0)
+    return log.read()
 
 
 async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float) -> Tally:
@@ -153,7 +166,8 @@ async def _reply(
         "max_tokens": NEW_TOKENS,
         "logprobs": True,
     }
-    text, start = "", time.monotonic()
+    text: str = ""
+    reason, start = None, time.monotonic()
     leaves_after = chance.randrange(1, NEW_TOKENS) if chance.random() < vanish else None
     said, last = 0, None
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
@@ -166,6 +180,7 @@ async def _reply(
             if "error" in content:
                 raise RuntimeError(content["error"]["message"])
             choice = content["choices"][0]
+            reason = choice["finish_reason"]
             text += choice["delta"].get("content", "")
             if choice["logprobs"] is None:
                 continue
@@ -177,7 +192,9 @@ async def _reply(
             said, last = said + 1, now
             tally.tokens += now < end
             if said == leaves_after:
-                break
+                return text
+    if reason is None or said != NEW_TOKENS:
+        raise RuntimeError(f"a stream ended after {said} tokens with {reason}")
     return text
 
 

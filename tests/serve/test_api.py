@@ -271,6 +271,7 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
         ({"messages": HELLO, "logit_bias": {"99999": 1}}, 400, "names the token 99999, and the vocabulary has 8,192"),
         ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "at most 32,000 and 8,000 are taken"),
+        ({"messages": [{"role": "user", "content": "a" * 7000}] * 5}, 400, "35,000 characters, the longest 7,000"),
         ({"messages": HELLO * 501}, 400, "at most 500 items"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "text"),
         ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "longer than 1,000 entries"),
@@ -427,6 +428,15 @@ def test_the_servers_own_shortest_reply_yields_to_a_request() -> None:
     asked = [{"max_tokens": 5}, {"max_tokens": 15}, {"max_tokens": 5, "min_new_tokens": 2}]
     found = [settings_of(CompletionRequest(**body), limits, 0) for body in asked]
     assert [(config.min_new_tokens, config.max_new_tokens) for config in found] == [(5, 5), (10, 15), (2, 5)]
+
+
+def test_what_is_always_so() -> None:
+    """The most tokens that are granted, the end of a turn, and that an empty stop string ends nothing."""
+    limits = Limits(GenerationConfig(), 128, 64, 30, 256)
+    config = settings_of(CompletionRequest(max_tokens=500, eos_token_id=[5], stop=["", "a"]), limits, 0)
+    assert config.max_new_tokens == 64
+    assert set(config.end_ids) == {0, 5}
+    assert config.stop_strings == ("a",)
 
 
 def test_a_damaged_network_is_no_fault_of_the_request(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
