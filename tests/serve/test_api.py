@@ -188,6 +188,8 @@ def test_settings_arrive(served: Served) -> None:
     assert say(max_tokens=2).finish_reason == say(max_completion_tokens=2).finish_reason == "length"
     first = Tokenizer.load("tiny").encode(greedy)[0]
     assert not say(temperature=0, logit_bias={str(first): -100}).message.content.startswith(greedy[:2])
+    biased = say(temperature=0, logit_bias={str(first): 100}, max_tokens=3).message.content
+    assert biased == Tokenizer.load("tiny").decode([first] * 3)
     beams = say(extra_body={"num_beams": 4}, temperature=0)
     assert beams.finish_reason in ("stop", "length")
     assert say(extra_body={"no_such_setting": 1, "tools": []}, temperature=0).message.content == greedy
