@@ -39,7 +39,7 @@ from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Requ
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 logger = logging.getLogger(__name__)
-MOST_BYTES = 1 << 20  # of a body; 32,000 characters of four bytes, escaped, are 400 KB
+MOST_BYTES = 512 << 10  # of a body; 32,000 characters, each escaped as two surrogates, are 384 KB
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
 Result = TypeVar("Result")
 RETRY_AFTER = "1"  # seconds

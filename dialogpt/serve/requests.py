@@ -190,8 +190,6 @@ class CompletionRequest(Request):
             ids = tokenizer.encode(given)
         else:
             ids = [token for token in given if isinstance(token, int)]
-        if len(ids) > window:
-            raise DialogueError(f"the prompt has {len(ids)} tokens; there is room for {window} beside the reply")
         return ids or [tokenizer.eos_id]
 
     def turns(self, tokenizer: Tokenizer) -> list[list[int]]:

@@ -186,6 +186,9 @@ def test_settings_arrive(served: Served) -> None:
     assert say(extra_body={"top_k": 1}, seed=3).message.content == greedy
     assert say(seed=1).message.content == say(seed=1).message.content
     assert say(max_tokens=2).finish_reason == say(max_completion_tokens=2).finish_reason == "length"
+    ends: tuple[Any, Any] = ("", [8191])  # an empty text goes on from the end of a turn
+    texts = [served.client.completions.create(model="tiny", prompt=end, temperature=0).choices[0].text for end in ends]
+    assert texts[0] == texts[1] != ""
     first = Tokenizer.load("tiny").encode(greedy)[0]
     assert not say(temperature=0, logit_bias={str(first): -100}).message.content.startswith(greedy[:2])
     biased = say(temperature=0, logit_bias={str(first): 100}, max_tokens=3).message.content
@@ -289,6 +292,7 @@ def test_models_and_health(served: Served) -> None:
         ({"prompt": ["a", "b"]}, 400, "at most 1 item"),
         ({"prompt": [[""]] * 100_000}, 400, "at most 1 item"),
         ({"prompt": ["x"] * 100_000}, 400, "at most 1 item"),
+        ({"prompt": [7] * 600}, 400, "a prompt of 600 tokens and 64 new ones do not fit the network's 512 positions"),
         ({"prompt": [-1]}, 400, "ids outside the vocabulary"),
         ({"messages": HELLO, "stop": "a" * 5000}, 400, "stop has more than 4,000 characters"),
     ],
