@@ -194,7 +194,11 @@ def build_parser() -> argparse.ArgumentParser:
     training.set_defaults(run=train.run, parser=training)
 
     serving = subparsers.add_parser(
-        "serve", usage="%(prog)s [FLAGS]  (--help lists them)", help="answer programs over HTTP, as OpenAI's servers do"
+        "serve",
+        usage="%(prog)s [FLAGS]  (--help lists them)",
+        help="a page for people, and OpenAI's interface for programs",
+        description="Answer many at once from one model: people by a page in the browser, programs by OpenAI's "
+        "interface, with the base URL http://HOST:PORT/v1.",
     )
     serve.add_flags(serving)
     serving.set_defaults(run=serve.run, parser=serving)

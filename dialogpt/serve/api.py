@@ -35,7 +35,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply as Said
 from dialogpt.rerank import ranked
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Token
-from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
+from dialogpt.serve.requests import SAID_BY, ChatRequest, CompletionRequest, Limits, Request, settings_of
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,13 @@ MOST_BYTES = 512 << 10  # of a body; 32,000 characters, each escaped as two surr
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
 Result = TypeVar("Result")
 RETRY_AFTER = "1"  # seconds
+MOST_SECONDS = 5  # for a body to come
 MOST_PROBLEMS = 5  # of a body that are told
+UNIONS = {  # what is expected of fields that take several kinds of values
+    "content": "expected text, or a list of parts that are text",
+    "prompt": "expected one text, or the ids of one",
+    "stop": "expected a text, or a list of at most 4",
+}
 
 
 class Refused(Exception):
@@ -133,7 +139,7 @@ class Answer:
         tokenizer = engine.tokenizer
         config = settings_of(request, limits, tokenizer.eos_id)
         window = config.prompt_room(limits.positions)
-        self.prompt_ids = request.prompt(tokenizer, limits.history_tokens, window)
+        self.prompt = request.prompt(tokenizer, limits.history_tokens, window)
         self.tokenizer, self.metrics, self.engine = tokenizer, metrics, engine
         self.start = time.perf_counter()
         self.replies = [Reply(ShownText(tokenizer, request.stops)) for _ in range(request.replies)]
@@ -148,9 +154,9 @@ class Answer:
         generators = [fresh_generator(engine.model.device, seed) for seed in seeds]
         tries = request.tries if config.do_sample else 1
         choose = None if not request.rerank else self._judge(request, limits)
-        self.job = Job(self.prompt_ids, config, generators, tell, limits.seconds, request.alternatives, tries, choose)
+        self.job = Job(self.prompt.ids, config, generators, tell, limits.seconds, request.alternatives, tries, choose)
         engine.submit(self.job)
-        metrics.prompt.inc(len(self.prompt_ids))
+        metrics.prompt.inc(len(self.prompt.ids))
 
     def _judge(self, request: Request, limits: Limits) -> Callable[[list[Said], Stop], list[Said]]:
         """What chooses the best of several candidates; those of white space only come last."""
@@ -192,10 +198,11 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """OpenAI's count of tokens."""
+        """OpenAI's count of tokens; and what of the dialogue found no room, which a chat in the terminal says, too."""
         said = sum(reply.tokens for reply in self.replies)
-        prompt = len(self.prompt_ids)
-        return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said}
+        prompt = len(self.prompt.ids)
+        left_out = {"turns_left_out": self.prompt.first_turn, "tokens_cut": self.prompt.cut}
+        return {"prompt_tokens": prompt, "completion_tokens": said, "total_tokens": prompt + said, **left_out}
 
     def leave(self) -> None:
         """Nobody waits for the rest."""
@@ -236,6 +243,8 @@ def create_app(
         "created": int(time.time()),
         "owned_by": "dialogpt",
         "context_length": limits.positions,
+        "max_completion_tokens": limits.new_tokens,
+        "history_tokens": limits.history_tokens,
         "defaults": {
             "temperature": limits.settings.temperature if limits.settings.do_sample else 0,
             "top_k": limits.settings.top_k,
@@ -294,6 +303,7 @@ def create_app(
             raise Refused(404, f"there is no model {asked!r} here; there is {name!r}", "model_not_found", "model")
         return model
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> dict[str, Any]:
         """Whether it works, and how much it has to do."""
@@ -503,7 +513,10 @@ class Completion(Form):
         return {
             "tokens": [self._spelled(token.id) for token in told],
             "token_logprobs": [token.log_probability for token in told],
-            "top_logprobs": [{self._spelled(n): value for n, value in token.alternatives} for token in told],
+            "top_logprobs": [
+                {self._spelled(n): value for n, value in (*token.alternatives, (token.id, token.log_probability))}
+                for token in told
+            ],
             "text_offset": offsets,
         }
 
@@ -547,16 +560,24 @@ class Gate:
         )
         refused = None
         if self.hosts is not None and host not in self.hosts:  # a page elsewhere whose name leads here
-            refused = Refused(403, "this server answers this machine alone; start it with --host for others")
+            refused = Refused(
+                403,
+                f"this server answers this machine alone, and is not known as {str(host)[:80]!r}; start it with "
+                "--allowed-host for a proxy's name, or with --host for other machines",
+            )
         elif self.api_key is not None and path.startswith("/v1/") and not keyed:
             refused = Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
         if refused is not None:
             await _as_response(refused)(scope, receive, counted)
             return
-        body = await _body(receive)
-        if body is None:
-            refused = Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
-            await _as_response(refused)(scope, receive, counted)
+        try:
+            body = await asyncio.wait_for(_body(receive), MOST_SECONDS)
+        except Refused as error:
+            await _as_response(error)(scope, receive, counted)
+            return
+        except asyncio.TimeoutError:
+            late = Refused(408, f"the body did not come within {MOST_SECONDS} seconds; send it again")
+            await _as_response(late)(scope, receive, counted)
             return
         messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
@@ -581,14 +602,20 @@ def _host_of(header: str) -> str | None:
         return None
 
 
-async def _body(receive: Receive) -> bytes | None:
-    """The whole body of a request; None if it is larger than may be."""
+async def _body(receive: Receive) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        Refused: it is larger than may be.
+    """
     body, more = b"", True
     while more and len(body) <= MOST_BYTES:
         message = await receive()
         body += message.get("body", b"")
         more = message.get("more_body", False)
-    return body if len(body) <= MOST_BYTES else None
+    if len(body) > MOST_BYTES:
+        raise Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
+    return body
 
 
 def _page() -> tuple[bytes, str]:
@@ -606,8 +633,10 @@ def _page() -> tuple[bytes, str]:
 
 
 def _as_refused(error: DialogueError) -> Refused:
-    status = STATUS.get(type(error), 400)
-    return Refused(status, str(error), {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
+    status, message = STATUS.get(type(error), 400), str(error)
+    for setting, name in (*SAID_BY.items(), ("max_new_tokens", "max_tokens")):
+        message = message.replace(setting, name)
+    return Refused(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
 
 
 def _as_response(refused: Refused) -> JSONResponse:
@@ -631,15 +660,38 @@ async def _refused(_: HTTPRequest, error: Exception) -> Response:
     return _as_response(error)
 
 
-async def _not_valid(_: HTTPRequest, error: Exception) -> Response:
+async def _not_valid(request: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    problems = error.errors()[:MOST_PROBLEMS]
-    places = [".".join(str(part) for part in problem["loc"] if part != "body") for problem in problems]
-    told = (f"{place or 'the body'}: {problem['msg']}" for place, problem in zip(places, problems, strict=True))
-    return _as_response(Refused(400, "; ".join(told)[:2000], param=places[0] or None))
+    kind = request.headers.get("content-type", "none")
+    if "json" not in kind:
+        return _as_response(Refused(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"))
+    problems = dict(map(_problem, error.errors()[: 4 * MOST_PROBLEMS]))  # a union has one for each of its kinds
+    told = [f"{place or 'the body'}: {sentence}" for place, sentence in problems.items()][:MOST_PROBLEMS]
+    return _as_response(Refused(400, "; ".join(told), param=next(iter(problems)) or None))
+
+
+def _problem(problem: dict[str, Any]) -> tuple[str, str]:
+    """Where something is wrong in a body, and what was found and expected."""
+    place = [str(part) for part in problem["loc"] if part != "body"]
+    if problem["type"] == "json_invalid":
+        return "", f"no JSON ({problem['ctx']['error']}, at character {place[0]}); send an object"
+    union = next((depth for depth, part in enumerate(place, 1) if part in UNIONS), None)
+    found = problem["input"]
+    seen = "" if problem["type"] == "missing" else f"; found {_shown(found)}"
+    if union is not None and len(place) > union:
+        return ".".join(place[:union]), UNIONS[place[union - 1]]
+    return ".".join(place), problem["msg"] + seen
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (list, dict)):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
+    return repr(value)[:50]
 
 
 async def _not_found(request: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
+    if error.status_code == 400:  # FastAPI's, before anything is checked
+        message = "the body cannot be read as JSON (not UTF-8, or nested too deep); send an object"
     return _as_response(Refused(error.status_code, message, headers=error.headers))

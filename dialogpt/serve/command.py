@@ -6,6 +6,7 @@ What it answers is left to `dialogpt.serve.api`; this file imports no torch and 
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib.util
 import logging
 import os
@@ -15,6 +16,7 @@ import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.flags import (
@@ -45,7 +47,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--port", type=_port, default=8000, metavar="N", help="default: 8000; 0 is any that is free")
     server.add_argument("--api-key", metavar="KEY", help=f"what clients must send (or {KEY} in the environment)")
     server.add_argument(
-        "--cors", action="append", metavar="ORIGIN", help="let pages of this origin ask; may be given again"
+        "--cors",
+        action="append",
+        type=_origin,
+        metavar="ORIGIN",
+        help="let pages of this origin ask, https://host[:port], or * for all; may be given again",
+    )
+    server.add_argument(
+        "--allowed-host",
+        action="append",
+        type=str.lower,
+        metavar="NAME",
+        help="on this machine alone: another name in requests, as a proxy's; may be given again",
     )
     server.add_argument(
         "--most-rows", type=positive_number, default=32, metavar="N", help="replies decoded together (default: 32)"
@@ -77,6 +90,13 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _origin(text: str) -> str:
+    parts = urlsplit(text)
+    if text != "*" and (parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}"):
+        raise argparse.ArgumentTypeError(f"{text[:50]!r} is no origin; expected https://host or http://host:port")
+    return text
+
+
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns 0 after SIGTERM, and 130 after Ctrl-C."""
     config = generation_from(options)  # what is wrong with the flags is said before anything is loaded
@@ -106,9 +126,12 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DialogueError(f"{host} port {port} cannot be listened on ({reason}); choose another --port") from None
+    except (socket.gaierror, UnicodeError):
+        raise DialogueError(f"--host {host!r} is no name of this machine; 127.0.0.1 is, and 0.0.0.0 is all") from None
+    except OSError as error:
+        reason = os.strerror(error.errno or 0)
+        flag = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
+        raise DialogueError(f"{host} port {port} cannot be listened on ({reason}); choose another {flag}") from None
 
 
 def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
@@ -129,13 +152,18 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
     tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
     positions = model.config.n_positions
+    most = positions // 2  # tokens of a reply
+    if options.max_new_tokens and options.max_new_tokens > most:
+        raise DialogueError(
+            f"--max-new-tokens is {options.max_new_tokens}; at most {most} are served, half of {positions} positions"
+        )
     settings = generation_from(options, checkpoint.generation_config).fitted(positions)
     next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
     named = rerankers_from(options)
     limits = Limits(
         settings,
         positions,
-        new_tokens=positions // 2,
+        new_tokens=most,
         seconds=options.time_limit,
         history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
         reranker=load_reranker(named, tokenizer) if named else None,
@@ -153,7 +181,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     local = options.host in LOOPBACK
     if key is None and not local:
         logger.warning("anyone who reaches this machine can ask; --api-key keeps others out")
-    hosts = LOOPBACK if local else None
+    hosts = (*LOOPBACK, *(options.allowed_host or ())) if local else None
     return engine, create_app(engine, name, limits, api_key=key, origins=options.cors or [], hosts=hosts)
 
 
@@ -162,19 +190,27 @@ def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.
 
     received: list[int] = []
 
+    def status() -> int:
+        return INTERRUPTED if received[:1] == [signal.SIGINT] else DONE
+
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
-            host = f"[{options.host}]" if ":" in options.host else options.host
+            near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # of all addresses, this one
+            host = f"[{near}]" if ":" in near else near
             url = f"http://{host}:{listener.getsockname()[1]}/"
             print(f"dialogpt: {options.model} answers at {url} (programs: /v1); Ctrl-C ends it", file=sys.stderr)
             sys.stderr.flush()
 
         def handle_exit(self, sig: int, frame: Any) -> None:
-            """Let what is being said be finished or cut, and its streams end as they should."""
-            if not received:
-                threading.Thread(target=engine.close, args=(options.grace,), daemon=True).start()
-            received.append(sig)
+            """Let what is being said be finished or cut, and its streams end as they should; once more ends at once."""
+            if received:
+                os._exit(status())
+            received.append(sig)  # at once: the next signal may come in the middle of this
+            if sig == signal.SIGINT and (going := engine.running + engine.waiting):
+                told = f"finishing {going} replies, within {options.grace} seconds; Ctrl-C again ends at once"
+                print(f"dialogpt: {told}", file=sys.stderr, flush=True)
+            threading.Thread(target=engine.close, args=(options.grace,), daemon=True).start()
             super().handle_exit(sig, frame)
 
     def leave(number: int, _frame: Any) -> None:
@@ -188,4 +224,4 @@ def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.
         app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=options.grace + 5
     )
     Server(settings).run(sockets=[listener])
-    return INTERRUPTED if received[:1] == [signal.SIGINT] else DONE
+    return status()

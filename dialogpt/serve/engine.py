@@ -261,7 +261,7 @@ class Engine:
         for job in leaving:
             self._leave(job)
         for job in late:
-            self._tell(job, OutOfTime(f"no place was free within {job.seconds:g} seconds; ask again in a moment"))
+            self._tell(job, OutOfTime(f"no place was free within {job.seconds:g} s; ask again in a moment"))
         for job in closed:
             self._tell(job, Closed(STOPPED))
         for job in joining:
@@ -377,7 +377,7 @@ class Engine:
             )
             told = replies if job.choose is None else job.choose(replies, stop)
         except Stopped:
-            late = TooLong(f"the replies were not there within {job.seconds:g} seconds; ask for fewer, or for less")
+            late = TooLong(f"the replies were not there within {job.seconds:g} s; ask for fewer, or for less")
             if not job.cancelled:
                 self._tell(job, late if time.monotonic() > job.deadline else Closed(STOPPED))
         except DialogueError as error:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dialogpt.chat import TRIES
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import History
+from dialogpt.history import History, Prompt
 from dialogpt.rerank import Reranker
 from dialogpt.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 4, 20, 300
 MOST_ENTRIES, MOST_SPELLED = 1_000, 4_000  # of a setting that is a list: its numbers or words, and their characters
 MOST_DEPTH = 4  # of lists within lists; no setting has more than three
 MOST_PARTS, MOST_PROMPT_IDS = 100, 10_000
-SAID_BY = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}  # in OpenAI's words
+SAID_BY = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}  # settings, by OpenAI
 
 Item = TypeVar("Item")
 OneOf = Annotated[list[Item], Field(min_length=1, max_length=1)]
@@ -80,6 +80,7 @@ class Request(BaseModel):
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
+    history_tokens: Annotated[int, Field(ge=1)] | None = None
     rerank: bool | None = None
     num_candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | None = None
 
@@ -109,8 +110,8 @@ class Request(BaseModel):
         """Draws of a reply before one of white space only is an answer."""
         return 1
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
-        """The ids to go on from.
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
+        """What to go on from.
 
         Args:
             tokenizer: of the model.
@@ -154,9 +155,9 @@ class ChatRequest(Request):
         """See `Request`; as in `dialogpt chat`."""
         return TRIES
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
         """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
-        return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(history_tokens, window).ids
+        return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(self.history_tokens or history_tokens, window)
 
     def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
         """The messages, without end tokens."""
@@ -178,10 +179,11 @@ class CompletionRequest(Request):
         """See `Request`."""
         return self.logprobs
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> list[int]:
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
         """The text, whole; an empty one begins after the end of a turn."""
-        if self.echo or self.suffix:
-            raise DialogueError("echo and suffix are not implemented; leave them away")
+        for name in ("echo", "suffix"):
+            if getattr(self, name):
+                raise DialogueError(f"{name} is not implemented; leave it out")
         given = self.prompt_text
         if isinstance(given, list) and given and isinstance(given[0], (str, list)):
             given = given[0]
@@ -190,7 +192,7 @@ class CompletionRequest(Request):
             ids = tokenizer.encode(given)
         else:
             ids = [token for token in given if isinstance(token, int)]
-        return ids or [tokenizer.eos_id]
+        return Prompt(ids or [tokenizer.eos_id], 0, 0)
 
     def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
         """See `Request`."""
@@ -239,7 +241,7 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     }
     for name, value in given.items():
         if name in SAID_BY:
-            raise DialogueError(f"{name} is not taken in a body; say {SAID_BY[name]}")
+            raise DialogueError(f"the setting for {name.replace('_', ' ')} is {SAID_BY[name]} here")
         entries, characters = _size(value)
         if entries > MOST_ENTRIES or characters > MOST_SPELLED:
             raise DialogueError(f"{name} is longer than {MOST_ENTRIES:,} entries or {MOST_SPELLED:,} characters")
@@ -248,7 +250,10 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
         raise DialogueError(f"num_beams is {beams}; at most {MOST_BEAMS} are searched here")
     beside = request.rerank or (isinstance(beams, int) and beams > 1)
     if beside and request.alternatives is not None:
-        raise DialogueError("beams and candidates are known at their end only, without probabilities; see logprobs")
+        raise DialogueError("leave logprobs out: beams and candidates are known at their end only, without them")
+    candidates = max(request.num_candidates or limits.num_candidates, request.replies)
+    if request.rerank and isinstance(beams, int) and 1 < beams < candidates:
+        raise DialogueError(f"rerank judges {candidates} candidates, and num_beams makes {beams}; ask for as many")
     if sum(map(len, request.stops)) > MOST_SPELLED:
         raise DialogueError(f"stop has more than {MOST_SPELLED:,} characters")
     config = limits.settings
@@ -262,12 +267,15 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     if request.logit_bias:
         given["sequence_bias"] = _biases(request.logit_bias)
     wanted = request.most_tokens or given.pop("max_new_tokens", None) or config.max_new_tokens or limits.new_tokens
+    shortest = given.get("min_new_tokens")
+    if isinstance(shortest, int) and shortest > limits.new_tokens:
+        raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
     if isinstance(wanted, int) and not isinstance(wanted, bool):
         wanted = min(wanted, limits.new_tokens)
         given.setdefault("min_new_tokens", min(config.min_new_tokens or 0, wanted) or None)
     given |= {"max_new_tokens": wanted, "stop_strings": request.stops or None}
     if request.rerank:
-        given["num_return_sequences"] = max(request.num_candidates or limits.num_candidates, request.replies)
+        given["num_return_sequences"] = candidates
     elif beside:
         given["num_return_sequences"] = request.replies
     config = replace(config, **given)
@@ -300,8 +308,7 @@ def _size(value: Any, depth: int = 0) -> tuple[int, int]:
 
 def _limit(texts: list[str]) -> None:
     longest, total = max(map(len, texts)), sum(map(len, texts))
-    if longest > MOST_CHARACTERS or total > MOST_CHARACTERS_IN_ALL:
-        raise DialogueError(
-            f"the texts have {total:,} characters, the longest {longest:,}; at most {MOST_CHARACTERS_IN_ALL:,} and "
-            f"{MOST_CHARACTERS:,} are taken"
-        )
+    if longest > MOST_CHARACTERS:
+        raise DialogueError(f"a text has {longest:,} characters; at most {MOST_CHARACTERS:,} are taken")
+    if total > MOST_CHARACTERS_IN_ALL:
+        raise DialogueError(f"the texts have {total:,} characters together; {MOST_CHARACTERS_IN_ALL:,} are the most")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -146,6 +147,20 @@ def test_the_wire_of_a_stream(served: Served) -> None:
     assert not any('"usage"' in event for event in plain)
 
 
+def test_what_finds_no_room_is_told(served: Served) -> None:
+    """As a chat in the terminal tells it; the rule is that of `History`."""
+    long = [{"role": "user", "content": "a b " * 2000}]
+    usage = served.post({"messages": HELLO * 200, "max_tokens": 2}).json()["usage"]
+    assert usage["turns_left_out"] > 100
+    assert usage["tokens_cut"] == 0
+    few = served.post({"messages": HELLO * 200, "max_tokens": 2, "history_tokens": 20}).json()["usage"]
+    assert few["prompt_tokens"] <= 20 < usage["prompt_tokens"]
+    usage = served.post({"messages": long, "max_tokens": 2}).json()["usage"]
+    assert usage["prompt_tokens"] == 510
+    assert usage["tokens_cut"] > 0
+    assert usage["turns_left_out"] == 0
+
+
 def test_texts_that_end_a_reply_are_not_shown(served: Served) -> None:
     whole = served.client.chat.completions.create(model="tiny", messages=HELLO, temperature=0).choices[0]
     assert whole.message.content is not None
@@ -210,7 +225,8 @@ def test_the_best_of_several_candidates(served: Served) -> None:
         assert [choice["message"]["content"] for choice in answer["choices"]] == best
         for refused, sentence in (
             ({**body, "temperature": 0}, "would all be the same without do_sample"),
-            ({**body, "logprobs": True}, "without probabilities; see logprobs"),
+            ({**body, "logprobs": True}, "leave logprobs out"),
+            ({**body, "num_beams": 2}, "rerank judges 5 candidates, and num_beams makes 2"),
         ):
             answer = judging.post(refused)
             assert (answer.status_code, sentence in answer.text) == (400, True)
@@ -275,23 +291,33 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": HELLO, "presence_penalty": 1}, 400, "presence_penalty is 1.0, which is not implemented"),
         ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
         ({"messages": HELLO, "logit_bias": {"99999": 1}}, 400, "names the token 99999, and the vocabulary has 8,192"),
-        ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "at most 32,000 and 8,000 are taken"),
-        ({"messages": [{"role": "user", "content": "a" * 7000}] * 5}, 400, "35,000 characters, the longest 7,000"),
+        ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "a text has 9,000 characters; at most 8,000"),
+        ({"messages": [{"role": "user", "content": "a" * 7000}] * 5}, 400, "35,000 characters together; 32,000 are"),
         ({"messages": HELLO * 501}, 400, "at most 500 items"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "text"),
         ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "longer than 1,000 entries"),
         ({"messages": HELLO, "bad_words": ["word"] * 2000}, 400, "bad_words is longer than 1,000 entries or 4,000"),
         ({"messages": HELLO, "bad_words": json.loads("[" * 600 + "]" * 600)}, 400, "more than 4 deep"),
-        ({"messages": HELLO, "stop_strings": ["a"]}, 400, "stop_strings is not taken in a body; say stop"),
-        ({"messages": HELLO, "max_tokens": 3, "min_new_tokens": 5}, 400, "min_new_tokens 5 is above max_new_tokens 3"),
-        ({"messages": [{"role": "user", "content": [{}] * 200}]}, 400, "at most 100 items"),
+        ({"messages": HELLO, "stop_strings": ["a"]}, 400, "the setting for stop strings is stop here"),
+        ({"messages": HELLO, "max_tokens": 3, "min_new_tokens": 5}, 400, "min_new_tokens 5 is above max_tokens 3"),
+        (
+            {"messages": [{"role": "user", "content": [{}] * 200}]},
+            400,
+            "content: expected text, or a list of parts",
+        ),
         ({"messages": HELLO, "num_beams": 17}, 400, "num_beams is 17; at most 16 are searched here"),
-        ({"messages": HELLO, "num_beams": 2, "logprobs": True}, 400, "without probabilities; see logprobs"),
+        ({"messages": HELLO, "num_beams": 2, "logprobs": True}, 400, "leave logprobs out: beams"),
         ({"messages": HELLO, "rerank": True}, 400, "nothing judges replies here; start the server with --rerank"),
         ({"messages": HELLO, "rerank": "mmi"}, 400, "rerank: Input should be a valid boolean"),
-        ({"prompt": ["a", "b"]}, 400, "at most 1 item"),
-        ({"prompt": [[""]] * 100_000}, 400, "at most 1 item"),
-        ({"prompt": ["x"] * 100_000}, 400, "at most 1 item"),
+        ({"prompt": ["a", "b"]}, 400, "prompt: expected one text, or the ids of one"),
+        ({"prompt": "a", "echo": True}, 400, "echo is not implemented; leave it out"),
+        ({"messages": HELLO, "temperature": 3}, 400, "less than or equal to 2; found 3"),
+        ({"messages": HELLO, "temperature": "hot"}, 400, "unable to parse string as a number; found 'hot'"),
+        ({"messages": HELLO, "stop": list("abcde")}, 400, "stop: expected a text, or a list of at most 4"),
+        ({"messages": HELLO, "min_new_tokens": 100}, 400, "min_new_tokens is 100; this server says at most 64 tokens"),
+        ({"messages": HELLO, "n": 3, "num_beams": 2}, 400, "n 3 is above num_beams 2"),
+        ({"prompt": [[""]] * 60_000}, 400, "prompt: expected one text, or the ids of one"),
+        ({"prompt": ["x"] * 60_000}, 400, "prompt: expected one text, or the ids of one"),
         ({"prompt": [7] * 600}, 400, "a prompt of 600 tokens and 64 new ones do not fit the network's 512 positions"),
         ({"prompt": [-1]}, 400, "ids outside the vocabulary"),
         ({"messages": HELLO, "stop": "a" * 5000}, 400, "stop has more than 4,000 characters"),
@@ -334,7 +360,10 @@ def test_bodies_that_are_none(served: Served) -> None:
     good = json.dumps({"messages": HELLO, "max_tokens": 2}).encode()
     assert post(good).status_code == 200
     # A page elsewhere may send a body without a type, and is not asked whether it may.
-    assert httpx.post(f"{served.url}/v1/chat/completions", content=good).status_code == 400
+    untyped = httpx.post(f"{served.url}/v1/chat/completions", content=good)
+    assert (untyped.status_code, "say Content-Type: application/json" in untyped.text) == (400, True)
+    for broken, sentence in ((b"{", "no JSON ("), (b"\xff", "cannot be read as JSON"), (b"[]", "found a list of 0")):
+        assert sentence in post(broken).json()["error"]["message"]
     for content, status in ((b"{", 400), (b"\xff\xfe", 400), (b" " * (MOST_BYTES + 1), 413)):
         answer = post(content)
         assert answer.status_code == status, answer.text
@@ -359,7 +388,8 @@ def test_bodies_that_are_none(served: Served) -> None:
     assert httpx.get(f"{served.url}/nowhere").json()["error"]["message"] == "GET /nowhere: Not Found"
     answer = httpx.get(f"{served.url}/v1/chat/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
-    assert httpx.head(served.url).status_code == httpx.get(served.url).status_code == 200
+    for path in ("/", "/health"):
+        assert httpx.head(served.url + path).status_code == httpx.get(served.url + path).status_code == 200
     assert httpx.get(f"{served.url}/docs").status_code == 404  # FastAPI's own loads scripts from elsewhere
 
 
@@ -507,6 +537,31 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert 16 < len(rest) < 16 * 200  # all replies were cut
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
         assert process.wait(timeout=20) == status
+        noted = process.stderr.read()
+        assert noted == "" if number == signal.SIGTERM else "finishing 16 replies, within 1 seconds;" in noted
+
+
+def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_for() -> None:
+    command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "60", "--threads", "1"]
+    with started(command, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
+        with socket.create_connection(("127.0.0.1", port)) as half:
+            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{"
+            half.sendall(head)
+            half.settimeout(20)
+            assert half.recv(1000).startswith(b"HTTP/1.1 408")
+        body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "n": 16, "stream": True}
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            assert "Ctrl-C again ends at once" in process.stderr.readline()
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.HTTPError):
+                deque(lines, maxlen=0)
+        assert process.wait(timeout=20) == 130
         assert process.stderr.read() == ""
 
 
@@ -531,8 +586,12 @@ def test_sigterm_while_it_loads_ends_it_quietly() -> None:
         (["--port", "99999"], 2, "expected a whole number from 0 to 65535"),
         (["--num-beams", "3", "--greedy"], 2, "--num-beams is for requests to ask"),
         (["--api-key", ""], 2, "the API key is empty"),
-        (["--host", "a..b"], 1, "cannot be listened on"),
-        (["--host", "256.1.1.1"], 1, "cannot be listened on"),
+        (["--host", "a..b"], 1, "--host 'a..b' is no name of this machine"),
+        (["--host", "256.1.1.1"], 1, "--host '256.1.1.1' is no name of this machine"),
+        (["--host", "192.0.2.1"], 1, "192.0.2.1 port 8000 cannot be listened on"),
+        (["--cors", "example.org"], 2, "'example.org' is no origin; expected https://host"),
+        (["--cors", "http://example.org/"], 2, "is no origin"),
+        (["--port", "0", "--max-new-tokens", "300"], 1, "at most 256 are served, half of 512 positions"),
         (["--model", "nowhere", "--port", "0"], 1, "nowhere"),
     ],
 )
