@@ -318,6 +318,79 @@ def test_a_browser_without_room_says_so_and_goes_on(page: Any) -> None:
     assert page.locator("#log .text").all_inner_texts()[:3] == ["Hi!", reply, "And now?"]
 
 
+def test_two_tabs_talk_at_the_same_time(page: Any) -> None:
+    """In one conversation: the later of two replies went over the earlier; now it becomes a conversation of its own."""
+    say(page, "Hi!")
+    other = page.context.new_page()
+    other.set_default_timeout(5_000)
+    other.goto(page.url)
+    held: list[Any] = []
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.fill("#input", "I am slow.")
+    page.press("#input", "Enter")
+    expect(page.locator("#log li.assistant")).to_have_count(2)
+    say(other, "I am fast.")
+    held[0].continue_()
+    expect(page.locator("#log li .actions")).to_have_count(4)
+    page.reload()
+    shown = [page.locator("#log .text").all_inner_texts()]
+    assert page.locator("#conversations option").count() == 2
+    for tab in (page, other):
+        tab.select_option(
+            "#conversations", index=1 - tab.evaluate("document.getElementById('conversations').selectedIndex")
+        )
+        shown.append(tab.locator("#log .text").all_inner_texts())
+    assert {texts[3] == "I am fast." for texts in shown} == {True, False}
+    assert {len(texts) for texts in shown} == {4, 5}  # what was written first is in both
+
+
+def test_an_edit_that_is_not_answered_takes_nothing_away(page: Any) -> None:
+    for text in ("First.", "Second.", "Third."):
+        say(page, text)
+    before = page.locator("#log .text").all_inner_texts()
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.locator("#log li").first.get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("Another.")
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_contain_text("The server does not answer.")
+    assert page.locator("#log .text").all_inner_texts() == before
+    page.unroute("**/v1/chat/completions")
+    page.click("#again")
+    expect(page.locator("#log li .actions")).to_have_count(2)
+    assert page.locator("#log .text").first.inner_text() == "Another."
+
+
+def test_a_message_that_was_not_answered_can_be_asked_again(page: Any) -> None:
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    page.fill("#input", "Hi!")
+    page.press("#input", "Enter")
+    expect(page.locator("#problem")).to_be_visible()
+    page.unroute("**/v1/chat/completions")
+    page.reload()
+    page.get_by_role("button", name="Ask again").click()
+    expect(page.locator("#log li .actions")).to_have_count(2)
+    expect(page.get_by_role("button", name="Ask again")).to_have_count(0)
+
+
+def test_what_is_open_stays_open_and_a_reader_stays_where_they_are(page: Any) -> None:
+    for _ in range(6):
+        say(page, "Tell me more about it, please.\n\nAnd more.")
+    page.locator("#log li.assistant").first.get_by_role("button", name="See inside").click()
+    page.locator("#log li.user").nth(1).get_by_role("button", name="Edit").click()
+    page.get_by_label("Edit your message").fill("I am still writing.")
+    page.fill("#input", "Go on.")
+    held: list[Any] = []
+    page.route("**/v1/chat/completions", lambda route: held.append(route))
+    page.press("#input", "Enter")
+    expect(page.locator("#log li")).to_have_count(14)
+    page.evaluate("document.getElementById('main').scrollTop = 0")
+    held[0].continue_()
+    expect(page.get_by_role("button", name="Retry")).to_be_visible()
+    assert page.evaluate("document.getElementById('main').scrollTop") == 0
+    assert page.locator(".inside").count() == 1
+    assert page.get_by_label("Edit your message").input_value() == "I am still writing."
+
+
 def test_on_another_machine_of_the_network_it_works_too(browser: Any, url: str) -> None:
     """Over http a browser has no `crypto.randomUUID` there, and no clipboard; the page was dead without the first."""
     page = new_page(browser)
