@@ -1,7 +1,7 @@
-"""OpenAI's interface over HTTP: chat and text completions, streamed or whole; models, health, metrics.
+"""OpenAI's interface over HTTP: chat and text completions, streamed or whole; models, health, metrics; and the page.
 
-Errors have OpenAI's shape and status, and name no path of this machine. What a body means is left to
-`dialogpt.serve.requests`, decoding to `dialogpt.serve.engine`.
+What a body means is left to `dialogpt.serve.requests`, decoding to `dialogpt.serve.engine`, how answers are written to
+`dialogpt.serve.forms`, and who is let in to `dialogpt.serve.gate`.
 """
 
 from __future__ import annotations
@@ -9,122 +9,32 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import hmac
 import json
-import logging
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dialogpt.decoder import NotFinite, Stop, fresh_generator
+from dialogpt.decoder import Stop, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply as Said
 from dialogpt.rerank import ranked
-from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Token
-from dialogpt.serve.requests import SAID_BY, ChatRequest, CompletionRequest, Limits, Request, settings_of
-from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from dialogpt.serve.engine import End, Engine, Event, Job, Token
+from dialogpt.serve.forms import Chat, Completion, Form, Reply, ShownText
+from dialogpt.serve.gate import Gate, Metrics
+from dialogpt.serve.refusals import Refused, as_refused, error_object, on_http_error, on_not_valid, on_refused
+from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
 
-logger = logging.getLogger(__name__)
-MOST_BYTES = 512 << 10  # of a body; 32,000 characters, each escaped as two surrogates, are 384 KB
-STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
 Result = TypeVar("Result")
-RETRY_AFTER = "1"  # seconds
-MOST_SECONDS = 5  # for a body to come
-MOST_PROBLEMS = 5  # of a body that are told
-UNIONS = {  # what is expected of fields that take several kinds of values
-    "content": "expected text, or a list of parts that are text",
-    "prompt": "expected one text, or the ids of one",
-    "stop": "expected a text, or a list of at most 4",
-}
-
-
-class Refused(Exception):
-    """A request that is not answered: status, and what OpenAI's error object holds."""
-
-    def __init__(
-        self,
-        status: int,
-        message: str,
-        code: str | None = None,
-        param: str | None = None,
-        headers: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
-
-
-class Metrics:
-    """What ``/metrics`` shows."""
-
-    def __init__(self, engine: Engine) -> None:
-        """Begin at zero."""
-        self.registry = CollectorRegistry()
-        self.requests = Counter("dialogpt_requests", "Requests by status.", ["status"], registry=self.registry)
-        self.prompt = Counter("dialogpt_prompt_tokens", "Tokens of prompts.", registry=self.registry)
-        self.said = Counter("dialogpt_tokens", "Tokens that were said.", registry=self.registry)
-        self.first = Histogram("dialogpt_first_token_seconds", "From request to first token.", registry=self.registry)
-        running = Gauge("dialogpt_replies_running", "Replies that are being said.", registry=self.registry)
-        running.set_function(lambda: engine.running)
-        waiting = Gauge("dialogpt_requests_waiting", "Requests that wait for a place.", registry=self.registry)
-        waiting.set_function(lambda: engine.waiting)
-
-
-class ShownText:
-    """The text of a reply as a client is shown it: whole characters, and nothing of what ends it."""
-
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._decoder, self._stops = StreamDecoder(tokenizer), stops
-        self._held, self._stopped = "", False
-
-    def feed(self, token: int) -> str:
-        """The text that a token makes sure of; the beginning of a stop string is held back."""
-        self._held += self._decoder.feed(token)
-        return self._release(last=False)
-
-    def finish(self) -> str:
-        """What was held back and is no stop string."""
-        self._held += self._decoder.finish()
-        return self._release(last=True)
-
-    def _release(self, last: bool) -> str:
-        if self._stopped:
-            return ""
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
-        if found:
-            self._stopped = True
-            return self._held[: min(found)]
-        begun = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown, self._held = self._held[: len(self._held) - begun], self._held[len(self._held) - begun :]
-        return shown
-
-
-def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text may be the beginning of a stop string."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
-
-
-@dataclass
-class Reply:
-    """One choice, as far as it is known."""
-
-    text: ShownText
-    whole: str = ""
-    tokens: int = 0
-    finish_reason: str | None = None
 
 
 class Answer:
@@ -234,9 +144,9 @@ def create_app(
     app.add_middleware(Gate, api_key=api_key, hosts=hosts, metrics=metrics)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(RequestValidationError, _not_valid)
-    app.add_exception_handler(HTTPException, _not_found)
+    app.add_exception_handler(Refused, on_refused)
+    app.add_exception_handler(RequestValidationError, on_not_valid)
+    app.add_exception_handler(HTTPException, on_http_error)
     model = {
         "id": name,
         "object": "model",
@@ -276,14 +186,14 @@ def create_app(
         try:
             answer = Answer(engine, body, limits, metrics)
         except DialogueError as error:
-            raise _as_refused(error) from None
+            raise as_refused(error) from None
         if not body.stream:
             return await _whole(answer, form, request)
         try:
             first = await _unless_gone(answer.next(), request)
         except BaseException as error:
             answer.leave()
-            raise (_as_refused(error) if isinstance(error, DialogueError) else error) from None
+            raise (as_refused(error) if isinstance(error, DialogueError) else error) from None
         if first is None:
             answer.leave()
             return Response(status_code=499)  # nobody reads it
@@ -332,10 +242,12 @@ async def _whole(answer: Answer, form: Form, request: HTTPRequest) -> Response:
     try:
         there = await _unless_gone(collect(), request)
     except DialogueError as error:
-        raise _as_refused(error) from None
+        raise as_refused(error) from None
     finally:
         answer.leave()
-    return JSONResponse(form.whole(answer)) if there else Response(status_code=499)  # nobody reads it
+    return (
+        JSONResponse(form.whole(answer.replies, answer.usage)) if there else Response(status_code=499)
+    )  # nobody reads it
 
 
 async def _unless_gone(work: Coroutine[Any, Any, Result], request: HTTPRequest) -> Result | None:
@@ -371,7 +283,7 @@ async def _stream(answer: Answer, form: Form, first: tuple[int, str, Token | End
         if counted:
             yield _event(form.head(chunk=True) | {"choices": [], "usage": answer.usage})
     except DialogueError as error:
-        yield _event({"error": _error_object(str(error), "server_error")})
+        yield _event({"error": error_object(str(error), "server_error")})
     finally:
         answer.leave()
     yield "data: [DONE]\n\n"
@@ -379,243 +291,6 @@ async def _stream(answer: Answer, form: Form, first: tuple[int, str, Token | End
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content, ensure_ascii=False, separators=(',', ':'))}\n\n"
-
-
-class Form:
-    """How one endpoint writes what is said; an instance writes one answer."""
-
-    kind, chunk_kind, prefix = "", "", ""
-
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
-        """Begin an answer."""
-        self.tokenizer, self.model = tokenizer, model
-        self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
-        self.noted: dict[int, list[Token]] = {}
-
-    def head(self, chunk: bool) -> dict[str, Any]:
-        """What every object begins with."""
-        return {
-            "id": self.id,
-            "object": self.chunk_kind if chunk else self.kind,
-            "created": self.created,
-            "model": self.model,
-        }
-
-    def note(self, choice: int, token: Token) -> None:
-        """Remember a token for the probabilities of a whole answer."""
-        if token.log_probability is not None:
-            self.noted.setdefault(choice, []).append(token)
-
-    def opening(self, choice: int) -> list[dict[str, Any]]:
-        """The chunks before the first token."""
-        return []
-
-    def chunks(self, choice: int, text: str, event: Token | End) -> list[dict[str, Any]]:
-        """What a token, or the end, is in a stream."""
-        found = []
-        if text or (isinstance(event, Token) and event.log_probability is not None):
-            found.append(self._chunk(choice, text, [event] if isinstance(event, Token) else [], None))
-        if isinstance(event, End):
-            found.append(self._chunk(choice, None, [], event.finish_reason))
-        return found
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        """An answer that is not streamed."""
-        choices = [
-            self._choice(place, reply.whole, self.noted.get(place, []), reply.finish_reason)
-            for place, reply in enumerate(answer.replies)
-        ]
-        return self.head(chunk=False) | {"choices": choices, "usage": answer.usage}
-
-    def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        raise NotImplementedError
-
-
-class Chat(Form):
-    """``chat.completion``."""
-
-    kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
-
-    def opening(self, choice: int) -> list[dict[str, Any]]:
-        """Who speaks."""
-        return [self._delta(choice, {"role": "assistant", "content": ""}, None, None)]
-
-    def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        return self._delta(choice, {} if text is None else {"content": text}, self._log_probabilities(tokens), reason)
-
-    def _delta(
-        self, choice: int, delta: dict[str, Any], log_probabilities: dict[str, Any] | None, reason: str | None
-    ) -> dict[str, Any]:
-        one = {"index": choice, "delta": delta, "logprobs": log_probabilities, "finish_reason": reason}
-        return self.head(chunk=True) | {"choices": [one]}
-
-    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {
-            "index": choice,
-            "message": message,
-            "logprobs": self._log_probabilities(tokens),
-            "finish_reason": reason,
-        }
-
-    def _log_probabilities(self, tokens: list[Token]) -> dict[str, Any] | None:
-        told = [token for token in tokens if token.log_probability is not None]
-        if not told:
-            return None
-        return {
-            "content": [
-                self._described(token.id, token.log_probability)
-                | {"top_logprobs": [self._described(*each) for each in token.alternatives]}
-                for token in told
-            ],
-            "refusal": None,
-        }
-
-    def _described(self, token: int, log_probability: float | None) -> dict[str, Any]:
-        spelled = self.tokenizer.bytes_of(token)
-        return {"token": self.tokenizer.decode([token]), "logprob": log_probability, "bytes": list(spelled)}
-
-
-class Completion(Form):
-    """``text_completion``."""
-
-    kind = chunk_kind = "text_completion"
-    prefix = "cmpl"
-
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
-        """Begin an answer."""
-        super().__init__(tokenizer, model)
-        self._read: dict[int, tuple[StreamDecoder, int]] = {}  # of each choice, and its characters so far
-
-    def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        return self.head(chunk=True) | {"choices": [self._choice(choice, text or "", tokens, reason)]}
-
-    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        return {
-            "index": choice,
-            "text": text,
-            "logprobs": self._log_probabilities(choice, tokens),
-            "finish_reason": reason,
-        }
-
-    def _log_probabilities(self, choice: int, tokens: list[Token]) -> dict[str, Any] | None:
-        told = [token for token in tokens if token.log_probability is not None]
-        if not told:
-            return None
-        offsets = []
-        for token in told:
-            decoder, length = self._read.get(choice, (StreamDecoder(self.tokenizer), 0))
-            offsets.append(length)
-            self._read[choice] = decoder, length + len(decoder.feed(token.id))
-        return {
-            "tokens": [self._spelled(token.id) for token in told],
-            "token_logprobs": [token.log_probability for token in told],
-            "top_logprobs": [
-                {self._spelled(n): value for n, value in (*token.alternatives, (token.id, token.log_probability))}
-                for token in told
-            ],
-            "text_offset": offsets,
-        }
-
-    def _spelled(self, token: int) -> str:
-        """A token's text; of one that holds half a character its bytes, as OpenAI writes them."""
-        spelled = self.tokenizer.bytes_of(token)
-        try:
-            return spelled.decode()
-        except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
-
-
-class Gate:
-    """Keeps out what is too large or has no key, counts what is answered, and answers where a fault of ours did not."""
-
-    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Sequence[str] | None, metrics: Metrics) -> None:
-        self.app, self.api_key, self.hosts, self.metrics = app, api_key, hosts, metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        path = scope["path"]
-
-        begun = False
-
-        async def counted(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                if path.startswith("/v1/"):
-                    self.metrics.requests.labels(str(message["status"])).inc()
-            await send(message)
-
-        host = _host_of(headers.get("host", ""))
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        keyed = scheme.lower() == "bearer" and hmac.compare_digest(
-            given.encode("latin-1"), (self.api_key or "").encode()
-        )
-        refused = None
-        if self.hosts is not None and host not in self.hosts:  # a page elsewhere whose name leads here
-            refused = Refused(
-                403,
-                f"this server answers this machine alone, and is not known as {str(host)[:80]!r}; start it with "
-                "--allowed-host for a proxy's name, or with --host for other machines",
-            )
-        elif self.api_key is not None and path.startswith("/v1/") and not keyed:
-            refused = Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
-        if refused is not None:
-            await _as_response(refused)(scope, receive, counted)
-            return
-        try:
-            body = await asyncio.wait_for(_body(receive), MOST_SECONDS)
-        except Refused as error:
-            await _as_response(error)(scope, receive, counted)
-            return
-        except asyncio.TimeoutError:
-            late = Refused(408, f"the body did not come within {MOST_SECONDS} seconds; send it again")
-            await _as_response(late)(scope, receive, counted)
-            return
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replayed() -> Message:
-            return messages.pop() if messages else await receive()
-
-        try:
-            await self.app(scope, replayed, counted)
-        except Exception as error:  # a fault of ours, which the log tells; the client gets no more than its kind
-            logger.exception("%s failed", path)
-            if begun:
-                raise
-            refused = Refused(500, f"the server failed ({type(error).__name__}); its log says more")
-            await _as_response(refused)(scope, receive, counted)
-
-
-def _host_of(header: str) -> str | None:
-    """The name in a Host header, without port and brackets; None if it is no name."""
-    try:
-        return urlsplit(f"//{header}").hostname
-    except ValueError:
-        return None
-
-
-async def _body(receive: Receive) -> bytes:
-    """The whole body of a request.
-
-    Raises:
-        Refused: it is larger than may be.
-    """
-    body, more = b"", True
-    while more and len(body) <= MOST_BYTES:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    if len(body) > MOST_BYTES:
-        raise Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
-    return body
 
 
 def _page() -> tuple[bytes, str]:
@@ -630,68 +305,3 @@ def _page() -> tuple[bytes, str]:
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return page, policy
-
-
-def _as_refused(error: DialogueError) -> Refused:
-    status, message = STATUS.get(type(error), 400), str(error)
-    for setting, name in (*SAID_BY.items(), ("max_new_tokens", "max_tokens")):
-        message = message.replace(setting, name)
-    return Refused(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
-
-
-def _as_response(refused: Refused) -> JSONResponse:
-    kind = "invalid_request_error" if refused.status < 429 else "server_error"
-    kind = "rate_limit_error" if refused.status == 429 else kind
-    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else dict(refused.headers)
-    if refused.status == 500:  # OpenAI's client would ask again, and again
-        headers["x-should-retry"] = "false"
-    if refused.status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    content = {"error": _error_object(refused.message, kind, refused.code, refused.param)}
-    return JSONResponse(content, refused.status, headers)
-
-
-def _error_object(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    return {"message": message, "type": kind, "param": param, "code": code}
-
-
-async def _refused(_: HTTPRequest, error: Exception) -> Response:
-    assert isinstance(error, Refused)
-    return _as_response(error)
-
-
-async def _not_valid(request: HTTPRequest, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
-    kind = request.headers.get("content-type", "none")
-    if "json" not in kind:
-        return _as_response(Refused(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"))
-    problems = dict(map(_problem, error.errors()[: 4 * MOST_PROBLEMS]))  # a union has one for each of its kinds
-    told = [f"{place or 'the body'}: {sentence}" for place, sentence in problems.items()][:MOST_PROBLEMS]
-    return _as_response(Refused(400, "; ".join(told), param=next(iter(problems)) or None))
-
-
-def _problem(problem: dict[str, Any]) -> tuple[str, str]:
-    """Where something is wrong in a body, and what was found and expected."""
-    place = [str(part) for part in problem["loc"] if part != "body"]
-    if problem["type"] == "json_invalid":
-        return "", f"no JSON ({problem['ctx']['error']}, at character {place[0]}); send an object"
-    union = next((depth for depth, part in enumerate(place, 1) if part in UNIONS), None)
-    found = problem["input"]
-    seen = "" if problem["type"] == "missing" else f"; found {_shown(found)}"
-    if union is not None and len(place) > union:
-        return ".".join(place[:union]), UNIONS[place[union - 1]]
-    return ".".join(place), problem["msg"] + seen
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (list, dict)):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
-    return repr(value)[:50]
-
-
-async def _not_found(request: HTTPRequest, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    if error.status_code == 400:  # FastAPI's, before anything is checked
-        message = "the body cannot be read as JSON (not UTF-8, or nested too deep); send an object"
-    return _as_response(Refused(error.status_code, message, headers=error.headers))

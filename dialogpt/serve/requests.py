@@ -228,34 +228,14 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     Raises:
         DialogueError: they are out of range, contradict each other, or ask for what is not implemented.
     """
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request, name):
-            raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
-    if request.rerank and limits.reranker is None:
-        raise DialogueError("nothing judges replies here; start the server with --rerank")
-    if request.num_candidates and not request.rerank:
-        raise DialogueError("num_candidates goes with rerank")
-    known = {setting.name for setting in fields(GenerationConfig)}
-    given: dict[str, Any] = {
-        name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None
-    }
-    for name, value in given.items():
-        if name in SAID_BY:
-            raise DialogueError(f"the setting for {name.replace('_', ' ')} is {SAID_BY[name]} here")
-        entries, characters = _size(value)
-        if entries > MOST_ENTRIES or characters > MOST_SPELLED:
-            raise DialogueError(f"{name} is longer than {MOST_ENTRIES:,} entries or {MOST_SPELLED:,} characters")
-    beams = given.get("num_beams", 1)
-    if isinstance(beams, int) and beams > MOST_BEAMS:
-        raise DialogueError(f"num_beams is {beams}; at most {MOST_BEAMS} are searched here")
-    beside = request.rerank or (isinstance(beams, int) and beams > 1)
-    if beside and request.alternatives is not None:
-        raise DialogueError("leave logprobs out: beams and candidates are known at their end only, without them")
+    given = _given(request)
     candidates = max(request.num_candidates or limits.num_candidates, request.replies)
-    if request.rerank and isinstance(beams, int) and 1 < beams < candidates:
-        raise DialogueError(f"rerank judges {candidates} candidates, and num_beams makes {beams}; ask for as many")
-    if sum(map(len, request.stops)) > MOST_SPELLED:
-        raise DialogueError(f"stop has more than {MOST_SPELLED:,} characters")
+    beams = _number("num_beams", given, 1)
+    _refuse(request, limits, candidates, beams)
+    if request.rerank:
+        given["num_return_sequences"] = candidates
+    elif beams > 1:
+        given["num_return_sequences"] = request.replies
     config = limits.settings
     if request.temperature == 0:
         config = config.greedy()
@@ -266,20 +246,58 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
         given["top_p"] = request.top_p
     if request.logit_bias:
         given["sequence_bias"] = _biases(request.logit_bias)
-    wanted = request.most_tokens or given.pop("max_new_tokens", None) or config.max_new_tokens or limits.new_tokens
-    shortest = given.get("min_new_tokens")
-    if isinstance(shortest, int) and shortest > limits.new_tokens:
+    asked = request.most_tokens or _number("max_new_tokens", given, config.max_new_tokens or limits.new_tokens)
+    most = min(asked, limits.new_tokens)
+    shortest = _number("min_new_tokens", given, min(config.min_new_tokens or 0, most))
+    if shortest > limits.new_tokens:
         raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
-    if isinstance(wanted, int) and not isinstance(wanted, bool):
-        wanted = min(wanted, limits.new_tokens)
-        given.setdefault("min_new_tokens", min(config.min_new_tokens or 0, wanted) or None)
-    given |= {"max_new_tokens": wanted, "stop_strings": request.stops or None}
-    if request.rerank:
-        given["num_return_sequences"] = candidates
-    elif beside:
-        given["num_return_sequences"] = request.replies
+    given |= {"max_new_tokens": most, "min_new_tokens": shortest, "stop_strings": request.stops or None}
     config = replace(config, **given)
     return replace(config, eos_token_id=tuple({eos_id, *config.end_ids}))
+
+
+def _given(request: Request) -> dict[str, Any]:
+    """The settings of `GenerationConfig` in a body, by their names; what is unknown is left out.
+
+    Raises:
+        DialogueError: one is too long, or is said in another way.
+    """
+    known = {setting.name for setting in fields(GenerationConfig)}
+    given = {name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None}
+    for name, value in given.items():
+        if name in SAID_BY:
+            raise DialogueError(f"the setting for {name.replace('_', ' ')} is {SAID_BY[name]} here")
+        entries, characters = _size(value)
+        if entries > MOST_ENTRIES or characters > MOST_SPELLED:
+            raise DialogueError(f"{name} is longer than {MOST_ENTRIES:,} entries or {MOST_SPELLED:,} characters")
+    if sum(map(len, request.stops)) > MOST_SPELLED:
+        raise DialogueError(f"stop has more than {MOST_SPELLED:,} characters")
+    return given
+
+
+def _number(name: str, given: Mapping[str, Any], default: int) -> int:
+    """A setting that is counted with before `GenerationConfig` looks at it."""
+    value = given.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise DialogueError(f"{name} is {str(value)[:50]}, expected a whole number from 0 on")
+    return value
+
+
+def _refuse(request: Request, limits: Limits, candidates: int, beams: int) -> None:
+    """Raise a `DialogueError` at what is not implemented, or does not go together."""
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(request, name):
+            raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
+    if request.rerank and limits.reranker is None:
+        raise DialogueError("nothing judges replies here; start the server with --rerank")
+    if request.num_candidates and not request.rerank:
+        raise DialogueError("num_candidates goes with rerank")
+    if beams > MOST_BEAMS:
+        raise DialogueError(f"num_beams is {beams}; at most {MOST_BEAMS} are searched here")
+    if (request.rerank or beams > 1) and request.alternatives is not None:
+        raise DialogueError("leave logprobs out: beams and candidates are known at their end only, without them")
+    if request.rerank and 1 < beams < candidates:
+        raise DialogueError(f"rerank judges {candidates} candidates, and num_beams makes {beams}; ask for as many")
 
 
 def _biases(biases: Mapping[str, float]) -> list[list[Any]]:

@@ -25,8 +25,10 @@ import uvicorn
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli import main
 from dialogpt.rerank import MMI, Reranker
-from dialogpt.serve.api import MOST_BYTES, Completion, ShownText, create_app
+from dialogpt.serve.api import create_app
 from dialogpt.serve.engine import Engine, Token
+from dialogpt.serve.forms import Completion, ShownText
+from dialogpt.serve.gate import MOST_BYTES
 from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
 from tests.helpers import started
 from weights import load
