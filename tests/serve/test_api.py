@@ -25,6 +25,7 @@ import uvicorn
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli import main
 from dialogpt.rerank import MMI, Reranker
+from dialogpt.serve import command
 from dialogpt.serve.api import create_app
 from dialogpt.serve.engine import Engine, Token
 from dialogpt.serve.forms import Completion, ShownText
@@ -523,8 +524,8 @@ def test_pages_of_other_origins_are_let_in_only_if_asked(served: Served) -> None
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal.Signals, status: int) -> None:
-    command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
-    with started(command, stderr=subprocess.PIPE) as process:
+    program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
+    with started(program, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         assert line.startswith("dialogpt: tiny answers at http://127.0.0.1:"), line
@@ -543,9 +544,19 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert noted == "" if number == signal.SIGTERM else "finishing 16 replies, within 1 seconds;" in noted
 
 
+def test_short_answers_wait_for_nobody() -> None:
+    """Each took 44 ms: its head was sent, and its body only after the client's acknowledgement (Nagle's algorithm)."""
+    with (
+        command._listener("127.0.0.1", 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_for() -> None:
-    command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "60", "--threads", "1"]
-    with started(command, stderr=subprocess.PIPE) as process:
+    program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "60", "--threads", "1"]
+    with started(program, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         port = int(process.stderr.readline().split("127.0.0.1:")[1].split("/")[0])
         with socket.create_connection(("127.0.0.1", port)) as half:
@@ -571,8 +582,8 @@ def test_sigterm_while_it_loads_ends_it_quietly() -> None:
     """As soon as it listens, which comes before all else; what a process manager may do at any time."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--threads", "1"]
-    with started(command, stderr=subprocess.PIPE) as process:
+    program = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--threads", "1"]
+    with started(program, stderr=subprocess.PIPE) as process:
         while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
             assert process.poll() is None
             time.sleep(0.005)
