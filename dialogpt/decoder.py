@@ -155,6 +155,7 @@ class Decoder:
         tokenizer: Tokenizer | None = None,
         stop: Stop | None = None,
         prompt_tokens: int | None = None,
+        stops_in_prompt: bool = True,
     ) -> None:
         """Begin without rows.
 
@@ -164,11 +165,13 @@ class Decoder:
             stop: asked before every step; true ends decoding with `Stopped`.
             prompt_tokens: of prompts no more than so many tokens are read in a step, so that rows which run already do
                 not wait long for those that join; None reads all at once. A row says nothing before its prompt is read.
+            stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
         """
         self.model = model
         self.tokenizer = tokenizer
         self.stop = stop
         self.prompt_tokens = prompt_tokens
+        self.stops_in_prompt = stops_in_prompt
         self.rows: list[Row] = []
         self._running: list[Row] = []  # the rows of self._cache, in its order
         self._cache: KVCache | None = None
@@ -226,7 +229,8 @@ class Decoder:
         if config.no_repeat_reply or config.repetition_scope == "own":
             row.own_turns = own_turns(prompt, self._turn_ends(settled))
         if config.stop_strings:
-            row.stop_strings = StopStrings(config.stop_strings, self._require_tokenizer("stop_strings"))
+            begin = 0 if self.stops_in_prompt else len(prompt)
+            row.stop_strings = StopStrings(config.stop_strings, self._require_tokenizer("stop_strings"), begin)
         if config.max_time is not None:
             row.deadline = time.monotonic() + config.max_time
         self.rows.append(row)

@@ -88,6 +88,7 @@ def generate_batch(
     tokenizer: Tokenizer | None = None,
     stop: Stop | None = None,
     draft: Draft | None = None,
+    stops_in_prompt: bool = True,
 ) -> list[list[Reply]]:
     """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.
 
@@ -101,6 +102,7 @@ def generate_batch(
         tokenizer: for settings that name texts.
         stop: asked before every step; true ends it all.
         draft: guesses where there is one row, and no beams; see `generate`.
+        stops_in_prompt: see `Decoder`.
 
     Raises:
         Stopped: `stop` said so.
@@ -118,6 +120,7 @@ def generate_batch(
         decoder: Decoder = SpeculativeDecoder(model, draft, tokenizer, stop)
     else:
         decoder = Decoder(model, tokenizer, stop)
+    decoder.stops_in_prompt = stops_in_prompt
     if config.num_beams > 1:
         found = beam_search(decoder, prompts, config, generators, cache)
         return [[Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams] for beams in found]

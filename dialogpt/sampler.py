@@ -232,7 +232,7 @@ def _biased(scores: Tensor, biases: tuple[Bias, ...], seen: Sequence[Seen]) -> T
         return scores
     tokens, values, sequences = _by_beginning(biases)
     bias = torch.zeros_like(scores)
-    bias[:, tokens] = torch.tensor(values, device=bias.device)
+    bias[:, tokens] = torch.tensor(values, dtype=bias.dtype, device=bias.device)
     for row, held in enumerate(seen):
         for (*before, last), value in sequences.get(held.ids[-1], ()):
             if list(held.ids[-len(before) :]) == before:

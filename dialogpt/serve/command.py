@@ -10,13 +10,14 @@ import errno
 import importlib.util
 import logging
 import os
+import re
 import signal
 import socket
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.flags import (
@@ -91,8 +92,7 @@ def _port(text: str) -> int:
 
 
 def _origin(text: str) -> str:
-    parts = urlsplit(text)
-    if text != "*" and (parts.scheme not in ("http", "https") or text != f"{parts.scheme}://{parts.netloc}"):
+    if text != "*" and not re.fullmatch(r"https?://([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?", text):
         raise argparse.ArgumentTypeError(f"{text[:50]!r} is no origin; expected https://host or http://host:port")
     return text
 
@@ -211,11 +211,13 @@ def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.
             if received:
                 os._exit(status())
             received.append(sig)  # at once: the next signal may come in the middle of this
-            if sig == signal.SIGINT and (going := engine.running + engine.waiting):
-                told = f"finishing {going} replies, within {options.grace} seconds; Ctrl-C again ends at once"
-                print(f"dialogpt: {told}", file=sys.stderr, flush=True)
+            going = engine.running + engine.waiting
             threading.Thread(target=engine.close, args=(options.grace,), daemon=True).start()
             super().handle_exit(sig, frame)
+            if sig == signal.SIGINT and going:
+                told = f"finishing {going} replies, within {options.grace} seconds; Ctrl-C again ends at once"
+                with suppress(OSError, RuntimeError):  # nobody reads it any more, or it is being written to
+                    print(f"dialogpt: {told}", file=sys.stderr, flush=True)
 
     def leave(number: int, _frame: Any) -> None:
         """Before uvicorn listens to signals, end at once; when it is done, it raises them once more."""

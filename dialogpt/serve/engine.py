@@ -21,7 +21,7 @@ from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate_batch
 from dialogpt.generation_config import GenerationConfig
-from dialogpt.tokenizer import StopStrings, Tokenizer
+from dialogpt.tokenizer import Tokenizer
 from model import GPT2, KVCache, shared_prefix
 
 MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
@@ -227,7 +227,9 @@ class Engine:
     # ---- in the thread ----
 
     def _fresh(self) -> Decoder:
-        return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens)
+        return Decoder(
+            self.model, self.tokenizer, prompt_tokens=self._prompt_tokens, stops_in_prompt=False
+        )  # as OpenAI has it
 
     def _run(self) -> None:
         going = True
@@ -286,8 +288,6 @@ class Engine:
         job = saying.job
         row = self._decoder.add(job.prompt_ids, job.config, generator=generator, cache=cache)
         row.deadline = min(row.deadline, job.deadline)
-        if job.config.stop_strings:  # only what is said ends a reply, as OpenAI has it
-            row.stop_strings = StopStrings(job.config.stop_strings, self.tokenizer, begin=row.prompt_length)
         job.rows.append(row)
         self._sayings[id(row)] = saying
 
@@ -301,7 +301,9 @@ class Engine:
                 self._fail(job, error)
             return
         for step in steps:
-            row, saying = step.row, self._sayings[id(step.row)]
+            row, saying = step.row, self._sayings.get(id(step.row))
+            if saying is None:  # another reply of its request has failed just now
+                continue
             if not row.ended:
                 saying.held.append(_token(step, saying.choice, saying.job.alternatives))
             if saying.tries > 1 and not self.tokenizer.decode(row.new_ids).strip():
@@ -367,6 +369,8 @@ class Engine:
             return job.cancelled or now > job.deadline or (self._cut is not None and now > self._cut)
 
         try:
+            if time.monotonic() > job.deadline:
+                raise OutOfTime(f"no place was free within {job.seconds:g} s; ask again in a moment")
             (replies,) = generate_batch(
                 self.model,
                 [job.prompt_ids],
@@ -374,6 +378,7 @@ class Engine:
                 generator=job.generators[0],
                 tokenizer=self.tokenizer,
                 stop=stop,
+                stops_in_prompt=False,
             )
             told = replies if job.choose is None else job.choose(replies, stop)
         except Stopped:

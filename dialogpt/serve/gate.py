@@ -92,7 +92,7 @@ class Gate:
                 "--allowed-host for a proxy's name, or with --host for other machines",
             )
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(given.encode("latin-1"), (self.api_key or "").encode())
+        known = hmac.compare_digest(given.encode("latin-1"), (self.api_key or "").encode(errors="surrogateescape"))
         if self.api_key is not None and path.startswith("/v1/") and not (scheme.lower() == "bearer" and known):
             raise Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
 
@@ -116,6 +116,8 @@ async def _body(receive: Receive) -> bytes:
         body, more = b"", True
         while more:
             message = await receive()
+            if message["type"] == "http.disconnect":
+                raise Refused(499, "the client went away")  # nobody reads it
             body += message.get("body", b"")
             more = message.get("more_body", False)
             if len(body) > MOST_BYTES:

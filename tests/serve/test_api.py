@@ -462,6 +462,27 @@ def test_a_fault_that_nobody_foresaw_is_counted_and_told(
     assert "division" in caplog.text
 
 
+def test_a_fault_in_the_middle_of_a_stream_ends_it(
+    served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without an end, so that no client takes what came for the whole; the place is free, the log says why."""
+    counts = httpx.get(f"{served.url}/metrics").text  # no second answer is begun after the first
+    failures = [line for line in counts.splitlines() if line.startswith('dialogpt_requests_total{status="500"}')]
+    monkeypatch.setattr("dialogpt.serve.forms.Form.chunks", lambda *_: 1 // 0)
+    body = {"messages": HELLO, "min_new_tokens": 50, "stream": True}
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=30) as answer:
+        assert answer.status_code == 200
+        with pytest.raises(httpx.RemoteProtocolError):
+            answer.read()
+    assert "ZeroDivisionError" in caplog.text
+    counts = httpx.get(f"{served.url}/metrics").text
+    assert [
+        line for line in counts.splitlines() if line.startswith('dialogpt_requests_total{status="500"}')
+    ] == failures
+    assert served.post({"messages": HELLO, "max_tokens": 1, "stream": False}).status_code == 200
+    assert served.engine.running == 0
+
+
 def test_the_servers_own_shortest_reply_yields_to_a_request() -> None:
     limits = Limits(GenerationConfig(min_new_tokens=10, max_new_tokens=20), 128, 64, 30, 256)
     asked = [{"max_tokens": 5}, {"max_tokens": 15}, {"max_tokens": 5, "min_new_tokens": 2}]
@@ -544,6 +565,23 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert noted == "" if number == signal.SIGTERM else "finishing 16 replies, within 1 seconds;" in noted
 
 
+def test_a_log_that_nobody_reads_any_more_cuts_no_stream() -> None:
+    """As with `2>&1 | tee log`, where Ctrl-C ends tee first."""
+    program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
+    with started(program, stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        url = process.stderr.readline().split()[4].removesuffix("/")
+        process.stderr.close()
+        body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "n": 16, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            rest = [line for line in lines if line]
+        assert rest[-1] == "data: [DONE]"
+        assert process.wait(timeout=20) == 130
+
+
 def test_short_answers_wait_for_nobody() -> None:
     """Each took 44 ms: its head was sent, and its body only after the client's acknowledgement (Nagle's algorithm)."""
     with (
@@ -604,6 +642,7 @@ def test_sigterm_while_it_loads_ends_it_quietly() -> None:
         (["--host", "192.0.2.1"], 1, "192.0.2.1 port 8000 cannot be listened on"),
         (["--cors", "example.org"], 2, "'example.org' is no origin; expected https://host"),
         (["--cors", "http://example.org/"], 2, "is no origin"),
+        (["--cors", "https://me@A.example"], 2, "is no origin"),
         (["--port", "0", "--max-new-tokens", "300"], 1, "at most 256 are served, half of 512 positions"),
         (["--model", "nowhere", "--port", "0"], 1, "nowhere"),
     ],

@@ -269,9 +269,16 @@ def test_who_cannot_be_told_is_let_go(engine: Engine, caplog: pytest.LogCaptureF
     assert "could not be told" in caplog.text
 
 
-def test_more_replies_than_there_are_places_are_refused(engine: Engine) -> None:
-    with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes 4 together"):
-        engine.submit(Heard([1], GenerationConfig(do_sample=True, num_return_sequences=5)).job)
+@pytest.mark.parametrize(
+    "config",
+    [GenerationConfig(do_sample=True, num_return_sequences=5), GenerationConfig(num_beams=5)],
+    ids=["replies", "beams"],
+)
+def test_more_than_there_are_places_is_refused(engine: Engine, config: GenerationConfig) -> None:
+    """Candidates, too, of which one is said: all are decoded together."""
+    for choose in (None, choose_for_ever):
+        with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes 4 together"):
+            engine.submit(Heard([1], config, choose=choose).job)
 
 
 LONG = GenerationConfig(max_new_tokens=100, eos_token_id=NEVER)
@@ -393,10 +400,13 @@ def test_what_is_answered_beside_ends_when_nobody_waits_or_time_is_over(
     assert engine.waiting == 0
     assert gone.events.empty()
     late, closed = Heard([1, 2], config, seconds=0.3, choose=choose), Heard([1, 2], config, choose=choose)
-    engine.submit(late.job)
-    engine.submit(closed.job)
+    behind = Heard([1, 2], config, seconds=0.1, choose=choose)  # its time is over before it begins
+    for each in (late, behind, closed):
+        engine.submit(each.job)
     (error,) = late.all()
     assert isinstance(error, TooLong)
+    (error,) = behind.all()
+    assert isinstance(error, OutOfTime)
     engine.close(0)
     (error,) = closed.all()
     assert isinstance(error, Closed)
@@ -413,6 +423,9 @@ def test_a_stop_string_is_sought_in_what_is_said(network: GPT2, tokenizer: Token
     for each in heard:
         engine.submit(each.job)
     assert [tokenizer.decode(each.ids()) for each in heard] == ["cdef", "cde"]
+    beams = Heard(letters[:2], replace(over_the_edge, num_beams=2))
+    engine.submit(beams.job)
+    assert tokenizer.decode(beams.ids()) == "cdef"
 
 
 def test_kept_caches_are_few(network: GPT2) -> None:

@@ -353,6 +353,9 @@ def test_an_edit_that_is_not_answered_takes_nothing_away(page: Any) -> None:
     page.get_by_label("Edit your message").fill("Another.")
     page.keyboard.press("Enter")
     expect(page.locator("#problem")).to_contain_text("The server does not answer.")
+    assert page.locator("#log .text").all_inner_texts() == before[1:]
+    assert page.get_by_label("Edit your message").input_value() == "Another."
+    page.get_by_role("button", name="Leave it").click()
     assert page.locator("#log .text").all_inner_texts() == before
     page.unroute("**/v1/chat/completions")
     page.click("#again")
@@ -384,11 +387,50 @@ def test_what_is_open_stays_open_and_a_reader_stays_where_they_are(page: Any) ->
     page.press("#input", "Enter")
     expect(page.locator("#log li")).to_have_count(14)
     page.evaluate("document.getElementById('main').scrollTop = 0")
+    other = page.locator("#log li.user").nth(3)
+    assert other.get_by_role("button", name="Edit").is_disabled()
     held[0].continue_()
     expect(page.get_by_role("button", name="Retry")).to_be_visible()
     assert page.evaluate("document.getElementById('main').scrollTop") == 0
     assert page.locator(".inside").count() == 1
     assert page.get_by_label("Edit your message").input_value() == "I am still writing."
+    tab = page.context.new_page()
+    tab.set_default_timeout(5_000)
+    tab.goto(page.url)
+    say(tab, "Here is another tab.")
+    expect(page.locator("#log li")).to_have_count(16)
+    assert page.locator(".inside").count() == 1
+    assert page.get_by_label("Edit your message").input_value() == "I am still writing."
+    page.evaluate("document.getElementById('main').scrollTop = 0")
+    page.fill("#input", "And on.")
+    page.press("#input", "Enter")
+    expect(page.locator("#log li")).to_have_count(18)
+    page.get_by_label("Edit your message").press("Escape")  # leaves the edit, and not the reply
+    assert page.locator("#log li").count() == 18
+    held[-1].continue_()
+    expect(page.locator("#log li .actions")).to_have_count(18)
+
+
+def test_a_browser_that_keeps_nothing_can_talk(browser: Any, url: str) -> None:
+    """As with all cookies blocked: both stores throw when they are touched."""
+    page = new_page(browser)
+    page.add_init_script(
+        "for (const name of ['localStorage', 'sessionStorage']) "
+        "Object.defineProperty(window, name, {get() { throw new Error('denied'); }})"
+    )
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.goto(url)
+    assert say(page, "Hi!")
+    expect(page.locator("#problem")).to_contain_text("no room to keep the conversation")
+    page.click("#open-settings")
+    page.get_by_label("API key").fill("key")
+    page.get_by_role("button", name="Done").click()
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click("#remove")
+    expect(page.locator("#log li")).to_have_count(0)
+    assert faults == []
+    page.close()
 
 
 def test_on_another_machine_of_the_network_it_works_too(browser: Any, url: str) -> None:
