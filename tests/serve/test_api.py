@@ -254,6 +254,10 @@ def test_probabilities(served: Served) -> None:
     assert "".join(text.logprobs.tokens or []) == text.text
     assert text.logprobs.text_offset is not None
     assert text.logprobs.text_offset[:2] == [0, len((text.logprobs.tokens or [""])[0])]
+    alone = served.client.completions.create(model="tiny", prompt="I am", seed=7, logprobs=0, max_tokens=2).choices[0]
+    assert alone.logprobs is not None
+    pairs = zip(alone.logprobs.tokens or [], alone.logprobs.token_logprobs or [], strict=True)
+    assert alone.logprobs.top_logprobs == [{token: value} for token, value in pairs]  # what was said is always there
 
 
 def test_offsets_are_those_of_the_text_where_tokens_hold_half_characters() -> None:
