@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import GPT2ForSequenceClassification
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.cli import main
+from dialogpt.decoder import Stopped
 from dialogpt.rerank import MMI, DialogRPT
 from model import GPT2
 from tests.helpers import write_published
@@ -154,6 +156,23 @@ def test_a_choice_among_candidates_can_be_stopped(published: Path, reverse: Path
     assert len(asked) == 4
     assert chat.texts() == []
     assert chat.reply("Hello there.")
+
+
+def test_judging_can_be_stopped_between_passes(published: Path, reverse: Path, ranker: Path) -> None:
+    tokenizer = Tokenizer.load(published)
+    turns, replies = [tokenizer.encode(t) for t in TURNS], [tokenizer.encode(r) for r in REPLIES]
+    judges = MMI.load(reverse, tokenizer, micro_batch=2), DialogRPT.load([("updown", 1.0, ranker)], tokenizer)
+    for judge in (judges[0], replace(judges[1], micro_batch=2)):
+        asked: list[bool] = []
+
+        def stop(asked: list[bool] = asked) -> bool:
+            asked.append(True)
+            return len(asked) > 2
+
+        with pytest.raises(Stopped):
+            judge.scores(turns, replies, stop)
+        assert len(asked) == 3
+        assert len(judge.scores(turns, replies, lambda: False)) == len(replies)
 
 
 def test_commands_rerank(published: Path, reverse: Path, ranker: Path, capsys: pytest.CaptureFixture[str]) -> None:

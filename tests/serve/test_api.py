@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,10 @@ def test_settings_arrive(served: Served) -> None:
     assert biased == Tokenizer.load("tiny").decode([first] * 3)
     beams = say(extra_body={"num_beams": 4}, temperature=0)
     assert beams.finish_reason in ("stop", "length")
+    body = {"messages": HELLO, "num_beams": 4, "n": 2, "temperature": 0}
+    texts = {choice["message"]["content"] for choice in served.post(body).json()["choices"]}
+    assert beams.message.content in texts
+    assert len(texts) == 2
     assert say(extra_body={"no_such_setting": 1, "tools": []}, temperature=0).message.content == greedy
 
 
@@ -235,6 +239,32 @@ def test_the_best_of_several_candidates(served: Served) -> None:
             assert (answer.status_code, sentence in answer.text) == (400, True)
         answer = judging.post({"prompt": "Hi", "rerank": True}, "/v1/completions")
         assert (answer.status_code, "a text without turns" in answer.text) == (400, True)
+
+
+def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served) -> None:
+    """The end of the turn is about as likely as all else together; what a chat does with equal seeds is judge."""
+    often = {"logit_bias": {"8191": 13}, "min_new_tokens": 0}
+    settings = replace(GenerationConfig.chat(), min_new_tokens=None, sequence_bias=[[[8191], 13.0]])
+    ids = [*served.engine.tokenizer.encode("Hi! How are you?"), 8191]
+    once = []
+    for seed in range(10):
+        answer = served.post({"messages": HELLO, "seed": seed, **often}).json()["choices"][0]["message"]["content"]
+        assert answer == Chat.load("tiny", dtype="float64", seed=seed, generation=settings).reply("Hi! How are you?")
+        plain = served.post({"prompt": ids, "seed": seed, **often}, "/v1/completions").json()  # which is drawn once
+        once.append(plain["choices"][0]["text"] != "")
+    assert set(once) == {True, False}
+
+    class Silence:
+        """Would have a reply of nothing."""
+
+        def scores(self, _: Any, replies: Any, __: Any = None) -> list[float]:
+            assert any(map(len, replies))
+            assert not all(map(len, replies))
+            return [-float(len(reply)) for reply in replies]
+
+    with serve(served.engine, Silence()) as judging:
+        answer = judging.post({"messages": HELLO, "seed": 0, "rerank": True, "num_candidates": 12, **often}).json()
+    assert answer["choices"][0]["message"]["content"].strip()
 
 
 def test_probabilities(served: Served) -> None:
