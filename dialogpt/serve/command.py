@@ -112,11 +112,9 @@ def run(options: argparse.Namespace) -> int:
         )
     listener = _listener(options.host, options.port)
     try:
-        with leaving_at_once(signal.SIGTERM, DONE):
-            import uvicorn  # noqa: F401, as the signal may come meanwhile
-
+        with leaving_at_once(signal.SIGTERM, DONE):  # until the server listens to signals itself
             engine, app = _loaded(options)
-        return _serve(app, engine, listener, options)
+            return _serve(app, engine, listener, options)
     finally:
         listener.close()
 

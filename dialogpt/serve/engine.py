@@ -227,9 +227,8 @@ class Engine:
     # ---- in the thread ----
 
     def _fresh(self) -> Decoder:
-        return Decoder(
-            self.model, self.tokenizer, prompt_tokens=self._prompt_tokens, stops_in_prompt=False
-        )  # as OpenAI has it
+        # Only what is said ends a reply, as OpenAI has it.
+        return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens, stops_in_prompt=False)
 
     def _run(self) -> None:
         going = True
@@ -263,7 +262,7 @@ class Engine:
         for job in leaving:
             self._leave(job)
         for job in late:
-            self._tell(job, OutOfTime(f"no place was free within {job.seconds:g} s; ask again in a moment"))
+            self._tell(job, _out_of_time(job))
         for job in closed:
             self._tell(job, Closed(STOPPED))
         for job in joining:
@@ -370,7 +369,7 @@ class Engine:
 
         try:
             if time.monotonic() > job.deadline:
-                raise OutOfTime(f"no place was free within {job.seconds:g} s; ask again in a moment")
+                raise _out_of_time(job)
             (replies,) = generate_batch(
                 self.model,
                 [job.prompt_ids],
@@ -431,6 +430,10 @@ class Prefixes:
         self._caches.append(cache)
         while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.most_bytes:
             self._caches.pop(0)
+
+
+def _out_of_time(job: Job) -> OutOfTime:
+    return OutOfTime(f"no place was free within {job.seconds:g} s; ask again in a moment")
 
 
 def _failed(error: Exception) -> Failed:
