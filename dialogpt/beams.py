@@ -16,7 +16,7 @@ from torch import Tensor
 from dialogpt.decoder import NOT_A_NUMBER, NOTHING_LEFT, Decoder, GenerationError, Row, processed
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
-from model import KVCache
+from dialogpt.model import KVCache
 
 NEVER = -1e9  # added to what must not win; not infinity, so that two of them can still be compared
 

@@ -20,14 +20,14 @@ from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
+from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.normalize import normalize
 from dialogpt.rerank import Reranker, ranked
 from dialogpt.score import Score, score
 from dialogpt.speculate import Draft
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from model import GPT2, KVCache, shared_prefix
-from weights import load, open_checkpoint
-from weights.checkpoint import Source
+from dialogpt.weights import load, open_checkpoint
+from dialogpt.weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
 logger = logging.getLogger(__name__)
@@ -132,8 +132,8 @@ class Chat:
     ) -> Chat:
         """Begin a conversation with a checkpoint.
 
-        Arguments are those of `weights.load` and of the constructor; `history_tokens` is the checkpoint's own where it
-        has one. A reranker or a draft can be put in its place afterwards.
+        Arguments are those of `dialogpt.weights.load` and of the constructor; `history_tokens` is the checkpoint's own
+        where it has one. A reranker or a draft can be put in its place afterwards.
 
         Raises:
             CheckpointError: the checkpoint cannot be used.

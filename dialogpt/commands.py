@@ -22,7 +22,7 @@ from dialogpt.screen import one_line, printable
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
     from dialogpt.generate import Reply
-    from weights import Checkpoint, Report
+    from dialogpt.weights import Checkpoint, Report
 
 
 ALL = "everything in the cache"  # what --clear means without a name; known by identity, as "" may be a shell's slip
@@ -39,7 +39,7 @@ def chat(options: argparse.Namespace) -> int:
     import torch
 
     from dialogpt.keyboard import talk
-    from model import GPT2
+    from dialogpt.model import GPT2
 
     with torch.device("meta"):  # packed weights are no parameters
         parameters = sum(parameter.numel() for parameter in GPT2(opened.model.config).parameters())
@@ -155,8 +155,8 @@ def convert(options: argparse.Namespace) -> int:
     """Convert a checkpoint, and say what was done."""
     if options.to == "hf" and options.dtype is not None:
         raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
-    import weights
-    from weights.files import require_new
+    from dialogpt import weights
+    from dialogpt.weights.files import require_new
 
     require_new(options.destination)  # before anything is downloaded
     checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head)
@@ -194,7 +194,7 @@ def convert(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
     """Compare what was written with what it was made from, and print the table."""
     from dialogpt import verify
-    from weights import hub, open_checkpoint
+    from dialogpt.weights import hub, open_checkpoint
 
     results = []
     if source.heads_assumed:
@@ -222,7 +222,7 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
 
 def cache(options: argparse.Namespace) -> int:
     """List the converted checkpoints that are kept, or remove them."""
-    from weights import hub
+    from dialogpt.weights import hub
 
     named = None if options.clear is ALL else options.clear
     entries = hub.cached() if options.clear is None else hub.clear(named)
@@ -263,15 +263,15 @@ def _ignored_rows(ignored: dict[str, str]) -> list[tuple[str, str]]:
 
 def info(options: argparse.Namespace) -> int:
     """Say what a checkpoint is; reads all of it."""
-    from weights import open_checkpoint
+    from dialogpt.weights import open_checkpoint
 
     print(_table(_info_rows(open_checkpoint(options.source, n_head=options.n_head))))
     return DONE
 
 
 def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    from weights.load import count_non_finite
-    from weights.stored import dtype_name
+    from dialogpt.weights.load import count_non_finite
+    from dialogpt.weights.stored import dtype_name
 
     config = checkpoint.config
     rows = [
@@ -312,7 +312,7 @@ def _open_chat(options: argparse.Namespace) -> Chat:
     import torch
 
     from dialogpt.chat import Chat
-    from weights import open_checkpoint
+    from dialogpt.weights import open_checkpoint
 
     if options.threads:
         torch.set_num_threads(options.threads)

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.model import GPT2, KVCache, shared_prefix
+from dialogpt.model.cache import BLOCK
 from dialogpt.sampler import Seen, check_tokens, next_token_scores
 from dialogpt.tokenizer import StopStrings, Tokenizer
-from model import GPT2, KVCache, shared_prefix
-from model.cache import BLOCK
 
 MOST_SETTINGS = 256  # that are remembered, so that rows with equal ones are processed together
 PROMPTS_AT_ONCE = 8  # of like length, so that padding costs little; 8 rows of 50 tokens keep a processor busy

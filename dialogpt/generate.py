@@ -11,9 +11,9 @@ from dialogpt.beams import beam_search
 from dialogpt.decoder import Decoder, Row, Step, Stop, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.model import GPT2, KVCache
 from dialogpt.speculate import Draft, SpeculativeDecoder
 from dialogpt.tokenizer import Tokenizer
-from model import GPT2, KVCache
 
 
 @dataclass(frozen=True)

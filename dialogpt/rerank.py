@@ -19,11 +19,11 @@ from torch import Tensor
 from dialogpt.decoder import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply
+from dialogpt.model import GPT2
 from dialogpt.score import MICRO_BATCH, score
 from dialogpt.tokenizer import Tokenizer
-from model import GPT2
-from weights import load, load_ranking_head, open_checkpoint
-from weights.checkpoint import Source
+from dialogpt.weights import load, load_ranking_head, open_checkpoint
+from dialogpt.weights.checkpoint import Source
 
 HUMAN = ("human_vs_rand", "human_vs_machine")  # heads that say whether a reply is one, rather than how good
 HEADS = (*HUMAN, "updown", "width", "depth")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dialogpt.decoder import Stop, Stopped
 from dialogpt.errors import DialogueError
-from model import GPT2
+from dialogpt.model import GPT2
 
 MICRO_BATCH = 8  # sequences read at once: of 64 tokens and GPT-2's vocabulary, their logits take 100 MB
 

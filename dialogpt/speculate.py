@@ -32,11 +32,11 @@ from dialogpt.decoder import (
 )
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.tokenizer import Tokenizer
-from model import GPT2, KVCache, shared_prefix
-from weights import load, open_checkpoint
-from weights.checkpoint import Source
-from weights.load import device_of
+from dialogpt.weights import load, open_checkpoint
+from dialogpt.weights.checkpoint import Source
+from dialogpt.weights.load import device_of
 
 FIRST, MOST = 4, 8  # tokens that are guessed in a pass: at first, and at most
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Draft:
         """Open the checkpoint of a network that guesses.
 
         Args:
-            source: see `weights.load`; the checkpoint of the network itself will do.
+            source: see `dialogpt.weights.load`; the checkpoint of the network itself will do.
             tokenizer: of the network that it guesses for.
             dtype: None is what is fast: int8 on a CPU, float16 elsewhere. No reply depends on it.
             device: where it runs.

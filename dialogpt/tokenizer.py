@@ -1,8 +1,8 @@
 """Text to token ids and back: GPT-2's byte-level BPE, run by tiktoken on the checkpoint's own vocabulary.
 
 Ids equal those of transformers' GPT-2 tokenizer with `split_special_tokens=True`: typed text never becomes
-`<|endoftext|>`, which ends every turn. Reading a vocabulary is left to `weights.vocabulary`; turns and prompts to
-`dialogpt.history`. It follows openai/gpt-2, src/encoder.py.
+`<|endoftext|>`, which ends every turn. Reading a vocabulary is left to `dialogpt.weights.vocabulary`; turns and prompts
+to `dialogpt.history`. It follows openai/gpt-2, src/encoder.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import tiktoken
 from numpy.typing import NDArray
 
 from dialogpt.errors import DialogueError
-from weights import CheckpointError, Vocabulary, open_checkpoint
-from weights.checkpoint import Checkpoint, Source
-from weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
+from dialogpt.weights import CheckpointError, Vocabulary, open_checkpoint
+from dialogpt.weights.checkpoint import Checkpoint, Source
+from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
 # GPT-2 cuts text before it merges: English contractions; then words, numbers and other signs, each with one space
 # before it; then white space, whose last character is left to the word that follows.
@@ -66,7 +66,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, source: Source) -> Tokenizer:
-        """The tokenizer of a checkpoint; see `weights.open_checkpoint` for sources and errors."""
+        """The tokenizer of a checkpoint; see `dialogpt.weights.open_checkpoint` for sources and errors."""
         checkpoint = open_checkpoint(source)
         if checkpoint.vocabulary is None:
             raise CheckpointError(f"{checkpoint.path} has no vocabulary; put its vocab.json and merges.txt beside it")

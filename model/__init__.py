@@ -1,8 +1,8 @@
 """The network: GPT-2 in pure PyTorch. It knows tensors only, and imports nothing else of this project."""
 
-from model.cache import CacheFull, KVCache, shared_prefix
-from model.config import IGNORABLE, PRESETS, ConfigError, GPT2Config, unknown_keys
-from model.gpt2 import GPT2
+from dialogpt.model.cache import CacheFull, KVCache, shared_prefix
+from dialogpt.model.config import IGNORABLE, PRESETS, ConfigError, GPT2Config, unknown_keys
+from dialogpt.model.gpt2 import GPT2
 
 __all__ = [
     "GPT2",

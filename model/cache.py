@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from model.gpt2 import GPT2
+    from dialogpt.model.gpt2 import GPT2
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.cache import CacheFull, KVCache
-from model.config import GPT2Config
+from dialogpt.model.cache import CacheFull, KVCache
+from dialogpt.model.config import GPT2Config
 
 Table = TypeVar("Table", bound=nn.Embedding)
 

@@ -7,7 +7,7 @@ a third of that. `prepare` swaps the products of a network for faster ones, by i
   What is stored in float16, as DialoGPT's weights are, is packed so for float32, too: the same numbers, half the bytes.
 - bfloat16: as it is; torch's own kernel for one row reads it at full speed, where oneDNN is kept from it.
 
-The network stays what `model.gpt2` says. What comes and goes between the products is float32 in every precision: on a
+The network stays what `gpt2.py` says. What comes and goes between the products is float32 in every precision: on a
 CPU, attention and norms in float32 are the fastest, and the most exact. Some of the operators used here are private to
 torch: where this one, or this processor, has not got them, a plain product takes their place, with a notice. On other
 devices, and in float64, nothing is swapped.
@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.gpt2 import GPT2, MLP, TokenEmbedding
+from dialogpt.model.gpt2 import GPT2, MLP, TokenEmbedding
 
 CPU_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 MANY_ROWS = 64  # what float32 weights are packed for; for one row that is as fast, within 5 %, as packed for one

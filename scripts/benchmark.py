@@ -43,6 +43,8 @@ from torch import Tensor
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate_batch
 from dialogpt.cli import guarded
 from dialogpt.decoder import fresh_generator
+from dialogpt.model import GPT2, PRESETS, GPT2Config
+from dialogpt.model.precision import CPU_PRECISIONS
 from dialogpt.score import score
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
@@ -50,15 +52,13 @@ from dialogpt.train.prepare import prepare
 from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
-from model import GPT2, PRESETS, GPT2Config
-from model.precision import CPU_PRECISIONS
+from dialogpt.weights import convert, load, open_checkpoint
+from dialogpt.weights.convert import published_config
+from dialogpt.weights.files import write_json, write_safetensors
+from dialogpt.weights.names import to_published
+from dialogpt.weights.stored import StoredTensor, dtype_name
+from dialogpt.weights.vocabulary import gpt2_vocabulary
 from scripts.peers import installed, served, weight_bytes
-from weights import convert, load, open_checkpoint
-from weights.convert import published_config
-from weights.files import write_json, write_safetensors
-from weights.names import to_published
-from weights.stored import StoredTensor, dtype_name
-from weights.vocabulary import gpt2_vocabulary
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20
@@ -83,7 +83,7 @@ import sys, torch
 def peak():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
 before = peak()
-from weights import load
+from dialogpt.weights import load
 with torch.inference_mode():
     load(sys.argv[1])(torch.arange(16)[None])
 print(peak() - before)
@@ -92,7 +92,7 @@ CONVERT = """
 import sys, time, torch
 from scripts.benchmark import _peak
 before = _peak()
-from weights import convert, load
+from dialogpt.weights import convert, load
 start = time.perf_counter()
 convert(sys.argv[1], sys.argv[2], dtype=sys.argv[3])
 print(time.perf_counter() - start, _peak() - before)
@@ -102,7 +102,7 @@ import sys, time
 start = time.perf_counter()
 import torch
 imported = time.perf_counter()
-from weights import load
+from dialogpt.weights import load
 load(sys.argv[1])
 print(imported - start, time.perf_counter() - imported)
 """
@@ -112,7 +112,7 @@ from pathlib import Path
 from scripts.benchmark import _peak
 from dialogpt.train.dialogues import Format
 from dialogpt.train.prepare import prepare
-from weights.vocabulary import gpt2_vocabulary
+from dialogpt.weights.vocabulary import gpt2_vocabulary
 if __name__ == "__main__":
     start = time.perf_counter()
     source, folder = map(Path, sys.argv[1:3])

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from dialogpt import verify
 from dialogpt.cli import guarded
-from weights import CheckpointError, open_checkpoint
+from dialogpt.weights import CheckpointError, open_checkpoint
 
 
 def main(argv: Sequence[str] | None = None) -> int:

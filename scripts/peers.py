@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from dialogpt import Draft, GenerationConfig, generate
-from model import GPT2Config, KVCache
-from model.precision import CPU_PRECISIONS
-from weights import convert, load, open_checkpoint
+from dialogpt.model import GPT2Config, KVCache
+from dialogpt.model.precision import CPU_PRECISIONS
+from dialogpt.weights import convert, load, open_checkpoint
 
 Timing = tuple[float, float]  # seconds until the first token, and for all that follow
 Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens follow the first

@@ -17,9 +17,9 @@ import torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
-from model import GPT2, GPT2Config
-from weights import Vocabulary, load
-from weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
+from dialogpt.model import GPT2, GPT2Config
+from dialogpt.weights import Vocabulary, load
+from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "checkpoints" / "chitchat-reference"
 NO_REFERENCE = "the trained reference checkpoint is not beside this checkout"

@@ -9,7 +9,7 @@ import torch
 
 from dialogpt import DialogueError, GenerationConfig, generate, generate_batch
 from dialogpt.decoder import Decoder, GenerationError
-from model import GPT2
+from dialogpt.model import GPT2
 from tests.helpers import random_model, seeded
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import GPT2, CacheFull, KVCache
-from model.cache import BLOCK
+from dialogpt.model import GPT2, CacheFull, KVCache
+from dialogpt.model.cache import BLOCK
 from tests.helpers import random_model, seeded
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.chat import TRIES
-from model import GPT2
+from dialogpt.model import GPT2
+from dialogpt.weights import load
 from tests.helpers import counted_reads, random_model, small_vocabulary
-from weights import load
 
 SIZES = {"vocab_size": 557, "eos_token_id": 556, "n_positions": 128}
 

@@ -26,11 +26,11 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from dialogpt import Chat, Tokenizer
+from dialogpt.weights import CheckpointError, convert, export, load, names, open_checkpoint
+from dialogpt.weights.checkpoint import TINY
+from dialogpt.weights.files import ALIGNMENT, read_safetensors, write_safetensors
+from dialogpt.weights.stored import StoredTensor
 from tests.helpers import random_model, same_weights, seeded, write_published
-from weights import CheckpointError, convert, export, load, names, open_checkpoint
-from weights.checkpoint import TINY
-from weights.files import ALIGNMENT, read_safetensors, write_safetensors
-from weights.stored import StoredTensor
 
 
 @pytest.fixture
@@ -632,7 +632,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("weights.files.os.fsync", interrupt)
+    monkeypatch.setattr("dialogpt.weights.files.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(published, tmp_path / "ours")
     assert list(tmp_path.iterdir()) == []
@@ -641,7 +641,10 @@ def test_an_interrupted_conversion_leaves_nothing(
 @pytest.mark.parametrize("tensors", [1, 20, 75])
 def test_a_killed_conversion_leaves_no_destination(tmp_path: Path, tensors: int) -> None:
     """Not even a kill, which nothing can catch, leaves a folder under the final name."""
-    program = "import sys, weights; weights.convert('tiny', sys.argv[1], progress=lambda *_: print(flush=True))"
+    program = (
+        "import sys; from dialogpt import weights; "
+        "weights.convert('tiny', sys.argv[1], progress=lambda *_: print(flush=True))"
+    )
     command = [sys.executable, "-c", program, str(tmp_path / "ours")]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None

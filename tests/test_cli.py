@@ -18,8 +18,8 @@ import pytest
 
 from dialogpt import cli, commands, flags
 from dialogpt.screen import one_line
-from weights import DTYPES, open_checkpoint
-from weights.stored import PRECISIONS
+from dialogpt.weights import DTYPES, open_checkpoint
+from dialogpt.weights.stored import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 

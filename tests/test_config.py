@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import GPT2Config as TheirConfig
 
-from model import GPT2, PRESETS, ConfigError, GPT2Config, unknown_keys
+from dialogpt.model import GPT2, PRESETS, ConfigError, GPT2Config, unknown_keys
 
 
 def test_defaults_and_fields_are_those_of_transformers() -> None:

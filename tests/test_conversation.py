@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogpt import DialogueError, Tokenizer, conversation
+from dialogpt.weights import Vocabulary
 from tests.helpers import small_vocabulary
-from weights import Vocabulary
 
 TOKENIZER = Tokenizer(small_vocabulary())
 SIZE = 557

@@ -12,10 +12,10 @@ import torch
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli import main
 from dialogpt.decoder import fresh_generator
+from dialogpt.model import GPT2, KVCache
 from dialogpt.serve.engine import End, Engine, Event, Job, Token
-from model import GPT2, KVCache
+from dialogpt.weights import CheckpointError, load
 from tests.helpers import pair, random_model, seeded, small_vocabulary
-from weights import CheckpointError, load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = torch.device("cuda")

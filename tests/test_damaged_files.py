@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dialogpt.weights import CheckpointError, convert
 from tests.helpers import weights_of, write_published
-from weights import CheckpointError, convert
 
 SECONDS, MEGABYTES = 2, 200
 FLIPS, CUTS = 60, 25  # of each container, in the parts that a reader can judge

@@ -12,7 +12,7 @@ import torch
 
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
 from dialogpt.decoder import GenerationError, NotFinite, fresh_generator
-from model import GPT2, KVCache, shared_prefix
+from dialogpt.model import GPT2, KVCache, shared_prefix
 from tests.helpers import counted_reads, random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
@@ -52,7 +52,7 @@ def test_sampled_rows_with_their_own_generators_do_not_depend_on_each_other(netw
 FORKED = """
 import os, torch
 from dialogpt import GenerationConfig, generate_batch
-from model import GPT2, PRESETS
+from dialogpt.model import GPT2, PRESETS
 
 network = GPT2(PRESETS["tiny"]).double().eval()
 config = GenerationConfig(max_new_tokens=3, do_sample=True, eos_token_id=9000)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli import main
 from dialogpt.decoder import own_turns, spellings
+from dialogpt.model import GPT2
 from dialogpt.normalize import normalize
 from dialogpt.sampler import Seen, next_token_scores
-from model import GPT2
+from dialogpt.weights import load
 from tests.helpers import random_model, seeded
-from weights import load
 
 END = 22
 

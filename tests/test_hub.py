@@ -23,9 +23,9 @@ import torch
 from huggingface_hub import constants
 
 from dialogpt.cli import main
+from dialogpt.weights import CheckpointError, convert, hub, open_checkpoint
 from tests.helpers import same_weights
 from tests.hub_server import COMMIT, Hub, serve
-from weights import CheckpointError, convert, hub, open_checkpoint
 
 NAME = "someone/small-bot"
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
 from dialogpt import GenerationConfig, Tokenizer, generate_batch
+from dialogpt.model import GPT2, KVCache, precision
 from dialogpt.score import score
-from model import GPT2, KVCache, precision
+from dialogpt.weights import CheckpointError, load, open_checkpoint
 from scripts.train_tiny import conversations
 from tests.helpers import write_published
-from weights import CheckpointError, load, open_checkpoint
 
 # The largest difference of logits to float64 that is allowed, relative to the largest logit. Weights are random, and
 # much wilder than trained ones.

@@ -20,9 +20,9 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from dialogpt import Chat
 from dialogpt.cli import main
+from dialogpt.weights import CheckpointError, convert, export, load, load_ranking_head, open_checkpoint
+from dialogpt.weights.stored import ALIGNMENT
 from tests.helpers import same_weights, their_model, write_published
-from weights import CheckpointError, convert, export, load, load_ranking_head, open_checkpoint
-from weights.stored import ALIGNMENT
 
 State = dict[str, Tensor]
 

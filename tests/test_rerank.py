@@ -15,10 +15,10 @@ from transformers import GPT2ForSequenceClassification
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.cli import main
 from dialogpt.decoder import Stopped
+from dialogpt.model import GPT2
 from dialogpt.rerank import MMI, DialogRPT
-from model import GPT2
+from dialogpt.weights import CheckpointError, load
 from tests.helpers import write_published
-from weights import CheckpointError, load
 
 TURNS = ["Hello there.", "Hi! What is it?", "I am going to the sea."]
 REPLIES = ["Good.", "What for?", "I do not like the sea, it is cold and wet.", "", "the the the"]

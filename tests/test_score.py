@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from dialogpt import Chat, DialogueError, GenerationConfig, generate_batch
+from dialogpt.model import GPT2
 from dialogpt.score import Score, score
-from model import GPT2
 from tests.helpers import random_model, seeded
 
 

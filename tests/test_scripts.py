@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from dialogpt import verify
-from model import GPT2
+from dialogpt.model import GPT2
+from dialogpt.weights import convert
 from scripts import benchmark, parity, peers
-from weights import convert
 
 
 @pytest.mark.parametrize("form", ["published", "converted", "without vocabulary", "with generation settings"])

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from dialogpt import Chat, DialogueError, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli import main
 from dialogpt.decoder import GenerationError, Stopped
+from dialogpt.model import GPT2, KVCache
+from dialogpt.model.precision import PackedEmbedding
 from dialogpt.speculate import SpeculativeDecoder
-from model import GPT2, KVCache
-from model.precision import PackedEmbedding
+from dialogpt.weights import load
 from tests.helpers import NO_REFERENCE, REFERENCE, counted_reads, random_model, seeded
 from tests.parity.test_settings import V, chosen_settings
-from weights import load
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
 

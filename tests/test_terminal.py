@@ -12,9 +12,9 @@ import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.interrupt import flagged
+from dialogpt.model import GPT2
 from dialogpt.screen import printable
 from dialogpt.terminal import Terminal
-from model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
 CTRL_C, CTRL_D = KeyboardInterrupt(), EOFError()

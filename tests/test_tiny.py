@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
+from dialogpt.weights import CheckpointError, export, load, open_checkpoint
+from dialogpt.weights import checkpoint as module
+from dialogpt.weights.checkpoint import TINY
+from dialogpt.weights.vocabulary import gpt2_vocabulary
 from scripts.train_tiny import conversations
 from tests.helpers import NO_REFERENCE, REFERENCE
-from weights import CheckpointError, export, load, open_checkpoint
-from weights import checkpoint as module
-from weights.checkpoint import TINY
-from weights.vocabulary import gpt2_vocabulary
 
 README = TINY / "README.md"
 

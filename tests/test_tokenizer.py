@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogpt import DialogueError, StreamDecoder, Tokenizer
+from dialogpt.weights import CheckpointError, Vocabulary
+from dialogpt.weights.vocabulary import gpt2_vocabulary
 from tests.helpers import small_vocabulary
-from weights import CheckpointError, Vocabulary
-from weights.vocabulary import gpt2_vocabulary
 
 
 @pytest.fixture(scope="module")

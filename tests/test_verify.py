@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from dialogpt import verify
 from dialogpt.cli import main
-from weights import convert, export, names, open_checkpoint, pickles
+from dialogpt.weights import convert, export, names, open_checkpoint, pickles
 
 
 def rows(output: str) -> dict[str, str]:

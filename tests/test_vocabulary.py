@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from transformers import GPT2Tokenizer
 
+from dialogpt.weights import CheckpointError
+from dialogpt.weights.vocabulary import gpt2_vocabulary, read_vocabulary
 from tests.helpers import small_vocabulary
-from weights import CheckpointError
-from weights.vocabulary import gpt2_vocabulary, read_vocabulary
 
 
 def test_the_merges_give_the_published_files_to_the_byte(tmp_path: Path) -> None:

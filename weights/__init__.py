@@ -1,10 +1,10 @@
 """Checkpoints to network and back. It knows file formats and key names, and nothing of dialogue."""
 
-from weights.checkpoint import Checkpoint, open_checkpoint
-from weights.convert import Report, convert, export, save
-from weights.load import load, load_ranking_head
-from weights.stored import DTYPES, CheckpointError
-from weights.vocabulary import Vocabulary
+from dialogpt.weights.checkpoint import Checkpoint, open_checkpoint
+from dialogpt.weights.convert import Report, convert, export, save
+from dialogpt.weights.load import load, load_ranking_head
+from dialogpt.weights.stored import DTYPES, CheckpointError
+from dialogpt.weights.vocabulary import Vocabulary
 
 __all__ = [
     "DTYPES",

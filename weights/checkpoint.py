@@ -2,7 +2,7 @@
 
 A source is `tiny` (the checkpoint that the package carries), a folder or a file of ours or as it was published, or the
 name of a checkpoint on the Hugging Face hub ("owner/name", "owner/name@revision"). Reading bytes is left to
-`weights.files`, names to `weights.names`, the hub to `weights.hub`, building the network to `weights.load`.
+`files.py`, names to `names.py`, the hub to `hub.py`, building the network to `dialogpt.weights.load`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
-from weights.files import container, read_json, read_tensors, safetensors_metadata, sha256_of
-from weights.names import RANKING_HEAD, from_ours, from_published, infer_config
-from weights.stored import CheckpointError, StoredTensor
-from weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
+from dialogpt.model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
+from dialogpt.weights.files import container, read_json, read_tensors, safetensors_metadata, sha256_of
+from dialogpt.weights.names import RANKING_HEAD, from_ours, from_published, infer_config
+from dialogpt.weights.stored import CheckpointError, StoredTensor
+from dialogpt.weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
 logger = logging.getLogger(__name__)
@@ -171,7 +171,7 @@ def open_checkpoint(source: Source, *, n_head: int | None = None) -> Checkpoint:
         return source
     path = _find(source)
     if path is None:
-        from weights import hub  # it opens what it has downloaded
+        from dialogpt.weights import hub  # it opens what it has downloaded
 
         name = os.fspath(source)
         folder = hub.converted(name, n_head)

@@ -1,7 +1,7 @@
 """Checkpoints on the disk: from published to ours, `convert`; back, `export`; and from a network in memory, `save`.
 
 All stream: one tensor at a time is read, checked and written, and a folder takes its final name only when all of it is
-on the disk. What a source is, is left to `weights.checkpoint`.
+on the disk. What a source is, is left to `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model import GPT2Config
-from weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin, Source, open_checkpoint
-from weights.files import new_folder, write_json, write_safetensors
-from weights.load import count_non_finite, dtype_of, refuse_damage
-from weights.names import to_published
-from weights.stored import CheckpointError, Progress, StoredTensor, dtype_name
-from weights.vocabulary import END_OF_TEXT, Vocabulary
+from dialogpt.model import GPT2Config
+from dialogpt.weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin, Source, open_checkpoint
+from dialogpt.weights.files import new_folder, write_json, write_safetensors
+from dialogpt.weights.load import count_non_finite, dtype_of, refuse_damage
+from dialogpt.weights.names import to_published
+from dialogpt.weights.stored import CheckpointError, Progress, StoredTensor, dtype_name
+from dialogpt.weights.vocabulary import END_OF_TEXT, Vocabulary
 
 
 @dataclass(frozen=True)

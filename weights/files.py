@@ -1,7 +1,7 @@
 """Files as hostile bytes: readers that run no code and believe no size, and a writer that never leaves half a file.
 
 Every reader yields `StoredTensor`s: name, shape and dtype now, the data when asked. What the names mean is left to
-`weights.names`, what belongs together to `weights.checkpoint`.
+`names.py`, what belongs together to `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from weights.pickles import OLD_MAGIC, read_pickle
-from weights.stored import ALIGNMENT, CheckpointError, MappedFile, Progress, StoredTensor
+from dialogpt.weights.pickles import OLD_MAGIC, read_pickle
+from dialogpt.weights.stored import ALIGNMENT, CheckpointError, MappedFile, Progress, StoredTensor
 
 _SAFETENSORS_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 TEXT_LIMIT = 8 << 20  # bytes; GPT-2's tokenizer.json is 3.6 MB

@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
-from weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
-from weights.convert import convert
-from weights.files import read_json, sha256_of
-from weights.stored import CheckpointError
+from dialogpt.weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
+from dialogpt.weights.convert import convert
+from dialogpt.weights.files import read_json, sha256_of
+from dialogpt.weights.stored import CheckpointError
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

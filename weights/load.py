@@ -1,6 +1,6 @@
 """From a checkpoint to a network that is ready to run, with the weights in memory once.
 
-Finding and checking the checkpoint is left to `weights.checkpoint`.
+Finding and checking the checkpoint is left to `checkpoint.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import math
 import torch
 from torch import Tensor
 
-from model import GPT2
-from model.precision import CPU_PRECISIONS, prepare
-from weights.checkpoint import Checkpoint, Source, open_checkpoint
-from weights.names import EMBEDDING
-from weights.stored import DTYPES, PRECISIONS, CheckpointError
+from dialogpt.model import GPT2
+from dialogpt.model.precision import CPU_PRECISIONS, prepare
+from dialogpt.weights.checkpoint import Checkpoint, Source, open_checkpoint
+from dialogpt.weights.names import EMBEDDING
+from dialogpt.weights.stored import DTYPES, PRECISIONS, CheckpointError
 
 
 def load(
@@ -23,8 +23,9 @@ def load(
     """Build the network of a checkpoint, in evaluation mode.
 
     It is built without memory of its own, and takes the file's mapped tensors where dtype, device and orientation allow
-    it; else each tensor is converted alone. On a CPU, in all but float64, its products are those of `model.precision`:
-    what they compute is float32, and in all but bfloat16 their weights are packed, and no parameters.
+    it; else each tensor is converted alone. On a CPU, in all but float64, its products are those of
+    `model/precision.py`: what they compute is float32, and in all but bfloat16 their weights are packed, and no
+    parameters.
 
     Args:
         source: see `open_checkpoint`.

@@ -1,7 +1,7 @@
 """Whose tensor is whose: one table from the published GPT-2 names to ours, read in both directions.
 
 The published names are those of `GPT2LMHeadModel` in transformers, with or without their `transformer.` prefix, and
-behind the `module.` that training on several GPUs leaves. Which file a tensor lies in is left to `weights.files`.
+behind the `module.` that training on several GPUs leaves. Which file a tensor lies in is left to `files.py`.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from model import ConfigError, GPT2Config
-from weights.stored import CheckpointError, StoredTensor
+from dialogpt.model import ConfigError, GPT2Config
+from dialogpt.weights.stored import CheckpointError, StoredTensor
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from weights.stored import ALIGNMENT, DTYPES, CheckpointError, MappedFile, StoredTensor
+from dialogpt.weights.stored import ALIGNMENT, DTYPES, CheckpointError, MappedFile, StoredTensor
 
 OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
 _OLD_VERSION = 1001

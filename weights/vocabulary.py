@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from weights.files import read_json, read_text, write_json
-from weights.stored import CheckpointError
+from dialogpt.weights.files import read_json, read_text, write_json
+from dialogpt.weights.stored import CheckpointError
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZE = 50257

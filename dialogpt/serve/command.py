@@ -147,7 +147,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     from dialogpt.serve.engine import Engine
     from dialogpt.serve.requests import Limits
     from dialogpt.tokenizer import Tokenizer
-    from weights import load, open_checkpoint
+    from dialogpt.weights import load, open_checkpoint
 
     if options.threads:
         torch.set_num_threads(options.threads)

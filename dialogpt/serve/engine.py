@@ -21,8 +21,8 @@ from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate_batch
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.tokenizer import Tokenizer
-from model import GPT2, KVCache, shared_prefix
 
 MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
 MOST_WAITING = 64  # requests

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from model import GPT2
+from dialogpt.model import GPT2
 
 
 class Dropout(nn.Module):

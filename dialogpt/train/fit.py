@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from dialogpt.errors import DialogueError
+from dialogpt.model import GPT2, PRESETS, GPT2Config
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
 from dialogpt.train.listener import Listener
@@ -25,11 +26,10 @@ from dialogpt.train.processes import Processes
 from dialogpt.train.run import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
-from model import GPT2, PRESETS, GPT2Config
-from weights import Checkpoint, Vocabulary, load, open_checkpoint
-from weights.checkpoint import Origin
-from weights.load import dtype_of
-from weights.vocabulary import gpt2_vocabulary
+from dialogpt.weights import Checkpoint, Vocabulary, load, open_checkpoint
+from dialogpt.weights.checkpoint import Origin
+from dialogpt.weights.load import dtype_of
+from dialogpt.weights.vocabulary import gpt2_vocabulary
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dialogpt.model import GPT2
 from dialogpt.train.batches import IGNORED
-from model import GPT2
 
 SLICE_ROWS = 256  # of logits at a time: 8 MiB for 8,192 tokens, 51 MB for 50,257; for tiny 128 and 1,024 are slower
 

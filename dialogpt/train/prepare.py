@@ -36,8 +36,8 @@ from numpy.typing import NDArray
 from dialogpt.errors import DialogueError
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.dialogues import LINE_LIMIT, Format, parse_line, parser_of
-from weights import Vocabulary
-from weights.files import new_folder, read_json, write_json
+from dialogpt.weights import Vocabulary
+from dialogpt.weights.files import new_folder, read_json, write_json
 
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dialogpt.errors import DialogueError
 from dialogpt.train.objective import Objective
-from weights.load import device_of
+from dialogpt.weights.load import device_of
 
 LONGEST_WAIT = timedelta(days=7)  # for the first process, which may be preparing terabytes; torch's is 10 or 30 minutes
 

@@ -28,10 +28,10 @@ from torch import Tensor
 
 from dialogpt.errors import DialogueError
 from dialogpt.train.trainer import Progress, Trainer
-from weights import Checkpoint, open_checkpoint, save
-from weights.checkpoint import Origin
-from weights.files import new_folder, read_json, read_safetensors, write_json, write_safetensors
-from weights.stored import CheckpointError, StoredTensor
+from dialogpt.weights import Checkpoint, open_checkpoint, save
+from dialogpt.weights.checkpoint import Origin
+from dialogpt.weights.files import new_folder, read_json, read_safetensors, write_json, write_safetensors
+from dialogpt.weights.stored import CheckpointError, StoredTensor
 
 logger = logging.getLogger(__name__)
 STATE, PROGRESS = "training.safetensors", "training.json"

@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from dialogpt.errors import DialogueError
+from dialogpt.model import GPT2
 from dialogpt.train.batches import Batch, Batches
 from dialogpt.train.dropout import use_cheap_dropout
 from dialogpt.train.objective import Objective
 from dialogpt.train.optimizer import Muon, build_optimizers, lr_at, set_lr
 from dialogpt.train.processes import Processes, share, whole
 from dialogpt.train.settings import EPOCHS, TrainConfig
-from model import GPT2
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from transformers import GPT2LMHeadModel
 
 from dialogpt import Chat, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.generation_config import NEUTRAL
+from dialogpt.model import GPT2
 from dialogpt.sampler import Seen, next_token_scores
-from model import GPT2
+from dialogpt.weights import load
 from tests.helpers import NO_REFERENCE, REFERENCE, pair, seeded
-from weights import load
 
 SETTINGS: list[dict[str, Any]] = [
     {},

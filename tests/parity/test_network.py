@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import model.gpt2
+import dialogpt.model.gpt2
+from dialogpt.model import GPT2, KVCache
 from dialogpt.verify import layer_differences, relative_difference
-from model import GPT2, KVCache
+from dialogpt.weights import load, names
 from tests.helpers import pair, random_model, seeded, their_model
-from weights import load, names
 
 TOLERANCE = 1e-9  # float64 rounding reaches 1e-14 here; the smallest fault below is above 1e-6
 
@@ -142,22 +142,22 @@ def drop_bias(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shift_positions(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = model.gpt2.positions_of
-    monkeypatch.setattr(model.gpt2, "positions_of", lambda *arguments: honest(*arguments) + 1)
+    honest = dialogpt.model.gpt2.positions_of
+    monkeypatch.setattr(dialogpt.model.gpt2, "positions_of", lambda *arguments: honest(*arguments) + 1)
 
 
 def see_one_token_ahead(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     def mask(held: list[int], positions: Tensor, S: int) -> Tensor:
         return torch.arange(S) <= positions[:, None, :, None] + 1
 
-    monkeypatch.setattr(model.gpt2, "attention_mask", mask)
+    monkeypatch.setattr(dialogpt.model.gpt2, "attention_mask", mask)
 
 
 def miss_the_own_token(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     def mask(held: list[int], positions: Tensor, S: int) -> Tensor:
         return torch.arange(S) <= (positions[:, None, :, None] - 1).clamp(min=0)
 
-    monkeypatch.setattr(model.gpt2, "attention_mask", mask)
+    monkeypatch.setattr(dialogpt.model.gpt2, "attention_mask", mask)
 
 
 Fault = Callable[[GPT2, pytest.MonkeyPatch], None]
@@ -206,7 +206,7 @@ def test_a_rule_without_its_transpose_is_seen(tmp_path: Path, monkeypatch: pytes
 def test_published_shapes_in_float32_say_the_same_greedy_tokens(tmp_path: Path, size: str) -> None:
     """Random weights of the published shapes: 64 greedy tokens, and the logits' largest difference."""
     from dialogpt import GenerationConfig, generate
-    from model import PRESETS
+    from dialogpt.model import PRESETS
 
     preset = PRESETS[size]
     ours, theirs = pair(

@@ -18,10 +18,10 @@ from transformers import GenerationConfig as TheirGenerationConfig
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, beams, decoder, generate_batch
+from dialogpt.model import GPT2
 from dialogpt.sampler import Seen, next_token_scores
-from model import GPT2
+from dialogpt.weights import load
 from tests.helpers import NO_REFERENCE, REFERENCE, pair, seeded, write_published
-from weights import load
 
 V, END = 31, 30
 ids = st.integers(0, V - 1)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
 from dialogpt import Tokenizer
+from dialogpt.weights.vocabulary import gpt2_vocabulary
 from tests.helpers import small_vocabulary
-from weights.vocabulary import gpt2_vocabulary
 
 EXAMPLES, STRINGS = 500, 41  # together at least 20,000 strings
 

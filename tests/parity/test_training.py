@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dialogpt.model import GPT2
 from dialogpt.train import objective
 from dialogpt.train.batches import IGNORED, Batches
 from dialogpt.train.dialogues import Format
@@ -23,9 +24,8 @@ from dialogpt.train.prepare import prepare
 from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
-from model import GPT2
+from dialogpt.weights.names import RULES
 from tests.helpers import pair, seeded, small_vocabulary
-from weights.names import RULES
 
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
 

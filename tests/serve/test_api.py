@@ -31,8 +31,8 @@ from dialogpt.serve.engine import Engine, Token
 from dialogpt.serve.forms import Completion, ShownText
 from dialogpt.serve.gate import MOST_BYTES
 from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
+from dialogpt.weights import load
 from tests.helpers import started
-from weights import load
 
 HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
 

@@ -16,10 +16,10 @@ import torch
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.decoder import Stop, Stopped
 from dialogpt.generate import Reply
+from dialogpt.model import GPT2, KVCache
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token, TooLong
-from model import GPT2, KVCache
+from dialogpt.weights import load
 from tests.helpers import counted_reads, random_model, seeded, small_vocabulary
-from weights import load
 
 NEVER = 10_000  # an end token that no network says
 SAMPLED = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)

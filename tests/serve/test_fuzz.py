@@ -17,7 +17,7 @@ from dialogpt import GenerationConfig, Tokenizer
 from dialogpt.serve.api import create_app
 from dialogpt.serve.engine import Engine
 from dialogpt.serve.requests import Limits
-from weights import load
+from dialogpt.weights import load
 
 
 @pytest.fixture(scope="module")

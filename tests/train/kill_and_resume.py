@@ -17,8 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from dialogpt.weights import load, open_checkpoint
 from tests.train.runs import a_long_request, train
-from weights import load, open_checkpoint
 
 
 def child(folder: Path) -> None:

@@ -16,8 +16,8 @@ from dialogpt.train.processes import Processes
 from dialogpt.train.run import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
+from dialogpt.weights import load
 from tests.helpers import write_published
-from weights import load
 
 WORDS = ("a", "the", "cat", "dog", "saw", "likes", "you", "me", "and", "not", "what", "why", "yes", "no", "good", "bad")
 ALONE = Processes(0, 1, torch.device("cpu"))

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from dialogpt.cli import main
+from dialogpt.model import PRESETS
 from dialogpt.train import command
-from model import PRESETS
 from tests.helpers import started
 from tests.train.runs import a_request, write_dialogues
 from tests.train.test_processes import ROOT

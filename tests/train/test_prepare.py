@@ -15,8 +15,8 @@ from dialogpt.errors import DialogueError
 from dialogpt.train import prepare as module
 from dialogpt.train.dialogues import Format
 from dialogpt.train.prepare import TokenFiles, lines_of, prepare, preview
+from dialogpt.weights import CheckpointError
 from tests.helpers import small_vocabulary
-from weights import CheckpointError
 
 VOCABULARY = small_vocabulary()
 FORM = Format(window=64)

@@ -17,6 +17,7 @@ import torch
 
 from dialogpt import Chat
 from dialogpt.errors import DialogueError
+from dialogpt.model import GPT2, GPT2Config
 from dialogpt.train import trainer as trainer_module
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
@@ -26,10 +27,9 @@ from dialogpt.train.prepare import prepare
 from dialogpt.train.run import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
-from model import GPT2, GPT2Config
+from dialogpt.weights import CheckpointError, export, files, load, open_checkpoint
 from tests.helpers import small_vocabulary
 from tests.train.runs import ALONE, a_long_request, a_request, after, measured, train, weights_of, write_dialogues
-from weights import CheckpointError, export, files, load, open_checkpoint
 
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
 
