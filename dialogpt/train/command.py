@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.flags import wrong_usage
+from dialogpt.flags import add_switch, wrong_usage
 from dialogpt.interrupt import flagged
 from dialogpt.screen import one_line, printable
 from dialogpt.train.listener import Listener, Screen
@@ -60,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         shown = "" if setting.default is None or isinstance(setting.default, bool) else f" (default: {setting.default})"
         purpose = rules["help"] + shown
         if isinstance(setting.default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
+            add_switch(group, setting.name, purpose)
         elif "choices" in rules:
             group.add_argument(flag, choices=rules["choices"], help=purpose)
         else:
