@@ -21,6 +21,8 @@ from dialogpt.model import GPT2, GPT2Config, precision
 from dialogpt.weights import Vocabulary, load
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
+WAIT_SECONDS = 300  # how long a test waits for what takes a second: these machines are shared
+
 # What a kernel promises is tested where it runs; the probes are the code's own.
 needs_float16 = pytest.mark.skipif(not precision.has_float16(), reason="fbgemm's float16 does not run here")
 needs_int8 = pytest.mark.skipif(not precision.has_int8(), reason="fbgemm's int8 is not exact without VNNI")

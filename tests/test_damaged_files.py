@@ -27,7 +27,7 @@ from torch import Tensor
 from dialogpt.weights import CheckpointError, convert
 from tests.helpers import weights_of, write_published
 
-SECONDS, MEGABYTES = 2, 200
+SECONDS, MEGABYTES = 4, 200  # of the processor: other programs may run beside it
 FLIPS, CUTS = 60, 25  # of each container, in the parts that a reader can judge
 
 
@@ -72,14 +72,14 @@ def judge(folder: Path) -> str | None:
     megabytes = sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) / 1e6
     ctypes.CDLL(None).malloc_trim(0)  # what earlier files left in the heap would hide what this one takes
     forget_peak()
-    before, start = peak(), time.perf_counter()
+    before, start = peak(), time.process_time()
     try:
         convert(folder, folder.parent / "ours")
     except CheckpointError as error:
         sentence = str(error)
     else:
         sentence = None
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert peak() - before < MEGABYTES + megabytes
     if sentence is None:
         return None

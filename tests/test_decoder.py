@@ -13,7 +13,7 @@ import torch
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
 from dialogpt.decoder import GenerationError, NotFinite, fresh_generator
 from dialogpt.model import GPT2, KVCache, shared_prefix
-from tests.helpers import counted_reads, random_model, seeded
+from tests.helpers import WAIT_SECONDS, counted_reads, random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
 
@@ -68,7 +68,7 @@ if child:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 def test_a_child_draws_with_threads_of_its_own() -> None:
     """Draws of several generators use threads, which a forked process does not inherit: it waited for them for ever."""
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert done.stdout == "status 0\n", done.stderr
 
 

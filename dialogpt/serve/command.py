@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.flags import (
     add_choice_flags,
     add_generation_flags,
@@ -107,9 +107,7 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, f"the API key is empty; leave --api-key and {KEY} away to have none")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise DialogueError(
-            f"a server needs {' and '.join(missing)}; install with: pip install -c constraints.txt '.[serve]'"
-        )
+        raise DialogueError(f"a server needs {' and '.join(missing)}; install with: {install_hint('serve')}")
     listener = _listener(options.host, options.port)
     try:
         with leaving_at_once(signal.SIGTERM, DONE):  # until the server listens to signals itself

@@ -17,7 +17,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.flags import add_switch, wrong_usage
 from dialogpt.interrupt import flagged
 from dialogpt.screen import one_line, printable
@@ -190,7 +190,7 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
         words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
         screen.say(f"interrupted; to go on: {shlex.join(words)}")
     if importlib.util.find_spec("matplotlib") is None:
-        screen.say("no loss.png, as matplotlib is missing: pip install -c constraints.txt '.[train]'")
+        screen.say(f"no loss.png, as matplotlib is missing: {install_hint('train')}")
         return
     from dialogpt.train.picture import draw
 

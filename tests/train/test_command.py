@@ -15,7 +15,7 @@ import pytest
 from dialogpt.cli import main
 from dialogpt.model import PRESETS
 from dialogpt.train import command
-from tests.helpers import started
+from tests.helpers import WAIT_SECONDS, started
 from tests.train.runs import a_request, write_dialogues
 from tests.train.test_processes import ROOT
 
@@ -208,7 +208,7 @@ def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"interrupted; to go on: dialogpt train --resume --out {run}" in errors
