@@ -73,7 +73,12 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
     )
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
-    model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
+    model.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="processor threads (default: as many as are free, one for a small network)",
+    )
     model.add_argument(
         "--history-tokens", type=positive_number, metavar="N", help="tokens of dialogue shown to the model"
     )

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dialogpt import threads
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.flags import (
     add_choice_flags,
@@ -136,8 +137,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     """The engine and the application, with the weights packed."""
-    import torch
-
+    neighbours = threads.Neighbours()
     from dialogpt.generate import generate
     from dialogpt.history import DEFAULT_HISTORY_TOKENS
     from dialogpt.rerank import load_reranker
@@ -147,9 +147,8 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     from dialogpt.tokenizer import Tokenizer
     from dialogpt.weights import load, open_checkpoint
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    threads.use(options.threads, checkpoint.parameters, neighbours)
     tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
     positions = model.config.n_positions
     most = positions // 2  # tokens of a reply
