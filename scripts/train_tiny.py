@@ -1,12 +1,17 @@
-"""Train the checkpoint that this project carries, `weights/tiny`, from nothing but two packages of dialogues.
+"""Train the checkpoint that this project carries, `weights/tiny`: English from people's chats, then how to answer.
 
-    python scripts/train_tiny.py RUN            # about an hour and a half on two cores; again, to go on after Ctrl-C
-    dialogpt convert RUN/best weights/tiny --dtype float16
+    python scripts/train_tiny.py TINY           # about two and a half hours on two cores; again, to resume after Ctrl-C
+    dialogpt convert TINY/small-talk/best weights/tiny --dtype float16
 
-It writes the dialogues of chitchat-dataset (Will Myers, MIT licence) as JSONL and calls `dialogpt train`. What one
-person says in several messages is one turn. Conversations whose sha256 of the id begins with 0 are held out for
-validation, one in sixteen. The short conversations of chatterbot-corpus (Gunther Cox, BSD licence), in English, are
-learned too and never judged by. Both packages come with the extra `train`.
+Each stage is a run of `dialogpt train` in a folder of its own:
+
+- ``TINY/chats``: fresh weights learn from the dialogues of chitchat-dataset (Will Myers, MIT licence) and, in English,
+  of chatterbot-corpus (Gunther Cox, BSD licence); both packages come with the extra ``train``. What one person says in
+  several messages is one turn. Conversations of the first whose sha256 of the id begins with 0 are held out, one in
+  sixteen.
+- ``TINY/small-talk``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were written for this
+  project, in copies that differ (see `scripts/small_talk.py`). One dialogue in twenty is held out, and chooses the
+  checkpoint.
 """
 
 from __future__ import annotations
@@ -16,39 +21,72 @@ import hashlib
 import importlib.util
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dialogpt.cli import guarded
 from dialogpt.cli import main as dialogpt
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, install_hint
+from scripts import small_talk
 
-SETTINGS = """
+CHATS = """
     --preset tiny --loss-on all --epochs 6 --batch-tokens 4096
     --optimizer muon --lr 6e-3 --schedule linear --warmup-steps 50 --valid-every 500 --save-every 100
 """
+SMALL_TALK = """
+    --epochs 1 --batch-tokens 4096 --dropout 0.1
+    --optimizer muon --lr 4e-3 --schedule linear --warmup-steps 50 --valid-every 200 --save-every 100
+"""
+Line = Mapping[str, object]  # of a file of dialogues
+COPIES = 5  # of each dialogue, no two alike
+USER_WEIGHT = 0.3  # of the user's turns beside Tiny's; in judging they do not count
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the data and train, or go on with a run; returns the exit status of `dialogpt train`."""
+    """Write the data and train, or resume; returns the exit status of the last `dialogpt train`."""
     parser = argparse.ArgumentParser(description="Train the checkpoint that this project carries.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder; its data goes beside it")
+    parser.add_argument("folder", type=Path, metavar="TINY", help="a folder for both runs and their data")
+    parser.add_argument("--model", metavar="M", help="begin the second stage with this checkpoint, without the first")
     options = parser.parse_args(argv)
-    run = options.run.absolute()
+    folder = options.folder.absolute()
+    folder.mkdir(parents=True, exist_ok=True)
+    if options.model is None:
+        train = ({"turns": turns} for turns in [*conversations(held_out=False), *short_conversations()])
+        valid = ({"turns": turns} for turns in conversations(held_out=True))
+        status = stage(folder / "chats", train, valid, CHATS.split())
+        if status:
+            return status
+    dialogues = small_talk.read()
+    teaching = [turns for turns in dialogues if not small_talk.is_held_out(turns)]
+    judging = [turns for turns in dialogues if small_talk.is_held_out(turns)]
+    model = options.model or str(folder / "chats" / "best")
+    return stage(
+        folder / "small-talk",
+        (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(teaching, COPIES, seed=1)),
+        map(weighted, judging),
+        ["--model", model, *SMALL_TALK.split()],
+    )
+
+
+def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[str]) -> int:
+    """Run one stage, or resume it; one that is complete ends at once. Returns the exit status."""
     if (run / "run.json").exists():
         return dialogpt(["train", "--resume", "--out", str(run)])
-    train, valid = (run.with_name(f"{run.name}-{name}.jsonl") for name in ("train", "valid"))
-    write(train, [*conversations(held_out=False), *short_conversations()])
-    write(valid, conversations(held_out=True))
-    return dialogpt(["train", str(train), "--valid", str(valid), "--out", str(run), *SETTINGS.split()])
+    files = [run.with_name(f"{run.name}-{name}.jsonl") for name in ("train", "valid")]
+    for path, dialogues in zip(files, (train, valid), strict=True):
+        write(path, dialogues)
+    return dialogpt(["train", str(files[0]), "--valid", str(files[1]), "--out", str(run), *flags])
 
 
-def write(path: Path, dialogues: Sequence[list[str]] | Iterator[list[str]]) -> None:
+def weighted(turns: list[str], user: float = 0.0) -> Line:
+    """A line of small talk; how much the user's turns count beside Tiny's."""
+    return {"turns": turns, "weights": small_talk.weights_of(turns, user)}
+
+
+def write(path: Path, dialogues: Iterable[Line]) -> None:
     """Write dialogues as JSONL."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for turns in dialogues:
-            file.write(json.dumps({"turns": turns}, ensure_ascii=False) + "\n")
+        file.writelines(json.dumps(dialogue, ensure_ascii=False) + "\n" for dialogue in dialogues)
 
 
 def conversations(*, held_out: bool) -> Iterator[list[str]]:
@@ -87,7 +125,7 @@ def package(name: str) -> Path:
     """Where an installed package lies, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
-        raise DialogueError(f"{name} is not installed; pip install -c constraints.txt '.[train]'")
+        raise DialogueError(f"{name} is not installed; {install_hint('train')}")
     return Path(spec.origin).parent
 
 

@@ -47,19 +47,36 @@ def test_the_short_conversations_are_english_and_have_an_answer() -> None:
             "replicates the functions of the human mind."] in short  # fmt: skip
 
 
-def test_it_writes_the_data_and_calls_train_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_writes_the_data_and_trains_twice_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 
     def train(arguments: list[str]) -> int:
         calls.append(arguments)
-        (tmp_path / "run").mkdir(exist_ok=True)
-        (tmp_path / "run" / "run.json").touch()
+        out = Path(arguments[arguments.index("--out") + 1])
+        out.mkdir(exist_ok=True)
+        (out / "run.json").touch()
         return 0
 
     monkeypatch.setattr(train_tiny, "dialogpt", train)
+    monkeypatch.setattr(train_tiny, "COPIES", 1)
+    chats, small_talk = tmp_path / "tiny" / "chats", tmp_path / "tiny" / "small-talk"
     for _ in range(2):
-        assert train_tiny.main([str(tmp_path / "run")]) == 0
-    assert calls[0][:2] == ["train", str(tmp_path / "run-train.jsonl")]
-    assert calls[1] == ["train", "--resume", "--out", str(tmp_path / "run")]
-    assert len((tmp_path / "run-train.jsonl").read_text().splitlines()) == 3769 + 2026
-    assert len((tmp_path / "run-valid.jsonl").read_text().splitlines()) == 248
+        assert train_tiny.main([str(tmp_path / "tiny")]) == 0
+    assert calls[0][:2] == ["train", f"{chats}-train.jsonl"]
+    assert calls[1][:2] == ["train", f"{small_talk}-train.jsonl"]
+    assert calls[1][calls[1].index("--model") + 1] == str(chats / "best")
+    assert calls[2:] == [["train", "--resume", "--out", str(out)] for out in (chats, small_talk)]
+    assert len(Path(f"{chats}-train.jsonl").read_text().splitlines()) == 3769 + 2026
+    assert len(Path(f"{chats}-valid.jsonl").read_text().splitlines()) == 248
+    judging = [json.loads(line) for line in Path(f"{small_talk}-valid.jsonl").read_text().splitlines()]
+    assert all(train_tiny.small_talk.is_held_out(line["turns"]) for line in judging)
+    assert {weight for line in judging for weight in line["weights"]} == {0.0, 1.0}
+    teaching = [json.loads(line) for line in Path(f"{small_talk}-train.jsonl").read_text().splitlines()]
+    assert {weight for line in teaching for weight in line["weights"]} == {train_tiny.USER_WEIGHT, 1.0}
+
+
+def test_a_stage_that_is_interrupted_begins_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[list[str]] = []
+    monkeypatch.setattr(train_tiny, "dialogpt", lambda arguments: calls.append(arguments) or 130)
+    assert train_tiny.main([str(tmp_path / "tiny")]) == 130
+    assert len(calls) == 1

@@ -1,0 +1,227 @@
+"""The small talk that `tiny` learns to answer from, and how its dialogues are varied before training.
+
+The dialogues in `weights/tiny/dialogues` were written for this project, one file a subject. A network of seven million
+parameters sees each of them several times, and never twice in the same form: what the user types is spelled carelessly,
+names, towns and numbers that Tiny gives back are swapped for others, so that it learns to copy rather than to remember,
+and several dialogues follow each other in one conversation. Tiny's own words change in nothing but what was swapped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).parents[1] / "weights" / "tiny" / "dialogues"
+HELD_OUT = 20  # one dialogue in so many is never trained on
+LOWER_CASE, NO_FULL_STOP, NO_APOSTROPHE, SHORT_FORMS, SLIP = 0.35, 0.3, 0.15, 0.1, 0.06  # shares of the user's turns
+INVENTED = 0.25  # share of swapped names that are in no list
+SEVERAL = (1, 1, 2, 2, 3)  # how many dialogues make a conversation
+WORD = re.compile(r"[A-Za-z]+|[0-9]+")
+SHORT = {"you": "u", "are": "r", "your": "ur", "please": "pls", "because": "cuz", "okay": "ok", "going to": "gonna"}
+COUNTS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+NO_NAMES = frozenset({  # words with a capital that are no names
+    "I", "Tiny", "Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "January", "February",
+    "March", "April", "May", "June", "July", "August", "September", "October", "November", "December", "Christmas",
+    "Easter", "Mr", "Mrs", "Miss", "Dr", "Santa", "God", "Internet", "English", "French", "Spanish", "German",
+    "Italian", "Russian", "Chinese", "Japanese", "Portuguese", "Polish", "Turkish", "Arabic", "Dutch", "Greek",
+    "Korean", "Hindi", "Latin", "Swedish",
+})  # fmt: skip
+COLOURS = ("red", "green", "yellow", "purple", "pink", "black", "white", "grey", "brown", "turquoise")
+
+Turns = list[str]
+
+
+def read() -> list[Turns]:
+    """All dialogues, in the order of their files; the user speaks first and Tiny last."""
+    lines = [line for path in sorted(FOLDER.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line)["turns"] for line in lines]
+
+
+def is_held_out(turns: Turns) -> bool:
+    """Whether a dialogue judges and never teaches; by its first words, however they are spelled."""
+    first = " ".join(WORD.findall(turns[0].lower())) or turns[0]
+    return int(hashlib.sha256(first.encode()).hexdigest(), 16) % HELD_OUT == 0
+
+
+def weights_of(turns: Turns, user: float = 0.0) -> list[float]:
+    """How much each turn counts when it is learned: Tiny's 1, the user's as given."""
+    return [1.0 if number % 2 else user for number in range(len(turns))]
+
+
+def varied(dialogues: Sequence[Turns], copies: int, seed: int) -> Iterator[Turns]:
+    """Every dialogue `copies` times, each time in another form, as conversations of one to three of them.
+
+    Those in which something is remembered come twice as often, as nothing is harder to learn than to copy.
+    """
+    draw = random.Random(seed)
+    for _ in range(copies):
+        pool = [
+            [*_careless(_swapped(turns, draw), draw)]
+            for turns in dialogues
+            for _ in range(2 if _remembers(turns) else 1)
+        ]
+        draw.shuffle(pool)
+        while pool:
+            conversation: Turns = []
+            for _ in range(draw.choice(SEVERAL)):
+                if pool and (not conversation or not _contradicts(pool[-1])):
+                    conversation += pool.pop()
+            yield conversation
+
+
+def _contradicts(turns: Turns) -> bool:
+    """Whether a dialogue is wrong after another: what it says was never told may have been told there."""
+    return any("tell me" in turn and "yet" in turn for turn in turns[1::2])
+
+
+def _remembers(turns: Turns) -> bool:
+    """Whether Tiny gives back a name, a number or the like that the user told before their last turn."""
+    for number in range(3, len(turns), 2):
+        told = {word.lower() for turn in turns[: number - 1 : 2] for word in WORD.findall(turn)}
+        told -= {word.lower() for word in WORD.findall(turns[number - 1])}
+        listed = {word for word in WORD.findall(turns[number]) if any(word in kind.words for kind in _kinds())}
+        numbers = set(re.findall(r"[0-9]+", turns[number]))
+        if any(word.lower() in told for word in listed | numbers | _names(turns[number])):
+            return True
+    return False
+
+
+def _names(turn: str) -> set[str]:
+    """Words that have a capital in the middle of a sentence of Tiny's: names, whether they are in a list or not."""
+    return set(re.findall(r"(?<=[a-z,'] )[A-Z][a-z]+\b", turn)) - NO_NAMES
+
+
+# ---- Swapping ----
+
+
+@dataclass(frozen=True)
+class Names:
+    """Words of one kind, any of which may stand for any other."""
+
+    words: frozenset[str]
+    other: Callable[[random.Random], str]
+
+
+@cache
+def _kinds() -> tuple[Names, ...]:
+    """Names of people and pets, towns and countries, from the lists beside the dialogues."""
+
+    def names(*files: str, invented: float) -> Names:
+        words = [word for name in files for word in (FOLDER / "names" / name).read_text(encoding="utf-8").split()]
+
+        def other(draw: random.Random) -> str:
+            if draw.random() >= invented:
+                return draw.choice(words)
+            front, back = draw.choice(words), draw.choice(words)
+            return (front[: draw.randint(2, 4)] + back[-draw.randint(2, 4) :].lower()).capitalize()
+
+        return Names(frozenset(words), other)
+
+    return (
+        names("people.txt", "pets.txt", invented=INVENTED),
+        names("towns.txt", invented=INVENTED),
+        names("countries.txt", invented=0),
+        Names(frozenset(COUNTS), lambda draw: draw.choice(COUNTS)),
+        Names(frozenset(COLOURS), lambda draw: draw.choice(COLOURS)),
+    )
+
+
+@dataclass
+class _Swaps:
+    """What stands for what in one dialogue."""
+
+    found: dict[str, str] = field(default_factory=dict)
+
+    def add(self, word: str, other: Callable[[], str]) -> None:
+        """Find something else for a word, which nothing else in the dialogue has got."""
+        for _ in range(20):
+            new = other()
+            if new not in self.found.values() and new != word:
+                self.found[word] = new
+                return
+
+    def apply(self, match: re.Match[str]) -> str:
+        """A word as it is after the swap, spelled like the old one: with a capital or without."""
+        word = match.group()
+        if word in self.found:
+            return self.found[word]
+        if word.islower() and word.capitalize() in self.found:
+            return self.found[word.capitalize()].lower()
+        if word.capitalize() == word and word.lower() in self.found:
+            return self.found[word.lower()].capitalize()
+        return word
+
+
+def _swapped(turns: Turns, draw: random.Random) -> Turns:
+    """A dialogue in which what Tiny gives back is something else: names, towns, numbers, colours.
+
+    Only words that the user says and Tiny says after them, so that what is learned is to copy.
+    """
+    swaps = _Swaps()
+    told = {word for turn in turns[::2] for word in WORD.findall(turn)}
+    told |= {word.capitalize() for word in told}
+    given_back = {word for turn in turns[1::2] for word in WORD.findall(turn)} & told
+    remembers = _remembers(turns)
+    numbers = {word for turn in turns for word in WORD.findall(turn) if word.isdigit() and len(word) > 1}
+    people, towns, countries, *others = _kinds()
+    for word in sorted(given_back):
+        if word in numbers and len(numbers) == 1:  # of several, one may have been reckoned from another
+            lowest = 10 ** (len(word) - 1)
+            swaps.add(word, lambda lowest=lowest: str(draw.randrange(lowest, 10 * lowest)))  # type: ignore[misc]
+        for kind in (people, towns, countries, *(others if remembers else ())):
+            if word in kind.words:
+                swaps.add(word, lambda kind=kind: kind.other(draw))  # type: ignore[misc]
+    if remembers:
+        for word in sorted(set().union(*map(_names, turns[1::2])) & given_back - swaps.found.keys()):
+            place = re.search(rf"\b(in|from|to|near|leave|left) {word}\b", " ".join(turns), re.IGNORECASE)
+            kind = towns if place else people
+            swaps.add(word, lambda kind=kind: kind.other(draw))  # type: ignore[misc]
+    return [WORD.sub(swaps.apply, turn) for turn in turns]
+
+
+# ---- Careless typing ----
+
+
+def _careless(turns: Turns, draw: random.Random) -> Iterator[str]:
+    """A dialogue whose user types as people do."""
+    protected = {word for turn in turns[1::2] for word in WORD.findall(turn) if word[0].isupper() or word[0].isdigit()}
+    for number, turn in enumerate(turns):
+        yield turn if number % 2 else _mistyped(turn, {word.lower() for word in protected}, draw)
+
+
+def _mistyped(turn: str, protected: set[str], draw: random.Random) -> str:
+    """What somebody typed, typed once more; words that Tiny gives back keep their letters."""
+    if draw.random() < LOWER_CASE:
+        turn = turn.lower()
+    if draw.random() < NO_FULL_STOP:
+        turn = turn.rstrip(".!?") or turn
+    if draw.random() < NO_APOSTROPHE:
+        turn = turn.replace("'", "")
+    if draw.random() < SHORT_FORMS:
+        long, short = draw.choice(list(SHORT.items()))
+        turn = re.sub(rf"\b{long}\b", short, turn)
+    words = [
+        match for match in WORD.finditer(turn) if len(match.group()) > 3 and match.group().lower() not in protected
+    ]
+    if words and draw.random() < SLIP:
+        match = draw.choice(words)
+        turn = turn[: match.start()] + _slip(match[0], draw) + turn[match.end() :]
+    return turn
+
+
+def _slip(word: str, draw: random.Random) -> str:
+    """A word with two letters swapped, one left out, or one doubled; its first stays."""
+    place = draw.randrange(1, len(word) - 1)
+    return draw.choice(
+        (
+            word[:place] + word[place + 1] + word[place] + word[place + 2 :],
+            word[:place] + word[place + 1 :],
+            word[:place] + word[place] + word[place:],
+        )
+    )
