@@ -30,7 +30,7 @@ from dialogpt.weights import CheckpointError, convert, export, load, names, open
 from dialogpt.weights.checkpoint import TINY
 from dialogpt.weights.files import ALIGNMENT, read_safetensors, write_safetensors
 from dialogpt.weights.stored import StoredTensor
-from tests.helpers import random_model, same_weights, seeded, write_published
+from tests.helpers import needs_proc, random_model, same_weights, seeded, write_published
 
 
 @pytest.fixture
@@ -248,6 +248,7 @@ def test_a_file_loads_like_its_folder(published: Path) -> None:
     assert same_weights(published / "model.safetensors", published)
 
 
+@needs_proc
 def test_weights_are_mapped_and_held_once(published: Path, tmp_path: Path) -> None:
     """Each parameter is the file's own memory: nothing is copied, and nothing was drawn before."""
     convert(published, tmp_path / "ours")

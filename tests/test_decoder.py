@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
 from dialogpt.decoder import GenerationError, NotFinite, fresh_generator
 from dialogpt.model import GPT2, KVCache, shared_prefix
-from tests.helpers import counted_reads, random_model, seeded
+from tests.helpers import counted_reads, needs_fork, random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
 
@@ -65,7 +64,7 @@ if child:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs_fork
 def test_a_child_draws_with_threads_of_its_own() -> None:
     """Draws of several generators use threads, which a forked process does not inherit: it waited for them for ever."""
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)

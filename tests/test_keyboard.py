@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pty
 import select
 import signal
 import stat
@@ -13,19 +12,25 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child becomes another program at once
+from tests.helpers import environment, needs_posix
+
+pytestmark = [
+    needs_posix,
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),  # the child becomes another program at once
+]
 
 
 class Screen:
     """A chat in a pseudo-terminal, and what it has shown so far."""
 
     def __init__(self, model: Path, state: Path, *flags: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state), "TERM": "dumb"}
+        import pty  # which Windows has not
+
+        variables = environment(XDG_STATE_HOME=str(state), TERM="dumb")
         command = [sys.executable, "-m", "dialogpt", "chat", "--model", str(model), *flags]
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
-            os.execve(sys.executable, command, environment)
+            os.execve(sys.executable, command, variables)
         self.shown, self.seen = "", 0
 
     def wait_for(self, text: str) -> None:
@@ -47,6 +52,11 @@ class Screen:
 
     def press(self, keys: str) -> None:
         os.write(self.terminal, keys.encode())
+
+    def interrupt(self) -> None:
+        """Press Ctrl-C while a key is waited for: before that, Python notes a signal and waits for the next key."""
+        time.sleep(0.3)
+        self.press("\x03")
 
     def status(self) -> int:
         """The exit status; a program that does not end is killed, which is a status too."""
@@ -90,10 +100,12 @@ def test_the_title_counts_packed_weights_too(state: Path) -> None:
 def test_ctrl_c_at_the_prompt_clears_and_leaves(published: Path, state: Path) -> None:
     screen = Screen(published, state, "--no-history")
     screen.wait_for("you> ")
-    screen.press("half a line\x03")
+    screen.press("half a line")
+    screen.wait_for("half a line")
+    screen.interrupt()
     screen.wait_for("Ctrl-C again")
     screen.wait_for("you> ")
-    screen.press("\x03")
+    screen.interrupt()
     assert screen.status() == 130
     assert not state.exists()
 

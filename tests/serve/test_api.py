@@ -32,7 +32,7 @@ from dialogpt.serve.forms import Completion, ShownText
 from dialogpt.serve.gate import MOST_BYTES
 from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
 from dialogpt.weights import load
-from tests.helpers import started
+from tests.helpers import await_torch, needs_posix, needs_proc, started
 
 HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
 
@@ -577,6 +577,7 @@ def test_pages_of_other_origins_are_let_in_only_if_asked(served: Served) -> None
             assert answer.headers.get("access-control-allow-origin") == allowed
 
 
+@needs_posix
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal.Signals, status: int) -> None:
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
@@ -599,6 +600,7 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert noted == "" if number == signal.SIGTERM else "finishing 16 replies, within 1 seconds;" in noted
 
 
+@needs_posix
 def test_a_log_that_nobody_reads_any_more_cuts_no_stream() -> None:
     """As with `2>&1 | tee log`, where Ctrl-C ends tee first."""
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
@@ -626,6 +628,7 @@ def test_short_answers_wait_for_nobody() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@needs_posix
 def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_for() -> None:
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "60", "--threads", "1"]
     with started(program, stderr=subprocess.PIPE) as process:
@@ -650,15 +653,14 @@ def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_
         assert process.stderr.read() == ""
 
 
+@needs_proc
 def test_sigterm_while_it_loads_ends_it_quietly() -> None:
     """As soon as it listens, which comes before all else; what a process manager may do at any time."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--threads", "1"]
     with started(program, stderr=subprocess.PIPE) as process:
-        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-            assert process.poll() is None
-            time.sleep(0.005)
+        await_torch(process)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=20) == (None, "")
         assert process.returncode == 0
