@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import io
 import json
 import signal
@@ -78,6 +80,36 @@ def test_input_that_is_not_utf8_is_a_sentence_after_the_lines_before_it(run: Any
     assert result.err == (
         "dialogpt: error: line 2 of the input is not UTF-8 (byte 0xe7 at place 3); convert it to UTF-8 first\n"
     )
+
+
+def test_a_byte_order_mark_is_no_text(run: Any, published: Path) -> None:
+    """PowerShell begins what it pipes with it, and the first turn was another one for it."""
+    said = b"Hi\nHi\n"
+    flags = ("chat", "--model", published, "--greedy")
+    assert run(*flags, stdin=codecs.BOM_UTF8 + said).out == run(*flags, stdin=said).out
+    dialogue = json.dumps({"turns": ["Hi"]}).encode()
+    flags = ("reply", "--model", published, "--greedy", "--json")
+    assert run(*flags, stdin=codecs.BOM_UTF8 + dialogue).out == run(*flags, stdin=dialogue).out != ""
+
+
+@pytest.mark.parametrize(("again", "status"), [(errno.EINVAL, 141), (None, 1)])
+def test_a_closed_pipe_is_einval_on_windows(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], again: int | None, status: int
+) -> None:
+    """It is a closed pipe where standard output says so again; any other EINVAL is an error."""
+
+    def failing() -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    class Pipe(io.StringIO):
+        def flush(self) -> None:
+            if again is not None:
+                raise OSError(again, "Invalid argument")
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    monkeypatch.setattr(cli, "_abandon_stdout", lambda: None)
+    assert cli.guarded(failing) == status
+    assert capfd.readouterr().err == ("" if status == 141 else "dialogpt: error: input or output: Invalid argument\n")
 
 
 # ---- reply ----

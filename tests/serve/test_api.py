@@ -24,6 +24,7 @@ import uvicorn
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli import main
+from dialogpt.errors import DialogueError
 from dialogpt.rerank import MMI, Reranker
 from dialogpt.serve import command
 from dialogpt.serve.api import create_app
@@ -651,6 +652,20 @@ def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_
                 deque(lines, maxlen=0)
         assert process.wait(timeout=20) == 130
         assert process.stderr.read() == ""
+
+
+def test_a_port_that_is_taken_is_said_in_the_system_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' numbers of socket errors are not strerror's: it said "Unknown error"."""
+    words = "Only one usage of each socket address is normally permitted"
+    error = OSError(10048, f"{words} (while attempting to bind on address ('127.0.0.1', 8000))")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(DialogueError, match=r"\([A-Z][a-z ]+\); choose another --port"),
+    ):
+        command._listener("127.0.0.1", taken.getsockname()[1])
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(DialogueError, match=rf"127.0.0.1 port 8000 cannot be listened on \({words}\); choose"):
+        command._listener("127.0.0.1", 8000)
 
 
 @needs_proc
