@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
+from dialogpt import threads
 from dialogpt.errors import DONE, DialogueError
 from dialogpt.flags import generation_from, installed_version, rerankers_from, wrong_usage
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
@@ -312,14 +313,12 @@ def _table(rows: list[tuple[str, str]]) -> str:
 def _open_chat(options: argparse.Namespace) -> Chat:
     generation_from(options)  # what is wrong with the flags is said before anything is loaded
     named = rerankers_from(options)
-    import torch
-
+    neighbours = threads.Neighbours()
     from dialogpt.chat import Chat
     from dialogpt.weights import open_checkpoint
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    threads.use(options.threads, checkpoint.parameters, neighbours)
     config = generation_from(options, checkpoint.generation_config)
     if options.max_new_tokens is None:
         config = config.fitted(checkpoint.config.n_positions)

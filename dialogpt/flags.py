@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -73,7 +73,12 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
         "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
     )
     model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
-    model.add_argument("--threads", type=_threads, metavar="N", help="processor threads (default: torch's choice)")
+    model.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="processor threads (default: as many as are free, one for a small network)",
+    )
     model.add_argument(
         "--history-tokens", type=positive_number, metavar="N", help="tokens of dialogue shown to the model"
     )
@@ -90,9 +95,40 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
             continue
         flag, purpose = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
         if is_switch(setting.name):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
+            add_switch(group, setting.name, purpose)
         else:
             group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
+
+
+def add_switch(parser: argparse._ActionsContainer, name: str, purpose: str) -> None:
+    """A pair of flags for a setting that is true or false; neither leaves it None.
+
+    ``early_exit`` is turned on by ``--early-exit`` and off by ``--no-early-exit``; ``no_repeat_reply``, whose own name
+    is a negation, on by ``--no-repeat-reply`` and off by ``--repeat-reply``. (argparse's BooleanOptionalAction takes
+    every flag that begins with ``--no-`` for a negation, and from Python 3.14 on refuses to be built with one.)
+    """
+    flag = name.replace("_", "-")
+    negation = flag.removeprefix("no-") if flag.startswith("no-") else f"no-{flag}"
+    parser.add_argument(f"--{flag}", f"--{negation}", action=_Switch, dest=name, help=purpose)
+
+
+class _Switch(argparse.Action):
+    """Its first flag stands for true, its second for false."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+    def format_usage(self) -> str:
+        return " | ".join(self.option_strings)
 
 
 def add_n_head(parser: argparse._ActionsContainer) -> None:

@@ -9,8 +9,8 @@ a third of that. `prepare` swaps the products of a network for faster ones, by i
 
 The network stays what `gpt2.py` says. What comes and goes between the products is float32 in every precision: on a
 CPU, attention and norms in float32 are the fastest, and the most exact. Some of the operators used here are private to
-torch: where this one, or this processor, has not got them, a plain product takes their place, with a notice. On other
-devices, and in float64, nothing is swapped.
+torch: where this one, or this processor, has not got them (`has_onednn` and the like), another product takes their
+place, with a notice where that changes numbers. On other devices, and in float64, nothing is swapped.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         precision is bfloat16, in that.
     """
     plain = precision == "bfloat16"
+    if not plain:
+        _notice_substitutes(precision, model)
     placed = set()
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -252,34 +254,75 @@ def _refuse_to_become_another(change: Callable[[Tensor], Tensor]) -> None:
 @torch.inference_mode(False)
 @torch.no_grad()
 def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Kernel:
-    """The kernel of a precision, or what comes nearest to it on this machine."""
-    if precision == "int4":
-        if _has(_pack_int4, _linear_int4) and weight.size(1) % GROUP == 0:
-            return Int4(weight, bias, gelu)
-        _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
-    if precision == "float16" or (precision == "float32" and weight.dtype == torch.float16):
-        if weight.dtype != torch.float16 and float(torch.stack(weight.aminmax()).abs().max()) > LARGEST:
-            _notice(f"a weight is beyond float16, whose largest number is {LARGEST:,}: its layer is kept in float32")
-        elif _has(_pack_float16, _linear_float16) and torch.cpu._is_avx2_supported():
-            return Float16(weight, bias, gelu)
-        elif precision == "float16":
-            _notice("this torch or processor has no products of float16: the weights are rounded, but kept in float32")
-            weight = weight.half()
-    elif precision != "float32":
+    """A weight in the kernel of a precision."""
+    if precision == "float32" and weight.dtype == torch.float16 and has_float16():
+        precision = "float16"  # the same numbers in half the bytes
+    rounds = precision == "float16" and weight.dtype != torch.float16
+    if rounds and float(torch.stack(weight.aminmax()).abs().max()) > LARGEST:
+        _notice(f"a weight is beyond float16, whose largest number is {LARGEST:,}: its layer is kept in float32")
+        precision = "float32"
+    kernel = kernel_for(precision, weight.size(1))
+    if kernel in (Float32, Plain) and precision == "float16":
+        weight = weight.half()
+    elif kernel in (Float32, Plain) and precision in ("int8", "int4"):
         levels, scale = quantized(weight)
-        # Without VNNI, fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow.
-        if _has(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported():
-            return Int8(levels, scale, bias, gelu)
-        _notice("this torch or processor has no products of int8: the weights are rounded, but kept in float32")
         weight = levels * scale[:, None]
-    if _has(_pack_float, _linear_float) and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return Float32(weight, bias, gelu)
-    _notice("this torch has no packed products: plain ones take their place, which are slower")
-    return Plain(weight.float().contiguous(), bias, gelu)
+    return kernel(weight, bias, gelu)
+
+
+def kernel_for(precision: str, inputs: int) -> type[Kernel]:
+    """The kernel of a precision for weights of so many inputs, or what comes nearest to it on this machine."""
+    if precision == "int4" and has_int4() and inputs % GROUP == 0:
+        return Int4
+    if precision in ("int4", "int8") and has_int8():
+        return Int8
+    if precision == "float16" and has_float16():
+        return Float16
+    return Float32 if has_onednn() else Plain
+
+
+def has_onednn() -> bool:
+    """Whether float32 weights can be packed; macOS has Accelerate instead, whose plain product is fast."""
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return _has(_pack_float, _linear_float) and available
+
+
+def has_float16() -> bool:
+    """Whether fbgemm's products of float16 weights run here."""
+    return _has(_pack_float16, _linear_float16) and torch.cpu._is_avx2_supported()
+
+
+def has_int8() -> bool:
+    """Whether fbgemm's products of 8 bits run here, and are right.
+
+    Without VNNI, fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow.
+    """
+    return _has(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported()
+
+
+def has_int4() -> bool:
+    """Whether torch has products of 4 bits."""
+    return _has(_pack_int4, _linear_int4)
+
+
+def _notice_substitutes(precision: str, model: GPT2) -> None:
+    """Say once that another kernel takes the place of the one that was asked for."""
+    inputs = {module.in_features for module in model.modules() if isinstance(module, nn.Linear)}
+    for kernel in {kernel_for(precision, each) for each in inputs}:
+        if precision == "int4" and kernel is Int8:
+            _notice(f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place")
+        elif precision in ("float16", "int8", "int4") and kernel in (Float32, Plain):
+            _notice(
+                f"this torch or processor has no products of {precision}: the weights are rounded, but kept in float32"
+            )
 
 
 class Kernel:
     """A product with a packed weight: (..., in) in float32 -> (..., out) in float32. It never changes."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        """Pack a weight (out, in) with its bias (out,); `gelu` says whether a GELU follows."""
+        raise NotImplementedError
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply, add the bias where there is one, and apply the GELU where one follows."""
@@ -293,7 +336,7 @@ class Plain(Kernel):
     """By `F.linear`, where there is no better one."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
-        self.weight, self.bias, self.gelu = weight, bias, gelu
+        self.weight, self.bias, self.gelu = weight.float().contiguous(), bias, gelu
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
@@ -346,8 +389,9 @@ class Int8(Kernel):
     rows, which is right for one row; of several, each is scaled beforehand.
     """
 
-    def __init__(self, levels: Tensor, scale: Tensor, bias: Tensor | None, gelu: bool) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.gelu = gelu
+        levels, scale = quantized(weight)
         parts = torch.split(levels, CHUNK)  # summed at once, they would become numbers of 8 bytes
         self.sums = scale * torch.cat([part.sum(dim=1) for part in parts])  # (out,)
         self.bias = torch.zeros_like(scale) if bias is None else bias

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from dialogpt import verify
 from dialogpt.cli import guarded
+from dialogpt.errors import install_hint
 from dialogpt.weights import CheckpointError, open_checkpoint
 
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"parity: error: {error}", file=sys.stderr)
         return 1
     except ImportError as error:
-        print(f"parity: error: {error}; pip install -c constraints.txt -e '.[test]'", file=sys.stderr)
+        print(f"parity: error: {error}; {install_hint('test')}", file=sys.stderr)
         return 1
     print(verify.table(results))
     equal, skipped = verify.passed(results), [result.name for result in results if result.equal is None]

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# One thread, here and in the programs that tests start: with two, and another program on the machine, the threads of
+# torch wait for each other so long that tests took five to twenty times as long. Where threads are the subject, a test
+# sets them.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 

@@ -20,7 +20,7 @@ import torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
-from dialogpt.model import GPT2, GPT2Config
+from dialogpt.model import GPT2, GPT2Config, precision
 from dialogpt.weights import Vocabulary, load
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
@@ -31,6 +31,12 @@ needs_posix = pytest.mark.skipif(WINDOWS, reason="Windows has no such signals, s
 needs_links = pytest.mark.skipif(WINDOWS, reason="on Windows links need a right")
 needs_fork = pytest.mark.skipif(WINDOWS or not hasattr(os, "fork"), reason="this system has no fork")
 needs_proc = pytest.mark.skipif(not LINUX, reason="only Linux has /proc, /dev/full and malloc_trim")
+WAIT_SECONDS = 300  # how long a test waits for what takes a second: these machines are shared
+
+# What a kernel promises is tested where it runs; the probes are the code's own.
+needs_float16 = pytest.mark.skipif(not precision.has_float16(), reason="fbgemm's float16 does not run here")
+needs_int8 = pytest.mark.skipif(not precision.has_int8(), reason="fbgemm's int8 is not exact without VNNI")
+
 REFERENCE = Path(__file__).parents[2] / "shared" / "checkpoints" / "chitchat-reference"
 NO_REFERENCE = "the trained reference checkpoint is not beside this checkout"
 

@@ -15,7 +15,7 @@ from dialogpt.decoder import fresh_generator
 from dialogpt.model import GPT2, KVCache
 from dialogpt.serve.engine import End, Engine, Event, Job, Token
 from dialogpt.weights import CheckpointError, load
-from tests.helpers import pair, random_model, seeded, small_vocabulary
+from tests.helpers import WAIT_SECONDS, pair, random_model, seeded, small_vocabulary
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 CUDA = torch.device("cuda")
@@ -116,7 +116,7 @@ def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2])
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
         alone = generate(network, prompt, config, generator=fresh_generator(CUDA, seed))
         said: list[int] = []
-        while isinstance(event := events.get(timeout=60), Token):
+        while isinstance(event := events.get(timeout=WAIT_SECONDS), Token):
             said.append(event.id)
         assert isinstance(event, End)
         assert said == [step.id for step in alone]

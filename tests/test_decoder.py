@@ -12,7 +12,7 @@ import torch
 from dialogpt import Decoder, DialogueError, GenerationConfig, beams, decoder, generate, generate_batch
 from dialogpt.decoder import GenerationError, NotFinite, Row, fresh_generator
 from dialogpt.model import GPT2, KVCache, shared_prefix
-from tests.helpers import counted_reads, needs_fork, random_model, seeded
+from tests.helpers import WAIT_SECONDS, counted_reads, needs_fork, random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
 
@@ -67,7 +67,7 @@ if child:
 @needs_fork
 def test_a_child_draws_with_threads_of_its_own() -> None:
     """Draws of several generators use threads, which a forked process does not inherit: it waited for them for ever."""
-    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert done.stdout == "status 0\n", done.stderr
 
 

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
+from dialogpt.errors import install_hint
 from dialogpt.weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
 from dialogpt.weights.convert import convert
 from dialogpt.weights.disk import reason_of
@@ -49,7 +50,6 @@ TEXT_FILES = (
 )
 _ENTRY = re.compile(r"\w+-\w+-v[0-9]+(-h[0-9]+)?", re.ASCII)
 _PARTIAL = re.compile(rf"\.({_ENTRY.pattern}|removed)\.partial-[0-9]+-[0-9a-f]+", re.ASCII)
-_INSTALL = "pip install -c constraints.txt '.[hub]'"
 _BY_HAND = "download config.json, the weights, vocab.json and merges.txt elsewhere into a folder, and pass that folder"
 
 
@@ -202,10 +202,12 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
         from huggingface_hub import errors
     except ImportError as error:
         if error.name != "huggingface_hub":
-            raise CheckpointError(f"huggingface_hub is damaged ({error}); install it again: {_INSTALL}") from None
+            raise CheckpointError(
+                f"huggingface_hub is damaged ({error}); install it again: {install_hint('hub')}"
+            ) from None
         raise CheckpointError(
             f"there is no folder or file {repository!r}, and to fetch it from the Hugging Face hub takes "
-            f"huggingface_hub: {_INSTALL}. Or {_BY_HAND}"
+            f"huggingface_hub: {install_hint('hub')}. Or {_BY_HAND}"
         ) from None
     name = repository if revision == "main" else f"{repository}@{revision}"
     try:

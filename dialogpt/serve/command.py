@@ -18,7 +18,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError
+from dialogpt import threads
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.flags import (
     add_choice_flags,
     add_generation_flags,
@@ -106,9 +107,7 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, f"the API key is empty; leave --api-key and {KEY} away to have none")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        raise DialogueError(
-            f"a server needs {' and '.join(missing)}; install with: pip install -c constraints.txt '.[serve]'"
-        )
+        raise DialogueError(f"a server needs {' and '.join(missing)}; install with: {install_hint('serve')}")
     listener = _listener(options.host, options.port)
     try:
         with leaving_at_once(signal.SIGTERM, DONE):  # until the server listens to signals itself
@@ -137,8 +136,7 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     """The engine and the application, with the weights packed."""
-    import torch
-
+    neighbours = threads.Neighbours()
     from dialogpt.generate import generate
     from dialogpt.history import DEFAULT_HISTORY_TOKENS
     from dialogpt.rerank import load_reranker
@@ -148,9 +146,8 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     from dialogpt.tokenizer import Tokenizer
     from dialogpt.weights import load, open_checkpoint
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    threads.use(options.threads, checkpoint.parameters, neighbours)
     tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
     positions = model.config.n_positions
     most = positions // 2  # tokens of a reply

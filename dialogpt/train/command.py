@@ -16,8 +16,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.flags import wrong_usage
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
+from dialogpt.flags import add_switch, wrong_usage
 from dialogpt.interrupt import flagged
 from dialogpt.screen import command_line, one_line, printable
 from dialogpt.train.listener import Listener, Screen
@@ -59,7 +59,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         shown = "" if setting.default is None or isinstance(setting.default, bool) else f" (default: {setting.default})"
         purpose = rules["help"] + shown
         if isinstance(setting.default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=purpose)
+            add_switch(group, setting.name, purpose)
         elif "choices" in rules:
             group.add_argument(flag, choices=rules["choices"], help=purpose)
         else:
@@ -190,7 +190,7 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
         words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
         screen.say(f"interrupted; to go on: {command_line(words)}")
     if importlib.util.find_spec("matplotlib") is None:
-        screen.say("no loss.png, as matplotlib is missing: pip install -c constraints.txt '.[train]'")
+        screen.say(f"no loss.png, as matplotlib is missing: {install_hint('train')}")
         return
     from dialogpt.train.picture import draw
 

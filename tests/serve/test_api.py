@@ -33,7 +33,7 @@ from dialogpt.serve.forms import Completion, ShownText
 from dialogpt.serve.gate import MOST_BYTES
 from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
 from dialogpt.weights import load
-from tests.helpers import await_torch, needs_posix, needs_proc, started
+from tests.helpers import WAIT_SECONDS, await_torch, needs_posix, needs_proc, started
 
 HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
 
@@ -47,10 +47,10 @@ class Served:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="anything", max_retries=0, timeout=30)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="anything", max_retries=0, timeout=WAIT_SECONDS)
 
     def post(self, body: Any, path: str = "/v1/chat/completions", **settings: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=30, **settings)
+        return httpx.post(self.url + path, json=body, timeout=WAIT_SECONDS, **settings)
 
 
 @contextmanager
@@ -393,7 +393,7 @@ def test_openais_client_knows_the_errors(slow: Served) -> None:
 def test_bodies_that_are_none(served: Served) -> None:
     def post(content: bytes) -> httpx.Response:
         headers = {"content-type": "application/json"}
-        return httpx.post(f"{served.url}/v1/chat/completions", content=content, headers=headers, timeout=30)
+        return httpx.post(f"{served.url}/v1/chat/completions", content=content, headers=headers, timeout=WAIT_SECONDS)
 
     good = json.dumps({"messages": HELLO, "max_tokens": 2}).encode()
     assert post(good).status_code == 200
@@ -446,13 +446,15 @@ def test_who_goes_away_is_not_answered_any_more(slow: Served) -> None:
     """In the middle of a stream, and while a whole answer is made; the place is free at once."""
     headers = {"Authorization": "Bearer secret"}
     body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
-    with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+    with httpx.stream(
+        "POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=WAIT_SECONDS
+    ) as answer:
         lines = answer.iter_lines()  # which would close the stream if nobody held it
         next(lines)
         assert slow.engine.running == 1
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(f"{slow.url}/v1/chat/completions", json={**body, "stream": False}, headers=headers, timeout=0.5)
-    deadline = time.monotonic() + 2
+    deadline = time.monotonic() + WAIT_SECONDS
     while slow.engine.running and time.monotonic() < deadline:
         time.sleep(0.05)
     assert slow.engine.running == 0
@@ -461,12 +463,14 @@ def test_who_goes_away_is_not_answered_any_more(slow: Served) -> None:
 def test_who_goes_away_while_waiting_leaves_the_queue(slow: Served) -> None:
     headers = {"Authorization": "Bearer secret"}
     body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
-    with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+    with httpx.stream(
+        "POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=WAIT_SECONDS
+    ) as answer:
         lines = answer.iter_lines()  # which would close the stream if nobody held it
         next(lines)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=0.3)
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + WAIT_SECONDS
         while slow.engine.waiting and time.monotonic() < deadline:
             time.sleep(0.05)
         assert slow.engine.waiting == 0
@@ -505,7 +509,7 @@ def test_a_fault_in_the_middle_of_a_stream_ends_it(
     failures = [line for line in counts.splitlines() if line.startswith('dialogpt_requests_total{status="500"}')]
     monkeypatch.setattr("dialogpt.serve.forms.Form.chunks", lambda *_: 1 // 0)
     body = {"messages": HELLO, "min_new_tokens": 50, "stream": True}
-    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=30) as answer:
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=WAIT_SECONDS) as answer:
         assert answer.status_code == 200
         with pytest.raises(httpx.RemoteProtocolError):
             answer.read()
@@ -555,7 +559,9 @@ def test_a_server_for_one_machine_is_called_by_its_names(served: Served) -> None
 def test_a_full_server_says_when_to_come_back(slow: Served) -> None:
     headers = {"Authorization": "Bearer secret"}
     body = {"messages": HELLO, "min_new_tokens": 60, "stream": True}
-    with httpx.stream("POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=30) as answer:
+    with httpx.stream(
+        "POST", f"{slow.url}/v1/chat/completions", json=body, headers=headers, timeout=WAIT_SECONDS
+    ) as answer:
         lines = answer.iter_lines()  # which would close the stream if nobody held it
         next(lines)
         waiting = threading.Thread(target=slow.post, args=(body,), kwargs={"headers": headers})
@@ -588,7 +594,7 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert line.startswith("dialogpt: tiny answers at http://127.0.0.1:"), line
         url = line.split()[4].removesuffix("/")
         body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "n": 16, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=WAIT_SECONDS) as answer:
             lines = answer.iter_lines()
             next(lines)
             os.kill(process.pid, number)
@@ -596,7 +602,7 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert rest[-1] == "data: [DONE]"
         assert 16 < len(rest) < 16 * 200  # all replies were cut
         assert json.loads(rest[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-        assert process.wait(timeout=20) == status
+        assert process.wait(timeout=WAIT_SECONDS) == status
         noted = process.stderr.read()
         assert noted == "" if number == signal.SIGTERM else "finishing 16 replies, within 1 seconds;" in noted
 
@@ -610,13 +616,13 @@ def test_a_log_that_nobody_reads_any_more_cuts_no_stream() -> None:
         url = process.stderr.readline().split()[4].removesuffix("/")
         process.stderr.close()
         body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "n": 16, "stream": True}
-        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, timeout=WAIT_SECONDS) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
             rest = [line for line in lines if line]
         assert rest[-1] == "data: [DONE]"
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=WAIT_SECONDS) == 130
 
 
 def test_short_answers_wait_for_nobody() -> None:
@@ -642,7 +648,7 @@ def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_
             assert half.recv(1000).startswith(b"HTTP/1.1 408")
         body = {"messages": HELLO, "min_new_tokens": 256, "max_tokens": 256, "n": 16, "stream": True}
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        with httpx.stream("POST", url, json=body, timeout=30) as answer:
+        with httpx.stream("POST", url, json=body, timeout=WAIT_SECONDS) as answer:
             lines = answer.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
@@ -650,7 +656,7 @@ def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_
             process.send_signal(signal.SIGINT)
             with pytest.raises(httpx.HTTPError):
                 deque(lines, maxlen=0)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=WAIT_SECONDS) == 130
         assert process.stderr.read() == ""
 
 
@@ -677,7 +683,7 @@ def test_sigterm_while_it_loads_ends_it_quietly() -> None:
     with started(program, stderr=subprocess.PIPE) as process:
         await_torch(process)
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20) == (None, "")
+        assert process.communicate(timeout=WAIT_SECONDS) == (None, "")
         assert process.returncode == 0
 
 

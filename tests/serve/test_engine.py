@@ -19,7 +19,7 @@ from dialogpt.generate import Reply
 from dialogpt.model import GPT2, KVCache
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token, TooLong
 from dialogpt.weights import load
-from tests.helpers import counted_reads, random_model, seeded, small_vocabulary
+from tests.helpers import WAIT_SECONDS, counted_reads, random_model, seeded, small_vocabulary
 
 NEVER = 10_000  # an end token that no network says
 SAMPLED = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
@@ -56,7 +56,7 @@ class Heard:
         """Everything until all replies are over, or an error."""
         events: list[Event] = []
         while sum(isinstance(event, End) for event in events) < len(self.job.generators):
-            events.append(self.events.get(timeout=30))
+            events.append(self.events.get(timeout=WAIT_SECONDS))
             if isinstance(events[-1], DialogueError):
                 break
         return events
@@ -295,7 +295,7 @@ def test_who_goes_away_leaves_no_place_behind(engine: Engine, slow: None) -> Non
     for each in heard:
         engine.submit(each.job)
     for each in heard:
-        each.events.get(timeout=10)
+        each.events.get(timeout=WAIT_SECONDS)
         engine.cancel(each.job)
     late = Heard([1, 2, 3], GenerationConfig(max_new_tokens=2, eos_token_id=NEVER))
     engine.submit(late.job)
@@ -307,7 +307,7 @@ def test_a_full_queue_refuses(network: GPT2, tokenizer: Tokenizer, slow: None) -
     engine = Engine(network, tokenizer, most_rows=1, most_waiting=2)
     heard = [Heard([1, k], LONG) for k in range(3)]
     engine.submit(heard[0].job)
-    heard[0].events.get(timeout=10)
+    heard[0].events.get(timeout=WAIT_SECONDS)
     for each in heard[1:]:
         engine.submit(each.job)
     with pytest.raises(Busy, match="2 requests wait already; ask again"):
@@ -322,7 +322,7 @@ def test_time_limits_hold_for_waiting_and_for_speaking(network: GPT2, tokenizer:
     engine = Engine(network, tokenizer, most_rows=1)
     first, second = Heard([1], LONG, seconds=0.6), Heard([2], LONG, seconds=0.3)
     engine.submit(first.job)
-    first.events.get(timeout=10)
+    first.events.get(timeout=WAIT_SECONDS)
     engine.submit(second.job)
     (error,) = second.all()
     assert isinstance(error, OutOfTime)
@@ -339,7 +339,7 @@ def test_closing_finishes_or_cuts(network: GPT2, tokenizer: Tokenizer, slow: Non
     first, second = Heard([1], config), Heard([2], config)
     for each in (first, second):
         engine.submit(each.job)
-    said = [first.events.get(timeout=10)]
+    said = [first.events.get(timeout=WAIT_SECONDS)]
     engine.close(grace)
     said += first.all()
     assert said[-1] == End(0, "length")
@@ -394,7 +394,7 @@ def test_what_is_answered_beside_ends_when_nobody_waits_or_time_is_over(
     time.sleep(0.3)
     assert engine.waiting == 1
     engine.cancel(gone.job)
-    deadline = time.monotonic() + 1
+    deadline = time.monotonic() + WAIT_SECONDS
     while engine.waiting and time.monotonic() < deadline:
         time.sleep(0.01)
     assert engine.waiting == 0

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.helpers import needs_posix, started
+from tests.helpers import WAIT_SECONDS, needs_posix, started
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
@@ -36,7 +36,7 @@ def server(port: int = 0, *flags: str) -> Iterator[tuple[str, subprocess.Popen[s
         assert " answers at " in line, line
         yield line.split(" answers at ")[1].split(" ")[0], process
         process.send_signal(signal.SIGTERM)
-        process.wait(timeout=20)
+        process.wait(timeout=WAIT_SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
         assert page.locator("#problem").is_hidden()
         page.reload()
         assert page.locator("#log .text").nth(1).inner_text() == kept
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < deadline:
             health = page.request.get(f"{url}health").json()
             if health["running"] == 0:

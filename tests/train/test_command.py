@@ -14,7 +14,7 @@ import pytest
 from dialogpt.cli import main
 from dialogpt.model import PRESETS
 from dialogpt.train import command
-from tests.helpers import ROOT, environment, needs_posix, started
+from tests.helpers import ROOT, WAIT_SECONDS, environment, needs_posix, started
 from tests.train.runs import a_request, write_dialogues
 
 QUICK = ["--steps", "4", "--batch-tokens", "256", "--dtype", "float32", "--lr", "1e-3", "--warmup-steps", "1"]
@@ -206,7 +206,7 @@ def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
                 break
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert f"interrupted; to go on: dialogpt train --resume --out {run}" in errors

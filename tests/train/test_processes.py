@@ -16,7 +16,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.train.fit import Request
 from dialogpt.train.objective import Objective
 from dialogpt.train.processes import Processes
-from tests.helpers import random_model
+from tests.helpers import WAIT_SECONDS, random_model
 from tests.train.runs import a_request, after, measured, train, weights_of
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +51,7 @@ def in_two_processes(arguments: list[str]) -> None:
     ]
     try:
         for process in started:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=WAIT_SECONDS)
             assert process.returncode == 0, errors
     finally:
         for process in started:
