@@ -8,7 +8,7 @@ its replies depend on no other line (but for the last digits of float32, which m
 from __future__ import annotations
 
 import argparse
-import fcntl
+import codecs
 import json
 import os
 import sys
@@ -25,6 +25,7 @@ from dialogpt.decoder import Stop, Stopped, fresh_generator
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.generate import Reply
 from dialogpt.interrupt import flagged
+from dialogpt.weights.disk import lock, reason_of
 
 EVERY = 1.0  # seconds between progress lines
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds have other draws
@@ -57,6 +58,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         done = failed = 0
         if options.output is not None:
             output = files.enter_context(_output(options.output, source))
+            files.callback(_held(options.output))
             done, failed, whole = _answered(output, options.output)
         chat = open_chat()
         if options.output is not None:
@@ -140,15 +142,18 @@ def _output(path: Path, source: IO[bytes]) -> IO[bytes]:
             same = path.exists() and os.path.samestat(path.stat(), os.fstat(source.fileno()))
         if same:
             raise DialogueError(f"{path} is the input too; name another --output")
-        file = path.open("r+b" if path.exists() else "w+b")
+        return path.open("r+b" if path.exists() else "w+b")
     except OSError as error:
-        raise DialogueError(f"{path} cannot be written: {error.strerror}") from None
+        raise DialogueError(f"{path} cannot be written: {reason_of(error)}") from None
+
+
+def _held(path: Path) -> Callable[[], None]:
+    """Keep other runs from an output, by a lock file beside it; returns what lets go of it."""
+    where = path.resolve()  # two names of one file are one lock
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(where.with_name(f".{where.name}.lock"))
     except BlockingIOError:
-        file.close()
         raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
-    return file
 
 
 def _answered(file: IO[bytes], path: Path) -> tuple[int, int, int]:
@@ -178,14 +183,15 @@ def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
     for number, raw in enumerate(source, 1):
         if number <= done:
             continue
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)  # Windows' tools begin files with it
         if not raw.strip():
             yield Line(number, [], {}, "it is empty")
             continue
         try:
             content = json.loads(raw.decode(), parse_constant=_refuse)
         except (ValueError, RecursionError) as error:
-            bom = "; it begins with a byte order mark: take that off" if raw.startswith(b"\xef\xbb\xbf") else ""
-            yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]}){bom}")
+            yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]})")
             continue
         turns = content.get("turns") if isinstance(content, dict) else None
         others = content if isinstance(content, dict) else {}

@@ -13,7 +13,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dialogpt.decoder import NOT_A_NUMBER, NOTHING_LEFT, Decoder, GenerationError, Row, processed
+from dialogpt.decoder import (
+    NOISE_WITHOUT_ZEROS,
+    NOT_A_NUMBER,
+    NOTHING_LEFT,
+    Decoder,
+    GenerationError,
+    Row,
+    processed,
+    without_zeros,
+)
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.model import KVCache
@@ -206,6 +215,17 @@ def _candidates(
                 matrix[place] = totals[id(search)].softmax(dim=-1)
         if torch.isnan(matrix).any():
             raise GenerationError(NOTHING_LEFT)
-        for search, drawn in zip(sharing, torch.multinomial(matrix, number, generator=generator), strict=True):
+        for search, drawn in zip(sharing, drawn_from(matrix, number, generator), strict=True):
             chosen[id(search)] = drawn
     return [(total[chosen[key]], chosen[key]) for key, total in totals.items()]
+
+
+def drawn_from(probabilities: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Draw places without replacement, as `torch.multinomial` does: (B, N) -> (B, number).
+
+    It divides by the same noise, too; only where that may hold zeros is it done here, without them.
+    """
+    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
+        return torch.multinomial(probabilities, number, generator=generator)
+    noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
+    return probabilities.div(noise).topk(number).indices

@@ -7,6 +7,7 @@ What a command does is left to `dialogpt.commands`. Nothing heavy is imported be
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import logging
 import os
@@ -83,10 +84,10 @@ def guarded(command: Callable[[], int]) -> int:
             return status
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        _abandon_stdout()
-        return CLOSED
     except Exception as error:
+        if _is_closed_pipe(error):
+            _abandon_stdout()
+            return CLOSED
         sentence = _sentence(error)
         if sentence is None:
             raise
@@ -117,6 +118,21 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename or 'input or output'}: {error.strerror or error}"
     return None
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    """Whether nobody reads standard output any more: EPIPE or, on Windows, an EINVAL that another flush repeats."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    if not isinstance(error, OSError) or error.errno != errno.EINVAL or error.filename is not None:
+        return False
+    try:
+        sys.stdout.flush()
+    except OSError as again:
+        return again.errno == errno.EINVAL
+    except ValueError:  # it was closed
+        return True
+    return False
 
 
 def _abandon_stdout() -> None:

@@ -7,6 +7,7 @@ that a command waits for nothing that it does not use.
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -71,6 +72,8 @@ def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> N
         DialogueError: a line is not UTF-8; its number is named.
     """
     for number, raw in enumerate(lines, 1):
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)  # PowerShell begins what it pipes with it
         try:
             text = raw.decode().removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
@@ -141,7 +144,7 @@ def described(chat: Chat, replies: Sequence[Reply]) -> list[dict[str, object]]:
 def _turns_from(data: bytes) -> list[str]:
     """The turns of a dialogue in JSON."""
     try:
-        content = json.loads(data.decode())
+        content = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
     except (ValueError, RecursionError) as error:
         raise DialogueError(
             f'standard input is not valid JSON in UTF-8 ({error}); expected {{"turns": [...]}}'

@@ -15,6 +15,7 @@ from typing import Any
 
 from dialogpt.errors import DialogueError
 from dialogpt.tokenizer import Tokenizer
+from dialogpt.weights.disk import reason_of
 
 FORMAT = "dialogpt conversation"
 VERSION = 1
@@ -55,7 +56,7 @@ def save(name: str, turns: list[list[int]], tokenizer: Tokenizer) -> None:
     except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
         if isinstance(error, DialogueError):
             raise
-        raise DialogueError(f"{name} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise DialogueError(f"{name} cannot be written: {reason_of(error)}") from None
 
 
 def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
@@ -93,7 +94,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > SIZE_LIMIT:
         raise OSError(errno.EINVAL, "not a plain file of a conversation's size")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if not isinstance(content, dict):

@@ -27,6 +27,7 @@ from dialogpt.sampler import Seen, check_tokens, next_token_scores
 from dialogpt.tokenizer import StopStrings, Tokenizer
 
 MOST_SETTINGS = 256  # that are remembered, so that rows with equal ones are processed together
+NOISE_WITHOUT_ZEROS = ("cpu",)  # devices whose `exponential_` is known to draw no exact zero
 PROMPTS_AT_ONCE = 8  # of like length, so that padding costs little; 8 rows of 50 tokens keep a processor busy
 NOTHING_LEFT = (
     "the settings leave no token to choose: what bans tokens (no_repeat_ngram_size, min_new_tokens, bad words, ...) "
@@ -483,7 +484,17 @@ def _noise(matrices: list[list[Row]], like: Tensor) -> Tensor:
     parts = noise.split([len(places) for places in running])  # type: ignore[no-untyped-call]
     alone = len(matrices) == 1 or noise.device.type != "cpu"  # a GPU has threads of its own
     deque((map if alone else _threads().map)(fill, matrices, running, parts), maxlen=0)
-    return noise
+    return without_zeros(noise)
+
+
+def without_zeros(noise: Tensor) -> Tensor:
+    """Numbers from an exponential distribution, in place; off the CPU none is zero any more.
+
+    MPS draws exact zeros (pytorch#192577), and a banned token's probability of 0 divided by 0 is NaN, which argmax
+    takes for the largest: about every 600th token was a banned one. The CPU draws none, and is left as it is to the
+    bit.
+    """
+    return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
 
 
 def _marked(rows: Sequence[Row], marks: Tensor) -> list[Row]:

@@ -1,24 +1,36 @@
 """A real keyboard and screen for `dialogpt.terminal`: line editing, and typed lines that are remembered.
 
-Imported only where both are a terminal, as readline would write to stdout elsewhere.
+Imported only where both are a terminal, as readline would write to stdout elsewhere. Windows has neither readline nor
+termios: there its console edits lines, and nothing is remembered from one talk to the next.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import readline
+import re
 import sys
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dialogpt.chat import Chat
 from dialogpt.interrupt import raised
+from dialogpt.screen import printable
 from dialogpt.terminal import Terminal
 
+try:
+    import readline
+except ImportError:
+    readline = None  # type: ignore[assignment]
+try:
+    import termios
+except ImportError:
+    termios = None  # type: ignore[assignment]
+
 HISTORY_LINES = 1000
+LIBEDIT_HEADER = "_HiStOrY_V2_"  # the first line of a history file that libedit wrote
+_ESCAPED = re.compile(r"\\([0-7]{3})")  # how libedit writes a space: \040
 
 
 def talk(chat: Chat, title: str, *, remember: bool) -> int:
@@ -30,33 +42,57 @@ def talk(chat: Chat, title: str, *, remember: bool) -> int:
         remember: keep typed lines in a file, for the arrow keys of the next talk.
     """
     print(title)
-    print("/help lists the commands, Ctrl-D leaves.")
-    remembered = _history_file() if remember else None
+    print("/help lists the commands, Ctrl-D leaves." if readline else "/help lists the commands, /exit leaves.")
+    remembered = _history_file() if remember and readline else None
     if remembered is not None:
         with _without_history_on_error():
-            readline.read_history_file(remembered)
+            for line in _read_history(remembered):
+                readline.add_history(line)
+    typed: list[str] = []
+
+    def read(prompt: str, prefill: str) -> str:
+        line = _read_line(prompt, prefill)
+        typed.append(line)
+        return line
+
     try:
         with raised():
-            return Terminal(chat, _read_line, _write, _notice, _silent_keys).talk()
+            return Terminal(chat, read, _write, _notice, _silent_keys).talk()
     finally:
         if remembered is not None:
             with _without_history_on_error():
-                readline.set_history_length(HISTORY_LINES)
-                readline.write_history_file(remembered)
-                remembered.chmod(0o600)
+                _write_history(remembered, typed)
 
 
 def _read_line(prompt: str, prefill: str) -> str:
-    readline.set_startup_hook((lambda: readline.insert_text(prefill)) if prefill else None)
+    """Ask for a line that begins with `prefill`, which the person may change; where that cannot be, say so."""
+    if prefill and not _can_prefill():
+        _notice(f"  you said: {printable(prefill)}")
+        _notice("  type what you want to say instead; an empty line leaves it as it was")
+        prefill = ""
+    if not prefill:
+        return input(prompt)
+    readline.set_startup_hook(lambda: readline.insert_text(prefill))
     try:
         return input(prompt)
     finally:
         readline.set_startup_hook(None)
 
 
+def _can_prefill() -> bool:
+    """Whether this is GNU's readline: libedit, which takes its place on macOS, inserts no text before a key is hit."""
+    if readline is None:
+        return False
+    backend = getattr(readline, "backend", "editline" if "libedit" in (readline.__doc__ or "") else "readline")
+    return bool(backend == "readline")
+
+
 @contextmanager
 def _silent_keys() -> Iterator[None]:
     """Do not show what is typed: during a reply it would land in the middle of it. The next prompt shows it."""
+    if termios is None:  # Windows' console shows keys only while a line is asked for
+        yield
+        return
     before = termios.tcgetattr(sys.stdin)
     silent = termios.tcgetattr(sys.stdin)
     silent[3] &= ~termios.ECHO
@@ -85,6 +121,24 @@ def _history_file() -> Path | None:
         path.touch(mode=0o600)
         return path
     return None
+
+
+def _read_history(path: Path) -> list[str]:
+    """The lines of a history file, whichever library wrote it.
+
+    Neither GNU's nor libedit's readline reads the other's file, and libedit refuses an empty one; so neither is asked.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if lines[:1] == [LIBEDIT_HEADER]:
+        lines = [_ESCAPED.sub(lambda code: chr(int(code[1], 8)), line) for line in lines[1:]]
+    return [line for line in lines if line.isprintable() and line][-HISTORY_LINES:]
+
+
+def _write_history(path: Path, typed: list[str]) -> None:
+    """Add typed lines to a history file, to which another talk may have added some meanwhile."""
+    lines = [*_read_history(path), *(line for line in typed if line.isprintable() and line)]
+    path.write_text("".join(f"{line}\n" for line in lines[-HISTORY_LINES:]), encoding="utf-8")
+    path.chmod(0o600)
 
 
 @contextmanager

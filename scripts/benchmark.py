@@ -43,6 +43,7 @@ from torch import Tensor
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate_batch
 from dialogpt.cli import guarded
 from dialogpt.decoder import fresh_generator
+from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, PRESETS, GPT2Config
 from dialogpt.model.precision import CPU_PRECISIONS
 from dialogpt.score import score
@@ -133,6 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
     options = parser.parse_args(argv)
+    if options.what in ("memory", "convert", "train", "prepare"):
+        require_proc()
     size = options.size or {"train": "tiny", "convert": "large"}.get(options.what, "small")
     if options.what == "quality":
         print(json.dumps({"what": "quality", "model": options.model, **measure_quality(options.model)}))
@@ -606,6 +609,12 @@ def measure_preparing(folder: Path) -> dict[str, object]:
         result[name] = {"seconds": seconds, "tokens": tokens, "peak_bytes": own, "worker_peak_bytes": of_worker}
         shutil.rmtree(folder / name)
     return result
+
+
+def require_proc() -> None:
+    """Refuse to measure the memory of a process where the system does not tell it in /proc."""
+    if not Path("/proc/self/status").exists():
+        raise DialogueError("this measures memory by /proc, which only Linux has; measure on Linux, or in WSL")
 
 
 def _peak() -> int:

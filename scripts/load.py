@@ -27,6 +27,7 @@ import httpx
 
 from dialogpt.cli import guarded
 from dialogpt.errors import DialogueError
+from scripts.benchmark import require_proc
 
 ROOT = Path(__file__).parents[1]
 SAYINGS = ("Hi! How are you?", "What did you do today?", "I like music.", "Where do you live?", "Why?", "That is nice.")
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--vanish", type=float, default=0.0, help="the share of replies that are not read to the end")
     options = parser.parse_args(argv)
+    require_proc()
     with _server(options.model, options.dtype) as (url, process):
         alone = asyncio.run(_talk(url, process.pid, 1, options.seconds / 4, 0.0))
         together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish))

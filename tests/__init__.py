@@ -1,1 +1,5 @@
 """Tests: one file per module they judge, and parity/ against transformers."""
+
+from tests import played_systems
+
+played_systems.begin()  # before anything of the project is imported

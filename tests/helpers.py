@@ -6,7 +6,10 @@ Every parameter is random, norms and biases too: with transformers' fresh weight
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,13 @@ from dialogpt.model import GPT2, GPT2Config, precision
 from dialogpt.weights import Vocabulary, load
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
+ROOT = Path(__file__).parents[1]
+PLAYED = os.environ.get("DIALOGPT_PLAY", "")  # the system that is played, see `tests/played_systems.py`
+WINDOWS, LINUX = sys.platform == "win32" or PLAYED == "windows", sys.platform == "linux" and not PLAYED
+needs_posix = pytest.mark.skipif(WINDOWS, reason="Windows has no such signals, shells, modes, pipes or terminals")
+needs_links = pytest.mark.skipif(WINDOWS, reason="on Windows links need a right")
+needs_fork = pytest.mark.skipif(WINDOWS or not hasattr(os, "fork"), reason="this system has no fork")
+needs_proc = pytest.mark.skipif(not LINUX, reason="only Linux has /proc, /dev/full and malloc_trim")
 WAIT_SECONDS = 300  # how long a test waits for what takes a second: these machines are shared
 
 # What a kernel promises is tested where it runs; the probes are the code's own.
@@ -117,3 +127,16 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
             yield process
         finally:
             process.kill()
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment for a program that imports this checkout from any folder, and plays the system that is played."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **changes}
+
+
+def await_torch(process: subprocess.Popen[Any]) -> None:
+    """Wait until a program has torch's library mapped, which is inside `main`; see `needs_proc`."""
+    while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        assert process.poll() is None
+        time.sleep(0.005)

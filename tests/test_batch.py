@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
+import codecs
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from dialogpt.cli import main
-from tests.helpers import started
+from dialogpt.weights.disk import lock
+from tests.helpers import environment, needs_posix, started
 
 
 @pytest.fixture
@@ -77,6 +79,7 @@ def test_a_run_goes_on_behind_the_last_whole_line(lines: Path, tmp_path: Path, l
     assert out.read_bytes() == whole
 
 
+@needs_posix
 def test_a_kill_loses_nothing_and_doubles_nothing(lines: Path, tmp_path: Path) -> None:
     flags = ["--seed", "3", "--max-new-tokens", "8", "--batch", str(lines), "--batch-size", "2", "--output"]
     assert main(["reply", *flags, str(tmp_path / "whole.jsonl")]) == 0
@@ -84,7 +87,7 @@ def test_a_kill_loses_nothing_and_doubles_nothing(lines: Path, tmp_path: Path) -
     command = [sys.executable, "-m", "dialogpt", "reply", *flags, str(out)]
     for kind in (signal.SIGKILL, signal.SIGINT):
         before = out.stat().st_size if out.exists() else 0
-        with started(command, stderr=subprocess.DEVNULL) as process:
+        with started(command, env=environment(), stderr=subprocess.DEVNULL) as process:
             for _ in range(600):
                 if process.poll() is not None or (out.exists() and out.stat().st_size > before):
                     break
@@ -120,8 +123,14 @@ def test_what_somebody_else_wrote_is_never_cut_off(
     assert run("--batch", lines, "--output", notes) == 1
     assert "holds something else than replies" in capsys.readouterr().err
     assert notes.read_text() == content
-    assert run("--batch", lines, "--output", "/dev/null") == 1
-    assert "/dev/null is not a plain file; leave --output away" in capsys.readouterr().err
+
+
+def test_an_output_that_is_no_plain_file_is_refused(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (os.devnull, tmp_path):
+        assert run("--batch", lines, "--output", path) == 1
+        assert f"{path} is not a plain file; leave --output away" in capsys.readouterr().err
 
 
 def test_an_output_has_one_writer_and_one_input(
@@ -129,14 +138,31 @@ def test_an_output_has_one_writer_and_one_input(
 ) -> None:
     """Two runs into one file mixed their lines; and another input's answers counted as this one's."""
     out = tmp_path / "out.jsonl"
-    with out.open("wb") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        assert run("--batch", lines, "--output", out) == 1
-    assert "is being written by another run" in capsys.readouterr().err
+    release = lock(tmp_path / ".out.jsonl.lock")
+    (tmp_path / "here").mkdir()
+    for name in (out, tmp_path / "here" / ".." / "out.jsonl"):
+        assert run("--batch", lines, "--output", name) == 1
+        assert "is being written by another run" in capsys.readouterr().err
+    release()
     assert run("--batch", lines, "--output", out) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "in.jsonl", "out.jsonl"]
     lines.write_text('{"turns": ["Hi!"]}\n')
     assert run("--batch", lines, "--output", out) == 1
     assert "the output has 40 lines and the input 1; it belongs to another input" in capsys.readouterr().err
+
+
+def test_a_byte_order_mark_is_no_text(lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Windows' tools begin files with it; one within the file is not of their making."""
+    outputs = []
+    content = b"".join(lines.read_bytes().splitlines(keepends=True)[:2])
+    for given in (content, codecs.BOM_UTF8 + content):
+        lines.write_bytes(given)
+        assert run("--batch", lines) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    lines.write_bytes(content + codecs.BOM_UTF8 + content)
+    assert run("--batch", lines) == 1
+    assert "line 3: it is not valid JSON" in capsys.readouterr().err
 
 
 def test_a_failure_stays_one_when_the_run_goes_on(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import errno
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -20,8 +21,7 @@ from dialogpt import cli, commands, flags
 from dialogpt.screen import one_line
 from dialogpt.weights import DTYPES, open_checkpoint
 from dialogpt.weights.stored import PRECISIONS
-
-ROOT = Path(__file__).parents[1]
+from tests.helpers import ROOT, await_torch, environment, needs_posix, needs_proc
 
 
 @pytest.fixture
@@ -39,10 +39,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> A
 
 def process(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     """Run a command in a process of its own, from another folder."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "dialogpt", *map(str, arguments)]
-    defaults = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": environment}
-    return subprocess.Popen(command, **{**defaults, **options})
+    defaults = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=environment(PYTHONUNBUFFERED="1"), **{**defaults, **options})
 
 
 # ---- pipes ----
@@ -81,6 +80,36 @@ def test_input_that_is_not_utf8_is_a_sentence_after_the_lines_before_it(run: Any
     assert result.err == (
         "dialogpt: error: line 2 of the input is not UTF-8 (byte 0xe7 at place 3); convert it to UTF-8 first\n"
     )
+
+
+def test_a_byte_order_mark_is_no_text(run: Any, published: Path) -> None:
+    """PowerShell begins what it pipes with it, and the first turn was another one for it."""
+    said = b"Hi\nHi\n"
+    flags = ("chat", "--model", published, "--greedy")
+    assert run(*flags, stdin=codecs.BOM_UTF8 + said).out == run(*flags, stdin=said).out
+    dialogue = json.dumps({"turns": ["Hi"]}).encode()
+    flags = ("reply", "--model", published, "--greedy", "--json")
+    assert run(*flags, stdin=codecs.BOM_UTF8 + dialogue).out == run(*flags, stdin=dialogue).out != ""
+
+
+@pytest.mark.parametrize(("again", "status"), [(errno.EINVAL, 141), (None, 1)])
+def test_a_closed_pipe_is_einval_on_windows(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], again: int | None, status: int
+) -> None:
+    """It is a closed pipe where standard output says so again; any other EINVAL is an error."""
+
+    def failing() -> int:
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    class Pipe(io.StringIO):
+        def flush(self) -> None:
+            if again is not None:
+                raise OSError(again, "Invalid argument")
+
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    monkeypatch.setattr(cli, "_abandon_stdout", lambda: None)
+    assert cli.guarded(failing) == status
+    assert capfd.readouterr().err == ("" if status == 141 else "dialogpt: error: input or output: Invalid argument\n")
 
 
 # ---- reply ----
@@ -234,6 +263,7 @@ def test_a_closed_pipe_ends_quietly(published: Path) -> None:
     assert (chat.returncode, err) == (141, b"")
 
 
+@needs_proc
 def test_a_full_disk_is_a_sentence(published: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         chat = process("chat", "--model", published, stdout=full)
@@ -242,6 +272,7 @@ def test_a_full_disk_is_a_sentence(published: Path) -> None:
     assert err == b"dialogpt: error: input or output: No space left on device\n"
 
 
+@needs_posix
 def test_a_closed_standard_input_is_a_sentence(published: Path) -> None:
     command = f"{sys.executable} -m dialogpt chat --model {published} <&-"
     done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True)
@@ -249,6 +280,7 @@ def test_a_closed_standard_input_is_a_sentence(published: Path) -> None:
     assert done.stderr == b"dialogpt: error: standard input is closed; there is nothing to read\n"
 
 
+@needs_posix
 @pytest.mark.parametrize("command", ["chat", "reply Hi", "reply --json", "info", "--help"])
 def test_a_closed_standard_output_ends_quietly(published: Path, command: str) -> None:
     model = "" if command == "--help" else published if command == "info" else f"--model {published}"
@@ -258,6 +290,7 @@ def test_a_closed_standard_output_ends_quietly(published: Path, command: str) ->
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@needs_posix
 def test_an_error_never_goes_to_standard_output(published: Path) -> None:
     for command in ("info gone", "chat --nothing"):
         done = subprocess.run(f"{sys.executable} -m dialogpt {command} 2>&-", shell=True, cwd=ROOT, capture_output=True)
@@ -265,18 +298,18 @@ def test_an_error_never_goes_to_standard_output(published: Path) -> None:
         assert done.stdout == b""
 
 
+@needs_proc
 def test_two_signals_at_once_are_one_interruption(published: Path) -> None:
     """`timeout` sends a signal to the child and to its group; the second came while the first was being handled."""
     chat = process("chat", "--model", published)
-    while "libtorch" not in Path(f"/proc/{chat.pid}/maps").read_text():
-        assert chat.poll() is None
-        time.sleep(0.005)
+    await_torch(chat)
     chat.send_signal(signal.SIGINT)
     chat.send_signal(signal.SIGINT)
     assert chat.communicate(timeout=30) == (b"", b"")
     assert chat.returncode == 130
 
 
+@needs_proc
 @pytest.mark.parametrize("delay", [0.0, 0.1, 0.3, 0.6, 1.0, 1.6])
 def test_ctrl_c_at_any_moment_leaves_with_130_and_no_noise(published: Path, delay: float) -> None:
     """From the import of torch to the wait for a line: no traceback, whatever is going on.
@@ -285,15 +318,14 @@ def test_ctrl_c_at_any_moment_leaves_with_130_and_no_noise(published: Path, dela
     depends on the machine's speed, and what must come of it does not.
     """
     chat = process("chat", "--model", published)
-    while "libtorch" not in Path(f"/proc/{chat.pid}/maps").read_text():
-        assert chat.poll() is None
-        time.sleep(0.005)
+    await_torch(chat)
     time.sleep(delay)
     chat.send_signal(signal.SIGINT)
     out, err = chat.communicate(timeout=30)
     assert (chat.returncode, out, err) == (130, b"", b"")
 
 
+@needs_posix
 def test_ctrl_c_during_a_conversion_leaves_nothing(published: Path, tmp_path: Path) -> None:
     destination = tmp_path / "there" / "ours"
     converting = process("convert", published, destination)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoder import GenerationError, NotFinite, fresh_generator
+from dialogpt import Decoder, DialogueError, GenerationConfig, beams, decoder, generate, generate_batch
+from dialogpt.decoder import GenerationError, NotFinite, Row, fresh_generator
 from dialogpt.model import GPT2, KVCache, shared_prefix
-from tests.helpers import WAIT_SECONDS, counted_reads, random_model, seeded
+from tests.helpers import WAIT_SECONDS, counted_reads, needs_fork, random_model, seeded
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
 
@@ -65,7 +64,7 @@ if child:
 """
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@needs_fork
 def test_a_child_draws_with_threads_of_its_own() -> None:
     """Draws of several generators use threads, which a forked process does not inherit: it waited for them for ever."""
     done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=WAIT_SECONDS)
@@ -330,3 +329,39 @@ def test_generators_must_be_as_many_as_rows(network: GPT2) -> None:
 
 def test_shared_prefix() -> None:
     assert [shared_prefix([1, 2, 3], other) for other in ([], [1, 2], [1, 9, 3], [1, 2, 3, 4])] == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("devices", [("cpu",), ()])
+def test_off_the_cpu_a_zero_among_the_noise_draws_no_banned_token(
+    monkeypatch: pytest.MonkeyPatch, devices: tuple[str, ...]
+) -> None:
+    """MPS draws exact zeros (pytorch#192577): 0/0 is NaN, which argmax takes. With "cpu" the test sees the fault."""
+    honest = torch.Tensor.exponential_
+
+    def with_a_zero(noise: torch.Tensor, **options: Any) -> torch.Tensor:
+        honest(noise, **options)[:, 3] = 0
+        return noise
+
+    monkeypatch.setattr(decoder, "NOISE_WITHOUT_ZEROS", devices)
+    monkeypatch.setattr(beams, "NOISE_WITHOUT_ZEROS", devices)
+    monkeypatch.setattr(torch.Tensor, "exponential_", with_a_zero)
+    scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
+    row = Row([1], 1, GenerationConfig(do_sample=True, eos_token_id=3), seeded())
+    drawn = {decoder.choose(scores, [row], [row])[0] for _ in range(50)}
+    assert drawn == ({3} if devices else {0, 1, 2})
+    if not devices:
+        found = [beams.drawn_from(scores.softmax(-1), 2, seeded(n)) for n in range(50)]
+        assert all(3 not in each.tolist()[0] for each in found)
+
+
+def test_without_zeros_the_draws_are_those_of_multinomial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The floor moves no draw, neither on the CPU, which has none, nor elsewhere."""
+    probabilities = torch.rand(4, 600, generator=seeded()).softmax(-1)
+    expected = [torch.multinomial(probabilities, 3, generator=seeded(n)) for n in range(20)]
+    noise = torch.empty(4, 600).exponential_(generator=seeded(1))
+    assert torch.equal(decoder.without_zeros(noise.clone()), noise)
+    monkeypatch.setattr(decoder, "NOISE_WITHOUT_ZEROS", ())
+    monkeypatch.setattr(beams, "NOISE_WITHOUT_ZEROS", ())
+    assert torch.equal(decoder.without_zeros(noise.clone()), noise)
+    found = [beams.drawn_from(probabilities, 3, seeded(n)) for n in range(20)]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

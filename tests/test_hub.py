@@ -24,7 +24,7 @@ from huggingface_hub import constants
 
 from dialogpt.cli import main
 from dialogpt.weights import CheckpointError, convert, hub, open_checkpoint
-from tests.helpers import same_weights
+from tests.helpers import needs_links, same_weights
 from tests.hub_server import COMMIT, Hub, serve
 
 NAME = "someone/small-bot"
@@ -332,6 +332,7 @@ def test_what_a_kill_left_is_listed_and_can_be_cleared(
     assert not left.exists()
 
 
+@needs_links
 def test_foreign_content_of_the_cache_does_no_harm(server: Hub, tmp_path: Path) -> None:
     path = open_checkpoint(NAME).path
     (path.parent / "refs" / "strange").write_bytes(b"\xff\xfe")

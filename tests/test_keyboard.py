@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
-import pty
 import select
 import signal
 import stat
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from dialogpt import Chat, keyboard
+from tests.helpers import environment, needs_posix
+
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child becomes another program at once
 
 
@@ -21,11 +24,13 @@ class Screen:
     """A chat in a pseudo-terminal, and what it has shown so far."""
 
     def __init__(self, model: Path, state: Path, *flags: str) -> None:
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(state), "TERM": "dumb"}
+        import pty  # which Windows has not
+
+        variables = environment(XDG_STATE_HOME=str(state), TERM="dumb")
         command = [sys.executable, "-m", "dialogpt", "chat", "--model", str(model), *flags]
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
-            os.execve(sys.executable, command, environment)
+            os.execve(sys.executable, command, variables)
         self.shown, self.seen = "", 0
 
     def wait_for(self, text: str) -> None:
@@ -48,6 +53,11 @@ class Screen:
     def press(self, keys: str) -> None:
         os.write(self.terminal, keys.encode())
 
+    def interrupt(self) -> None:
+        """Press Ctrl-C while a key is waited for: before that, Python notes a signal and waits for the next key."""
+        time.sleep(0.3)
+        self.press("\x03")
+
     def status(self) -> int:
         """The exit status; a program that does not end is killed, which is a status too."""
         while self.read():  # it cannot end before somebody has read what it wrote
@@ -66,6 +76,7 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
+@needs_posix
 def test_a_person_talks_and_leaves(published: Path, state: Path) -> None:
     screen = Screen(published, state, "--seed", "1")
     screen.wait_for("you> ")
@@ -79,6 +90,7 @@ def test_a_person_talks_and_leaves(published: Path, state: Path) -> None:
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
+@needs_posix
 def test_the_title_counts_packed_weights_too(state: Path) -> None:
     screen = Screen(Path("tiny"), state, "--dtype", "int8")
     screen.wait_for("tiny, 7.0 million parameters, int8.")
@@ -87,17 +99,21 @@ def test_the_title_counts_packed_weights_too(state: Path) -> None:
     assert screen.status() == 0
 
 
+@needs_posix
 def test_ctrl_c_at_the_prompt_clears_and_leaves(published: Path, state: Path) -> None:
     screen = Screen(published, state, "--no-history")
     screen.wait_for("you> ")
-    screen.press("half a line\x03")
+    screen.press("half a line")
+    screen.wait_for("half a line")
+    screen.interrupt()
     screen.wait_for("Ctrl-C again")
     screen.wait_for("you> ")
-    screen.press("\x03")
+    screen.interrupt()
     assert screen.status() == 130
     assert not state.exists()
 
 
+@needs_posix
 def test_keys_pressed_during_a_reply_wait_for_the_prompt(published: Path, state: Path) -> None:
     screen = Screen(published, state, "--no-history", "--greedy", "--max-new-tokens", "100", "--min-new-tokens", "100")
     screen.wait_for("you> ")
@@ -113,6 +129,7 @@ def test_keys_pressed_during_a_reply_wait_for_the_prompt(published: Path, state:
     assert screen.status() == 0
 
 
+@needs_posix
 def test_a_history_file_that_cannot_be_is_a_notice(published: Path, state: Path) -> None:
     (state / "dialogpt" / "history").mkdir(parents=True)
     screen = Screen(published, state)
@@ -120,3 +137,69 @@ def test_a_history_file_that_cannot_be_is_a_notice(published: Path, state: Path)
     screen.wait_for("you> ")
     screen.press("\x04")
     assert screen.status() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"Hello\nHow are you?\n", ["Hello", "How are you?"]),
+        (b"_HiStOrY_V2_\nHow\\040are\\040you?\n", ["How are you?"]),
+        (b"one\n\0\xff\x1b[2J\ntwo\n", ["one", "two"]),
+        (b"".join(b"%d\n" % n for n in range(3000)), [str(n) for n in range(2000, 3000)]),
+    ],
+)
+def test_a_history_of_any_library_is_read(tmp_path: Path, content: bytes, lines: list[str]) -> None:
+    """Libedit refuses a file that is empty or GNU readline's: an error message at the first start on macOS."""
+    (tmp_path / "history").write_bytes(content)
+    assert keyboard._read_history(tmp_path / "history") == lines
+
+
+def test_two_talks_lose_no_line_of_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "history"
+    path.write_text("before\n")
+    keyboard._write_history(path, ["of one"])
+    keyboard._write_history(path, ["of the other", "", "a\x1bb"])
+    assert keyboard._read_history(path) == ["before", "of one", "of the other"]
+
+
+LIBEDIT = SimpleNamespace(__doc__="... using libedit readline.")
+
+
+@pytest.mark.parametrize("library", [None, LIBEDIT, SimpleNamespace(__doc__="", backend="editline")])
+def test_where_no_text_can_be_inserted_edit_says_how(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: object
+) -> None:
+    """Without readline, or with libedit, /edit asked for a line and did not say for which."""
+    monkeypatch.setattr(keyboard, "readline", library)
+    monkeypatch.setattr("builtins.input", lambda prompt: f"{prompt}Hello")
+    assert keyboard._read_line("you> ", "Helo\x1b") == "you> Hello"
+    assert capsys.readouterr().err == (
+        "  you said: Helo\ufffd\n  type what you want to say instead; an empty line leaves it as it was\n"
+    )
+    assert keyboard._read_line("you> ", "") == "you> Hello"
+    assert capsys.readouterr().err == ""
+
+
+def test_gnu_readline_is_given_the_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    hooks: list[Any] = []
+    inserted: list[str] = []
+    gnu = SimpleNamespace(__doc__="", backend="readline", set_startup_hook=hooks.append, insert_text=inserted.append)
+    monkeypatch.setattr(keyboard, "readline", gnu)
+    monkeypatch.setattr("builtins.input", lambda prompt: hooks[0]() or "Hello")
+    assert keyboard._read_line("you> ", "Helo") == "Hello"
+    assert (inserted, hooks[1:], capsys.readouterr().err) == (["Helo"], [None], "")
+
+
+def test_a_talk_needs_neither_readline_nor_termios(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Windows has neither; the chat ended in ModuleNotFoundError."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("readline", "termios"):
+        monkeypatch.setattr(keyboard, name, None)
+    lines = iter(["Hi", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert keyboard.talk(Chat.load("tiny", seed=1), "a title", remember=True) == 0
+    assert "bot> " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

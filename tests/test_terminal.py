@@ -13,7 +13,7 @@ import torch
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.interrupt import flagged
 from dialogpt.model import GPT2
-from dialogpt.screen import printable
+from dialogpt.screen import command_line, printable
 from dialogpt.terminal import Terminal
 from tests.helpers import random_model, small_vocabulary
 
@@ -262,3 +262,10 @@ def test_the_handler_of_ctrl_c_is_put_back() -> None:
 def test_text_cannot_change_the_terminal() -> None:
     assert printable("a\x1b[31mred\x07\r\n\tb\x9b") == "a\ufffd[31mred\ufffd\ufffd\n\tb\ufffd"
     assert printable("\u202eevil\u2066 👩‍👩‍👧") == "\ufffdevil\ufffd 👩‍👩‍👧"
+
+
+def test_commands_are_quoted_for_the_shell_that_they_are_typed_into() -> None:
+    """cmd.exe knows no single quotes: the path in the hint was taken for two words, with quotes in them."""
+    words = ["dialogpt", "chat", "C:\\My runs\\a&b\\", "", "runs\\last", 'say "hi"']
+    assert command_line(words, "win32") == ('dialogpt chat "C:\\My runs\\a&b\\\\" "" runs\\last "say \\"hi\\""')
+    assert command_line(["dialogpt", "chat", "/my runs/last"], "linux") == "dialogpt chat '/my runs/last'"

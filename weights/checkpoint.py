@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from dialogpt.model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
+from dialogpt.weights.disk import LINK_LIMIT
 from dialogpt.weights.files import container, read_json, read_tensors, safetensors_metadata, sha256_of
 from dialogpt.weights.names import RANKING_HEAD, from_ours, from_published, infer_config
 from dialogpt.weights.stored import CheckpointError, StoredTensor
@@ -41,6 +42,7 @@ _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_versio
 SHARD_LIMIT = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
+_STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")  # what training leaves
 _BESIDE = (
     "fetch the model.safetensors or pytorch_model.bin that is published beside it, or convert it with transformers 4 "
@@ -281,6 +283,8 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         raise CheckpointError(f"{name} cannot be read: permission denied") from None
     except (OSError, ValueError):  # a name that is too long, holds a NUL, or is not UTF-8
         folder = file = exists = False
+    if file and (pointed := pointed_folder(path)) is not None:
+        return pointed
     if file and path.suffix not in _SUFFIXES and not name.endswith(".index.json") and container(path) is None:
         raise CheckpointError(
             _foreign(path.parent, [path.name])
@@ -302,6 +306,31 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub as "
         f"owner/name or owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
     )
+
+
+def pointed_folder(path: Path) -> Path | None:
+    """The checkpoint that a run's `last` or `best` stands for; None if the path is no such thing.
+
+    Each is a small text file that names a folder beside it, as links need a right on Windows that few people have.
+    Earlier versions made links, which are still followed.
+
+    Raises:
+        CheckpointError: the folder that it names is not there.
+    """
+    try:
+        if path.is_dir():
+            return path.resolve()
+        if not path.is_file() or path.stat().st_size > LINK_LIMIT:
+            return None
+        name = path.read_bytes().strip().decode("ascii", "replace")
+    except OSError:
+        return None
+    if not _STEP.fullmatch(name):
+        return None
+    folder = path.parent.resolve() / name
+    if not folder.is_dir():
+        raise CheckpointError(f"{path} names {name}, which is not beside it; pass another checkpoint of the run")
+    return folder
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from dialogpt.weights.disk import reason_of, sync
 from dialogpt.weights.pickles import OLD_MAGIC, read_pickle
 from dialogpt.weights.stored import ALIGNMENT, CheckpointError, MappedFile, Progress, StoredTensor
 
@@ -211,8 +212,7 @@ def write_safetensors(
             assert tuple(data.shape) == tensor.shape
             assert data.dtype == tensor.dtype
             file.write(data.flatten().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
+    sync(path)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -221,7 +221,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         text = json.dumps(content, indent=2)
     except RecursionError:
         raise CheckpointError(f"{path.name} would be nested too deeply; take out of the source's what is") from None
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(text + "\n", encoding="utf-8", newline="\n")
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
@@ -262,22 +262,17 @@ def new_folder(destination: Path) -> Iterator[Path]:
             made.append(folder)
         yield temporary
         for file in temporary.iterdir():
-            with file.open("rb") as written:
-                os.fsync(written.fileno())
+            sync(file)
         if destination.exists():
             destination.rmdir()
         temporary.rename(destination)
         made.clear()
         for folder in (destination, destination.parent):  # names are data, too
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+            sync(folder)
     except (OSError, ValueError) as error:
         if not isinstance(error, OSError) and type(error) not in (ValueError, UnicodeEncodeError):  # a name's errors
             raise
-        raise CheckpointError(f"{shown} cannot be written: {getattr(error, 'strerror', None) or error}") from None
+        raise CheckpointError(f"{shown} cannot be written: {reason_of(error)}") from None
     finally:
         for folder in reversed(made):
             if folder == temporary:

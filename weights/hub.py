@@ -29,6 +29,7 @@ from urllib.parse import quote, unquote
 from dialogpt.errors import install_hint
 from dialogpt.weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
 from dialogpt.weights.convert import convert
+from dialogpt.weights.disk import reason_of
 from dialogpt.weights.files import read_json, sha256_of
 from dialogpt.weights.stored import CheckpointError
 
@@ -161,7 +162,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}; {_ELSEWHERE}") from None
+        raise CheckpointError(f"{folder} cannot be written: {reason_of(error)}; {_ELSEWHERE}") from None
     return entry
 
 
@@ -417,5 +418,5 @@ def clear(name: str | None = None) -> list[Cached]:
                         entry.path.rename(doomed)  # whole or gone, also if this process is killed
                         shutil.rmtree(doomed)
     except OSError as error:
-        raise CheckpointError(f"{error.filename} cannot be removed: {error.strerror}") from None
+        raise CheckpointError(f"{error.filename} cannot be removed: {reason_of(error)}") from None
     return entries

@@ -39,6 +39,7 @@ def load(
     """
     if dtype not in PRECISIONS:
         raise CheckpointError(f"there is no dtype {dtype!r}; expected one of {', '.join(PRECISIONS)}")
+    require_dtype(dtype, device)
     place = device_of(device)
     if dtype not in DTYPES and (place.type != "cpu" or trainable):
         use = "training" if trainable else place.type
@@ -78,6 +79,7 @@ def load_ranking_head(
     Raises:
         CheckpointError: as `load`, or the checkpoint has no such head.
     """
+    require_dtype(dtype, device)
     target, place = dtype_of(dtype), device_of(device)
     checkpoint = open_checkpoint(source, n_head=n_head)
     if checkpoint.ranking_head is None:
@@ -96,6 +98,16 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise CheckpointError(f"there is no dtype {name!r}; expected one of {', '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def require_dtype(dtype: str, device: str | torch.device) -> None:
+    """Refuse float64 on a Mac's GPU, which has none; torch would say so in the middle of the first tensor.
+
+    Raises:
+        CheckpointError: as said.
+    """
+    if dtype == "float64" and str(device).partition(":")[0] == "mps":
+        raise CheckpointError("the dtype float64 does not exist on the device mps; choose float32, or the device cpu")
 
 
 def device_of(name: str | torch.device) -> torch.device:

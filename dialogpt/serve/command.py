@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt import threads
@@ -130,7 +129,7 @@ def _listener(host: str, port: int) -> socket.socket:
     except (socket.gaierror, UnicodeError):
         raise DialogueError(f"--host {host!r} is no name of this machine; 127.0.0.1 is, and 0.0.0.0 is all") from None
     except OSError as error:
-        reason = os.strerror(error.errno or 0)
+        reason = (error.strerror or str(error)).partition(" (while attempting")[0]  # Windows' numbers are not errno's
         flag = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
         raise DialogueError(f"{host} port {port} cannot be listened on ({reason}); choose another {flag}") from None
 
@@ -175,7 +174,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
         most_waiting=options.most_waiting,
         kept_bytes=options.prefix_memory << 20,
     )
-    name = Path(options.model).resolve().name if Path(options.model).exists() else options.model
+    name = checkpoint.path.resolve().name if checkpoint.name is None else checkpoint.name  # of RUN/last, its step
     key = options.api_key or os.environ.get(KEY)
     local = options.host in LOOPBACK
     if key is None and not local:

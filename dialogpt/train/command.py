@@ -10,7 +10,6 @@ import argparse
 import importlib.util
 import os
 import re
-import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.flags import add_switch, wrong_usage
 from dialogpt.interrupt import flagged
-from dialogpt.screen import one_line, printable
+from dialogpt.screen import command_line, one_line, printable
 from dialogpt.train.listener import Listener, Screen
 from dialogpt.train.settings import EPOCHS, TrainConfig
 
@@ -180,7 +179,8 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
         screen.say(f"stopped early: {progress.worse} validations without a better one")
     best = run.folder / ("best" if (run.folder / "best").exists() else "last")
     screen.say(
-        f"saved step {progress.step:,} in {run.folder}; talk to it: dialogpt chat --model {shlex.quote(str(best))}"
+        f"saved step {progress.step:,} in {run.folder}; talk to it: "
+        f"{command_line(['dialogpt', 'chat', '--model', str(best)])}"
     )
     if trainer.interrupted:
         size = trainer.processes.size
@@ -188,7 +188,7 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
         words += ["dialogpt", "train", "--resume", "--out", str(run.folder)]
         words += ["--device", options.device] if options.device != "cpu" else []
         words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
-        screen.say(f"interrupted; to go on: {shlex.join(words)}")
+        screen.say(f"interrupted; to go on: {command_line(words)}")
     if importlib.util.find_spec("matplotlib") is None:
         screen.say(f"no loss.png, as matplotlib is missing: {install_hint('train')}")
         return
@@ -196,7 +196,7 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
 
     try:
         draw(run.metrics(), run.folder / "loss.png")
-    except (OSError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:  # a viewer has the old one open, say
         screen.say(f"no loss.png: {error}")
 
 

@@ -28,7 +28,7 @@ from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import Checkpoint, Vocabulary, load, open_checkpoint
 from dialogpt.weights.checkpoint import Origin
-from dialogpt.weights.load import dtype_of
+from dialogpt.weights.load import dtype_of, require_dtype
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -259,6 +259,7 @@ def form_of(config: TrainConfig, sizes: GPT2Config) -> Format:
 
 def _check_before_preparing(run: Run, request: Request, form: Format, processes: Processes) -> None:
     """Find mistakes while they cost nothing: preparing may take hours."""
+    require_dtype(request.config.dtype, processes.device)
     size, accumulation = processes.size, request.config.accumulation
     if accumulation and accumulation % size:
         raise DialogueError(

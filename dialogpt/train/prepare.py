@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 import threading
 from array import array
 from collections import deque
@@ -328,7 +329,8 @@ def _lines(path: Path, start: int, end: int) -> Iterator[bytes]:
 
 def _read(parts: Sequence[Part], vocabulary: Vocabulary, form: Format, workers: int) -> Iterator[_Block]:
     """The blocks of all parts in their order; with several processes, one more is under way than there are."""
-    workers = min(workers, len(parts) // 4)  # a worker takes a second and a half to start, a block half a second
+    # A worker takes a second and a half to start, a block half a second.
+    workers = min(workers, len(parts) // 4, most_workers())
     if workers < 2:
         yield from map(_Reader(vocabulary, form).read, parts)
         return
@@ -346,6 +348,11 @@ def _read(parts: Sequence[Part], vocabulary: Vocabulary, form: Format, workers: 
             raise DialogueError("a process that read dialogues was ended from outside; is there memory left?") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def most_workers(system: str = sys.platform) -> int:
+    """How many processes a pool may have: Windows waits for at most 64 things at once, and a pool for three more."""
+    return 61 if system == "win32" else 1024
 
 
 _readers: list[_Reader] = []  # in a worker: its own

@@ -4,7 +4,7 @@
     data/               the prepared dialogues
     step-00000500/      a checkpoint in this project's format, and training.safetensors and training.json beside it:
                         what the optimizers remember and how far the run is
-    last, best          links to the newest checkpoint and to the one with the lowest validation loss
+    last, best          small files that name the newest checkpoint, and the one with the lowest validation loss
     metrics.jsonl       a line for each step and each validation
     loss.png            the curves
 
@@ -14,15 +14,16 @@ one whole.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import Any
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.train.trainer import Progress, Trainer
 from dialogpt.weights import Checkpoint, open_checkpoint, save
 from dialogpt.weights.checkpoint import Origin
+from dialogpt.weights.disk import lock, reason_of, write_atomically
 from dialogpt.weights.files import new_folder, read_json, read_safetensors, write_json, write_safetensors
 from dialogpt.weights.stored import CheckpointError, StoredTensor
 
@@ -56,7 +58,7 @@ class Run:
             raise DialogueError(f"{folder} holds no run to resume; leave out --resume to begin one there")
         self.folder = folder
         self.about = read_json(folder / "run.json")
-        self._lock: BinaryIO | None = None
+        self._release: Callable[[], None] | None = None  # lets go of the lock
         self._new = False
 
     @classmethod
@@ -77,12 +79,18 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if self._lock is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._release is None:
             return
-        if self._new and error is not None and not self.checkpoints():  # the data was wrong, say: nothing is lost
-            shutil.rmtree(self.folder)
-        self._lock.close()
+        self._release()
+        if self._new and kind is not None and not self.checkpoints():  # the data was wrong, say: nothing is lost
+            traceback.clear_frames(trace)  # they hold prepared data, which Windows does not remove while it is mapped
+            try:
+                shutil.rmtree(self.folder)
+            except OSError as left:
+                logger.warning("%s has no checkpoint, and cannot be removed: %s", self.folder, reason_of(left))
 
     def hold(self) -> None:
         """Keep other processes from training here, until the run is left.
@@ -92,15 +100,10 @@ class Run:
         Raises:
             DialogueError: another one does.
         """
-        lock = (self.folder / "run.json").open("r+b")  # NFS locks only what may be written
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system without locks
+            self._release = lock(self.folder / ".lock")
+        except BlockingIOError:
             raise DialogueError(f"{self.folder} is being trained by another process; wait for it to end") from None
-        self._lock = lock
         for left in self.folder.glob("**/.*.partial-*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
 
@@ -125,7 +128,7 @@ class Run:
         trainer.processes.by_first(lambda: self._tidy(newest.name, progress))
 
     def _tidy(self, newest: str, progress: Progress) -> None:
-        """Finish what a kill may have left between a checkpoint's name and its links, and forget later measurements."""
+        """Point to what a kill may have left as the newest checkpoint, and forget what was measured after it."""
         best = f"step-{progress.best_step:08d}"
         self._point("last", newest)
         if progress.best_step and (self.folder / best).is_dir():
@@ -158,7 +161,7 @@ class Run:
             with path.open("a", encoding="utf-8") as file:
                 file.write("".join(json.dumps(entry) + "\n" for entry in entries))
         except OSError as error:
-            raise DialogueError(f"{path} cannot be written: {error.strerror}; the last checkpoint is kept") from None
+            raise DialogueError(f"{path} cannot be written: {reason_of(error)}; the last checkpoint is kept") from None
 
     def save(self, trainer: Trainer, like: Checkpoint, origin: Origin) -> None:
         """Write a checkpoint, point `last` and perhaps `best` to it, and remove those that neither points to.
@@ -196,27 +199,28 @@ class Run:
             if progress.best_step == progress.step > 0:
                 self._point("best", name)
         except (CheckpointError, OSError) as error:
-            step = progress.step
+            step, reason = progress.step, error if isinstance(error, CheckpointError) else reason_of(error)
             raise CheckpointError(
-                f"the checkpoint of step {step} is not saved, those before are whole: {error}"
+                f"the checkpoint of step {step} is not saved, those before are whole: {reason}"
             ) from None
-        try:
-            self._prune()
-        except OSError as error:
-            logger.warning("an old checkpoint in %s cannot be removed: %s", self.folder, error.strerror)
+        self._prune(name, f"step-{progress.best_step:08d}" if progress.best_step else None)
 
     def _point(self, link: str, name: str) -> None:
-        temporary = self.folder / f".{link}.partial"
-        temporary.unlink(missing_ok=True)
-        temporary.symlink_to(name)
-        temporary.replace(self.folder / link)
+        write_atomically(self.folder / link, f"{name}\n")
 
-    def _prune(self) -> None:
-        """Keep `last` whole, of `best` what chatting needs, and nothing else."""
-        last, best = ((self.folder / link).resolve().name for link in ("last", "best"))
+    def _prune(self, last: str, best: str | None) -> None:
+        """Keep the last checkpoint whole, of the best one what chatting needs, and nothing else.
+
+        What cannot be removed, as a chat has it open on Windows, is tried again after the next checkpoint.
+        """
         for folder in self.folder.glob("step-*"):
-            if folder.name != last:
-                (folder / PROGRESS).unlink(missing_ok=True)  # first: without it nothing resumes from here
-                (folder / STATE).unlink(missing_ok=True)
-                if folder.name != best:
-                    shutil.rmtree(folder)
+            try:
+                if folder.name != last:
+                    (folder / PROGRESS).unlink(missing_ok=True)  # first: without it nothing resumes from here
+                    (folder / STATE).unlink(missing_ok=True)
+                    if folder.name != best:
+                        doomed = folder.with_name(f".{folder.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
+                        folder.rename(doomed)  # whole or gone, also for a chat that is opening it
+                        shutil.rmtree(doomed)
+            except OSError as error:
+                logger.warning("an old checkpoint in %s cannot be removed: %s", self.folder, reason_of(error))

@@ -24,6 +24,7 @@ import uvicorn
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli import main
+from dialogpt.errors import DialogueError
 from dialogpt.rerank import MMI, Reranker
 from dialogpt.serve import command
 from dialogpt.serve.api import create_app
@@ -32,7 +33,7 @@ from dialogpt.serve.forms import Completion, ShownText
 from dialogpt.serve.gate import MOST_BYTES
 from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
 from dialogpt.weights import load
-from tests.helpers import WAIT_SECONDS, started
+from tests.helpers import WAIT_SECONDS, await_torch, needs_posix, needs_proc, started
 
 HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
 
@@ -583,6 +584,7 @@ def test_pages_of_other_origins_are_let_in_only_if_asked(served: Served) -> None
             assert answer.headers.get("access-control-allow-origin") == allowed
 
 
+@needs_posix
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal.Signals, status: int) -> None:
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
@@ -605,6 +607,7 @@ def test_a_signal_lets_streams_end_as_they_should(tmp_path: Path, number: signal
         assert noted == "" if number == signal.SIGTERM else "finishing 16 replies, within 1 seconds;" in noted
 
 
+@needs_posix
 def test_a_log_that_nobody_reads_any_more_cuts_no_stream() -> None:
     """As with `2>&1 | tee log`, where Ctrl-C ends tee first."""
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "1", "--threads", "1"]
@@ -632,6 +635,7 @@ def test_short_answers_wait_for_nobody() -> None:
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
+@needs_posix
 def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_for() -> None:
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--grace", "60", "--threads", "1"]
     with started(program, stderr=subprocess.PIPE) as process:
@@ -656,15 +660,28 @@ def test_a_second_ctrl_c_ends_at_once_and_a_body_that_never_comes_is_not_waited_
         assert process.stderr.read() == ""
 
 
+def test_a_port_that_is_taken_is_said_in_the_system_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows' numbers of socket errors are not strerror's: it said "Unknown error"."""
+    words = "Only one usage of each socket address is normally permitted"
+    error = OSError(10048, f"{words} (while attempting to bind on address ('127.0.0.1', 8000))")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(DialogueError, match=r"\([A-Z][a-z ]+\); choose another --port"),
+    ):
+        command._listener("127.0.0.1", taken.getsockname()[1])
+    monkeypatch.setattr(socket, "create_server", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(DialogueError, match=rf"127.0.0.1 port 8000 cannot be listened on \({words}\); choose"):
+        command._listener("127.0.0.1", 8000)
+
+
+@needs_proc
 def test_sigterm_while_it_loads_ends_it_quietly() -> None:
     """As soon as it listens, which comes before all else; what a process manager may do at any time."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     program = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--threads", "1"]
     with started(program, stderr=subprocess.PIPE) as process:
-        while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
-            assert process.poll() is None
-            time.sleep(0.005)
+        await_torch(process)
         process.send_signal(signal.SIGTERM)
         assert process.communicate(timeout=WAIT_SECONDS) == (None, "")
         assert process.returncode == 0

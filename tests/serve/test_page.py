@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.helpers import WAIT_SECONDS, started
+from tests.helpers import WAIT_SECONDS, needs_posix, started
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
@@ -198,6 +198,7 @@ def test_see_inside_a_reply(page: Any) -> None:
     assert page.locator(".inside").count() == 0
 
 
+@needs_posix
 def test_the_server_dies_and_comes_back(browser: Any) -> None:
     with server() as (url, process):
         page = new_page(browser)

@@ -14,7 +14,7 @@ from dialogpt import Tokenizer
 from dialogpt.errors import DialogueError
 from dialogpt.train import prepare as module
 from dialogpt.train.dialogues import Format
-from dialogpt.train.prepare import TokenFiles, lines_of, prepare, preview
+from dialogpt.train.prepare import TokenFiles, lines_of, most_workers, prepare, preview
 from dialogpt.weights import CheckpointError
 from tests.helpers import small_vocabulary
 
@@ -72,6 +72,11 @@ def test_several_processes_give_the_same_files(tmp_path: Path, monkeypatch: pyte
     names = {file.name for file in (tmp_path / "1").iterdir()}
     assert names == {"tokens.bin", "dialogues.bin", "weights.bin", "problems.txt", "data.json"}
     assert all((tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes() for name in names)
+
+
+def test_windows_waits_for_61_processes_at_most() -> None:
+    """A pool of more is a ValueError there."""
+    assert (most_workers("win32"), most_workers("linux") > 200) == (61, True)
 
 
 @given(st.lists(st.binary(max_size=12), max_size=12), st.integers(1, 20), st.booleans())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import shutil
@@ -15,20 +16,23 @@ from typing import Any
 import pytest
 import torch
 
-from dialogpt import Chat
+from dialogpt import Chat, Tokenizer
+from dialogpt.cli import main
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, GPT2Config
 from dialogpt.train import trainer as trainer_module
 from dialogpt.train.batches import Batches
 from dialogpt.train.dialogues import Format
-from dialogpt.train.fit import resume
+from dialogpt.train.fit import begin, fit, resume
 from dialogpt.train.listener import Listener
 from dialogpt.train.prepare import prepare
+from dialogpt.train.processes import Processes
 from dialogpt.train.run import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import CheckpointError, export, files, load, open_checkpoint
-from tests.helpers import small_vocabulary
+from dialogpt.weights.checkpoint import pointed_folder
+from tests.helpers import environment, needs_fork, needs_links, small_vocabulary
 from tests.train.runs import ALONE, a_long_request, a_request, after, measured, train, weights_of, write_dialogues
 
 NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
@@ -37,6 +41,18 @@ NO_DROPOUT = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), 0.0)
 def same_weights(first: Path, second: Path) -> bool:
     ours, theirs = weights_of(first), weights_of(second)
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def name_of(path: Path) -> str:
+    """The name of the step that `last` or `best` stands for."""
+    folder = pointed_folder(path)
+    assert folder is not None
+    return folder.name
+
+
+def names_in(path: Path) -> set[str]:
+    """The files of the checkpoint that `last` or `best` stands for."""
+    return {file.name for file in (path.parent / name_of(path)).iterdir()}
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -63,6 +79,7 @@ def test_the_test_above_sees_a_state_that_was_lost(tmp_path: Path, monkeypatch: 
     assert not same_weights(tmp_path / "parts", tmp_path / "whole")
 
 
+@needs_fork
 def test_a_process_that_is_killed_loses_no_completed_checkpoint(tmp_path: Path) -> None:
     """24 kills at random moments, each followed by a look at what is left; then the same losses as never killed."""
     train(tmp_path / "whole", a_long_request(tmp_path))
@@ -72,7 +89,7 @@ def test_a_process_that_is_killed_loses_no_completed_checkpoint(tmp_path: Path) 
         capture_output=True,
         text=True,
         cwd=script.parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        env=environment(OMP_NUM_THREADS=str(torch.get_num_threads())),
     )
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout.splitlines()[-1])
@@ -83,7 +100,7 @@ def test_a_process_that_is_killed_loses_no_completed_checkpoint(tmp_path: Path) 
     assert measured(tmp_path / "killed") == measured(tmp_path / "whole")
     assert same_weights(tmp_path / "killed", tmp_path / "whole")
     left = {path.name for path in (tmp_path / "killed").iterdir()}
-    links = [(tmp_path / name / "best").resolve().name for name in ("whole", "killed")]
+    links = [name_of(tmp_path / name / "best") for name in ("whole", "killed")]
     assert links[0] == links[1]
     assert left == {"run.json", "data", "metrics.jsonl", "last", "best", "step-00000300", links[0]}
 
@@ -96,9 +113,9 @@ def test_checkpoints_are_of_use_at_once(tmp_path: Path) -> None:
     export(last, tmp_path / "exported")
     request = a_request(tmp_path, steps=2)
     train(tmp_path / "further", type(request)(**{**vars(request), "source": str(last)}))
-    assert best.resolve() != last.resolve()
-    assert {"training.json", "training.safetensors"} <= {file.name for file in last.iterdir()}
-    assert {file.name for file in best.iterdir()} == {
+    assert pointed_folder(best) != pointed_folder(last)
+    assert {"training.json", "training.safetensors"} <= names_in(last)
+    assert names_in(best) == {
         "config.json",
         "generation_config.json",
         "model.safetensors",
@@ -108,11 +125,79 @@ def test_checkpoints_are_of_use_at_once(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "further" / "last").origin().name.startswith("model")
 
 
+def test_last_and_best_are_sources_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They are files, as links need a right on Windows; each command opens the step that they name."""
+    request = a_request(tmp_path, steps=2)
+    train(tmp_path / "run", request)
+    last = tmp_path / "run" / "last"
+    assert (last.read_text(), last.is_symlink()) == ("step-00000002\n", False)
+    assert open_checkpoint(str(last)).path == (tmp_path / "run" / "step-00000002").resolve()
+    for command in (["info", str(last)], ["convert", str(last), str(tmp_path / "copy")],
+                    ["reply", "--model", str(last), "--greedy", "hi"], ["reply", "--model", str(last), "--draft-model",
+                    str(last), "hi"], ["train", request.data[0], "--model", str(last), "--out", str(tmp_path / "next"),
+                    "--steps", "1", "--batch-tokens", "64", "--dtype", "float32"]):  # fmt: skip
+        assert main(command) == 0, capsys.readouterr().err
+    assert Tokenizer.load(last).eos_id == 556
+
+
+@needs_links
+def test_a_run_with_links_of_an_earlier_version_is_resumed(tmp_path: Path) -> None:
+    train(tmp_path / "run", a_request(tmp_path), stop=after(5))
+    for name in ("last", "best"):
+        path = tmp_path / "run" / name
+        step = name_of(path)
+        path.unlink()
+        path.symlink_to(step)
+        assert open_checkpoint(path).path.resolve().name == name_of(path) == step
+    assert train(tmp_path / "run", None).progress.step == 12
+    assert [(tmp_path / "run" / name).is_symlink() for name in ("last", "best")] == [False, False]
+    assert name_of(tmp_path / "run" / "last") == "step-00000012"
+
+
+def test_a_name_of_a_step_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "last").write_text("step-00000007\n")
+    with pytest.raises(CheckpointError, match="last names step-00000007, which is not beside it; pass another"):
+        open_checkpoint(tmp_path / "last")
+    for content in ("../step-00000007", "step-00000007/../..", "notes", "step-7" + " " * 300):
+        (tmp_path / "last").write_text(content)
+        with pytest.raises(CheckpointError, match="is no checkpoint's weights; pass the folder"):
+            open_checkpoint(tmp_path / "last")
+
+
+def test_a_checkpoint_that_a_chat_has_open_stays_until_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Windows neither moves nor removes what is mapped; nothing of it goes, and training goes on."""
+    honest = Path.rename
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.name == "step-00000003" and not (tmp_path / "run" / "step-00000009").exists():
+            raise PermissionError(errno.EACCES, "Access is denied", str(self))
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    train(tmp_path / "run", a_request(tmp_path, valid_every=100))
+    assert caplog.text.count("an old checkpoint in") == 1
+    assert "cannot be removed: Access is denied" in caplog.text
+    assert [path.name for path in (tmp_path / "run").glob("*step*")] == ["step-00000012"]
+
+
+def test_float64_on_a_mac_s_gpu_is_refused_by_name(tmp_path: Path) -> None:
+    request = a_request(tmp_path, dtype="float64")
+    with pytest.raises(CheckpointError, match="the dtype float64 does not exist on the device mps; choose float32"):
+        load(tmp_path / "model", dtype="float64", device="mps")
+    mac = Processes(0, 1, torch.device("mps"))
+    with pytest.raises(CheckpointError, match="float64 does not exist on the device mps"), \
+            begin(tmp_path / "run", request, mac) as run:  # fmt: skip
+        fit(run, mac)
+    assert not (tmp_path / "run").exists()
+
+
 def test_training_lowers_the_loss_and_best_is_the_best(tmp_path: Path) -> None:
     train(tmp_path / "run", a_request(tmp_path, steps=60, lr=5e-3, valid_every=10, save_every=60))
     valid = {line["step"]: line["valid_loss"] for line in measured(tmp_path / "run") if "valid_loss" in line}
     assert min(valid.values()) < 0.8 * valid[10]
-    assert (tmp_path / "run" / "best").resolve().name == f"step-{min(valid, key=valid.__getitem__):08d}"
+    assert name_of(tmp_path / "run" / "best") == f"step-{min(valid, key=valid.__getitem__):08d}"
 
 
 def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
@@ -149,7 +234,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_good_checkp
 
     with pytest.raises(DialogueError, match=r"step 8: the loss is nan .* Try a lower --lr"):
         train(tmp_path / "run", a_request(tmp_path), listener=Damage())
-    assert (tmp_path / "run" / "last").resolve().name == "step-00000006"
+    assert name_of(tmp_path / "run" / "last") == "step-00000006"
     whole = train(tmp_path / "run", None)
     assert whole.progress.step == 12
 
@@ -229,7 +314,7 @@ def test_a_kill_between_a_checkpoint_and_its_links_loses_no_best(
         train(tmp_path / "run", a_request(tmp_path, save_every=4))
     monkeypatch.setattr(Run, "_point", original)
     train(tmp_path / "run", None)
-    assert (tmp_path / "run" / "best").resolve().name == "step-00000008"
+    assert name_of(tmp_path / "run" / "best") == "step-00000008"
     assert load(tmp_path / "run" / "best")
 
 
@@ -251,7 +336,7 @@ def test_weights_that_a_step_has_broken_replace_no_good_checkpoint(
     with pytest.raises(DialogueError, match=rf"step {step}: .*loss .*nan; the run ends, and its last good checkpoint"):
         train(tmp_path / "run", a_request(tmp_path, save_every=1))
     monkeypatch.undo()
-    assert (tmp_path / "run" / "last").resolve().name == f"step-{step - 1:08d}"
+    assert name_of(tmp_path / "run" / "last") == f"step-{step - 1:08d}"
     assert all(json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert train(tmp_path / "run", None).progress.step == 12
 
@@ -319,7 +404,9 @@ DAMAGE: dict[str, list[str | bytes]] = {
 @pytest.mark.parametrize(("name", "content"), [(name, content) for name in DAMAGE for content in DAMAGE[name]])
 def test_a_damaged_file_of_a_run_is_a_sentence(tmp_path: Path, name: str, content: str | bytes) -> None:
     train(tmp_path / "run", a_request(tmp_path), stop=after(1))
-    (tmp_path / "run" / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    place, _, file = name.rpartition("/")
+    folder = tmp_path / "run" / place
+    ((pointed_folder(folder) or folder) / file).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises((DialogueError, CheckpointError)):
         train(tmp_path / "run", None)
 
@@ -327,7 +414,7 @@ def test_a_damaged_file_of_a_run_is_a_sentence(tmp_path: Path, name: str, conten
 def test_the_state_of_another_network_is_refused(tmp_path: Path) -> None:
     """The fused AdamW writes past the end of a moment that is smaller than its weight."""
     train(tmp_path / "run", a_request(tmp_path), stop=after(2))
-    path = tmp_path / "run" / "last" / "training.safetensors"
+    path = tmp_path / "run" / name_of(tmp_path / "run" / "last") / "training.safetensors"
     values = {name: stored.read().clone() for name, stored in files.read_safetensors(path).items()}
     stored = {
         name: files.StoredTensor(name, tuple(v.shape), v.dtype, lambda v=v: v)  # type: ignore[misc]
@@ -337,6 +424,7 @@ def test_the_state_of_another_network_is_refused(tmp_path: Path) -> None:
         "0.final_norm.weight.exp_avg", (3,), torch.float32, lambda: torch.zeros(3))}  # fmt: skip
     for changed in (small, {name: t for name, t in stored.items() if not name.endswith("step")}):
         files.write_safetensors(tmp_path / "changed", list(changed.values()), {})
+        gc.collect()  # what was raised before has the file mapped, which Windows would not replace
         (tmp_path / "changed").replace(path)
         with pytest.raises(CheckpointError, match="cannot be resumed from"):
             train(tmp_path / "run", None)

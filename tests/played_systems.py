@@ -1,0 +1,220 @@
+"""Play another system on Linux: what it lacks is taken away, from the tests and from the programs that they start.
+
+`DIALOGPT_PLAY=windows pytest ...` and `DIALOGPT_PLAY=macos pytest ...`; `tests/conftest.py` calls `begin`, and
+`tests/played/sitecustomize.py` does so in every Python that a test starts. What is taken away is what once broke there:
+
+- windows: fcntl, termios, readline, resource and pty cannot be imported by this project; `os.fork` and `os.mkfifo` are
+  gone; a read-only handle cannot be synchronised, a folder not opened, a link not made; and a file that is open or
+  mapped in this process can be neither replaced nor removed, nor a folder moved that holds one.
+- macos: oneDNN's and fbgemm's operators are gone; readline is libedit, which reads no history but its own and inserts
+  no text.
+
+The standard library and others' packages keep what they import: they know the systems themselves. No import of the
+project happens here, so that `dialogpt --help` still imports no torch.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import importlib.abc
+import importlib.machinery
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+VARIABLE = "DIALOGPT_PLAY"
+OURS = ("dialogpt", "scripts", "tests", "__main__")
+FOR_US = ("pathlib", "shutil")  # what they ask of the system, they ask for somebody
+GONE = ("fcntl", "termios", "readline", "resource", "pty")
+HERE = Path(__file__).parent / "played"
+
+
+def begin() -> None:
+    """Play the system that the environment names, here and in every Python that is started from here."""
+    system = os.environ.get(VARIABLE)
+    if not system:
+        return
+    if system not in SYSTEMS:
+        raise SystemExit(f"{VARIABLE} is {system!r}; expected one of {', '.join(SYSTEMS)}")
+    paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if str(HERE) not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE), *paths]))
+    if not getattr(builtins, "dialogpt_played", None):  # pytest may import this a second time, as another module
+        setattr(builtins, "dialogpt_played", system)  # noqa: B010 - mypy knows no such attribute
+        SYSTEMS[system]()
+
+
+# ---- Windows ----
+
+
+def windows() -> None:
+    """Take away what Windows has not."""
+    import filelock  # noqa: F401 - it looks for fcntl once; on Windows it has locks of another kind
+
+    replace_imports(dict.fromkeys(GONE))
+    del os.fork, os.mkfifo
+    shutil._use_fd_functions = False  # type: ignore[attr-defined]  # they open folders
+    guard("fsync", refuse_read_only)
+    guard("open", refuse_folder)
+    guard("symlink", refuse_link)
+    for name in ("rename", "replace"):
+        guard(name, refuse_busy if name == "replace" else refuse_busy_or_there)
+    for name in ("unlink", "remove", "rmdir"):
+        guard(name, refuse_busy_first)
+
+
+def guard(name: str, refuse: Callable[..., None]) -> None:
+    """Let one of os's functions refuse what it refuses there."""
+    honest = getattr(os, name)
+
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        caller = str(sys._getframe(1).f_globals.get("__name__"))
+        if caller.split(".")[0] in (*OURS, *FOR_US):
+            refuse(*arguments)
+        return honest(*arguments, **options)
+
+    setattr(os, name, guarded)
+
+
+def refuse_read_only(handle: Any) -> None:
+    import fcntl
+
+    number = handle if isinstance(handle, int) else handle.fileno()
+    if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+
+def refuse_folder(path: Any, *_: Any) -> None:
+    if not isinstance(path, int) and Path(os.fsdecode(path)).is_dir():
+        raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+
+def refuse_link(_source: Any, path: Any, *_: Any) -> None:
+    raise OSError(errno.EPERM, "A required privilege is not held by the client", os.fspath(path))
+
+
+def refuse_busy_first(path: Any, *_: Any) -> None:
+    if busy(path):
+        error = PermissionError(errno.EACCES, "The process cannot access the file because it is being used by another "
+                                              "process", os.fspath(path))  # fmt: skip
+        error.winerror = 32  # type: ignore[attr-defined]
+        raise error
+
+
+def refuse_busy(source: Any, path: Any, *_: Any) -> None:
+    refuse_busy_first(source)
+    refuse_busy_first(path)
+
+
+def refuse_busy_or_there(source: Any, path: Any, *_: Any) -> None:
+    if os.path.lexists(path):
+        raise FileExistsError(errno.EEXIST, "Cannot create a file when that file already exists", os.fspath(path))
+    refuse_busy_first(source)
+
+
+def busy(path: Any) -> bool:
+    """Whether this process has a file open or mapped, or one in a folder."""
+    if isinstance(path, int) or not os.path.lexists(path):
+        return False
+    named = Path(os.fsdecode(path)).absolute()
+    real = str(named.parent.resolve() / named.name)
+    inside = real + os.sep
+    held = set()
+    for handle in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the handle of the listing itself
+            held.add(str(handle.readlink()))
+    with Path("/proc/self/maps").open(errors="surrogateescape") as maps:
+        held |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if line.count("/")}
+    return any(name == real or name.startswith(inside) for name in held)
+
+
+# ---- macOS ----
+
+
+def macos() -> None:
+    """Take away what a Mac's torch has not, and give it libedit."""
+    replace_imports({"readline": libedit(), "resource": None})
+    sys.meta_path.insert(0, WithoutKernels())
+
+
+def libedit() -> ModuleType:
+    """A readline as libedit is: it refuses a history that it did not write, and inserts no text."""
+    module: Any = ModuleType("readline", "Importing this module enables command line editing using libedit readline.")
+
+    def read_history_file(path: Any = None) -> None:
+        if not Path(path).read_bytes().startswith(b"_HiStOrY_V2_\n"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    module.read_history_file = read_history_file
+    for name in ("write_history_file", "set_history_length", "add_history", "insert_text", "set_startup_hook"):
+        setattr(module, name, lambda *_: None)
+    found: ModuleType = module
+    return found
+
+
+class WithoutKernels(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the module of fast products, and takes oneDNN and fbgemm away from it."""
+
+    MODULE = "dialogpt.model.precision"
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Take over one module, and everything below it."""
+        if name != self.MODULE and not name.startswith(f"{self.MODULE}."):
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            honest, execute = spec.loader, spec.loader.exec_module
+
+            def execute_without(module: ModuleType) -> None:
+                execute(module)
+                take_kernels_away(module)
+
+            honest.exec_module = execute_without  # type: ignore[method-assign]
+        return spec
+
+
+def take_kernels_away(module: ModuleType) -> None:
+    """Set a module's operators of oneDNN and fbgemm to None, and let torch say that it has neither."""
+    import torch
+
+    for name, value in list(vars(module).items()):
+        if getattr(value, "namespace", None) in ("mkldnn", "onednn", "quantized"):
+            setattr(module, name, None)
+    cpu: Any = torch.cpu
+    for name in vars(torch.cpu):
+        if name.startswith("_is_") and name.endswith("_supported"):
+            setattr(cpu, name, lambda: False)
+    torch.backends.mkldnn.is_available = lambda: False
+
+
+def replace_imports(modules: dict[str, ModuleType | None]) -> None:
+    """Give this project other modules of these names, or none; all others get the real ones."""
+    honest = builtins.__import__
+
+    def replaced(
+        name: str,
+        globals: Any = None,
+        locals: Any = None,
+        fromlist: Any = (),
+        level: int = 0,
+    ) -> Any:
+        importer = str((globals or {}).get("__name__", ""))
+        if level or name not in modules or importer.split(".")[0] not in OURS or importer == __name__:
+            return honest(name, globals, locals, fromlist, level)
+        module = modules[name]
+        if module is None:
+            raise ModuleNotFoundError(f"No module named {name!r} (as on {os.environ[VARIABLE]})", name=name)
+        return module
+
+    builtins.__import__ = replaced
+
+
+SYSTEMS = {"windows": windows, "macos": macos}
