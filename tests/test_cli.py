@@ -21,7 +21,7 @@ from dialogpt import cli, commands, flags
 from dialogpt.screen import one_line
 from dialogpt.weights import DTYPES, open_checkpoint
 from dialogpt.weights.stored import PRECISIONS
-from tests.helpers import ROOT, await_torch, environment, needs_posix, needs_proc
+from tests.helpers import ROOT, WAIT_SECONDS, await_torch, environment, needs_posix, needs_proc
 
 
 @pytest.fixture
@@ -259,7 +259,7 @@ def test_a_closed_pipe_ends_quietly(published: Path) -> None:
     assert chat.stdin
     assert chat.stdout
     chat.stdout.close()
-    _, err = chat.communicate(b"Hi\n" * 50, timeout=60)
+    _, err = chat.communicate(b"Hi\n" * 50, timeout=WAIT_SECONDS)
     assert (chat.returncode, err) == (141, b"")
 
 
@@ -267,7 +267,7 @@ def test_a_closed_pipe_ends_quietly(published: Path) -> None:
 def test_a_full_disk_is_a_sentence(published: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         chat = process("chat", "--model", published, stdout=full)
-        _, err = chat.communicate(b"Hi\n", timeout=60)
+        _, err = chat.communicate(b"Hi\n", timeout=WAIT_SECONDS)
     assert chat.returncode == 1
     assert err == b"dialogpt: error: input or output: No space left on device\n"
 
@@ -305,7 +305,7 @@ def test_two_signals_at_once_are_one_interruption(published: Path) -> None:
     await_torch(chat)
     chat.send_signal(signal.SIGINT)
     chat.send_signal(signal.SIGINT)
-    assert chat.communicate(timeout=30) == (b"", b"")
+    assert chat.communicate(timeout=WAIT_SECONDS) == (b"", b"")
     assert chat.returncode == 130
 
 
@@ -321,7 +321,7 @@ def test_ctrl_c_at_any_moment_leaves_with_130_and_no_noise(published: Path, dela
     await_torch(chat)
     time.sleep(delay)
     chat.send_signal(signal.SIGINT)
-    out, err = chat.communicate(timeout=30)
+    out, err = chat.communicate(timeout=WAIT_SECONDS)
     assert (chat.returncode, out, err) == (130, b"", b"")
 
 
@@ -332,7 +332,7 @@ def test_ctrl_c_during_a_conversion_leaves_nothing(published: Path, tmp_path: Pa
     while converting.poll() is None and not list(tmp_path.glob("there/.ours.partial-*")):
         time.sleep(0.001)
     converting.send_signal(signal.SIGINT)
-    _, err = converting.communicate(timeout=30)
+    _, err = converting.communicate(timeout=WAIT_SECONDS)
     assert b"Traceback" not in err
     left = [path.name for path in tmp_path.glob("there/*")] + [path.name for path in tmp_path.glob("there/.*")]
     if converting.returncode == 130:

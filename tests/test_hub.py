@@ -24,7 +24,7 @@ from huggingface_hub import constants
 
 from dialogpt.cli import main
 from dialogpt.weights import CheckpointError, convert, hub, open_checkpoint
-from tests.helpers import needs_links, same_weights
+from tests.helpers import WAIT_SECONDS, needs_links, same_weights
 from tests.hub_server import COMMIT, Hub, serve
 
 NAME = "someone/small-bot"
@@ -404,7 +404,7 @@ def test_commands_take_names(server: Hub, published: Path, tmp_path: Path, capsy
 
     def run(*arguments: str) -> SimpleNamespace:
         command = [sys.executable, "-m", "dialogpt", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)  # type: ignore[return-value]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=WAIT_SECONDS)  # type: ignore[return-value]
 
     first = run("reply", "--model", NAME, "--seed", "1", "Hi!")
     assert first.returncode == 0, first.stderr

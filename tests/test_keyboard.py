@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dialogpt import Chat, keyboard
-from tests.helpers import environment, needs_posix
+from tests.helpers import WAIT_SECONDS, environment, needs_posix
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child becomes another program at once
 
@@ -40,8 +40,8 @@ class Screen:
         self.seen = place + len(text)
 
     def read(self) -> bool:
-        """Take in what is shown next; false when the program has ended, or says nothing for half a minute."""
-        if not select.select([self.terminal], [], [], 30)[0]:
+        """Take in what is shown next; false when the program has ended, or says nothing for minutes."""
+        if not select.select([self.terminal], [], [], WAIT_SECONDS)[0]:
             return False
         try:
             data = os.read(self.terminal, 4096)
@@ -62,7 +62,7 @@ class Screen:
         """The exit status; a program that does not end is killed, which is a status too."""
         while self.read():  # it cannot end before somebody has read what it wrote
             pass
-        for _ in range(50):
+        for _ in range(10 * WAIT_SECONDS):
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
                 return os.waitstatus_to_exitcode(status)
