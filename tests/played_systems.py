@@ -20,6 +20,7 @@ import errno
 import importlib.abc
 import importlib.machinery
 import os
+import pathlib
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -80,6 +81,9 @@ def guard(name: str, refuse: Callable[..., None]) -> None:
         return honest(*arguments, **options)
 
     setattr(os, name, guarded)
+    accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10's paths have noted os's functions
+    if hasattr(accessor, name) and name != "open":
+        setattr(accessor, name, staticmethod(guarded))
 
 
 def refuse_read_only(handle: Any) -> None:
