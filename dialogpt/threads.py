@@ -1,20 +1,22 @@
-"""How many processor threads a command uses, and how they wait for each other.
+"""How many processor threads a command decodes with, and how they wait for each other.
 
 Between two products the threads of torch spin in a loop (300,000 turns of it in libgomp) before they sleep. On a quiet
 machine that is fastest; where another program keeps a core busy, each waits for a thread that does not run, and a reply
 takes five to twenty times as long. So a command lets them sleep soon, uses one thread for a small network, and no more
-than are free. Programs that import the package keep torch's own choice. docs/benchmarks.md has the figures.
+than are free. Training, and programs that import the package, keep torch's own choice. docs/benchmarks.md has the
+figures.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
 SPIN_COUNT = 1000  # turns of the loop before a waiting thread sleeps: some 30 microseconds
-SMALL_NETWORK = 30_000_000  # parameters; below, one thread is as fast as two, as a product takes a few microseconds
+SMALL_NETWORK = 30_000_000  # parameters; below, a product takes a few microseconds, and a second thread gains nothing
 MIN_SECONDS = 0.05  # a shorter look at what else runs says nothing
 
 
@@ -27,8 +29,55 @@ def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> Non
         environment.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
+def use(
+    given: int | None,
+    parameters: int,
+    neighbours: Neighbours | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Set torch's threads: as many as were asked for, by a flag or OMP_NUM_THREADS, else as many as are fastest.
+
+    Args:
+        given: what --threads says.
+        parameters: of the network that will be decoded with.
+        neighbours: what else runs; None leaves that out, for a server, which outlives what runs at its start.
+        environment: where OMP_NUM_THREADS is looked for.
+    """
+    import torch
+
+    if given is not None:
+        torch.set_num_threads(given)
+    elif "OMP_NUM_THREADS" not in environment:
+        busy = neighbours.busy_cores() if neighbours else 0.0
+        torch.set_num_threads(chosen(parameters, min(torch.get_num_threads(), granted_cores()), busy))
+
+
+def chosen(parameters: int, available: int, busy_cores: float) -> int:
+    """How many threads decode a network fastest.
+
+    Args:
+        parameters: of the network.
+        available: cores that this process may use.
+        busy_cores: how many of them other programs keep busy, see `Neighbours`.
+    """
+    return 1 if parameters < SMALL_NETWORK else max(1, available - round(busy_cores))
+
+
+def granted_cores(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many cores' worth of time a container grants, rounded up; more than any machine has where it says nothing."""
+    for name in ("cpu.max", "cpu/cpu.cfs_quota_us"):  # cgroup v2 has both numbers in one file
+        try:
+            quota, *period = (root / name).read_text().split()
+            period = period or (root / "cpu/cpu.cfs_period_us").read_text().split()
+            if int(quota) > 0:
+                return max(1, math.ceil(int(quota) / int(period[0])))
+        except (OSError, ValueError):  # no container, or "max"
+            continue
+    return 1 << 20
+
+
 class Neighbours:
-    """How many cores other programs keep busy, from the moment at which this is made."""
+    """How many of this process's cores other programs keep busy, from the moment at which this is made."""
 
     def __init__(self, statistics: Path = Path("/proc/stat")) -> None:
         self._statistics = statistics
@@ -43,33 +92,18 @@ class Neighbours:
         return max(0.0, (everybody - own) / seconds)
 
     def _now(self) -> tuple[float, float, float] | None:
-        """The time, and the seconds of processor that all programs and this one have used."""
+        """The time, and the seconds of processor that all programs and this one have used on its cores.
+
+        What runs with low priority (nice) is left out, as it gives way; what a virtual machine's host takes (steal) counts.
+        """
         try:
-            user, nice, system, _idle, _waiting, *others = map(int, self._statistics.read_text().split()[1:9])
-        except (OSError, ValueError):
+            cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+            ticks = 0
+            for line in self._statistics.read_text().splitlines():
+                core, *counts = line.split()[:9]
+                if core in cores:
+                    user, _nice, system, _idle, _waiting, *others = map(int, counts)
+                    ticks += user + system + sum(others)
+            return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
+        except (AttributeError, OSError, ValueError):  # AttributeError: only Linux has sched_getaffinity
             return None
-        ticks = user + nice + system + sum(others)  # interrupts, and what a virtual machine's host takes away
-        return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
-
-
-def chosen(parameters: int, most: int, busy_cores: float) -> int:
-    """How many threads decode a network fastest.
-
-    Args:
-        parameters: of the network.
-        most: torch's own choice, the cores that this process may use.
-        busy_cores: what other programs keep busy, see `Neighbours`.
-    """
-    return 1 if parameters < SMALL_NETWORK else max(1, most - round(busy_cores))
-
-
-def use(
-    given: int | None, parameters: int, neighbours: Neighbours, environment: Mapping[str, str] = os.environ
-) -> None:
-    """Set torch's threads: as many as were asked for, by a flag or OMP_NUM_THREADS, else as many as are fastest."""
-    import torch
-
-    if given is not None:
-        torch.set_num_threads(given)
-    elif "OMP_NUM_THREADS" not in environment:
-        torch.set_num_threads(chosen(parameters, torch.get_num_threads(), neighbours.busy_cores()))

@@ -1,7 +1,7 @@
 """Train the checkpoint that this project carries, `weights/tiny`: English from people's chats, then how to answer.
 
     python scripts/train_tiny.py TINY           # about two and a half hours on two cores; again, to resume after Ctrl-C
-    dialogpt convert TINY/small-talk/best weights/tiny --dtype float16
+    dialogpt convert TINY/small-talk-2/best weights/tiny --dtype float16
 
 Each stage is a run of `dialogpt train` in a folder of its own:
 
@@ -9,9 +9,9 @@ Each stage is a run of `dialogpt train` in a folder of its own:
   of chatterbot-corpus (Gunther Cox, BSD licence); both packages come with the extra ``train``. What one person says in
   several messages is one turn. Conversations of the first whose sha256 of the id begins with 0 are held out, one in
   sixteen.
-- ``TINY/small-talk``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were written for this
-  project, in copies that differ (see `scripts/small_talk.py`). One dialogue in twenty is held out, and chooses the
-  checkpoint.
+- ``TINY/small-talk-1`` and ``-2``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were
+  written for this project, in copies that differ (see `scripts/small_talk.py`), in two rounds; in each the learning rate
+  falls anew. One dialogue in twenty is held out, and chooses the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 
 from dialogpt.cli import guarded
 from dialogpt.cli import main as dialogpt
-from dialogpt.errors import DialogueError, install_hint
+from dialogpt.errors import DONE, DialogueError, install_hint
 from scripts import small_talk
 
 CHATS = """
@@ -38,7 +38,8 @@ SMALL_TALK = """
     --optimizer muon --lr 4e-3 --schedule linear --warmup-steps 50 --valid-every 200 --save-every 100
 """
 Line = Mapping[str, object]  # of a file of dialogues
-COPIES = 5  # of each dialogue, no two alike
+COPIES = 5  # of each dialogue in a round, no two alike
+ROUNDS = 2  # of small talk, each with copies of its own
 USER_WEIGHT = 0.3  # of the user's turns beside Tiny's; in judging they do not count
 
 
@@ -60,12 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     teaching = [turns for turns in dialogues if not small_talk.is_held_out(turns)]
     judging = [turns for turns in dialogues if small_talk.is_held_out(turns)]
     model = options.model or str(folder / "chats" / "best")
-    return stage(
-        folder / "small-talk",
-        (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(teaching, COPIES, seed=1)),
-        map(weighted, judging),
-        ["--model", model, *SMALL_TALK.split()],
-    )
+    for number in range(1, ROUNDS + 1):
+        run = folder / f"small-talk-{number}"
+        train = (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(teaching, COPIES, seed=number))
+        status = stage(run, train, map(weighted, judging), ["--model", model, *SMALL_TALK.split()])
+        if status:
+            return status
+        model = str(run / "best")
+    return DONE
 
 
 def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[str]) -> int:

@@ -136,7 +136,6 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     """The engine and the application, with the weights packed."""
-    neighbours = threads.Neighbours()
     from dialogpt.generate import generate
     from dialogpt.history import DEFAULT_HISTORY_TOKENS
     from dialogpt.rerank import load_reranker
@@ -147,7 +146,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     from dialogpt.weights import load, open_checkpoint
 
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
-    threads.use(options.threads, checkpoint.parameters, neighbours)
+    threads.use(options.threads, checkpoint.parameters)
     tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
     positions = model.config.n_positions
     most = positions // 2  # tokens of a reply

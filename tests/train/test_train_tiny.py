@@ -59,19 +59,21 @@ def test_it_writes_the_data_and_trains_twice_and_resumes(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(train_tiny, "dialogpt", train)
     monkeypatch.setattr(train_tiny, "COPIES", 1)
-    chats, small_talk = tmp_path / "tiny" / "chats", tmp_path / "tiny" / "small-talk"
+    chats, first, second = (tmp_path / "tiny" / name for name in ("chats", "small-talk-1", "small-talk-2"))
     for _ in range(2):
         assert train_tiny.main([str(tmp_path / "tiny")]) == 0
     assert calls[0][:2] == ["train", f"{chats}-train.jsonl"]
-    assert calls[1][:2] == ["train", f"{small_talk}-train.jsonl"]
-    assert calls[1][calls[1].index("--model") + 1] == str(chats / "best")
-    assert calls[2:] == [["train", "--resume", "--out", str(out)] for out in (chats, small_talk)]
+    for call, run, model in ((calls[1], first, chats), (calls[2], second, first)):
+        assert call[:2] == ["train", f"{run}-train.jsonl"]
+        assert call[call.index("--model") + 1] == str(model / "best")
+    assert calls[3:] == [["train", "--resume", "--out", str(out)] for out in (chats, first, second)]
     assert len(Path(f"{chats}-train.jsonl").read_text().splitlines()) == 3769 + 2026
     assert len(Path(f"{chats}-valid.jsonl").read_text().splitlines()) == 248
-    judging = [json.loads(line) for line in Path(f"{small_talk}-valid.jsonl").read_text().splitlines()]
+    judging = [json.loads(line) for line in Path(f"{first}-valid.jsonl").read_text().splitlines()]
     assert all(train_tiny.small_talk.is_held_out(line["turns"]) for line in judging)
     assert {weight for line in judging for weight in line["weights"]} == {0.0, 1.0}
-    teaching = [json.loads(line) for line in Path(f"{small_talk}-train.jsonl").read_text().splitlines()]
+    assert Path(f"{first}-train.jsonl").read_text() != Path(f"{second}-train.jsonl").read_text()
+    teaching = [json.loads(line) for line in Path(f"{first}-train.jsonl").read_text().splitlines()]
     assert {weight for line in teaching for weight in line["weights"]} == {train_tiny.USER_WEIGHT, 1.0}
 
 
