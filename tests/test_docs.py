@@ -118,8 +118,8 @@ class Folder:
             if reason_not_to_run(block.page, command) is None:
                 done = subprocess.run(
                     ["bash", "-euo", "pipefail", "-c", command.replace(SERVED, address)],
-                    cwd=self.path, env=self.variables(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                    timeout=WAIT_SECONDS,
+                    cwd=self.path, env=self.variables(), stdin=subprocess.DEVNULL, capture_output=True,
+                    encoding="utf-8", timeout=WAIT_SECONDS,
                 )  # fmt: skip
                 assert done.returncode == 0, f"{block}: {command}\n{done.stdout[-1000:]}{done.stderr[-2000:]}"
 
@@ -164,7 +164,7 @@ def test_python_blocks_run(block: Block, tmp_path: Path, request: pytest.Fixture
     program = block.content.replace(SERVED, address_for(block, request))
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment(NO_PROXY="127.0.0.1"), capture_output=True,
-        text=True, timeout=WAIT_SECONDS,
+        encoding="utf-8", timeout=WAIT_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
@@ -178,7 +178,7 @@ def test_transcripts_are_what_the_model_answers(block: Block, tmp_path: Path) ->
     assert program == "dialogpt"
     typed, answers = ([line[5:] for line in lines if line.startswith(who)] for who in ("you> ", "bot> "))
     done = subprocess.run(
-        [sys.executable, "-m", "dialogpt", *arguments], input="".join(f"{line}\n" for line in typed), text=True,
+        [sys.executable, "-m", "dialogpt", *arguments], input="".join(f"{line}\n" for line in typed),
         cwd=tmp_path, env=environment(), capture_output=True, timeout=WAIT_SECONDS, encoding="utf-8",
     )  # fmt: skip
     assert done.stdout.splitlines() == answers, done.stderr
