@@ -172,7 +172,10 @@ def _locked(folder: Path) -> Iterator[None]:
     """Have a repository's folder alone; its lock lies elsewhere, so that the folder can be removed."""
     locks = folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    release = lock(locks / f"{folder.name}.lock", seconds=math.inf)
+    try:
+        release = lock(locks / f"{folder.name}.lock", seconds=math.inf)
+    except OSError as error:
+        raise CheckpointError(str(error)) from None
     try:
         folder.mkdir(exist_ok=True)
         yield
