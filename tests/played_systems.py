@@ -4,8 +4,9 @@
 `tests/played/sitecustomize.py` does so in every Python that a test starts. What is taken away is what once broke there:
 
 - windows: fcntl, termios, readline, resource and pty cannot be imported by this project; `os.fork`, `os.mkfifo`,
-  `os.sysconf` and the files in /proc are gone; a read-only handle cannot be synchronised, a folder not opened, a link not made; and a file that is open or
-  mapped in this process can be neither replaced nor removed, nor a folder moved that holds one.
+  `os.sysconf` and the files in /proc are gone; a read-only handle cannot be synchronised, a folder not opened, a link
+  not made; and a file that is open or mapped in this process can be neither replaced nor removed, nor a folder moved
+  that holds one.
 - macos: oneDNN's and fbgemm's operators are gone; readline is libedit, which reads no history but its own and inserts
   no text.
 

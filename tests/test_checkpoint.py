@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import errno
 import gc
@@ -606,6 +607,13 @@ def test_a_destination_that_cannot_be_is_a_sentence(
     with pytest.raises(CheckpointError, match=sentence):
         convert(published, destination)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_a_windows_editor_saved_are_read(folder: Path) -> None:
+    """It begins them with a byte order mark; "not valid JSON" was the answer."""
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+    assert open_checkpoint(folder).config.n_embd == 24
 
 
 def test_parents_are_made_and_taken_away_again(folder: Path, tmp_path: Path) -> None:

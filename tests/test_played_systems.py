@@ -54,7 +54,8 @@ EXPECTED = {
               "child True"],
     "windows": ["fcntl ModuleNotFoundError resource ModuleNotFoundError fork False", "folder PermissionError",
                 "link PermissionError", "sync OSError", "busy PermissionError PermissionError",
-                "inside PermissionError", "sysconf False proc FileNotFoundError", "keyboard False False", "products True", "child False"],
+                "inside PermissionError", "sysconf False proc FileNotFoundError", "keyboard False False",
+                "products True", "child False"],
 }  # fmt: skip
 
 
