@@ -235,6 +235,7 @@ def test_a_new_run_without_a_checkpoint_is_removed_before_its_lock_is_released(
         return note_and_release
 
     monkeypatch.setattr("dialogpt.train.run.lock", held)
+
     def fail() -> None:
         with Run.begin(tmp_path / "run", {}) as run:
             run.hold()
