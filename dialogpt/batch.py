@@ -57,8 +57,9 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         output: IO[bytes] = sys.stdout.buffer
         done = failed = 0
         if options.output is not None:
-            output = files.enter_context(_output(options.output, source))
-            files.callback(_held(options.output))
+            _require_output(options.output, source)
+            files.callback(_held(options.output))  # first, as what is entered last is left first
+            output = files.enter_context(_output(options.output))
             done, failed, whole = _answered(output, options.output)
         chat = open_chat()
         if options.output is not None:
@@ -128,11 +129,11 @@ def _opened(path: Path) -> IO[bytes]:
         raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _output(path: Path, source: IO[bytes]) -> IO[bytes]:
-    """The output, opened and not changed yet.
+def _require_output(path: Path, source: IO[bytes]) -> None:
+    """Refuse an output that is no plain file, or the input.
 
     Raises:
-        DialogueError: it cannot be written, is no plain file, or is the input.
+        DialogueError: as said.
     """
     try:
         if path.exists() and not path.is_file():
@@ -142,18 +143,35 @@ def _output(path: Path, source: IO[bytes]) -> IO[bytes]:
             same = path.exists() and os.path.samestat(path.stat(), os.fstat(source.fileno()))
         if same:
             raise DialogueError(f"{path} is the input too; name another --output")
+    except OSError as error:
+        raise DialogueError(f"{path} cannot be written: {reason_of(error)}") from None
+
+
+def _output(path: Path) -> IO[bytes]:
+    """Open the output, and change nothing in it yet.
+
+    Raises:
+        DialogueError: it cannot be written.
+    """
+    try:
         return path.open("r+b" if path.exists() else "w+b")
     except OSError as error:
         raise DialogueError(f"{path} cannot be written: {reason_of(error)}") from None
 
 
 def _held(path: Path) -> Callable[[], None]:
-    """Keep other runs from an output, by a lock file beside it; returns what lets go of it."""
-    where = path.resolve()  # two names of one file are one lock
+    """Keep other runs from an output, by a lock file beside it; returns what releases it.
+
+    Raises:
+        DialogueError: another run has it, or it cannot be locked.
+    """
+    where = Path(os.path.realpath(path))  # two names of one file are one lock; links in a circle are found on opening
     try:
         return lock(where.with_name(f".{where.name}.lock"))
     except BlockingIOError:
         raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
+    except OSError as error:
+        raise DialogueError(str(error)) from None
 
 
 def _answered(file: IO[bytes], path: Path) -> tuple[int, int, int]:

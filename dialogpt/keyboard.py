@@ -18,6 +18,7 @@ from dialogpt.chat import Chat
 from dialogpt.interrupt import raised
 from dialogpt.screen import printable
 from dialogpt.terminal import Terminal
+from dialogpt.weights.disk import lock, reason_of, write_atomically
 
 try:
     import readline
@@ -29,6 +30,7 @@ except ImportError:
     termios = None  # type: ignore[assignment]
 
 HISTORY_LINES = 1000
+LOCK_SECONDS = 10.0  # how long a talk that ends waits for another that writes its lines
 LIBEDIT_HEADER = "_HiStOrY_V2_"  # the first line of a history file that libedit wrote
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # how libedit writes a space: \040
 
@@ -128,17 +130,26 @@ def _read_history(path: Path) -> list[str]:
 
     Neither GNU's nor libedit's readline reads the other's file, and libedit refuses an empty one; so neither is asked.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a line may hold what else ends lines
     if lines[:1] == [LIBEDIT_HEADER]:
         lines = [_ESCAPED.sub(lambda code: chr(int(code[1], 8)), line) for line in lines[1:]]
-    return [line for line in lines if line.isprintable() and line][-HISTORY_LINES:]
+    return list(filter(_is_kept, lines))[-HISTORY_LINES:]
 
 
 def _write_history(path: Path, typed: list[str]) -> None:
-    """Add typed lines to a history file, to which another talk may have added some meanwhile."""
-    lines = [*_read_history(path), *(line for line in typed if line.isprintable() and line)]
-    path.write_text("".join(f"{line}\n" for line in lines[-HISTORY_LINES:]), encoding="utf-8")
-    path.chmod(0o600)
+    """Add typed lines to a history file, to which another talk may have added some, or may be about to."""
+    path = Path(os.path.realpath(path))  # a link to it stays one
+    release = lock(path.with_name(".history.lock"), seconds=LOCK_SECONDS)
+    try:
+        lines = [*_read_history(path), *filter(_is_kept, typed)]
+        write_atomically(path, "".join(f"{line}\n" for line in lines[-HISTORY_LINES:]), mode=0o600)
+    finally:
+        release()
+
+
+def _is_kept(line: str) -> bool:
+    """Whether a line can be kept and shown again: it is not empty, one line, and steers no terminal."""
+    return bool(line) and "\n" not in line and printable(line) == line
 
 
 @contextmanager
@@ -147,5 +158,4 @@ def _without_history_on_error() -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
-        reason = getattr(error, "strerror", None) or error
-        logging.getLogger(__name__).warning("typed lines are not remembered in a file: %s", reason)
+        logging.getLogger(__name__).warning("typed lines are not remembered in a file: %s", reason_of(error))

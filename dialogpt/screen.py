@@ -28,6 +28,9 @@ def command_line(words: Sequence[str], system: str = sys.platform) -> str:
     """A command to be typed: quoted for a POSIX shell or, on Windows, for cmd.exe and PowerShell.
 
     Both take double quotes alone, and programs there take a quote apart as C does: backslashes before it count twice.
+    Some signs act within double quotes all the same, and no quoting stops them in both shells: cmd.exe replaces
+    %NAME% where there is such a variable; PowerShell replaces $NAME and $(...), takes a backtick for an escape, and
+    takes a curly double quote for the end. A word with one of them is quoted for the other shell.
     """
     if system != "win32":
         return shlex.join(words)

@@ -3,9 +3,10 @@
 `DIALOGPT_PLAY=windows pytest ...` and `DIALOGPT_PLAY=macos pytest ...`; `tests/conftest.py` calls `begin`, and
 `tests/played/sitecustomize.py` does so in every Python that a test starts. What is taken away is what once broke there:
 
-- windows: fcntl, termios, readline, resource and pty cannot be imported by this project; `os.fork` and `os.mkfifo` are
-  gone; a read-only handle cannot be synchronised, a folder not opened, a link not made; and a file that is open or
-  mapped in this process can be neither replaced nor removed, nor a folder moved that holds one.
+- windows: fcntl, termios, readline, resource and pty cannot be imported by this project; `os.fork`, `os.mkfifo`,
+  `os.sysconf` and the files in /proc are gone; a read-only handle cannot be synchronised, a folder not opened, a link
+  not made; and a file that is open or mapped in this process can be neither replaced nor removed, nor a folder moved
+  that holds one.
 - macos: oneDNN's and fbgemm's operators are gone; readline is libedit, which reads no history but its own and inserts
   no text.
 
@@ -19,6 +20,7 @@ import builtins
 import errno
 import importlib.abc
 import importlib.machinery
+import io
 import os
 import pathlib
 import shutil
@@ -59,20 +61,21 @@ def windows() -> None:
     import filelock  # noqa: F401 - it looks for fcntl once; on Windows it has locks of another kind
 
     replace_imports(dict.fromkeys(GONE))
-    del os.fork, os.mkfifo
+    del os.fork, os.mkfifo, os.sysconf
     shutil._use_fd_functions = False  # type: ignore[attr-defined]  # they open folders
     guard("fsync", refuse_read_only)
     guard("open", refuse_folder)
     guard("symlink", refuse_link)
+    guard("open", refuse_proc, io)
     for name in ("rename", "replace"):
         guard(name, refuse_busy if name == "replace" else refuse_busy_or_there)
     for name in ("unlink", "remove", "rmdir"):
         guard(name, refuse_busy_first)
 
 
-def guard(name: str, refuse: Callable[..., None]) -> None:
-    """Let one of os's functions refuse what it refuses there."""
-    honest = getattr(os, name)
+def guard(name: str, refuse: Callable[..., None], module: ModuleType = os) -> None:
+    """Let a function of os, or of io, refuse what it refuses there."""
+    honest = getattr(module, name)
 
     def guarded(*arguments: Any, **options: Any) -> Any:
         caller = str(sys._getframe(1).f_globals.get("__name__"))
@@ -80,9 +83,9 @@ def guard(name: str, refuse: Callable[..., None]) -> None:
             refuse(*arguments)
         return honest(*arguments, **options)
 
-    setattr(os, name, guarded)
-    accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10's paths have noted os's functions
-    if hasattr(accessor, name) and name != "open":
+    setattr(module, name, guarded)
+    accessor = getattr(pathlib, "_NormalAccessor", None)  # Python 3.10's paths have noted these functions
+    if hasattr(accessor, name) and (name != "open" or module is io):  # their `open` is io's
         setattr(accessor, name, staticmethod(guarded))
 
 
@@ -97,6 +100,11 @@ def refuse_read_only(handle: Any) -> None:
 def refuse_folder(path: Any, *_: Any) -> None:
     if not isinstance(path, int) and Path(os.fsdecode(path)).is_dir():
         raise PermissionError(errno.EACCES, "Permission denied", os.fspath(path))
+
+
+def refuse_proc(path: Any, *_: Any) -> None:
+    if not isinstance(path, int) and Path(os.fsdecode(path)).is_relative_to("/proc"):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", os.fspath(path))
 
 
 def refuse_link(_source: Any, path: Any, *_: Any) -> None:
@@ -133,7 +141,7 @@ def busy(path: Any) -> bool:
     for handle in Path("/proc/self/fd").iterdir():
         with suppress(OSError):  # the handle of the listing itself
             held.add(str(handle.readlink()))
-    with Path("/proc/self/maps").open(errors="surrogateescape") as maps:
+    with open("/proc/self/maps", errors="surrogateescape") as maps:  # noqa: PTH123 - paths find no /proc
         held |= {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if line.count("/")}
     return any(name == real or name.startswith(inside) for name in held)
 

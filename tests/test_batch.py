@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from dialogpt import batch
 from dialogpt.cli import main
 from dialogpt.weights.disk import lock
-from tests.helpers import environment, needs_posix, started
+from tests.helpers import WAIT_SECONDS, environment, needs_links, needs_posix, started
 
 
 @pytest.fixture
@@ -88,12 +89,13 @@ def test_a_kill_loses_nothing_and_doubles_nothing(lines: Path, tmp_path: Path) -
     for kind in (signal.SIGKILL, signal.SIGINT):
         before = out.stat().st_size if out.exists() else 0
         with started(command, env=environment(), stderr=subprocess.DEVNULL) as process:
-            for _ in range(600):
-                if process.poll() is not None or (out.exists() and out.stat().st_size > before):
-                    break
-                time.sleep(0.05)
+            end = time.monotonic() + WAIT_SECONDS
+            while not out.exists() or out.stat().st_size <= before:
+                assert process.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.01)
             process.send_signal(kind)
-            process.wait(60)
+            assert process.wait(WAIT_SECONDS) == {signal.SIGKILL: -signal.SIGKILL, signal.SIGINT: 130}[kind]
     assert main(["reply", *flags, str(out)]) == 0
     assert said(out.read_bytes()) == said((tmp_path / "whole.jsonl").read_bytes())
 
@@ -143,12 +145,36 @@ def test_an_output_has_one_writer_and_one_input(
     for name in (out, tmp_path / "here" / ".." / "out.jsonl"):
         assert run("--batch", lines, "--output", name) == 1
         assert "is being written by another run" in capsys.readouterr().err
+    assert not out.exists()  # a run that is refused leaves no empty file
     release()
     assert run("--batch", lines, "--output", out) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "in.jsonl", "out.jsonl"]
     lines.write_text('{"turns": ["Hi!"]}\n')
     assert run("--batch", lines, "--output", out) == 1
     assert "the output has 40 lines and the input 1; it belongs to another input" in capsys.readouterr().err
+
+
+def test_an_output_is_closed_before_its_lock_is_released(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed = [], []
+    honest = batch._output
+    monkeypatch.setattr(batch, "_output", lambda path: (opened.append(honest(path)), opened[0])[1])
+    monkeypatch.setattr(batch, "_held", lambda path: lambda: closed.append(opened[0].closed))
+    assert run("--batch", lines, "--output", tmp_path / "out.jsonl") == 0
+    assert closed == [True]
+
+
+@needs_links
+def test_an_output_that_cannot_be_locked_is_a_sentence(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ".out.jsonl.lock").mkdir()
+    (tmp_path / "circle").symlink_to("circle")
+    for name, sentence in (("out.jsonl", "cannot be locked: "), ("circle", "circle cannot be written: ")):
+        assert run("--batch", lines, "--output", tmp_path / name) == 1
+        assert sentence in capsys.readouterr().err
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 def test_a_byte_order_mark_is_no_text(lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

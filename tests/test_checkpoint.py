@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
 import errno
 import gc
@@ -595,11 +596,24 @@ def test_float16_that_cannot_hold_a_weight_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("destination", "sentence"),
-    [("a\0b", "null"), ("x" * 300, "name too long"), ("/proc/nothing/ours", "cannot be written")],
+    [("a\0b", "null"), ("x" * 300, "cannot be written"), ("file/ours", "cannot be written")],
 )
-def test_a_destination_that_cannot_be_is_a_sentence(published: Path, destination: str, sentence: str) -> None:
+def test_a_destination_that_cannot_be_is_a_sentence(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, destination: str, sentence: str
+) -> None:
+    """Each system has its own words for why."""
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
     with pytest.raises(CheckpointError, match=sentence):
         convert(published, destination)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_files_that_a_windows_editor_saved_are_read(folder: Path) -> None:
+    """It begins them with a byte order mark; "not valid JSON" was the answer."""
+    for name in ("config.json", "vocab.json", "merges.txt"):
+        (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
+    assert open_checkpoint(folder).config.n_embd == 24
 
 
 def test_parents_are_made_and_taken_away_again(folder: Path, tmp_path: Path) -> None:

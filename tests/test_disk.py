@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from dialogpt.weights.disk import lock, reason_of, sync, write_atomically
-from tests.helpers import environment
+from tests.helpers import WAIT_SECONDS, environment, needs_links, needs_posix
 
 
 def test_what_is_synchronised_can_be_on_every_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -45,6 +48,28 @@ def test_a_small_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, "three\n")
     assert path.read_text() == "two\n"
+
+
+@needs_posix
+def test_a_small_file_may_be_its_owners_alone(tmp_path: Path) -> None:
+    (tmp_path / ".last.partial").touch(mode=0o644)  # left by a kill
+    write_atomically(tmp_path / "last", "one\n", mode=0o600)
+    assert (tmp_path / "last").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_small_file_that_is_being_read_is_replaced_a_moment_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, refusals = Path.replace, [PermissionError(errno.EACCES, "Access is denied") for _ in range(3)]
+
+    def replace(self: Path, target: Path) -> Path:
+        if refusals:
+            raise refusals.pop()
+        return honest(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_atomically(tmp_path / "last", "one\n")
+    assert (tmp_path / "last").read_text() == "one\n"
 
 
 PROGRAM = """
@@ -87,3 +112,57 @@ def test_a_file_that_another_program_has_is_a_sentence_with_advice() -> None:
     assert reason_of(error) == (
         "Access is denied; if another program, such as a chat, is using it, end that and try again"
     )
+
+
+@pytest.mark.parametrize("code", ["ENOSYS", "ENOTSUP", "ENOLCK", "EROFS", ""])
+def test_a_file_system_without_locks_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(getattr(errno, code), "refused") if code else NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    lock(tmp_path / ".lock")()
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "ENOSPC", "EACCES"])
+def test_a_lock_that_cannot_be_taken_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Every error passed for a file system without locks, and two processes wrote into one folder."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(getattr(errno, code), "refused")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    with pytest.raises(OSError, match=r"\.lock cannot be locked: refused; remove it if it is no lock file"):
+        lock(tmp_path / ".lock")
+
+
+@needs_links
+@pytest.mark.parametrize("kind", ["folder", "link"])
+def test_what_is_no_lock_file_is_a_sentence_and_stays(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / ".lock"
+    if kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("elsewhere")
+    with pytest.raises(OSError, match=r"\.lock cannot be locked: .*; remove it if it is no lock file"):
+        lock(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_lock_is_waited_for(tmp_path: Path) -> None:
+    path, order = tmp_path / ".lock", []
+    release = lock(path, seconds=math.inf)
+
+    def wait() -> None:
+        second = lock(path, seconds=math.inf)
+        order.append("second")
+        second()
+
+    other = threading.Thread(target=wait, daemon=True)
+    other.start()
+    time.sleep(0.2)
+    with pytest.raises(BlockingIOError):
+        lock(path, seconds=0.1)
+    order.append("first")
+    release()
+    other.join(WAIT_SECONDS)
+    assert order == ["first", "second"]

@@ -283,6 +283,27 @@ def test_a_cache_that_cannot_be_written_is_a_sentence(
         open_checkpoint(NAME)
 
 
+def test_a_file_that_another_program_has_is_a_sentence_with_advice(
+    server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        error = PermissionError(errno.EACCES, "Access is denied")
+        error.winerror = 32  # type: ignore[attr-defined]
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    monkeypatch.setattr(Path, "replace", refuse)
+    for call in (lambda: open_checkpoint(NAME), lambda: hub._record(tmp_path / "cache", "main", "a-b-v1")):
+        with pytest.raises(CheckpointError, match=r"cannot be written: Access is denied; if another program, such as"):
+            call()
+
+
+def test_a_lock_of_the_cache_that_cannot_be_taken_is_a_sentence(server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "cache" / ".locks" / "someone--small-bot.lock").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"someone--small-bot\.lock cannot be locked: .*; remove it if it is no"):
+        open_checkpoint(NAME)
+
+
 def test_what_a_killed_conversion_left_is_cleared_away(server: Hub, published: Path, tmp_path: Path) -> None:
     left = tmp_path / "cache" / "someone--small-bot" / ".0123-4567-v1.partial-1-00"
     left.mkdir(parents=True)

@@ -7,7 +7,9 @@ import select
 import signal
 import stat
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,10 +55,22 @@ class Screen:
     def press(self, keys: str) -> None:
         os.write(self.terminal, keys.encode())
 
-    def interrupt(self) -> None:
-        """Press Ctrl-C while a key is waited for: before that, Python notes a signal and waits for the next key."""
-        time.sleep(0.3)
+    def interrupt(self, text: str) -> None:
+        """Press Ctrl-C, and read until `text` is shown.
+
+        A moment before it waits for a key, Python notes the signal and handles it with the next one, not with the next
+        key. A change of the window's size is a signal too, and does nothing else, while a second Ctrl-C may leave.
+        """
         self.press("\x03")
+        for _ in range(WAIT_SECONDS):
+            while select.select([self.terminal], [], [], 1)[0]:
+                if self.shown.find(text, self.seen) >= 0 or not self.read():
+                    break
+            if self.shown.find(text, self.seen) >= 0:
+                break
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGWINCH)
+        self.wait_for(text)
 
     def status(self) -> int:
         """The exit status; a program that does not end is killed, which is a status too."""
@@ -105,10 +119,9 @@ def test_ctrl_c_at_the_prompt_clears_and_leaves(published: Path, state: Path) ->
     screen.wait_for("you> ")
     screen.press("half a line")
     screen.wait_for("half a line")
-    screen.interrupt()
-    screen.wait_for("Ctrl-C again")
+    screen.interrupt("Ctrl-C again")
     screen.wait_for("you> ")
-    screen.interrupt()
+    screen.interrupt("\n")
     assert screen.status() == 130
     assert not state.exists()
 
@@ -146,6 +159,7 @@ def test_a_history_file_that_cannot_be_is_a_notice(published: Path, state: Path)
         (b"Hello\nHow are you?\n", ["Hello", "How are you?"]),
         (b"_HiStOrY_V2_\nHow\\040are\\040you?\n", ["How are you?"]),
         (b"one\n\0\xff\x1b[2J\ntwo\n", ["one", "two"]),
+        ("a\u3000b\na\u00a0b\na\tb\na\u2028b\n\u202eevil\n".encode(), ["a\u3000b", "a\u00a0b", "a\tb", "a\u2028b"]),
         (b"".join(b"%d\n" % n for n in range(3000)), [str(n) for n in range(2000, 3000)]),
     ],
 )
@@ -155,12 +169,42 @@ def test_a_history_of_any_library_is_read(tmp_path: Path, content: bytes, lines:
     assert keyboard._read_history(tmp_path / "history") == lines
 
 
-def test_two_talks_lose_no_line_of_each_other(tmp_path: Path) -> None:
+def test_two_talks_lose_no_line_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second ends while the first has read the file and not written it yet."""
     path = tmp_path / "history"
     path.write_text("before\n")
+    honest = keyboard._read_history
+    other = threading.Thread(target=keyboard._write_history, args=(path, ["of the other", "", "a\x1bb"]))
+
+    def read(path: Path) -> list[str]:
+        lines = honest(path)
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(1)
+        return lines
+
+    monkeypatch.setattr(keyboard, "_read_history", read)
+    monkeypatch.setattr(keyboard, "LOCK_SECONDS", WAIT_SECONDS)
     keyboard._write_history(path, ["of one"])
-    keyboard._write_history(path, ["of the other", "", "a\x1bb"])
-    assert keyboard._read_history(path) == ["before", "of one", "of the other"]
+    other.join(WAIT_SECONDS)
+    assert honest(path) == ["before", "of one", "of the other"]
+
+
+def test_lines_of_earlier_talks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Japanese spaces, unbreakable ones and tabs cost a line; and a kill while the file was written cost them all."""
+    path = tmp_path / "history"
+    lines = ["a\u3000b", "a\u00a0b", "a\tb"]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    keyboard._write_history(path, ["c\u3000d", "two\nlines", "\ud800"])
+    assert keyboard._read_history(path) == [*lines, "c\u3000d"]
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        keyboard._write_history(path, ["more"])
+    assert keyboard._read_history(path) == [*lines, "c\u3000d"]
 
 
 LIBEDIT = SimpleNamespace(__doc__="... using libedit readline.")

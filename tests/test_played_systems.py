@@ -29,6 +29,7 @@ here = Path(sys.argv[1])
 (here / "file").write_text("")
 (here / "folder").mkdir(exist_ok=True)
 print("fcntl", imported("fcntl"), "resource", imported("resource"), "fork", hasattr(os, "fork"))
+print("sysconf", hasattr(os, "sysconf"), "proc", refused(lambda: Path("/proc/stat").read_text()))
 print("folder", refused(lambda: os.open(here, os.O_RDONLY)))
 print("link", refused(lambda: (here / "link").symlink_to("file")))
 with (here / "file").open("rb") as file:
@@ -45,14 +46,16 @@ operators = [getattr(value, "namespace", None) for value in vars(precision).valu
 print("products", "mkldnn" in operators or "quantized" in operators, flush=True)
 subprocess.run([sys.executable, "-c", "import os; print('child', hasattr(os, 'fork'))"], check=True)
 """
-LINUX = ["fcntl - resource - fork True", "folder -", "link -", "sync -", "busy - -", "inside -", "products True"]
+LINUX = ["fcntl - resource - fork True", "folder -", "link -", "sync -", "busy - -", "inside -", "sysconf True proc -",
+         "products True"]  # fmt: skip
 EXPECTED = {
     "": [*LINUX, "child True"],
-    "macos": ["fcntl - resource ModuleNotFoundError fork True", *LINUX[1:6], "keyboard False True", "products False",
+    "macos": ["fcntl - resource ModuleNotFoundError fork True", *LINUX[1:7], "keyboard False True", "products False",
               "child True"],
     "windows": ["fcntl ModuleNotFoundError resource ModuleNotFoundError fork False", "folder PermissionError",
                 "link PermissionError", "sync OSError", "busy PermissionError PermissionError",
-                "inside PermissionError", "keyboard False False", "products True", "child False"],
+                "inside PermissionError", "sysconf False proc FileNotFoundError", "keyboard False False",
+                "products True", "child False"],
 }  # fmt: skip
 
 

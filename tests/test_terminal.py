@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -170,7 +169,7 @@ def press_ctrl_c(network: GPT2, monkeypatch: pytest.MonkeyPatch, passes: tuple[i
         nonlocal count
         count += 1
         for _ in range(passes.count(count)):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return honest(ids, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(network, "hidden", hidden)
@@ -252,10 +251,10 @@ def test_the_handler_of_ctrl_c_is_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with flagged() as pressed:
         assert not pressed()
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert pressed()
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -268,4 +267,5 @@ def test_commands_are_quoted_for_the_shell_that_they_are_typed_into() -> None:
     """cmd.exe knows no single quotes: the path in the hint was taken for two words, with quotes in them."""
     words = ["dialogpt", "chat", "C:\\My runs\\a&b\\", "", "runs\\last", 'say "hi"']
     assert command_line(words, "win32") == ('dialogpt chat "C:\\My runs\\a&b\\\\" "" runs\\last "say \\"hi\\""')
+    assert command_line(["C:\\100%", "$runs"], "win32") == '"C:\\100%" "$runs"'  # no plain words to either shell
     assert command_line(["dialogpt", "chat", "/my runs/last"], "linux") == "dialogpt chat '/my runs/last'"

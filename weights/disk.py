@@ -6,11 +6,16 @@ mapped can be neither replaced nor removed. What follows from that is written he
 
 from __future__ import annotations
 
+import errno
+import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+RETRY_SECONDS = 2.0  # how long a file is waited for that another program has open on Windows
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EROFS)
 LINK_LIMIT = 255  # bytes of a file that names a folder beside it; no name is longer
 
 
@@ -34,17 +39,39 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
     """Write a small file so that at any instant, also after a power cut, the old content or the new one is there.
 
+    Args:
+        path: the file; only one process at a time may write it.
+        text: its content.
+        mode: its permissions, from which the umask is taken.
+
     Raises:
-        OSError: it cannot be written, or another program has it open on Windows; the old content is left.
+        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left.
     """
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
+    temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
     sync(temporary)
-    temporary.replace(path)
+    _replace(temporary, path)
     sync(path.parent)
+
+
+def _replace(source: Path, path: Path) -> None:
+    """Replace a file; on Windows, once the program that reads it has closed it."""
+    end = time.monotonic() + RETRY_SECONDS
+    while True:
+        try:
+            source.replace(path)
+        except PermissionError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def reason_of(error: Exception) -> str:
@@ -55,17 +82,20 @@ def reason_of(error: Exception) -> str:
     return reason
 
 
-def lock(path: Path) -> Callable[[], None]:
+def lock(path: Path, *, seconds: float = 0) -> Callable[[], None]:
     """Take a lock file, which a process that dies lets go of, whatever killed it.
 
     Args:
-        path: the lock file; it is made, and removed when the lock is let go of.
+        path: the lock file. It is created, and removed when the lock is released; with `seconds` it is kept, as others
+            that wait may have it open.
+        seconds: how long to wait while another process holds it; `math.inf` waits until it is released.
 
     Returns:
-        A function that lets go of it. It does nothing where the file system has no locks, or the folder is read-only.
+        A function that releases it. It does nothing where the file system has no locks, or the folder is read-only.
 
     Raises:
         BlockingIOError: another process holds it.
+        OSError: it cannot be created or locked for another reason; the message is a sentence.
     """
     from filelock import FileLock, Timeout  # torch depends on it
 
@@ -73,11 +103,17 @@ def lock(path: Path) -> Callable[[], None]:
         return lambda: None
     held = FileLock(path)
     try:
-        held.acquire(timeout=0)
+        held.acquire(timeout=-1 if seconds == math.inf else seconds)
     except Timeout:
         raise BlockingIOError(f"{path} is held by another process") from None
-    except (OSError, NotImplementedError):
+    except NotImplementedError:
         return lambda: None
+    except OSError as error:
+        if error.errno in WITHOUT_LOCKS:
+            return lambda: None
+        raise OSError(f"{path} cannot be locked: {reason_of(error)}; remove it if it is no lock file") from None
+    if seconds:
+        return held.release
 
     def release() -> None:
         try:

@@ -41,7 +41,7 @@ def read_text(path: Path) -> str:
             raise CheckpointError(f"{path} is not a plain file")
         if path.stat().st_size > TEXT_LIMIT:
             raise CheckpointError(f"{path} is larger than {TEXT_LIMIT >> 20} MiB; expected a small text file")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin files with a byte order mark
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

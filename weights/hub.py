@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import logging
+import math
 import os
 import re
 import shutil
@@ -29,7 +30,7 @@ from urllib.parse import quote, unquote
 from dialogpt.errors import install_hint
 from dialogpt.weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
 from dialogpt.weights.convert import convert
-from dialogpt.weights.disk import reason_of
+from dialogpt.weights.disk import lock, reason_of
 from dialogpt.weights.files import read_json, sha256_of
 from dialogpt.weights.stored import CheckpointError
 
@@ -142,7 +143,7 @@ def _record(folder: Path, reference: str, entry: str) -> None:
         temporary.write_text(entry, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}; {_ELSEWHERE}") from None
+        raise CheckpointError(f"{path} cannot be written: {reason_of(error)}; {_ELSEWHERE}") from None
 
 
 _ELSEWHERE = "set DIALOGPT_CACHE to a folder that has room and can be written"
@@ -169,15 +170,19 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Have a repository's folder alone; its lock lies elsewhere, so that the folder can be removed."""
-    from filelock import FileLock
-
     locks = folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{folder.name}.lock"):
+    try:
+        release = lock(locks / f"{folder.name}.lock", seconds=math.inf)
+    except OSError as error:
+        raise CheckpointError(str(error)) from None
+    try:
         folder.mkdir(exist_ok=True)
         yield
         with suppress(OSError):  # there is something in it
             folder.rmdir()
+    finally:
+        release()
 
 
 def _is_partial(path: Path) -> bool:
@@ -313,7 +318,7 @@ def _without_warnings() -> Iterator[None]:
 def _broken_off(name: str, file: RepoSibling, error: Exception) -> CheckpointError:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EDQUOT):
         place = error.filename or "the folder for downloads"
-        return CheckpointError(f"{place} cannot be written: {error.strerror}; set HF_HOME to a folder that can be")
+        return CheckpointError(f"{place} cannot be written: {reason_of(error)}; set HF_HOME to a folder that can be")
     reason = " ".join(str(error).split()) or type(error).__name__
     return CheckpointError(
         f"{name}: the download of {file.rfilename} broke off ({reason[:200]}); run the same command again"

@@ -14,6 +14,7 @@ data. Which tokens make a batch is left to `dialogpt.train.batches`.
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
@@ -316,7 +317,7 @@ def lines_of(part: Part) -> Iterator[bytes]:
 def _lines(path: Path, start: int, end: int) -> Iterator[bytes]:
     with path.open("rb") as file:
         if start == 0:
-            file.seek(3 if file.read(3) == b"\xef\xbb\xbf" else 0)  # a byte order mark is no text
+            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)  # a byte order mark is no text
         else:
             file.seek(start - 1)  # a line that began before belongs to the part before
             while (piece := file.readline(LINE_LIMIT)) and not piece.endswith(b"\n"):

@@ -36,7 +36,12 @@ from dialogpt.weights.files import new_folder, read_json, read_safetensors, writ
 from dialogpt.weights.stored import CheckpointError, StoredTensor
 
 logger = logging.getLogger(__name__)
-STATE, PROGRESS = "training.safetensors", "training.json"
+STATE, PROGRESS, LOCK = "training.safetensors", "training.json", ".lock"
+
+
+def step_name(step: int) -> str:
+    """The name of a step's checkpoint; names sort as steps do."""
+    return f"step-{step:08d}"
 
 
 class Run:
@@ -84,13 +89,26 @@ class Run:
     ) -> None:
         if self._release is None:
             return
-        self._release()
-        if self._new and kind is not None and not self.checkpoints():  # the data was wrong, say: nothing is lost
+        useless = self._new and kind is not None and not self.checkpoints()  # the data was wrong, say: nothing is lost
+        if useless:
             traceback.clear_frames(trace)  # they hold prepared data, which Windows does not remove while it is mapped
             try:
-                shutil.rmtree(self.folder)
+                self._empty()
             except OSError as left:
                 logger.warning("%s has no checkpoint, and cannot be removed: %s", self.folder, reason_of(left))
+        self._release()
+        if useless:
+            with suppress(OSError):  # what is left was reported above, or belongs to a run that was begun since
+                self.folder.rmdir()
+
+    def _empty(self) -> None:
+        """Remove everything but the lock, which keeps others out meanwhile."""
+        (self.folder / "run.json").unlink()  # first: without it there is nothing to resume
+        for path in self.folder.iterdir():
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def hold(self) -> None:
         """Keep other processes from training here, until the run is left.
@@ -98,12 +116,14 @@ class Run:
         A new run that is left by an error before its first checkpoint is removed.
 
         Raises:
-            DialogueError: another one does.
+            DialogueError: another one does, or the folder cannot be locked.
         """
         try:
-            self._release = lock(self.folder / ".lock")
+            self._release = lock(self.folder / LOCK)
         except BlockingIOError:
             raise DialogueError(f"{self.folder} is being trained by another process; wait for it to end") from None
+        except OSError as error:
+            raise DialogueError(str(error)) from None
         for left in self.folder.glob("**/.*.partial-*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
 
@@ -129,7 +149,7 @@ class Run:
 
     def _tidy(self, newest: str, progress: Progress) -> None:
         """Point to what a kill may have left as the newest checkpoint, and forget what was measured after it."""
-        best = f"step-{progress.best_step:08d}"
+        best = step_name(progress.best_step)
         self._point("last", newest)
         if progress.best_step and (self.folder / best).is_dir():
             self._point("best", best)
@@ -187,7 +207,7 @@ class Run:
         like: Checkpoint,
         origin: Origin,
     ) -> None:
-        name = f"step-{progress.step:08d}"
+        name = step_name(progress.step)
         try:
             if not (self.folder / name).exists():
                 with new_folder(self.folder / name) as folder:
@@ -195,15 +215,23 @@ class Run:
                     stored = [StoredTensor(key, tuple(t.shape), t.dtype, t.cpu) for key, t in state.items()]
                     write_safetensors(folder / STATE, stored, {"format": "pt"})
                     write_json(folder / PROGRESS, progress.to_dict())
-            self._point("last", name)
-            if progress.best_step == progress.step > 0:
-                self._point("best", name)
         except (CheckpointError, OSError) as error:
             step, reason = progress.step, error if isinstance(error, CheckpointError) else reason_of(error)
             raise CheckpointError(
                 f"the checkpoint of step {step} is not saved, those before are whole: {reason}"
             ) from None
-        self._prune(name, f"step-{progress.best_step:08d}" if progress.best_step else None)
+        link = "last"
+        try:
+            self._point(link, name)
+            if progress.best_step == progress.step > 0:
+                link = "best"
+                self._point(link, name)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint of step {progress.step} is saved as {self.folder / name}, but {self.folder / link} "
+                f"cannot be written: {reason_of(error)}; train --resume goes on from it"
+            ) from None
+        self._prune(name, step_name(progress.best_step) if progress.best_step else None)
 
     def _point(self, link: str, name: str) -> None:
         write_atomically(self.folder / link, f"{name}\n")
@@ -213,6 +241,10 @@ class Run:
 
         What cannot be removed, as a chat has it open on Windows, is tried again after the next checkpoint.
         """
+
+        def complain(error: OSError) -> None:
+            logger.warning("an old checkpoint in %s cannot be removed: %s", self.folder, reason_of(error))
+
         for folder in self.folder.glob("step-*"):
             try:
                 if folder.name != last:
@@ -221,6 +253,10 @@ class Run:
                     if folder.name != best:
                         doomed = folder.with_name(f".{folder.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
                         folder.rename(doomed)  # whole or gone, also for a chat that is opening it
-                        shutil.rmtree(doomed)
             except OSError as error:
-                logger.warning("an old checkpoint in %s cannot be removed: %s", self.folder, reason_of(error))
+                complain(error)
+        for doomed in self.folder.glob(".step-*.partial-*"):
+            try:
+                shutil.rmtree(doomed)
+            except OSError as error:
+                complain(error)

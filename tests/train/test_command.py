@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import signal
 import subprocess
@@ -74,6 +75,19 @@ def test_check_shows_ids_and_what_is_learned(files: Path, capsys: pytest.Capture
         f"{files / 'two.jsonl'}, line 2: 0 turns, at least 2 needed",
     ]
     assert not list(files.glob("run*"))
+
+
+@pytest.mark.parametrize(("name", "line"), [("a.jsonl", b'{"turns": ["hi", "b"]}\n'), ("a.tsv", b"hi\tb\n")])
+def test_check_shows_no_byte_order_mark(
+    files: Path, capsys: pytest.CaptureFixture[str], name: str, line: bytes
+) -> None:
+    (files / name).write_bytes(codecs.BOM_UTF8 + line)
+    assert main(["train", "--check", str(files / name), "--model", str(files / "model")]) == 0
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"{files / name}, line 1",
+        "  weight 1: hi",
+        "    ids      71 72 556",
+    ]
 
 
 def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,9 +215,10 @@ def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
     flags = ["--model", str(files / "model"), "--out", str(run), "--steps", "100000", "--batch-tokens", "64"]
     command = [sys.executable, "-m", "dialogpt", "train", str(files / "train.jsonl"), *flags, "--dtype", "float32"]
     with started(command, cwd=ROOT, env=environment(OMP_NUM_THREADS="1"), stderr=subprocess.PIPE) as process:
-        for _ in range(600):
-            if (run / "metrics.jsonl").exists() and (run / "metrics.jsonl").read_text().count("\n") > 3:
-                break
+        end = time.monotonic() + WAIT_SECONDS
+        while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").read_text().count("\n") <= 3:
+            assert process.poll() is None
+            assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=WAIT_SECONDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from pathlib import Path
 
@@ -41,6 +42,15 @@ def test_any_turns_become_the_ids_of_each(turns: list[str]) -> None:
     tokenizer = Tokenizer(VOCABULARY)
     expected = [n for turn in turns for n in (*tokenizer.encode(turn), tokenizer.eos_id)]
     assert tokenizer.encode_dialogue(turns).tolist() == expected
+
+
+@pytest.mark.parametrize(("name", "line"), [("a.jsonl", b'{"turns": ["hi", "b"]}\n'), ("a.tsv", b"hi\tb\n")])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, line: bytes) -> None:
+    (tmp_path / name).write_bytes(codecs.BOM_UTF8 + line)
+    data = prepare([tmp_path / name], tmp_path / "out", VOCABULARY, FORM)
+    ids = [Tokenizer(VOCABULARY).encode(turn) for turn in ("hi", "b")]
+    assert data.tokens.tolist() == [n for turn in ids for n in (*turn, VOCABULARY.end_of_text)]
+    assert data.about["unusable"] == 0
 
 
 def test_lost_lines_are_named_with_their_numbers_over_all_blocks(

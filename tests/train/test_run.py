@@ -32,6 +32,7 @@ from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import CheckpointError, export, files, load, open_checkpoint
 from dialogpt.weights.checkpoint import pointed_folder
+from dialogpt.weights.disk import lock
 from tests.helpers import environment, needs_fork, needs_links, small_vocabulary
 from tests.train.runs import ALONE, a_long_request, a_request, after, measured, train, weights_of, write_dialogues
 
@@ -180,6 +181,79 @@ def test_a_checkpoint_that_a_chat_has_open_stays_until_the_next(
     assert caplog.text.count("an old checkpoint in") == 1
     assert "cannot be removed: Access is denied" in caplog.text
     assert [path.name for path in (tmp_path / "run").glob("*step*")] == ["step-00000012"]
+
+
+def test_what_was_left_of_an_old_checkpoint_is_removed_after_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A folder that had its hidden name already stayed until the run was resumed."""
+    honest, refusals = shutil.rmtree, [PermissionError(errno.EACCES, "Access is denied")]
+
+    def remove(path: Path, **options: Any) -> None:
+        if path.name.startswith(".step-00000003.partial-") and refusals:
+            raise refusals.pop()
+        honest(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    train(tmp_path / "run", a_request(tmp_path, valid_every=100))
+    assert caplog.text.count("cannot be removed: Access is denied") == 1
+    assert [path.name for path in (tmp_path / "run").glob("*step*")] == ["step-00000012"]
+
+
+def test_a_checkpoint_whose_name_cannot_be_noted_is_said_to_be_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was said not to be saved."""
+    honest = Run._point
+
+    def refuse(self: Run, link: str, name: str) -> None:
+        if name == "step-00000003":
+            raise PermissionError(errno.EACCES, "Access is denied")
+        honest(self, link, name)
+
+    monkeypatch.setattr(Run, "_point", refuse)
+    with pytest.raises(CheckpointError, match=r"step 3 is saved as .*step-00000003, but .*last cannot be written: Acc"):
+        train(tmp_path / "run", a_request(tmp_path))
+    monkeypatch.undo()
+    with resume(tmp_path / "run", ALONE) as run:
+        assert run.checkpoints()[-1].name == "step-00000003"
+
+
+def test_a_new_run_without_a_checkpoint_is_removed_before_its_lock_is_released(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another --resume could take it in between, and lost its folder."""
+    left: list[list[str]] = []
+
+    def held(path: Path) -> Any:
+        release = lock(path)
+
+        def note_and_release() -> None:
+            left.append([entry.name for entry in path.parent.iterdir()])
+            release()
+
+        return note_and_release
+
+    monkeypatch.setattr("dialogpt.train.run.lock", held)
+
+    def fail() -> None:
+        with Run.begin(tmp_path / "run", {}) as run:
+            run.hold()
+            (run.folder / "data").mkdir()
+            (run.folder / "data" / "tokens.bin").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert left == [[".lock"]]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_cannot_be_locked_is_a_sentence(tmp_path: Path) -> None:
+    run = Run.begin(tmp_path / "run", {})
+    (tmp_path / "run" / ".lock").mkdir()
+    with pytest.raises(DialogueError, match=r"\.lock cannot be locked: "):
+        run.hold()
 
 
 def test_float64_on_a_mac_s_gpu_is_refused_by_name(tmp_path: Path) -> None:
