@@ -94,7 +94,8 @@ class Neighbours:
     def _now(self) -> tuple[float, float, float] | None:
         """The time, and the seconds of processor that all programs and this one have used on its cores.
 
-        What runs with low priority (nice) is left out, as it gives way; what a virtual machine's host takes (steal) counts.
+        What runs with low priority (nice) is left out, as it gives way; what the host of a virtual machine takes (steal)
+        counts.
         """
         try:
             cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}

@@ -10,8 +10,8 @@ Each stage is a run of `dialogpt train` in a folder of its own:
   several messages is one turn. Conversations of the first whose sha256 of the id begins with 0 are held out, one in
   sixteen.
 - ``TINY/small-talk-1`` and ``-2``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were
-  written for this project, in copies that differ (see `scripts/small_talk.py`), in two rounds; in each the learning rate
-  falls anew. One dialogue in twenty is held out, and chooses the checkpoint.
+  written for this project, in copies that differ (see `scripts/small_talk.py`), in two rounds; in each the learning
+  rate falls anew. One dialogue in twenty is held out, and chooses the checkpoint.
 """
 
 from __future__ import annotations
