@@ -135,10 +135,11 @@ class GenerationConfig:
         DialogueError: a value is out of its range, or two contradict each other; all problems are named.
     """
 
-    # How long. Of max_new_tokens and max_length, min_new_tokens and min_length, the first counts if both are given.
+    # How long. Of max_new_tokens and max_length, min_new_tokens and min_length, the first counts if both are given, a
+    # min_new_tokens of 0 too.
     max_new_tokens: int | None = _setting(None, _POSITIVE, f"most tokens of a reply (unset: {DEFAULT_NEW_TOKENS})")
     max_length: int | None = _setting(None, _POSITIVE, "most tokens of prompt and reply together")
-    min_new_tokens: int = _setting(0, _COUNT, "fewest tokens before a reply may end")
+    min_new_tokens: int | None = _setting(None, _COUNT, "fewest tokens before a reply may end")
     min_length: int = _setting(0, _COUNT, "fewest tokens of prompt and reply before it may end")
     eos_token_id: int | tuple[int, ...] | None = _setting(
         None, _END, "the token that ends a reply, or several: 3,17; unset is the network's own"
@@ -230,7 +231,7 @@ class GenerationConfig:
     def _contradictions(self) -> list[str]:
         """What is wrong with values that are right alone."""
         problems = []
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+        if self.max_new_tokens is not None and (self.min_new_tokens or 0) > self.max_new_tokens:
             problems.append(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
         if self.num_return_sequences > 1 and not self.do_sample and self.num_beams == 1:
             problems.append(
@@ -295,7 +296,8 @@ class GenerationConfig:
             assert self.max_length is not None
             return replace(self, max_length=min(self.max_length, n_positions))
         most = max(1, min(self.max_new_tokens, n_positions // 2))
-        return replace(self, max_new_tokens=most, min_new_tokens=min(self.min_new_tokens, most))
+        least = None if self.min_new_tokens is None else min(self.min_new_tokens, most)
+        return replace(self, max_new_tokens=most, min_new_tokens=least)
 
     def greedy(self) -> GenerationConfig:
         """The same settings with every processor neutral: the likeliest token, always."""

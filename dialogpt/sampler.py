@@ -152,10 +152,13 @@ def bad_words(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) ->
 
 
 def minimum_length(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
-    """Ban the end tokens in rows that have not said enough, or (`min_length`) have not with their prompt."""
-    least, least_new = config.min_length, config.min_new_tokens
+    """Ban the end tokens in rows whose reply is too short, or, without `min_new_tokens`, prompt and reply together."""
     for row, held in enumerate(seen):
-        if len(held.said) < least_new if least_new else len(held.ids) < least:
+        if config.min_new_tokens is not None:
+            too_short = len(held.said) < config.min_new_tokens
+        else:
+            too_short = len(held.ids) < config.min_length
+        if too_short:
             _ban(scores, row, config.end_ids)
     return scores
 

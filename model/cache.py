@@ -4,7 +4,9 @@ One class for every loop that decodes: one chat, ragged batches, rows that finis
 that join. It knows which token ids it holds, and so its lengths; the network only appends to it. Whose rows these are
 and when to cut them is left to the decoder.
 
-A row's slots are its positions: the token at position p has its key in slot p, so no slot is ever padding.
+A row's slots are its positions: the token at position p has its key in slot p, and padding is never stored. Slots
+beyond a row's length are zero, but for those of a forward pass that failed before `advance`; the next pass overwrites
+them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32
 
 
 def ordinary(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Where buffers are made: of one made in inference mode nothing could be written outside it."""
+    """Run a method outside inference mode: a tensor made inside it could not be changed in place outside it."""
     return torch.inference_mode(False)(torch.no_grad()(method))
 
 
@@ -115,8 +117,8 @@ class KVCache:
             new: keys and values, (2, B, H, T, D), right-padded; padded steps are not stored.
 
         Returns:
-            Keys and values, (B, H, S, D), S the longest row after this pass. Slots beyond a row's length hold zeros
-            or what was cut off; attention masks them.
+            Keys and values, (B, H, S, D), S the longest row after this pass. Attention masks the slots beyond a row's
+            length; they are zero, as `crop` clears what it removes.
         """
         if self._aligned:
             self.buffer[layer, :, :, :, self._start : self._end] = new[:, :, :, : self._end - self._start]
@@ -161,9 +163,10 @@ class KVCache:
         self.ids += [list(ids) for ids in other.ids]
 
     def part(self, start: int, stop: int) -> KVCache:
-        """Some of the rows, in this cache's own memory: what is read into them must not need more room.
+        """Make a cache of some of the rows that shares this cache's memory.
 
-        What they hold afterwards is made known by ``cache.ids[start:stop] = part.ids``.
+        The caller makes room before (`make_room`), as a part that grows gets memory of its own, and records afterwards
+        what was read into the part: ``cache.ids[start:stop] = part.ids``.
         """
         part = KVCache(self.buffer[:, :, start:stop], self.max_length)
         part.ids = [list(ids) for ids in self.ids[start:stop]]

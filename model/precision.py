@@ -3,12 +3,16 @@
 A decode step reads every weight once, so its floor is weight bytes over memory bandwidth; `F.linear` in float32 reaches
 a third of that. `prepare` swaps the products of a network for faster ones, by its precision:
 
-- float32, float16, int8, int4: the weight is packed once, for oneDNN, twice for fbgemm, and for torch's own kernel.
-  What is stored in float16, as DialoGPT's weights are, is packed so for float32, too: the same numbers, half the bytes.
-- bfloat16: as it is; torch's own kernel for one row reads it at full speed, where oneDNN is kept from it.
+- float32: packed for oneDNN. What is stored in float16, as DialoGPT's weights are, is packed as float16: the same
+  numbers, half the bytes.
+- float16: packed for fbgemm.
+- bfloat16: rounded to bfloat16, then packed as float16 for fbgemm. torch's own products of bfloat16 read a weight for
+  one row at half the speed.
+- int8: packed for fbgemm. int4: packed for torch's own kernel.
 
 The network stays what `gpt2.py` says. What comes and goes between the products is float32 in every precision: on a
-CPU, attention and norms in float32 are the fastest, and the most exact. Some of the operators used here are private to
+CPU, attention and norms in float32 are the fastest, and the most exact. A forward pass changes no setting of the
+process, so any number of threads may share one network. Some of the operators used here are private to
 torch: where this one, or this processor, has not got them (`has_onednn` and the like), another product takes their
 place, with a notice where that changes numbers. On other devices, and in float64, nothing is swapped.
 """
@@ -32,7 +36,7 @@ CPU_PRECISIONS = ("float32", "bfloat16", "float16", "int8", "int4")
 MANY_ROWS = 64  # what float32 weights are packed for; for one row that is as fast, within 5 %, as packed for one
 FEWEST_ROWS = 4  # oneDNN reads a weight at 30 GB/s for one row and at 36 for four
 CHUNK = 256  # rows of a weight that are rounded at a time, so that a head of 150 MB is not in memory twice for int8
-LARGEST = 65504  # float16's largest number
+LARGEST = 65504  # float16's largest number; below 2^-14 its numbers are 2^-24 apart, so bfloat16's move by up to 2^-25
 GROUP = 32  # weights that share a scale in int4
 INT4_ROWS = 64  # outputs that its kernel packs together
 LEAST_STEP = 6.1e-5  # what fbgemm takes for a smaller scale of activations (SMALL_SCALE_THRESHOLD)
@@ -44,8 +48,8 @@ logger = logging.getLogger(__name__)
 def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:
     """Swap a network's products, in place, before its weights are put into it.
 
-    In all but bfloat16 it is for inference only from then on: packed weights are no parameters. The token embedding,
-    which looks tokens up, stays one, of any dtype: mapped from a file, it takes no memory beside the head.
+    The network is for inference only from then on: packed weights are no parameters. The token embedding, which looks
+    tokens up, stays one, of any dtype: mapped from a file, it takes no memory beside the head.
 
     Args:
         model: on a CPU, or without memory yet.
@@ -53,97 +57,30 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         weights: each reads a weight, by the parameter's name, whenever it is asked.
 
     Returns:
-        The names of the weights that are in their place already; all others are to be loaded, in float32 or, if the
-        precision is bfloat16, in that.
+        The names of the weights that are in their place already; all others are to be loaded, in float32.
+
+    Raises:
+        ValueError: there is no such precision.
     """
-    plain = precision == "bfloat16"
-    if not plain:
-        _notice_substitutes(precision, model)
-    placed = set()
+    _notice_substitutes(precision, model)
+    if precision in ("int8", "int4") and has_int8():
+        _suppress_deprecation()
+    placed = {"token_embedding.weight"}
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
         own = name.rpartition(".")[2]
-        if isinstance(module, nn.Linear) and plain:
-            setattr(parent, own, BFloat16Linear(module))
-        elif isinstance(module, nn.LayerNorm) and plain:
-            setattr(parent, own, BFloat16Norm(module))
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear):
             read, read_bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
             gelu = isinstance(parent, MLP) and own == "up"
             setattr(parent, own, PackedLinear(read, read_bias, precision, gelu))
             if gelu:
                 parent.gelu = nn.Identity()
             placed |= {f"{name}.weight", f"{name}.bias"}
-    if plain:
-        model.token_embedding = BFloat16Embedding(model.token_embedding)
-    else:
-        model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
-        placed.add("token_embedding.weight")
+    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
     return placed
 
 
-# ---- bfloat16 ----
-
-
-class BFloat16Linear(nn.Module):
-    """A linear layer of float32 activations and a weight in bfloat16: (..., in) -> (..., out)."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.weight, self.bias = linear.weight, linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
-        return bfloat16_product(x, self.weight, self.bias)
-
-
-class BFloat16Norm(nn.LayerNorm):
-    """A norm of float32 activations with parameters in bfloat16."""
-
-    def __init__(self, norm: nn.LayerNorm) -> None:
-        with torch.device("meta"):
-            super().__init__(norm.normalized_shape, norm.eps)
-        self.weight, self.bias = norm.weight, norm.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
-        return F.layer_norm(x, self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
-
-
-class BFloat16Embedding(TokenEmbedding):
-    """The token embedding and head in bfloat16."""
-
-    def __init__(self, embedding: TokenEmbedding) -> None:
-        super().__init__(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
-        self.weight = embedding.weight
-
-    @property
-    def activation_dtype(self) -> torch.dtype:
-        """What the network computes in."""
-        return torch.float32
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) -> (B, T, C), in float32."""
-        return F.embedding(ids, self.weight).float()
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., C) -> (..., V)."""
-        return bfloat16_product(hidden, self.weight, None)
-
-
-def bfloat16_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply float32 rows with a weight in bfloat16, (..., in) -> (..., out)."""
-    if x.numel() != x.size(-1):
-        return F.linear(x.bfloat16(), weight, bias).float()
-    used = torch._C._get_mkldnn_enabled()  # torch.backends.mkldnn.flags would take 4 microseconds
-    torch._C._set_mkldnn_enabled(False)  # for one row oneDNN reads 23 GB/s, and torch's own kernel 33
-    try:
-        return F.linear(x.bfloat16(), weight, bias).float()
-    finally:
-        torch._C._set_mkldnn_enabled(used)
-
-
-# ---- float32, float16, int8 and int4 ----
+# ---- modules ----
 
 
 class PackedLinear(nn.Module):
@@ -158,7 +95,7 @@ class PackedLinear(nn.Module):
         Args:
             read: reads its weight (out, in), also for `state_dict`, which thereby is complete.
             read_bias: reads its bias (out,).
-            precision: float32, float16, int8 or int4.
+            precision: one of `CPU_PRECISIONS`.
             gelu: whether a GELU follows, which is applied, too: in float32 in the same pass.
         """
         super().__init__()
@@ -205,7 +142,7 @@ class PackedEmbedding(TokenEmbedding):
 
         Args:
             read: reads it; a ValueError says that it cannot be read any more.
-            precision: float32, float16, int8 or int4.
+            precision: one of `CPU_PRECISIONS`.
         """
         weight = read()
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
@@ -257,11 +194,13 @@ def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> 
     """A weight in the kernel of a precision."""
     if precision == "float32" and weight.dtype == torch.float16 and has_float16():
         precision = "float16"  # the same numbers in half the bytes
-    rounds = precision == "float16" and weight.dtype != torch.float16
-    if rounds and float(torch.stack(weight.aminmax()).abs().max()) > LARGEST:
-        _notice(f"a weight is beyond float16, whose largest number is {LARGEST:,}: its layer is kept in float32")
-        precision = "float32"
+    elif precision == "bfloat16":
+        weight = weight.bfloat16()
     kernel = kernel_for(precision, weight.size(1))
+    becomes_float16 = weight.dtype != torch.float16 and (precision == "float16" or kernel is Float16)
+    if becomes_float16 and float(torch.stack(weight.aminmax()).abs().max()) > LARGEST:
+        _notice(f"a weight is beyond float16, whose largest number is {LARGEST:,}: its layer is kept in float32")
+        precision, kernel = "float32", kernel_for("float32", weight.size(1))
     if kernel in (Float32, Plain) and precision == "float16":
         weight = weight.half()
     elif kernel in (Float32, Plain) and precision in ("int8", "int4"):
@@ -271,13 +210,21 @@ def _packed(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> 
 
 
 def kernel_for(precision: str, inputs: int) -> type[Kernel]:
-    """The kernel of a precision for weights of so many inputs, or what comes nearest to it on this machine."""
+    """Choose the kernel of a precision for weights of so many inputs, or what comes nearest to it on this machine.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    if precision not in CPU_PRECISIONS:
+        raise ValueError(f"there is no precision {precision!r}; expected one of {', '.join(CPU_PRECISIONS)}")
     if precision == "int4" and has_int4() and inputs % GROUP == 0:
         return Int4
     if precision in ("int4", "int8") and has_int8():
         return Int8
-    if precision == "float16" and has_float16():
+    if precision in ("float16", "bfloat16") and has_float16():
         return Float16
+    if precision == "bfloat16":
+        return BFloat16
     return Float32 if has_onednn() else Plain
 
 
@@ -382,6 +329,18 @@ class Float16(Kernel):
         return _activated(_linear_float16(x, self.packed), self.gelu)
 
 
+class BFloat16(Kernel):
+    """Weights of bfloat16, and activations rounded to it, by `F.linear`: where fbgemm is not, as on ARM."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.weight, self.gelu = weight.bfloat16().contiguous(), gelu
+        self.bias = None if bias is None else bias.bfloat16()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Kernel`."""
+        return _activated(F.linear(x.bfloat16(), self.weight, self.bias).float(), self.gelu)
+
+
 class Int8(Kernel):
     """8 bits a weight with a scale for each output, and 8 bits an activation with a scale for each row, by fbgemm.
 
@@ -395,11 +354,9 @@ class Int8(Kernel):
         parts = torch.split(levels, CHUNK)  # summed at once, they would become numbers of 8 bytes
         self.sums = scale * torch.cat([part.sum(dim=1) for part in parts])  # (out,)
         self.bias = torch.zeros_like(scale) if bias is None else bias
-        with warnings.catch_warnings():  # torch announces that it will drop such tensors; its other kernels are slower
-            warnings.simplefilter("ignore")
-            zeros = torch.zeros(len(scale), dtype=torch.long)
-            tensor = torch._make_per_channel_quantized_tensor(levels, scale.double(), zeros, 0)
-            self.packed = _pack_int8(tensor, self.bias)
+        zeros = torch.zeros(len(scale), dtype=torch.long)
+        tensor = torch._make_per_channel_quantized_tensor(levels, scale.double(), zeros, 0)
+        self.packed = _pack_int8(tensor, self.bias)
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
@@ -479,6 +436,20 @@ _linear_int4 = _operator("aten", "_weight_int4pack_mm_for_cpu")
 
 def _has(*operators: Any) -> bool:
     return None not in operators
+
+
+@functools.cache
+def _suppress_deprecation() -> None:
+    """Use up the warning that torch gives once a process: it will drop quantized tensors, whose kernel is the fastest.
+
+    It is suppressed while a network is prepared: filters of warnings belong to the whole process, and a forward pass,
+    which packs, may run in many threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._make_per_channel_quantized_tensor(
+            torch.zeros(1, 1, dtype=torch.int8), torch.ones(1).double(), torch.zeros(1, dtype=torch.long), 0
+        )
 
 
 @functools.cache

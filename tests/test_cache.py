@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dialogpt.model import GPT2, CacheFull, KVCache
 from dialogpt.model.cache import BLOCK
+from dialogpt.model.gpt2 import attention_mask
 from tests.helpers import random_model, seeded
 
 
@@ -116,6 +117,26 @@ def test_an_interrupted_pass_leaves_the_cache_as_it_was(network: GPT2) -> None:
     hook.remove()
     assert cache.lengths.tolist() == [12]
     assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)
+
+
+@torch.no_grad()
+def test_slots_beyond_a_row_are_zero(network: GPT2) -> None:
+    """As cache.py says: after ragged reading, cutting back, and joining where a longer row was."""
+    cache = filled(network, ids_of(0, 9), ids_of(1, 4))
+    network.hidden(torch.cat([ids_of(2, 5), ids_of(3, 5)]), cache, torch.tensor([2, 5]))
+    cache.crop(1, 3)
+    cache.select([1])
+    cache.join(filled(network, ids_of(4, 2)))
+    for row, ids in enumerate(cache.ids):
+        assert cache.buffer[:, :, row, :, : len(ids)].count_nonzero() > 0
+        assert cache.buffer[:, :, row, :, len(ids) :].count_nonzero() == 0
+
+
+def test_a_mask_is_made_only_where_model_readme_says_so() -> None:
+    """It used to name a ragged batch among the cases; from an empty cache that needs none."""
+    for held, T, masked in [([0], 5, False), ([0, 0], 5, False), ([3, 3], 1, False), ([3], 2, True), ([3, 1], 1, True)]:
+        positions = torch.tensor(held)[:, None] + torch.arange(T)
+        assert (attention_mask(held, positions, max(held) + T) is not None) == masked
 
 
 @torch.no_grad()

@@ -6,11 +6,14 @@ import copy
 import logging
 import math
 import shutil
+import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
@@ -70,7 +73,8 @@ def test_a_loud_neighbour_moves_no_row(wide: Path, dtype: str) -> None:
     quiet, loud = torch.randn(1, 64), 20 * torch.randn(3, 64)
     for layer in (network.blocks[0].attention.qkv, network.blocks[0].mlp.up, network.token_embedding.logits):
         alone, beside = layer(quiet), layer(torch.cat([quiet, loud]))[:1]
-        assert difference(beside, alone) < (1e-2 if dtype == "bfloat16" else 1e-5)  # which rounds to 8 bits
+        rounds = dtype == "bfloat16" and not precision.has_float16()  # activations, to 8 bits
+        assert difference(beside, alone) < (1e-2 if rounds else 1e-5)
 
 
 @needs_int8
@@ -112,8 +116,7 @@ def test_greedy_tokens_of_float32_are_those_of_float64(wide: Path) -> None:
 @torch.no_grad()
 def test_the_state_is_complete_and_the_files(wide: Path, dtype: str) -> None:
     network, plain = load(wide, dtype=dtype), load(wide, trainable=True)
-    kept = torch.bfloat16 if dtype == "bfloat16" else torch.float32
-    expected = {name: values.to(kept) for name, values in plain.state_dict().items()}
+    expected = plain.state_dict()
     for _ in range(2):  # before and after use
         found = network.state_dict()
         assert found.keys() == expected.keys()
@@ -149,14 +152,51 @@ def test_a_trainable_network_is_plain(wide: Path, dtype: str) -> None:
         assert difference(ours.grad, theirs.grad) < (1e-4 if dtype == "float32" else 0.2)
 
 
-def test_bfloat16_keeps_its_parameters(wide: Path) -> None:
-    network = load(wide, dtype="bfloat16")
-    ids = torch.tensor(ids_of(6))
-    with torch.inference_mode():
-        network(ids)
-    assert {parameter.dtype for parameter in network.parameters()} == {torch.bfloat16}
-    network(ids).sum().backward()
-    assert all(parameter.grad is not None for parameter in network.parameters())
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@torch.no_grad()
+def test_a_product_of_16_bits_is_that_of_the_rounded_weight(wide: Path, dtype: str) -> None:
+    """Activations stay float32 where fbgemm is; bfloat16's numbers below 2^-14 move by at most 2^-25 there."""
+    network, plain = load(wide, dtype=dtype), load(wide, dtype="float64")
+    weight = plain.blocks[1].mlp.down.weight.to(getattr(torch, dtype)).double()
+    x = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    expected = F.linear(x.double(), weight, plain.blocks[1].mlp.down.bias.double())
+    rounds = dtype == "bfloat16" and not precision.has_float16()
+    assert difference(network.blocks[1].mlp.down(x), expected) < (1e-2 if rounds else 1e-6)
+
+
+@torch.no_grad()
+def test_bfloat16_has_small_and_large_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.tensor([[1e-6, 3e-5, -6e-8], [1e-30, 0.5, 65504.0]])  # the last becomes 65,536
+    x = torch.tensor([[1.0, -2.0, 0.25]])
+    for each in (weight[:, :2], weight):
+        kernel = precision._packed(each, None, "bfloat16", gelu=False)
+        expected = x[:, : each.size(1)].double() @ each.bfloat16().double().T
+        assert (kernel(x[:, : each.size(1)]) - expected).abs().max() <= 2 * 2**-25 + 1e-6 * expected.abs().max()
+    assert ("its layer is kept in float32" in caplog.text) == precision.has_float16()
+
+
+@torch.no_grad()
+def test_without_fbgemm_bfloat16_is_multiplied_as_it_is(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_float16", lambda: False)
+    network, ids = load(wide, dtype="bfloat16"), torch.tensor(ids_of(6))
+    assert difference(network(ids), load(wide, dtype="float64")(ids)) < BOUNDS["bfloat16"]
+    kernel = network.token_embedding.kernel
+    assert isinstance(kernel, precision.BFloat16)
+    assert kernel.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("unknown", ["int2", "float64", ""])
+def test_an_unknown_precision_is_refused_by_name(wide: Path, unknown: str) -> None:
+    """It used to be packed as another one, in silence."""
+    sentence = f"there is no precision '{unknown}'; expected one of float32, bfloat16, float16, int8, int4"
+    checkpoint = open_checkpoint(wide)
+    reads = {name: stored.read for name, stored in checkpoint.tensors.items()}
+    with pytest.raises(ValueError, match=sentence):
+        precision.prepare(GPT2(checkpoint.config), unknown, reads)
+    weight = checkpoint.tensors["blocks.0.mlp.up.weight"].read
+    layer = precision.PackedLinear(weight, checkpoint.tensors["blocks.0.mlp.up.bias"].read, unknown, gelu=False)
+    with pytest.raises(ValueError, match=sentence):
+        layer.eval()(torch.randn(1, 64))
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
@@ -239,7 +279,7 @@ def test_without_its_kernel_float32_stays_float32(
     assert not caplog.records
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
 def test_packed_weights_stay_as_they_are(wide: Path, dtype: str) -> None:
     network = load(wide, dtype=dtype)
     assert network.cpu() is network
@@ -275,13 +315,30 @@ def test_no_rows_and_no_tokens(wide: Path) -> None:
         assert load(wide, dtype=dtype)(torch.zeros(1, 0, dtype=torch.long)).shape == (1, 0, 557)
 
 
-@torch.no_grad()
-def test_what_was_set_for_onednn_stays(wide: Path) -> None:
-    network = load(wide, dtype="bfloat16")
-    for used in (False, True):
-        torch._C._set_mkldnn_enabled(used)
-        network(torch.tensor(ids_of(1)))
-        assert torch._C._get_mkldnn_enabled() == used
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_eight_threads_leave_the_settings_of_the_process_alone(wide: Path, dtype: str) -> None:
+    """bfloat16 used to switch oneDNN off for each row, and threads restored each other's "off": it stayed off."""
+    network, ids = load(wide, dtype=dtype), torch.tensor(ids_of(1))
+    torch._C._set_mkldnn_enabled(True)
+
+    def settings() -> tuple[object, ...]:
+        filters = id(warnings.filters), len(warnings.filters)
+        return torch._C._get_mkldnn_enabled(), torch.get_num_threads(), torch.get_default_dtype(), filters
+
+    before, started = settings(), threading.Barrier(8)
+
+    def decode(_: int) -> set[tuple[object, ...]]:
+        started.wait()
+        with torch.inference_mode():
+            return {(network(ids), settings())[1] for _ in range(50)}
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            seen = set().union(*pool.map(decode, range(8)))
+        assert seen == {before}
+        assert settings() == before
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 def test_a_file_that_was_replaced_is_not_read(wide: Path, tmp_path: Path) -> None:
@@ -310,6 +367,7 @@ PROBES = ("has_onednn", "has_float16", "has_int8", "has_int4")
         ("float32", (), None),  # a Mac's plain product is its fastest, and gives the same numbers
         ("float32", ("has_onednn",), None),
         ("float16", ("has_onednn",), "no products of float16: the weights are rounded, but kept in float32"),
+        ("bfloat16", ("has_onednn",), None),
         ("int8", ("has_onednn", "has_float16", "has_int4"), "no products of int8: the weights are rounded"),
         ("int4", ("has_onednn", "has_float16", "has_int8"), "int8 takes their place"),
         ("int4", (), "no products of int4: the weights are rounded"),

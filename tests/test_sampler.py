@@ -51,6 +51,15 @@ def test_min_new_tokens_bans_every_end_token_in_short_rows_only() -> None:
     assert scores.isinf().tolist() == [[False, True, False, True, False], [False] * 5]
 
 
+@pytest.mark.parametrize(
+    ("least", "banned"), [({}, True), ({"min_new_tokens": None}, True), ({"min_new_tokens": 0}, False)]
+)
+def test_min_new_tokens_of_zero_takes_precedence_over_min_length(least: dict[str, Any], banned: bool) -> None:
+    config = GenerationConfig(min_length=9, eos_token_id=1, **least)
+    assert bool(next_token_scores(torch.zeros(1, 5), config, [Seen([0, 0], 1)])[0, 1].isinf()) == banned
+    assert config.fitted(16).min_new_tokens == least.get("min_new_tokens")
+
+
 def test_warpers_do_not_act_without_sampling() -> None:
     logits = torch.randn(1, 20)
     assert torch.equal(

@@ -32,7 +32,7 @@ SETTINGS: dict[str, st.SearchStrategy[Any]] = {
     "repetition_penalty": st.sampled_from([0.7, 1.3, 2.0]),
     "no_repeat_ngram_size": st.integers(1, 4),
     "bad_words_ids": st.lists(sequences, min_size=1, max_size=4),
-    "min_new_tokens": st.integers(1, 3),
+    "min_new_tokens": st.integers(0, 3),
     "min_length": st.integers(1, 12),
     "forced_bos_token_id": ids,
     "forced_eos_token_id": st.one_of(ids, st.lists(ids, min_size=1, max_size=2)),
@@ -181,7 +181,7 @@ def test_scores_equal_those_of_transformers_processors(
     other = TheirGenerationConfig(**values)
     other._eos_token_tensor = torch.tensor(config.end_ids)
     other.max_length = len(prompt) + values["max_new_tokens"]
-    if values.get("min_new_tokens"):
+    if "min_new_tokens" in values:
         other.min_length = 0
     logits, held = torch.tensor([rows]), torch.tensor([[*prompt, *said]])
     try:
@@ -215,6 +215,20 @@ def test_the_judge_sees_faults(networks: tuple[GPT2, Any], monkeypatch: pytest.M
         replies = generate_batch(networks[0], [[1, 2, seed]], GenerationConfig(**values), generator=seeded(seed))[0]
         wrong += [reply.ids for reply in replies] != expected
     assert wrong
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_min_new_tokens_of_zero_is_set(networks: tuple[GPT2, Any], num_beams: int) -> None:
+    """Beside `min_length` it takes precedence, as every other number does; 0 used to count as unset."""
+    lengths = set()
+    for seed in range(10):
+        for least in ({}, {"min_new_tokens": 0}):
+            values = {"min_length": 12, "max_new_tokens": 20, "do_sample": True, "num_beams": num_beams, **least}
+            expected = without_end(theirs_say(networks[1], [1, 2, seed], values, seed), [1, 2, seed], values)
+            replies = generate_batch(networks[0], [[1, 2, seed]], GenerationConfig(**values), generator=seeded(seed))
+            assert [reply.ids for reply in replies[0]] == expected, values
+            lengths.add((bool(least), len(expected[0]) < 9))
+    assert lengths >= {(True, True), (False, False)}
 
 
 # ---- texts that end a reply ----
