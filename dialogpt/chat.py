@@ -26,11 +26,22 @@ from dialogpt.rerank import Reranker, ranked
 from dialogpt.score import Score, score
 from dialogpt.speculate import Draft
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from dialogpt.weights import load, open_checkpoint
+from dialogpt.weights import Checkpoint, load, open_checkpoint
 from dialogpt.weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
 logger = logging.getLogger(__name__)
+
+
+def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.device) -> tuple[GPT2, Tokenizer]:
+    """Load a network that replies, and its tokenizer; one that only scores replies is reported in the log.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    if checkpoint.ranking_head is not None:
+        logger.warning("%s is a DialogRPT: it scores replies, and was not trained to write them", checkpoint.path)
+    return load(checkpoint, dtype=dtype, device=device), Tokenizer.load(checkpoint)
 
 
 @dataclass
@@ -139,10 +150,7 @@ class Chat:
             CheckpointError: the checkpoint cannot be used.
         """
         checkpoint = open_checkpoint(source)
-        if checkpoint.ranking_head is not None:
-            logger.warning("%s is a DialogRPT: it scores replies, and was not trained to write them", checkpoint.path)
-        tokenizer = Tokenizer.load(checkpoint)
-        model = load(checkpoint, dtype=dtype, device=device)
+        model, tokenizer = load_network(checkpoint, dtype=dtype, device=device)
         if history_tokens is None:
             history_tokens = checkpoint.history_tokens
         return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
@@ -262,7 +270,7 @@ class Chat:
         self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator], stop: Stop | None
     ) -> list[list[Reply]]:
         """Replies to each prompt; those of white space only are drawn again, and come last if there is nothing else."""
-        config = replace(self.generation, eos_token_id=self._end_ids())
+        config = self.generation.with_end_token(self.tokenizer.eos_id)
         found: list[list[Reply]] = [[] for _ in prompts]
         blank: list[list[Reply]] = [[] for _ in prompts]
         for _ in range(TRIES):
@@ -362,10 +370,6 @@ class Chat:
         """The ids of what a person typed; where nothing would be left of it when it is spelled anew, as it is."""
         return self.tokenizer.encode((self.normalize and normalize(text)) or text)
 
-    def _end_ids(self) -> tuple[int, ...]:
-        """What ends a reply: the end of a turn always, as no turn may hold it, and what the settings name."""
-        return tuple({self.tokenizer.eos_id, *self.generation.end_ids})
-
     def _prompt(self, history: History) -> Prompt:
         """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
         window = self.generation.prompt_room(self.model.config.n_positions)
@@ -387,7 +391,7 @@ class Chat:
         said: list[int] | None = None  # ids whose text was handed out; None while there is none
         try:
             self.history.turns, self._shown = turns, prompt
-            config = replace(self.generation, eos_token_id=self._end_ids())
+            config = self.generation.with_end_token(self.tokenizer.eos_id)
             shared = min(shared_prefix(self._cache.ids[0], prompt.ids), len(prompt.ids) - 1)
             self.statistics = Statistics(len(prompt.ids), len(prompt.ids) - shared)
             start = time.perf_counter()

@@ -15,7 +15,7 @@ from dialogpt import conversation
 from dialogpt.chat import Chat
 from dialogpt.decoder import Stop
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_setting, positive
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
 from dialogpt.interrupt import flagged
 from dialogpt.sampler import check_tokens
 from dialogpt.screen import printable
@@ -209,10 +209,9 @@ class Terminal:
         """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
         config = before = self.chat.generation
         if name in ("temperature", "do_sample") and not config.do_sample:
-            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in NEUTRAL})
+            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in RESET_BY_GREEDY})
         config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
-        ended = replace(config, eos_token_id=self.chat.tokenizer.eos_id)  # as the chat will have it
-        check_tokens(ended, self.chat.model.config.vocab_size)
+        check_tokens(config.with_end_token(self.chat.tokenizer.eos_id), self.chat.model.config.vocab_size)
         if config.prompt_room(positions) < 1:
             raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
         return config
