@@ -19,7 +19,7 @@ from dialogpt.decoder import Stop, Stopped, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
+from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.normalize import normalize
 from dialogpt.rerank import Reranker, ranked
@@ -260,7 +260,7 @@ class Chat:
         Raises:
             Stopped: `stop` said so.
         """
-        histories = [History(self.tokenizer.eos_id, map(self._turn, turns)) for turns in dialogues]
+        histories = [History(self.tokenizer.eos_id, alternating([*map(self._turn, turns)])) for turns in dialogues]
         prompts = [self._prompt(history) for history in histories]
         wanted = number if self.reranker is None else max(number, self.num_candidates)
         found = self._draw(prompts, wanted, generators, stop)
@@ -319,7 +319,7 @@ class Chat:
         copies = config.num_return_sequences if config.num_beams == 1 else 1
         return generate_batch(
             self.model,
-            [prompt.ids for prompt in prompts],
+            prompts,
             config,
             generator=[generator for generator in generators for _ in range(copies)],
             cache=cache,
@@ -350,7 +350,7 @@ class Chat:
         """What of the dialogue the network was shown last; None before the first turn."""
         return self._shown
 
-    def _begin(self, turns: list[list[int]], stop: Stop | None) -> Generator[str, None, None]:
+    def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
         prompt = self._prompt(History(self.history.eos_id, turns))
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
@@ -366,9 +366,9 @@ class Chat:
         if len(self.history.turns) < 2:
             raise DialogueError("nothing has been said yet")
 
-    def _turn(self, text: str) -> list[int]:
-        """The ids of what a person typed; where nothing would be left of it when it is spelled anew, as it is."""
-        return self.tokenizer.encode((self.normalize and normalize(text)) or text)
+    def _turn(self, text: str) -> Turn:
+        """The user's turn from what was typed; where nothing would be left of it when it is spelled anew, as it is."""
+        return Turn(self.tokenizer.encode((self.normalize and normalize(text)) or text), USER)
 
     def _prompt(self, history: History) -> Prompt:
         """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
@@ -385,7 +385,7 @@ class Chat:
             )
         return prompt
 
-    def _answer(self, turns: list[list[int]], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
+    def _answer(self, turns: list[Turn], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
         """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""
         before, shown = self.history.turns, self._shown
         said: list[int] | None = None  # ids whose text was handed out; None while there is none
@@ -423,16 +423,14 @@ class Chat:
             if said is None:
                 self.history.turns, self._shown = before, shown
             else:
-                self.history.turns = [*turns, said]
+                self.history.turns = [*turns, Turn(said, BOT)]
 
     @property
     def _whole(self) -> bool:
         """Whether replies are known at their end only: beams, and what a reranker chooses."""
         return self.reranker is not None or self.generation.num_beams > 1
 
-    def _tokens(
-        self, turns: list[list[int]], prompt: Prompt, config: GenerationConfig, stop: Stop | None
-    ) -> Iterator[int]:
+    def _tokens(self, turns: list[Turn], prompt: Prompt, config: GenerationConfig, stop: Stop | None) -> Iterator[int]:
         """The reply's tokens, as they come."""
         if self._whole:
             number = 1 if self.reranker is None else self.num_candidates
@@ -441,7 +439,7 @@ class Chat:
             return
         steps = generate(
             self.model,
-            prompt.ids,
+            prompt,
             config,
             generator=self._generator,
             cache=self._cache,

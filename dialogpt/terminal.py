@@ -16,6 +16,7 @@ from dialogpt.chat import Chat
 from dialogpt.decoder import Stop
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
+from dialogpt.history import USER
 from dialogpt.interrupt import flagged
 from dialogpt.sampler import check_tokens
 from dialogpt.screen import printable
@@ -174,9 +175,9 @@ class Terminal:
         if not self.chat.history.turns:
             raise DialogueError("nothing has been said yet")
         prompt = self.chat.shown()
-        for place, text in enumerate(self.chat.texts()):
+        for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
             hidden = prompt is not None and place < prompt.first_turn
-            speaker = BOT if place % 2 else YOU
+            speaker = YOU if turn.role == USER else BOT
             self.write(f"{'(not shown to the model) ' if hidden else ''}{speaker}{printable(text)}\n")
 
     def save(self, name: str) -> None:

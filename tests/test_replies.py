@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from dialogpt import DialogueError, GenerationConfig
+from dialogpt import Chat, Decoder, DialogueError, GenerationConfig, History, Tokenizer
 from dialogpt.cli import build_parser
 from dialogpt.flags import generation_from
 from dialogpt.generation_config import parse_setting
+from dialogpt.history import BOT, USER, Turn, alternating
 from dialogpt.opening import open_chat
 from dialogpt.serve import command
 from dialogpt.serve.requests import ChatRequest, Limits, settings_of
-from dialogpt.weights import open_checkpoint
+from dialogpt.weights import load, open_checkpoint
 
 BANS: dict[str, Any] = {
     "bad_words": ("darn",),
@@ -121,3 +122,37 @@ def test_serve_reports_a_network_that_only_ranks_as_chat_does(
     engine, _ = command._loaded(flags(command="serve"))
     engine.close(0)
     assert caplog.text.count("is a DialogRPT: it scores replies, and was not trained to write them") == 2
+
+
+# ---- who spoke ----
+
+SPOKEN = [("system", "Be kind."), ("user", "Hi!"), ("assistant", "Hello."), ("user", "And now?")]
+
+
+def test_a_system_message_and_the_users_turns_are_not_the_bots_own() -> None:
+    """Told by parity, the system message was a turn of the bot's, whose n-grams the preset bans."""
+    tokenizer = Tokenizer.load("tiny")
+    decoder = Decoder(load("tiny"), tokenizer)
+    for messages in (SPOKEN, SPOKEN[1:], [*SPOKEN[:1] * 2, *SPOKEN[1:]], [*SPOKEN, ("user", "Well?")]):
+        request = ChatRequest(messages=[{"role": role, "content": text} for role, text in messages])  # type: ignore[list-item]
+        prompt = request.prompt(tokenizer, 256, 400)
+        row = decoder.add(prompt, GenerationConfig.chat())
+        assert row.own_turns == [tokenizer.encode("Hello.")]
+
+
+def test_the_history_carries_who_spoke() -> None:
+    history = History(99, [[1, 2], [3], [4]])
+    assert [turn.role for turn in history.turns] == [USER, BOT, USER]
+    assert history.prompt(100, 100).own_turns == [[3]]
+    assert history.prompt(2, 100).own_turns == []  # only what is shown
+    assert [turn.role for turn in alternating([[1], [2], [3], [4]])] == [BOT, USER, BOT, USER]
+    two = History(99, [Turn([1], USER), Turn([2], BOT), Turn([3, 4, 5], BOT)])
+    assert two.prompt(100, 100).own_turns == [[2], [3, 4, 5]]
+    assert two.prompt(100, 3).own_turns == [[4, 5]]  # cut at its front, as it is shown
+    chat = Chat(load("tiny"), Tokenizer.load("tiny"), GenerationConfig(max_new_tokens=4), seed=0)
+    for text in ("Hi!", "And now?"):
+        chat.reply(text)
+    assert [turn.role for turn in chat.history.turns] == [USER, BOT, USER, BOT]
+    shown = chat.shown()
+    assert shown is not None
+    assert shown.own_turns == [chat.history.turns[1]]

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dialogpt.chat import TRIES
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import History, Prompt
+from dialogpt.history import History, Prompt, Turn
 from dialogpt.rerank import Reranker
 from dialogpt.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn. Roles are read and mean nothing: DialoGPT knows turns that take turns."""
+    """One turn. The network is shown no roles; settings about the bot's own turns go by the role "assistant"."""
 
     role: str
     content: str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
@@ -123,7 +123,7 @@ class Request(BaseModel):
         """
         raise NotImplementedError
 
-    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
         """The dialogue, for who judges candidates.
 
         Raises:
@@ -159,11 +159,11 @@ class ChatRequest(Request):
         """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
         return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(self.history_tokens or history_tokens, window)
 
-    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """The messages, without end tokens."""
+    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
+        """The messages, without end tokens, and who wrote each."""
         texts = [message.text for message in self.messages]
         _limit(texts)
-        return [tokenizer.encode(text) for text in texts]
+        return [Turn(tokenizer.encode(text), message.role) for text, message in zip(texts, self.messages, strict=True)]
 
 
 class CompletionRequest(Request):
@@ -194,7 +194,7 @@ class CompletionRequest(Request):
             ids = [token for token in given if isinstance(token, int)]
         return Prompt(ids or [tokenizer.eos_id], 0, 0)
 
-    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
         """See `Request`."""
         raise DialogueError("a text without turns cannot be reranked; ask under /v1/chat/completions")
 
