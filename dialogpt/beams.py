@@ -25,6 +25,7 @@ from dialogpt.decoder import (
 )
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import Prompt
 from dialogpt.model import KVCache
 
 NEVER = -1e9  # added to what must not win; not infinity, so that two of them can still be compared
@@ -154,7 +155,7 @@ def _power(length: int, penalty: float) -> float:
 @torch.inference_mode()
 def beam_search(
     decoder: Decoder,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt | Sequence[int]],
     config: GenerationConfig,
     generators: Sequence[torch.Generator],
     cache: KVCache | None = None,
@@ -163,7 +164,7 @@ def beam_search(
 
     Args:
         decoder: without rows.
-        prompts: each of at least one token.
+        prompts: see `Decoder.add`.
         config: for all; `do_sample` draws the continuations, without replacement.
         generators: one for each prompt; prompts that share one are drawn for together, as transformers does.
         cache: see `generate_batch`.

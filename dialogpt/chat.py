@@ -19,18 +19,29 @@ from dialogpt.decoder import Stop, Stopped, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generate import Reply, generate, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import DEFAULT_HISTORY_TOKENS, History, Prompt
+from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.normalize import normalize
 from dialogpt.rerank import Reranker, ranked
 from dialogpt.score import Score, score
 from dialogpt.speculate import Draft
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from dialogpt.weights import load, open_checkpoint
+from dialogpt.weights import Checkpoint, load, open_checkpoint
 from dialogpt.weights.checkpoint import Source
 
 TRIES = 5  # draws of a reply before one of white space only is accepted
 logger = logging.getLogger(__name__)
+
+
+def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.device) -> tuple[GPT2, Tokenizer]:
+    """Load a network that replies, and its tokenizer; one that only scores replies is reported in the log.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used.
+    """
+    if checkpoint.ranking_head is not None:
+        logger.warning("%s is a DialogRPT: it scores replies, and was not trained to write them", checkpoint.path)
+    return load(checkpoint, dtype=dtype, device=device), Tokenizer.load(checkpoint)
 
 
 @dataclass
@@ -139,10 +150,7 @@ class Chat:
             CheckpointError: the checkpoint cannot be used.
         """
         checkpoint = open_checkpoint(source)
-        if checkpoint.ranking_head is not None:
-            logger.warning("%s is a DialogRPT: it scores replies, and was not trained to write them", checkpoint.path)
-        tokenizer = Tokenizer.load(checkpoint)
-        model = load(checkpoint, dtype=dtype, device=device)
+        model, tokenizer = load_network(checkpoint, dtype=dtype, device=device)
         if history_tokens is None:
             history_tokens = checkpoint.history_tokens
         return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
@@ -252,7 +260,7 @@ class Chat:
         Raises:
             Stopped: `stop` said so.
         """
-        histories = [History(self.tokenizer.eos_id, map(self._turn, turns)) for turns in dialogues]
+        histories = [History(self.tokenizer.eos_id, alternating([*map(self._turn, turns)])) for turns in dialogues]
         prompts = [self._prompt(history) for history in histories]
         wanted = number if self.reranker is None else max(number, self.num_candidates)
         found = self._draw(prompts, wanted, generators, stop)
@@ -262,7 +270,7 @@ class Chat:
         self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator], stop: Stop | None
     ) -> list[list[Reply]]:
         """Replies to each prompt; those of white space only are drawn again, and come last if there is nothing else."""
-        config = replace(self.generation, eos_token_id=self._end_ids())
+        config = self.generation.with_end_token(self.tokenizer.eos_id)
         found: list[list[Reply]] = [[] for _ in prompts]
         blank: list[list[Reply]] = [[] for _ in prompts]
         for _ in range(TRIES):
@@ -311,7 +319,7 @@ class Chat:
         copies = config.num_return_sequences if config.num_beams == 1 else 1
         return generate_batch(
             self.model,
-            [prompt.ids for prompt in prompts],
+            prompts,
             config,
             generator=[generator for generator in generators for _ in range(copies)],
             cache=cache,
@@ -342,7 +350,7 @@ class Chat:
         """What of the dialogue the network was shown last; None before the first turn."""
         return self._shown
 
-    def _begin(self, turns: list[list[int]], stop: Stop | None) -> Generator[str, None, None]:
+    def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
         prompt = self._prompt(History(self.history.eos_id, turns))
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
@@ -358,13 +366,9 @@ class Chat:
         if len(self.history.turns) < 2:
             raise DialogueError("nothing has been said yet")
 
-    def _turn(self, text: str) -> list[int]:
-        """The ids of what a person typed; where nothing would be left of it when it is spelled anew, as it is."""
-        return self.tokenizer.encode((self.normalize and normalize(text)) or text)
-
-    def _end_ids(self) -> tuple[int, ...]:
-        """What ends a reply: the end of a turn always, as no turn may hold it, and what the settings name."""
-        return tuple({self.tokenizer.eos_id, *self.generation.end_ids})
+    def _turn(self, text: str) -> Turn:
+        """The user's turn from what was typed; where nothing would be left of it when it is spelled anew, as it is."""
+        return Turn(self.tokenizer.encode((self.normalize and normalize(text)) or text), USER)
 
     def _prompt(self, history: History) -> Prompt:
         """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
@@ -381,13 +385,13 @@ class Chat:
             )
         return prompt
 
-    def _answer(self, turns: list[list[int]], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
+    def _answer(self, turns: list[Turn], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
         """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""
         before, shown = self.history.turns, self._shown
         said: list[int] | None = None  # ids whose text was handed out; None while there is none
         try:
             self.history.turns, self._shown = turns, prompt
-            config = replace(self.generation, eos_token_id=self._end_ids())
+            config = self.generation.with_end_token(self.tokenizer.eos_id)
             shared = min(shared_prefix(self._cache.ids[0], prompt.ids), len(prompt.ids) - 1)
             self.statistics = Statistics(len(prompt.ids), len(prompt.ids) - shared)
             start = time.perf_counter()
@@ -419,16 +423,14 @@ class Chat:
             if said is None:
                 self.history.turns, self._shown = before, shown
             else:
-                self.history.turns = [*turns, said]
+                self.history.turns = [*turns, Turn(said, BOT)]
 
     @property
     def _whole(self) -> bool:
         """Whether replies are known at their end only: beams, and what a reranker chooses."""
         return self.reranker is not None or self.generation.num_beams > 1
 
-    def _tokens(
-        self, turns: list[list[int]], prompt: Prompt, config: GenerationConfig, stop: Stop | None
-    ) -> Iterator[int]:
+    def _tokens(self, turns: list[Turn], prompt: Prompt, config: GenerationConfig, stop: Stop | None) -> Iterator[int]:
         """The reply's tokens, as they come."""
         if self._whole:
             number = 1 if self.reranker is None else self.num_candidates
@@ -437,7 +439,7 @@ class Chat:
             return
         steps = generate(
             self.model,
-            prompt.ids,
+            prompt,
             config,
             generator=self._generator,
             cache=self._cache,

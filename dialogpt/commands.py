@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
-from dialogpt import threads
 from dialogpt.errors import DONE, DialogueError
 from dialogpt.flags import generation_from, installed_version, rerankers_from, wrong_usage
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.interrupt import flagged, raised
+from dialogpt.opening import open_chat
 from dialogpt.screen import one_line, printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def chat(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
     lines = stdin_bytes()
     _check_number(options, generation_from(options), 1)
-    opened = _open_chat(options)
+    opened = open_chat(options)
     if not (lines.isatty() and sys.stdout.isatty()):
         answer_lines(opened, lines, _print_reply)
         return DONE
@@ -96,13 +96,13 @@ def reply(options: argparse.Namespace) -> int:
             raise wrong_usage(options, "--draft-model is for talking and single replies; leave it away with --batch")
         from dialogpt.batch import answer_file
 
-        return answer_file(lambda: _open_chat(options), options, number)
+        return answer_file(lambda: open_chat(options), options, number)
     if options.output is not None:
         raise wrong_usage(options, "--output goes with --batch")
     if not options.turns and not options.json:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
     turns = options.turns or _turns_from(stdin_bytes().read())
-    opened = _open_chat(options)
+    opened = open_chat(options)
     found = opened.candidates(turns, number)
     if options.json:
         print(json.dumps({"replies": described(opened, found)}, ensure_ascii=False))
@@ -308,38 +308,3 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 def _table(rows: list[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {printable(one_line(value))}" for name, value in rows)
-
-
-def _open_chat(options: argparse.Namespace) -> Chat:
-    generation_from(options)  # what is wrong with the flags is said before anything is loaded
-    named = rerankers_from(options)
-    neighbours = threads.Neighbours()
-    from dialogpt.chat import Chat
-    from dialogpt.weights import open_checkpoint
-
-    checkpoint = open_checkpoint(options.model, n_head=options.n_head)
-    threads.use(options.threads, checkpoint.parameters, neighbours)
-    config = generation_from(options, checkpoint.generation_config)
-    if options.max_new_tokens is None:
-        config = config.fitted(checkpoint.config.n_positions)
-    chat = Chat.load(
-        checkpoint,
-        dtype=options.dtype,
-        device=options.device,
-        generation=config,
-        seed=options.seed,
-        history_tokens=options.history_tokens,
-    )
-    chat.normalize = options.normalize_text
-    if options.draft_model is not None:
-        from dialogpt.speculate import Draft
-
-        guessing = checkpoint if options.draft_model == options.model else options.draft_model  # with its --n-head
-        chat.draft = Draft.load(guessing, chat.tokenizer, device=options.device)
-        chat.draft.require_fits(chat.model)
-    if named:
-        from dialogpt.rerank import load_reranker
-
-        chat.reranker = load_reranker(named, chat.tokenizer)
-        chat.num_candidates = options.num_candidates or chat.num_candidates
-    return chat

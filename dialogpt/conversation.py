@@ -10,20 +10,22 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dialogpt.errors import DialogueError
+from dialogpt.history import BOT, USER, Turn
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights.disk import reason_of
 
 FORMAT = "dialogpt conversation"
 VERSION = 1
 SIZE_LIMIT = 64 << 20  # bytes; a thousand turns take less than one MiB
-SPEAKERS = ("you", "bot")
+SPEAKERS = {USER: "you", BOT: "bot"}  # of each role, its name in the file
 
 
-def save(name: str, turns: list[list[int]], tokenizer: Tokenizer) -> None:
+def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer) -> None:
     """Write a conversation; a file that holds another one is replaced, in one step.
 
     Args:
@@ -37,10 +39,7 @@ def save(name: str, turns: list[list[int]], tokenizer: Tokenizer) -> None:
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "turns": [
-            {"speaker": SPEAKERS[place % 2], "text": tokenizer.decode(ids), "ids": ids}
-            for place, ids in enumerate(turns)
-        ],
+        "turns": [{"speaker": SPEAKERS[turn.role], "text": tokenizer.decode(turn), "ids": turn} for turn in turns],
     }
     try:
         path = Path(name).expanduser()
@@ -59,7 +58,7 @@ def save(name: str, turns: list[list[int]], tokenizer: Tokenizer) -> None:
         raise DialogueError(f"{name} cannot be written: {reason_of(error)}") from None
 
 
-def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
+def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
     """Read the turns of a conversation that `save` wrote.
 
     Where ids and text do not belong together (another checkpoint's vocabulary), the text counts.
@@ -81,7 +80,11 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[list[int]]:
         raise DialogueError(f"{name} has version {content.get('version')!r}; this program reads {VERSION}")
     if len(turns) % 2:
         raise DialogueError(f"{name} holds {len(turns)} turns; expected pairs, what was said and its answer")
-    return [_ids(turn, number, name, tokenizer, vocab_size) for number, turn in enumerate(turns, 1)]
+    roles = (USER, BOT) * (len(turns) // 2)
+    return [
+        Turn(_ids(turn, role, f"{name}: turn {number}", tokenizer, vocab_size), role)
+        for number, (turn, role) in enumerate(zip(turns, roles, strict=True), 1)
+    ]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -102,11 +105,11 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _ids(turn: Any, number: int, name: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+def _ids(turn: Any, role: str, where: str, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
     if not isinstance(turn, dict) or not isinstance(turn.get("text"), str):
-        raise DialogueError(f"{name}: turn {number} has no text")
-    if turn.get("speaker") != SPEAKERS[(number - 1) % 2]:
-        raise DialogueError(f"{name}: turn {number} is not said by {SPEAKERS[(number - 1) % 2]!r}, whose turn it is")
+        raise DialogueError(f"{where} has no text")
+    if turn.get("speaker") != SPEAKERS[role]:
+        raise DialogueError(f"{where} is not said by {SPEAKERS[role]!r}, whose turn it is")
     ids = turn.get("ids")
     if (
         isinstance(ids, list)
@@ -117,7 +120,7 @@ def _ids(turn: Any, number: int, name: str, tokenizer: Tokenizer, vocab_size: in
     try:
         return tokenizer.encode(turn["text"])
     except DialogueError as error:
-        raise DialogueError(f"{name}: turn {number}: {error}") from None
+        raise DialogueError(f"{where}: {error}") from None
 
 
 def _is_conversation(path: Path) -> bool:

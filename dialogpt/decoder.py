@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.model.cache import BLOCK
 from dialogpt.sampler import Seen, check_tokens, next_token_scores
@@ -181,7 +182,7 @@ class Decoder:
 
     def add(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Prompt | Sequence[int],
         config: GenerationConfig,
         *,
         generator: torch.Generator | None = None,
@@ -190,7 +191,7 @@ class Decoder:
         """Let a row join; its prompt is read at the next step. Rows with the same prompt read it once.
 
         Args:
-            prompt_ids: at least one token.
+            prompt_ids: at least one token. A `Prompt` knows which turns are the bot's; in bare ids turns alternate.
             config: without `eos_token_id`, the network's own ends the row.
             generator: None draws from a fresh one.
             cache: one row, which may hold a beginning of the prompt; what is shared is not computed again. A row that
@@ -200,7 +201,8 @@ class Decoder:
             DialogueError: the prompt is empty, holds ids that the network has not, or leaves no room for the reply; the
                 settings name what there is not; or the cache has other than one row.
         """
-        limits, prompt = self.model.config, list(prompt_ids)
+        known = prompt_ids if isinstance(prompt_ids, Prompt) else Prompt(list(prompt_ids), 0, 0)
+        limits, prompt = self.model.config, list(known.ids)
         if not prompt:
             raise DialogueError("the prompt is empty; expected at least one token")
         if not all(0 <= token < limits.vocab_size for token in prompt):
@@ -228,7 +230,8 @@ class Decoder:
             generator = fresh_generator(self.model.device)
         row = Row(prompt, len(prompt), settled, generator, cache=cache)
         if config.no_repeat_reply or config.repetition_scope == "own":
-            row.own_turns = own_turns(prompt, self._turn_ends(settled))
+            by_turn = known.own_turns
+            row.own_turns = own_turns(prompt, self._turn_ends(settled)) if by_turn is None else by_turn
         if config.stop_strings:
             begin = 0 if self.stops_in_prompt else len(prompt)
             row.stop_strings = StopStrings(config.stop_strings, self._require_tokenizer("stop_strings"), begin)
@@ -544,7 +547,7 @@ def _closed_up(kept: Sequence[bool]) -> list[int]:
 
 
 def own_turns(prompt: Sequence[int], end_ids: Sequence[int]) -> list[list[int]]:
-    """What the bot said in a prompt: every other turn, back from the one that is to be answered."""
+    """Return the bot's turns of bare ids: every other turn, back from the one that is answered."""
     turns: list[list[int]] = [[]]
     for token in prompt:
         if token in end_ids:

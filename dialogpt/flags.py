@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -186,29 +186,28 @@ def _seed(text: str) -> int:
 
 
 def generation_from(options: argparse.Namespace, checkpoints: Mapping[str, Any] | None = None) -> GenerationConfig:
-    """The settings that the flags ask for: a preset, and what was given on top of it.
+    """Merge the flags into their defaults: the chat preset, or what --transformers-defaults starts from.
 
     Args:
         options: the flags.
         checkpoints: the content of its ``generation_config.json``, which --transformers-defaults begins with.
     """
-    config = GenerationConfig.chat()
+    defaults = GenerationConfig.chat()
     if options.transformers_defaults:
-        config = GenerationConfig.from_dict(checkpoints or {})
+        defaults = GenerationConfig.from_dict(checkpoints or {})
     given = {
         setting.name: value
         for setting in fields(GenerationConfig)
         if (value := getattr(options, setting.name, None)) is not None
     }
-    if options.greedy or given.get("temperature") == 0:
+    if options.greedy:
         if given.get("do_sample"):
-            raise wrong_usage(options, "--do-sample contradicts --greedy and --temperature 0")
-        given = {name: value for name, value in given.items() if (name, value) != ("temperature", 0)}
-        config = config.greedy()
-    if "max_length" in given:  # which counts where max_new_tokens is not given
-        given.setdefault("max_new_tokens", None)
+            raise wrong_usage(options, "--do-sample contradicts --greedy; omit one of them")
+        defaults, given = defaults.greedy(), {**given, "do_sample": False}
+    elif options.transformers_defaults and given.get("temperature") != 0:
+        given.setdefault("do_sample", defaults.do_sample)  # in transformers a temperature alone does not sample
     try:
-        return replace(config, **given)
+        return defaults.merged(given)
     except DialogueError as error:
         raise wrong_usage(options, str(error)) from None
 

@@ -11,6 +11,7 @@ from dialogpt.beams import beam_search
 from dialogpt.decoder import Decoder, Row, Step, Stop, fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.speculate import Draft, SpeculativeDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -36,7 +37,7 @@ class Reply:
 
 def generate(
     model: GPT2,
-    prompt_ids: Sequence[int],
+    prompt_ids: Prompt | Sequence[int],
     config: GenerationConfig,
     *,
     generator: torch.Generator | None = None,
@@ -51,7 +52,7 @@ def generate(
 
     Args:
         model: the network.
-        prompt_ids: at least one token.
+        prompt_ids: see `Decoder.add`.
         config: `num_return_sequences` and `num_beams` must be 1.
         generator: None draws from a fresh one.
         cache: one row; tokens that it shares with the prompt are not computed again, and it holds what was read
@@ -80,7 +81,7 @@ def _stream(decoder: Decoder, row: Row) -> Iterator[Step]:
 
 def generate_batch(
     model: GPT2,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Prompt | Sequence[int]],
     config: GenerationConfig,
     *,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -94,7 +95,7 @@ def generate_batch(
 
     Args:
         model: the network.
-        prompts: each of at least one token. A prompt with several replies is read once.
+        prompts: see `Decoder.add`. A prompt with several replies is read once.
         config: for all rows.
         generator: one for the whole call, as transformers draws (one draw over all rows); or one a row, prompt by
             prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one each.

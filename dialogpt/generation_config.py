@@ -300,8 +300,46 @@ class GenerationConfig:
         return replace(self, max_new_tokens=most, min_new_tokens=least)
 
     def greedy(self) -> GenerationConfig:
-        """The same settings with every processor neutral: the likeliest token, always."""
-        return replace(self, do_sample=False, num_beams=1, num_return_sequences=1, **NEUTRAL)
+        """Return these settings for greedy decoding: every processor neutral, except those that ban or bias tokens."""
+        return replace(self, do_sample=False, num_beams=1, num_return_sequences=1, **RESET_BY_GREEDY)
+
+    def merged(self, given: Mapping[str, Any]) -> GenerationConfig:
+        """Apply what a user gave on top of these defaults.
+
+        Flags, ``/set``, request bodies and Python callers share this one rule. A temperature of 0 is greedy decoding; a
+        temperature above 0 samples, unless `do_sample` is given too. `max_length` counts unless `max_new_tokens` is
+        given too. None resets a setting to transformers' default.
+
+        Raises:
+            DialogueError: a value is out of its range, or two contradict each other; all problems are named.
+        """
+        defaults, given = self, dict(given)
+        if given.get("temperature") == 0:
+            if given.pop("do_sample", None):
+                raise DialogueError("do_sample is true, which contradicts temperature 0; omit one of them")
+            del given["temperature"]
+            defaults = self.greedy()
+        elif given.get("temperature") is not None:
+            given.setdefault("do_sample", True)
+        if given.get("max_length") is not None:
+            given.setdefault("max_new_tokens", None)
+        return replace(defaults, **given)
+
+    def with_bans_of(self, other: GenerationConfig) -> GenerationConfig:
+        """Return these settings with everything added that another configuration bans or biases.
+
+        A server's clients may add bans to the operator's and remove none. Where both bias the same tokens, the other
+        configuration counts.
+        """
+        united: dict[str, Any] = {}
+        for name in BANS:
+            entries = (*(getattr(self, name) or ()), *(getattr(other, name) or ()))
+            united[name] = tuple(dict(entries).items() if name == "sequence_bias" else dict.fromkeys(entries)) or None
+        return replace(self, **united)
+
+    def with_end_token(self, token: int) -> GenerationConfig:
+        """Return these settings with one more token that ends a reply: the end of a turn, which no turn may hold."""
+        return replace(self, eos_token_id=tuple(dict.fromkeys((token, *self.end_ids))))
 
     def reply_limit(self, prompt_length: int) -> int:
         """The most tokens that a reply to a prompt of so many tokens may have."""
@@ -376,14 +414,13 @@ def positive(name: str, text: str) -> int:
 
 
 def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
-    """The settings with one of them changed as a person typed it; a temperature of 0 is greedy decoding.
+    """Change one setting as a person typed it; see `GenerationConfig.merged`.
 
     Raises:
         DialogueError: as `parse_value`, or the settings do not go together.
     """
     name = name.replace("-", "_")
-    value = parse_value(name, text)
-    return config.greedy() if name == "temperature" and value == 0 else replace(config, **{name: value})
+    return config.merged({name: parse_value(name, text)})
 
 
 # Each processor's value that changes nothing; with `do_sample` off this is plain greedy decoding.
@@ -396,6 +433,10 @@ NEUTRAL: dict[str, Any] = {
         "num_beams", "length_penalty", "early_stopping", "num_return_sequences",
     )
 } | {"top_k": 0}  # fmt: skip
+
+# What the operator of a chat or a server forbids or favours. Greedy decoding keeps it, and a client cannot remove it.
+BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
+RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
 
 # Settings of transformers' that change no token here: notes, outputs, how its cache works, what other networks use.
 WITHOUT_EFFECT = frozenset({

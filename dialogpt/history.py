@@ -1,7 +1,8 @@
 """A dialogue as the model sees it: turns of token ids, each ended by `<|endoftext|>`, cut by whole turns.
 
-DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); it knows no
-roles, only turns that take turns. Turning text into ids is left to `dialogpt.tokenizer`, answering to `dialogpt.chat`.
+DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); the prompt
+names no speakers. Who spoke is kept beside the ids, for settings that look at the bot's own turns. Turning text into
+ids is left to `dialogpt.tokenizer`, answering to `dialogpt.chat`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,25 @@ DEFAULT_HISTORY_TOKENS = (
     256  # Microsoft trained on 128; long histories make the published models repeat and fall silent
 )
 
+USER, BOT = "user", "assistant"  # speakers, by the names of OpenAI's roles; there may be others, such as "system"
+
+
+class Turn(list[int]):
+    """The token ids of one turn, without its end token, and who spoke it.
+
+    Attributes:
+        role: `USER`, `BOT`, or another speaker's name.
+    """
+
+    def __init__(self, ids: Iterable[int], role: str) -> None:
+        super().__init__(ids)
+        self.role = role
+
+
+def alternating(turns: Sequence[Sequence[int]]) -> list[Turn]:
+    """Assign speakers to a dialogue that names none: the user speaks last, and is answered; turns alternate."""
+    return [Turn(ids, USER if (len(turns) - place) % 2 else BOT) for place, ids in enumerate(turns)]
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -24,38 +44,42 @@ class Prompt:
         ids: the shown turns, each with its end token.
         first_turn: index of the first shown turn; those before it are kept but not shown.
         cut: how many tokens the last turn lost at its front.
+        own_turns: the bot's turns among those shown, without end tokens; None where nobody knows who spoke.
     """
 
     ids: list[int]
     first_turn: int
     cut: int
+    own_turns: list[list[int]] | None = None
 
 
 class History:
-    """The turns of a dialogue, oldest first; the person speaks first, then turns alternate.
+    """The turns of a dialogue, oldest first.
 
     Attributes:
         eos_id: the token that ends every turn.
-        turns: ids without their end token.
+        turns: ids without their end token, each with its speaker.
     """
 
     def __init__(self, eos_id: int, turns: Iterable[Sequence[int]] = ()) -> None:
         self.eos_id = eos_id
-        self.turns: list[list[int]] = []
+        self.turns: list[Turn] = []
         for turn in turns:
             self.add(turn)
 
     def add(self, turn: Sequence[int]) -> None:
-        """Append a turn.
+        """Append a turn; one without a speaker is the user's first, and then alternates.
 
         Raises:
             DialogueError: it holds the end token, which would make two turns of it.
         """
         if self.eos_id in turn:
             raise DialogueError(f"a turn holds the end token {self.eos_id}; expected one turn without its end")
-        self.turns.append(list(turn))
+        if not isinstance(turn, Turn):
+            turn = Turn(turn, BOT if self.turns and self.turns[-1].role == USER else USER)
+        self.turns.append(turn)
 
-    def pop(self) -> list[int]:
+    def pop(self) -> Turn:
         """Take the last turn back."""
         return self.turns.pop()
 
@@ -80,7 +104,8 @@ class History:
         first = first_shown([len(turn) + 1 for turn in self.turns], min(history_tokens, window))
         ids = [token for turn in self.turns[first:] for token in (*turn, self.eos_id)]
         cut = max(0, len(ids) - window)
-        return Prompt(ids[cut:], first, cut)
+        own_turns = [turn[cut:] for turn in self.turns[first:] if turn.role == BOT]  # only a lone last turn is cut
+        return Prompt(ids[cut:], first, cut, own_turns)
 
 
 def first_shown(lengths: Sequence[int], budget: int) -> int:

@@ -32,6 +32,7 @@ from dialogpt.decoder import (
 )
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load, open_checkpoint
@@ -152,7 +153,7 @@ class SpeculativeDecoder(Decoder):
 
     def add(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Prompt | Sequence[int],
         config: GenerationConfig,
         *,
         generator: torch.Generator | None = None,

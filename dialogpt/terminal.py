@@ -15,7 +15,8 @@ from dialogpt import conversation
 from dialogpt.chat import Chat
 from dialogpt.decoder import Stop
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.generation_config import NEUTRAL, GenerationConfig, parse_setting, positive
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
+from dialogpt.history import USER
 from dialogpt.interrupt import flagged
 from dialogpt.sampler import check_tokens
 from dialogpt.screen import printable
@@ -174,9 +175,9 @@ class Terminal:
         if not self.chat.history.turns:
             raise DialogueError("nothing has been said yet")
         prompt = self.chat.shown()
-        for place, text in enumerate(self.chat.texts()):
+        for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
             hidden = prompt is not None and place < prompt.first_turn
-            speaker = BOT if place % 2 else YOU
+            speaker = YOU if turn.role == USER else BOT
             self.write(f"{'(not shown to the model) ' if hidden else ''}{speaker}{printable(text)}\n")
 
     def save(self, name: str) -> None:
@@ -209,10 +210,9 @@ class Terminal:
         """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
         config = before = self.chat.generation
         if name in ("temperature", "do_sample") and not config.do_sample:
-            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in NEUTRAL})
+            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in RESET_BY_GREEDY})
         config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
-        ended = replace(config, eos_token_id=self.chat.tokenizer.eos_id)  # as the chat will have it
-        check_tokens(ended, self.chat.model.config.vocab_size)
+        check_tokens(config.with_end_token(self.chat.tokenizer.eos_id), self.chat.model.config.vocab_size)
         if config.prompt_room(positions) < 1:
             raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
         return config

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogpt import DialogueError, Tokenizer, conversation
+from dialogpt import DialogueError, History, Tokenizer, conversation
+from dialogpt.history import BOT, USER, Turn
 from dialogpt.weights import Vocabulary
 from tests.helpers import small_vocabulary
 
@@ -24,8 +25,8 @@ turns = st.lists(st.lists(st.integers(0, SIZE - 2), max_size=10), max_size=6).fi
 def test_what_is_saved_is_loaded_to_the_id(tmp_path_factory: pytest.TempPathFactory, turns: list[list[int]]) -> None:
     """Ids are kept beside the text: a reply that was cut inside a character has no text that gives them back."""
     path = tmp_path_factory.mktemp("saved") / "talk.json"
-    conversation.save(str(path), turns, TOKENIZER)
-    conversation.save(str(path), turns, TOKENIZER)  # over itself
+    conversation.save(str(path), History(SIZE - 1, turns).turns, TOKENIZER)
+    conversation.save(str(path), History(SIZE - 1, turns).turns, TOKENIZER)  # over itself
     assert conversation.load(str(path), TOKENIZER, SIZE) == turns
     assert [file.name for file in path.parent.iterdir()] == ["talk.json"]
 
@@ -35,7 +36,8 @@ def test_another_vocabulary_goes_by_the_text(tmp_path: Path) -> None:
     plain = small_vocabulary()
     moved = {token: (n + 1) % plain.size for token, n in plain.ids.items()}
     other = Tokenizer(Vocabulary(moved, plain.merges, origin="another"))
-    conversation.save(str(path), [other.encode("the other"), other.encode("one")], other)
+    turns = [Turn(other.encode("the other"), USER), Turn(other.encode("one"), BOT)]
+    conversation.save(str(path), turns, other)
     assert conversation.load(str(path), TOKENIZER, SIZE) == [TOKENIZER.encode("the other"), TOKENIZER.encode("one")]
 
 
@@ -52,7 +54,8 @@ def test_nothing_else_is_written_over(tmp_path: Path) -> None:
 def saved(turns: Any, version: int = 1) -> str:
     if isinstance(turns, list):
         named = [
-            ({"speaker": conversation.SPEAKERS[n % 2]} | t if isinstance(t, dict) else t) for n, t in enumerate(turns)
+            ({"speaker": [*conversation.SPEAKERS.values()][n % 2]} | t if isinstance(t, dict) else t)
+            for n, t in enumerate(turns)
         ]
         turns = named
     return json.dumps({"format": conversation.FORMAT, "version": version, "turns": turns})

@@ -18,7 +18,6 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from dialogpt import threads
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.flags import (
     add_choice_flags,
@@ -29,8 +28,9 @@ from dialogpt.flags import (
     rerankers_from,
     wrong_usage,
 )
-from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
+from dialogpt.generation_config import GenerationConfig
 from dialogpt.interrupt import leaving_at_once
+from dialogpt.opening import open_model
 
 if TYPE_CHECKING:
     from dialogpt.serve.engine import Engine
@@ -136,35 +136,28 @@ def _listener(host: str, port: int) -> socket.socket:
 
 def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     """The engine and the application, with the weights packed."""
+    opened = open_model(options)
     from dialogpt.generate import generate
-    from dialogpt.history import DEFAULT_HISTORY_TOKENS
-    from dialogpt.rerank import load_reranker
     from dialogpt.serve.api import create_app
     from dialogpt.serve.engine import Engine
     from dialogpt.serve.requests import Limits
-    from dialogpt.tokenizer import Tokenizer
-    from dialogpt.weights import load, open_checkpoint
 
-    checkpoint = open_checkpoint(options.model, n_head=options.n_head)
-    threads.use(options.threads, checkpoint.parameters)
-    tokenizer, model = Tokenizer.load(checkpoint), load(checkpoint, dtype=options.dtype, device=options.device)
+    checkpoint, model, tokenizer = opened.checkpoint, opened.model, opened.tokenizer
     positions = model.config.n_positions
     most = positions // 2  # tokens of a reply
     if options.max_new_tokens and options.max_new_tokens > most:
         raise DialogueError(
             f"--max-new-tokens is {options.max_new_tokens}; at most {most} are served, half of {positions} positions"
         )
-    settings = generation_from(options, checkpoint.generation_config).fitted(positions)
     next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
-    named = rerankers_from(options)
     limits = Limits(
-        settings,
+        opened.generation,
         positions,
         new_tokens=most,
         seconds=options.time_limit,
-        history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
-        reranker=load_reranker(named, tokenizer) if named else None,
-        num_candidates=options.num_candidates or DEFAULT_CANDIDATES,
+        history_tokens=opened.history_tokens,
+        reranker=opened.reranker,
+        num_candidates=opened.num_candidates,
     )
     engine = Engine(
         model,

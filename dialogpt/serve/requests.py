@@ -8,7 +8,7 @@ The fields are OpenAI's. Beyond them a body may hold `rerank` with `num_candidat
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dialogpt.chat import TRIES
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import History, Prompt
+from dialogpt.history import History, Prompt, Turn
 from dialogpt.rerank import Reranker
 from dialogpt.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ class Part(BaseModel):
 
 
 class Message(BaseModel):
-    """One turn. Roles are read and mean nothing: DialoGPT knows turns that take turns."""
+    """One turn. The network is shown no roles; settings about the bot's own turns go by the role "assistant"."""
 
     role: str
     content: str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
@@ -123,7 +123,7 @@ class Request(BaseModel):
         """
         raise NotImplementedError
 
-    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
         """The dialogue, for who judges candidates.
 
         Raises:
@@ -159,11 +159,11 @@ class ChatRequest(Request):
         """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
         return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(self.history_tokens or history_tokens, window)
 
-    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
-        """The messages, without end tokens."""
+    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
+        """The messages, without end tokens, and who wrote each."""
         texts = [message.text for message in self.messages]
         _limit(texts)
-        return [tokenizer.encode(text) for text in texts]
+        return [Turn(tokenizer.encode(text), message.role) for text, message in zip(texts, self.messages, strict=True)]
 
 
 class CompletionRequest(Request):
@@ -194,7 +194,7 @@ class CompletionRequest(Request):
             ids = [token for token in given if isinstance(token, int)]
         return Prompt(ids or [tokenizer.eos_id], 0, 0)
 
-    def turns(self, tokenizer: Tokenizer) -> list[list[int]]:
+    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
         """See `Request`."""
         raise DialogueError("a text without turns cannot be reranked; ask under /v1/chat/completions")
 
@@ -236,24 +236,16 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
         given["num_return_sequences"] = candidates
     elif beams > 1:
         given["num_return_sequences"] = request.replies
-    config = limits.settings
-    if request.temperature == 0:
-        config = config.greedy()
-        given.pop("do_sample", None)
-    elif request.temperature is not None:
-        given |= {"temperature": request.temperature, "do_sample": given.get("do_sample", True)}
-    if request.top_p is not None:
-        given["top_p"] = request.top_p
+    defaults = limits.settings
     if request.logit_bias:
         given["sequence_bias"] = _biases(request.logit_bias)
-    asked = request.most_tokens or _number("max_new_tokens", given, config.max_new_tokens or limits.new_tokens)
+    asked = request.most_tokens or _number("max_new_tokens", given, defaults.max_new_tokens or limits.new_tokens)
     most = min(asked, limits.new_tokens)
-    shortest = _number("min_new_tokens", given, min(config.min_new_tokens or 0, most))
+    shortest = _number("min_new_tokens", given, min(defaults.min_new_tokens or 0, most))
     if shortest > limits.new_tokens:
         raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
     given |= {"max_new_tokens": most, "min_new_tokens": shortest, "stop_strings": request.stops or None}
-    config = replace(config, **given)
-    return replace(config, eos_token_id=tuple({eos_id, *config.end_ids}))
+    return defaults.merged(given).with_bans_of(defaults).with_end_token(eos_id)
 
 
 def _given(request: Request) -> dict[str, Any]:
@@ -262,8 +254,8 @@ def _given(request: Request) -> dict[str, Any]:
     Raises:
         DialogueError: one is too long, or is said in another way.
     """
-    known = {setting.name for setting in fields(GenerationConfig)}
-    given = {name: value for name, value in (request.model_extra or {}).items() if name in known and value is not None}
+    known = [setting.name for setting in fields(GenerationConfig)]
+    given = {name: value for name in known if (value := getattr(request, name, None)) is not None}
     for name, value in given.items():
         if name in SAID_BY:
             raise DialogueError(f"the setting for {name.replace('_', ' ')} is {SAID_BY[name]} here")
