@@ -153,6 +153,8 @@ class Chat:
         model, tokenizer = load_network(checkpoint, dtype=dtype, device=device)
         if history_tokens is None:
             history_tokens = checkpoint.history_tokens
+        if generation is None:
+            generation = GenerationConfig.chat(checkpoint.chat).fitted(model.config.n_positions)
         return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
 
     def reply(self, text: str) -> str:

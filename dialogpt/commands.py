@@ -297,6 +297,10 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
     if checkpoint.history_tokens is not None:
         rows.append(("history tokens", str(checkpoint.history_tokens)))
+    if checkpoint.chat:
+        rows.append(("chat settings", ", ".join(f"{name} {value}" for name, value in checkpoint.chat.items())))
+    if checkpoint.about is not None:
+        rows.append(("about", checkpoint.about))
     if checkpoint.ranking_head is not None:
         rows.append(("ranking head", "scores replies (DialogRPT), and was not trained to write them"))
     rows += _ignored_rows(checkpoint.ignored)

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dialogpt.errors import USAGE, DialogueError
 from dialogpt.generation_config import NEUTRAL, GenerationConfig, is_switch, parse_value, positive
 from dialogpt.screen import one_line, printable
+
+if TYPE_CHECKING:
+    from dialogpt.weights import Checkpoint
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
 PRECISIONS = (*DTYPES, "int8", "int4")  # likewise
@@ -185,16 +188,18 @@ def _seed(text: str) -> int:
     return int(text)
 
 
-def generation_from(options: argparse.Namespace, checkpoints: Mapping[str, Any] | None = None) -> GenerationConfig:
+def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None = None) -> GenerationConfig:
     """Merge the flags into their defaults: the chat preset, or what --transformers-defaults starts from.
 
     Args:
         options: the flags.
-        checkpoints: the content of its ``generation_config.json``, which --transformers-defaults begins with.
+        checkpoint: its own chat settings change the preset; --transformers-defaults begins with the content of its
+            ``generation_config.json``.
     """
-    defaults = GenerationConfig.chat()
     if options.transformers_defaults:
-        defaults = GenerationConfig.from_dict(checkpoints or {})
+        defaults = GenerationConfig.from_dict(checkpoint.generation_config if checkpoint else {})
+    else:
+        defaults = GenerationConfig.chat(checkpoint.chat if checkpoint else None)
     given = {
         setting.name: value
         for setting in fields(GenerationConfig)

@@ -246,15 +246,21 @@ class GenerationConfig:
         return problems
 
     @classmethod
-    def chat(cls) -> GenerationConfig:
+    def chat(cls, own: Mapping[str, Any] | None = None) -> GenerationConfig:
         """The preset for talking.
+
+        Args:
+            own: what a checkpoint's ``config.json`` sets otherwise, as it suits that network better.
+
+        Raises:
+            DialogueError: `own` holds what is no setting, or a value that is out of its range.
 
         Sampled, because greedy replies loop; the tail is cut, because an unlikely token early on derails a short
         reply; a reply has at least one token; and the bot does not repeat four tokens in a row, or a whole turn, of its
         own: with tiny 15 % of its replies in long dialogues did. Three would ban a second "I don't", and the person's
         own words may be taken up.
         """
-        return cls(
+        preset = cls(
             do_sample=True,
             temperature=0.8,
             top_k=50,
@@ -265,6 +271,10 @@ class GenerationConfig:
             repetition_scope="own",
             no_repeat_reply=True,
         )
+        unknown = sorted((own or {}).keys() - {setting.name for setting in fields(cls)})
+        if unknown:
+            raise DialogueError(f"the checkpoint has chat settings that do not exist: {', '.join(unknown)}")
+        return preset.merged(own or {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:

@@ -64,7 +64,7 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
 
     checkpoint = open_checkpoint(options.model, n_head=options.n_head)
     threads.use(options.threads, checkpoint.parameters, neighbours)
-    generation = generation_from(options, checkpoint.generation_config)
+    generation = generation_from(options, checkpoint)
     if options.max_new_tokens is None:
         generation = generation.fitted(checkpoint.config.n_positions)
     model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device)

@@ -94,8 +94,7 @@ class Neighbours:
     def _now(self) -> tuple[float, float, float] | None:
         """The time, and the seconds of processor that all programs and this one have used on its cores.
 
-        What runs with low priority (nice) is left out, as it gives way; what the host of a virtual machine takes (steal)
-        counts.
+        What runs with low priority (nice) is left out, as it gives way.
         """
         try:
             cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}

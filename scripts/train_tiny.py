@@ -52,19 +52,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if options.model is None:
-        train = ({"turns": turns} for turns in [*conversations(held_out=False), *short_conversations()])
-        valid = ({"turns": turns} for turns in conversations(held_out=True))
-        status = stage(folder / "chats", train, valid, CHATS.split())
+        chats = [*conversations(held_out=False), *short_conversations()]
+        train: Iterable[Line] = ({"turns": turns} for turns in chats)
+        judging: Iterable[Line] = ({"turns": turns} for turns in conversations(held_out=True))
+        status = stage(folder / "chats", train, judging, CHATS.split())
         if status:
             return status
     dialogues = small_talk.read()
     teaching = [turns for turns in dialogues if not small_talk.is_held_out(turns)]
-    judging = [turns for turns in dialogues if small_talk.is_held_out(turns)]
+    held_out = [turns for turns in dialogues if small_talk.is_held_out(turns)]
     model = options.model or str(folder / "chats" / "best")
     for number in range(1, ROUNDS + 1):
         run = folder / f"small-talk-{number}"
         train = (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(teaching, COPIES, seed=number))
-        status = stage(run, train, map(weighted, judging), ["--model", model, *SMALL_TALK.split()])
+        status = stage(run, train, map(weighted, held_out), ["--model", model, *SMALL_TALK.split()])
         if status:
             return status
         model = str(run / "best")

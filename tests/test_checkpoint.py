@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,8 @@ from torch import Tensor
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from dialogpt import Chat, Tokenizer
+from dialogpt.cli import build_parser, main
+from dialogpt.flags import generation_from
 from dialogpt.weights import CheckpointError, convert, export, load, names, open_checkpoint
 from dialogpt.weights.checkpoint import TINY
 from dialogpt.weights.files import ALIGNMENT, read_safetensors, write_safetensors
@@ -184,6 +187,38 @@ def test_a_checkpoints_own_history_comes_through(folder: Path) -> None:
     for name in ("copy", "ours", "back"):
         assert open_checkpoint(folder.parent / name).history_tokens == 77
         assert Chat.load(folder.parent / name).history_tokens == 77
+
+
+def test_a_checkpoint_says_how_it_talks_best_and_who_it_is(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Its own settings change the preset everywhere; what a person gives changes them again."""
+    set_config(folder, chat={"temperature": 0.3, "no_repeat_ngram_size": 0}, about="A sailor.")
+    convert(folder, folder.parent / "ours")
+    export(folder.parent / "ours", folder.parent / "back")
+    for name in ("copy", "ours", "back"):
+        settings = Chat.load(folder.parent / name).generation
+        assert (settings.temperature, settings.no_repeat_ngram_size, settings.top_k) == (0.3, 0, 50)
+    options = build_parser().parse_args(["chat", "--model", str(folder), "--temperature", "0.7"])
+    assert generation_from(options, open_checkpoint(folder)).temperature == 0.7
+    assert generation_from(options, open_checkpoint(folder)).no_repeat_ngram_size == 0
+    assert main(["info", str(folder.parent / "ours")]) == 0
+    shown = capfd.readouterr().out
+    assert re.search(r"^about +A sailor\.$", shown, re.MULTILINE)
+    assert re.search(r"^chat settings +temperature 0.3, no_repeat_ngram_size 0$", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("own", "sentence"),
+    [
+        ({"chat": 5}, "chat is '5', expected settings and their values"),
+        ({"chat": {"temprature": 1}}, "chat settings that do not exist: temprature"),
+        ({"chat": {"top_k": "many"}}, "top_k is 'many'"),
+        ({"about": ["a"]}, r"about is .*, expected a sentence"),
+    ],
+)
+def test_what_it_says_of_itself_is_checked(folder: Path, own: dict[str, object], sentence: str) -> None:
+    set_config(folder, **own)
+    with pytest.raises(ValueError, match=sentence):
+        Chat.load(folder)
 
 
 def test_an_exported_tokenizer_is_the_same_in_transformers(folder: Path) -> None:

@@ -37,7 +37,7 @@ WEIGHT_FILES = (  # in the order of preference
     "pytorch_model.bin.index.json",
 )
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weights only if their content says so
-_OUR_KEYS = ("format_version", "history_tokens")  # what our config.json has beyond transformers'
+_OUR_KEYS = ("format_version", "history_tokens", "chat", "about")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 SHARD_LIMIT = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
@@ -83,6 +83,8 @@ class Checkpoint:
         generation_config: the content of ``generation_config.json``, which conversions carry along and
             `dialogpt.generation_config` reads; empty where there is none.
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
+        chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
+        about: who speaks, in a sentence for people, where the checkpoint says so.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
@@ -103,6 +105,8 @@ class Checkpoint:
     path: Path
     files: tuple[Path, ...]
     ours: bool
+    chat: dict[str, Any] = field(default_factory=dict)
+    about: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     heads: tuple[StoredTensor, ...] = ()
@@ -225,6 +229,8 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         read_vocabulary=vocabulary,
         generation_config=read_json(generation) if generation.exists() else {},
         history_tokens=_history_tokens(values, folder),
+        chat=_checked(values, "chat", dict, "settings and their values", folder) or {},
+        about=_checked(values, "about", str, "a sentence", folder),
         path=path,
         files=files,
         ours=ours,
@@ -448,6 +454,14 @@ def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:
     if vocabulary.size < config.vocab_size:
         logger.warning("%d embedding rows of %s have no text", config.vocab_size - vocabulary.size, path)
     return vocabulary
+
+
+def _checked(values: dict[str, Any], key: str, kind: type, expected: str, folder: Path) -> Any:
+    """A value of ``config.json`` that is of a kind, or None where there is none."""
+    value = values.get(key)
+    if value is None or isinstance(value, kind):
+        return value
+    raise CheckpointError(f"{folder / 'config.json'}: {key} is {str(value)[:80]!r}, expected {expected}")
 
 
 def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:

@@ -145,8 +145,13 @@ def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of a ``config.json``: the sizes, and what the source's said besides."""
-    history = {} if checkpoint.history_tokens is None else {"history_tokens": checkpoint.history_tokens}
-    return {**published_config(checkpoint.config), "tie_word_embeddings": True, **checkpoint.settings, **history}
+    own = {"history_tokens": checkpoint.history_tokens, "chat": checkpoint.chat, "about": checkpoint.about}
+    return {
+        **published_config(checkpoint.config),
+        "tie_word_embeddings": True,
+        **checkpoint.settings,
+        **{key: value for key, value in own.items() if value},
+    }
 
 
 def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor]:

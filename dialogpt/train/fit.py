@@ -79,7 +79,8 @@ class Start:
             raise DialogueError(f"{source} has no vocabulary; put its vocab.json and merges.txt beside it")
         if checkpoint.ranking_head is not None:
             logger.warning("%s is a DialogRPT; its ranking head is not trained, and left out", checkpoint.path)
-        return cls(_with_dropout(checkpoint, dropout), checkpoint.vocabulary, checkpoint.origin())
+        somebody_else = replace(checkpoint, about=None)  # what is trained further is not who it was
+        return cls(_with_dropout(somebody_else, dropout), checkpoint.vocabulary, checkpoint.origin())
 
     def network(self, seed: int, dtype: str) -> GPT2:
         """The network in memory of its own, with fresh or loaded weights."""
