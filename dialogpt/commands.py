@@ -295,6 +295,8 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     vocabulary = checkpoint.vocabulary
     tokens = "none" if vocabulary is None else f"{len(vocabulary.ids):,} tokens, from {vocabulary.origin}"
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
+    if vocabulary is not None:
+        rows.append(("end of a turn", f"{vocabulary.eos_token}, token {vocabulary.eos_id}"))
     if checkpoint.history_tokens is not None:
         rows.append(("history tokens", str(checkpoint.history_tokens)))
     if checkpoint.chat:

@@ -48,7 +48,7 @@ class Tokenizer:
                 merges by token, and transformers, which merges by pair, would disagree.
         """
         self.vocabulary = vocabulary
-        self.eos_id = vocabulary.end_of_text
+        self.eos_id = vocabulary.eos_id
         letters, ids = byte_letters(), vocabulary.ids
         byte_of = {ord(letter): byte for byte, letter in letters.items()}
         tokens = [*letters.values(), *(merge.replace(" ", "") for merge in vocabulary.merges)]

@@ -230,7 +230,7 @@ def write_gguf(folder: Path, file: Path, kind: str) -> None:
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(sorted(vocabulary.ids, key=vocabulary.ids.__getitem__))
     writer.add_token_merges(list(vocabulary.merges))
-    writer.add_eos_token_id(vocabulary.end_of_text)
+    writer.add_eos_token_id(vocabulary.eos_id)
     for name, stored in checkpoint.tensors.items():
         match = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
         assert match is not None

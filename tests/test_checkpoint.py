@@ -343,7 +343,7 @@ def test_gpt2s_own_vocabulary_is_used_where_its_size_fits(folder: Path) -> None:
     set_config(folder, vocab_size=50257)
     vocabulary = open_checkpoint(folder).vocabulary
     assert vocabulary is not None
-    assert vocabulary.end_of_text == 50256
+    assert vocabulary.eos_id == 50256
 
 
 # ---- what is refused ----

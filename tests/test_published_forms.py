@@ -175,7 +175,7 @@ def test_gpt2s_vocabulary_goes_with_a_file_of_its_size(tmp_path: Path) -> None:
     torch.save(network.state_dict(), tmp_path / "small_ft.pkl", _use_new_zipfile_serialization=False)
     checkpoint = open_checkpoint(tmp_path / "small_ft.pkl")
     assert checkpoint.vocabulary is not None
-    assert (checkpoint.config.eos_token_id, checkpoint.vocabulary.end_of_text) == (50256, 50256)
+    assert (checkpoint.config.eos_token_id, checkpoint.vocabulary.eos_id) == (50256, 50256)
 
 
 def test_a_config_that_contradicts_the_tensors_names_both(wide: Path, tmp_path: Path) -> None:

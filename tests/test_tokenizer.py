@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import GPT2Tokenizer
 
-from dialogpt import DialogueError, StreamDecoder, Tokenizer
-from dialogpt.weights import CheckpointError, Vocabulary
+from dialogpt import Chat, DialogueError, StreamDecoder, Tokenizer
+from dialogpt.cli import main
+from dialogpt.weights import CheckpointError, Vocabulary, convert, export
 from dialogpt.weights.vocabulary import gpt2_vocabulary
-from tests.helpers import small_vocabulary
+from tests.helpers import small_vocabulary, their_model
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +111,29 @@ def test_merges_that_training_would_not_find_are_refused() -> None:
         Tokenizer(Vocabulary(ids, merges, origin="a test"))
     in_order = ("b c", "a b", "a bc")
     assert Tokenizer(Vocabulary(ids, in_order, origin="a test")).encode("abc") == [302]
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_the_end_of_a_turn_is_the_checkpoints_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    """A fine-tune on turns ended by <eos> was shown turns ended by <|endoftext|>: a prompt that it never saw."""
+    theirs = their_model(vocab_size=558)
+    published, ours, back = (tmp_path / name for name in ("published", "ours", "back"))
+    theirs.save_pretrained(published)
+    small_vocabulary().write(published)
+    (published / "added_tokens.json").write_text('{"<eos>": 557}')
+    (published / file).write_text('{"eos_token": {"content": "<eos>"}, "bos_token": "<|endoftext|>"}')
+    convert(published, ours)
+    export(ours, back)
+    for folder in (published, ours, back):
+        tokenizer = Tokenizer.load(folder)
+        assert tokenizer.eos_id == 557
+        assert 557 not in tokenizer.encode("never typed: <eos>")
+        expected = [*tokenizer.encode("Hi"), 557, *tokenizer.encode("there <|endoftext|>"), 557]
+        assert tokenizer.encode_dialogue(["Hi", "there <|endoftext|>"]).tolist() == expected
+        assert tokenizer.encode_dialogue(["Hi", "you"]).tolist()[-1] == 557
+        assert Chat.load(folder).history.eos_id == 557
+    assert GPT2Tokenizer.from_pretrained(back).eos_token_id == 557
+    assert main(["info", str(ours)]) == 0
+    assert re.search("end of a turn +<eos>, token 557", capsys.readouterr().out)

@@ -18,7 +18,7 @@ from tests.helpers import small_vocabulary
 def test_the_merges_give_the_published_files_to_the_byte(tmp_path: Path) -> None:
     """256 bytes, 50,000 merges and the end token; checksums of the files that OpenAI and Microsoft published."""
     vocabulary = gpt2_vocabulary()
-    assert (vocabulary.size, vocabulary.end_of_text) == (50257, 50256)
+    assert (vocabulary.size, vocabulary.eos_id) == (50257, 50256)
     vocabulary.write(tmp_path)
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in tmp_path.iterdir()}
     assert sums == {

@@ -212,7 +212,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         vocabulary()
     if not values:
         found = vocabulary()
-        config = config if found is None else replace(config, eos_token_id=found.end_of_text)
+        config = config if found is None else replace(config, eos_token_id=found.eos_id)
         heads = f"{config.n_head} heads of {config.head_dim}"
         heads += (
             ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"

@@ -174,10 +174,13 @@ def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor
 def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, Any]:
     """What transformers needs to know of the tokenizer beyond ``vocab.json`` and ``merges.txt``."""
     added = {token: n for token, n in vocabulary.ids.items() if token in vocabulary.special | vocabulary.added.keys()}
+    other = END_OF_TEXT if END_OF_TEXT in vocabulary.ids else vocabulary.eos_token
     return {
         "tokenizer_class": "GPT2Tokenizer",
         "model_max_length": config.n_positions,
-        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),
+        "bos_token": other,
+        "eos_token": vocabulary.eos_token,
+        "unk_token": other,
         "added_tokens_decoder": {
             str(n): {"content": token, "special": token not in vocabulary.added} for token, n in added.items()
         },

@@ -45,7 +45,8 @@ class Vocabulary:
         ids: token, in GPT-2's letters, to id; `<|endoftext|>` and other special or added tokens as plain text.
         merges: two tokens with a space between them, in the order in which they are merged.
         added: tokens, as plain text, that are matched whole wherever they are typed. They are in `ids` too.
-        special: tokens that typed text never becomes, `<|endoftext|>` among them.
+        special: tokens that typed text never becomes, `<|endoftext|>` and `eos_token` among them.
+        eos_token: ends every turn: `<|endoftext|>`, unless the checkpoint's tokenizer names another.
         origin: where it was read, for people.
 
     Raises:
@@ -56,6 +57,7 @@ class Vocabulary:
     merges: tuple[str, ...]
     added: Mapping[str, int] = field(default_factory=dict)
     special: frozenset[str] = frozenset({END_OF_TEXT})
+    eos_token: str = END_OF_TEXT
     origin: str = ""
 
     def __post_init__(self) -> None:
@@ -75,8 +77,8 @@ class Vocabulary:
             problems.append("two merges make the same token")
         if not letters.issuperset("".join(made)):
             problems.append("a merge is not written in the letters of bytes")
-        if END_OF_TEXT not in self.ids:
-            problems.append(f"there is no {END_OF_TEXT}, which ends every turn")
+        if self.eos_token not in self.ids:
+            problems.append(f"there is no {self.eos_token}, which ends every turn")
         orphans = sorted(self.ids.keys() - letters - set(made) - self.added.keys() - self.special)
         if orphans:
             problems.append(
@@ -92,9 +94,9 @@ class Vocabulary:
         return max(self.ids.values()) + 1
 
     @property
-    def end_of_text(self) -> int:
+    def eos_id(self) -> int:
         """The id that ends every turn."""
-        return self.ids[END_OF_TEXT]
+        return self.ids[self.eos_token]
 
     def write(self, folder: Path) -> None:
         """Write ``vocab.json`` and ``merges.txt`` as OpenAI did, and what transformers adds where there is more."""
@@ -104,8 +106,11 @@ class Vocabulary:
         (folder / "merges.txt").write_text(lines, encoding="utf-8", newline="\n")
         if self.added:
             write_json(folder / "added_tokens.json", self.added)
+        settings: dict[str, Any] = {} if self.eos_token == END_OF_TEXT else {"eos_token": self.eos_token}
         if self.special != {END_OF_TEXT}:
-            write_json(folder / "special_tokens_map.json", {"additional_special_tokens": sorted(self.special)})
+            settings["additional_special_tokens"] = sorted(self.special)
+        if settings:
+            write_json(folder / "special_tokens_map.json", settings)
 
 
 @cache
@@ -155,12 +160,13 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         raise CheckpointError(f"{folder} has half a vocabulary: {missing} is missing beside the other; fetch it")
     else:
         return None
-    added, special = _read_added(folder, content or {})
+    added, special, eos_token = _read_added(folder, content or {})
     return Vocabulary(
         ids=ids | {text: n for text, (n, _) in added.items()},
         merges=merges,
         added={text: n for text, (n, typed) in added.items() if typed and text not in special},
         special=frozenset(special | {text for text, (_, typed) in added.items() if not typed}),
+        eos_token=eos_token,
         origin=origin,
     )
 
@@ -224,12 +230,14 @@ def _adds_tokens(processor: Any) -> bool:
 _OTHER_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
 
 
-def _read_added(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], set[str]]:
+def _read_added(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], set[str], str]:
     """Collect added tokens from the places that transformers has used.
 
     Returns:
-        Text -> (id, whether typed text becomes it), and the special tokens; typed text never becomes those.
+        Text -> (id, whether typed text becomes it); the special tokens, which typed text never becomes; and the token
+        that ends a turn.
     """
+    eos_token = END_OF_TEXT
     found: dict[str, tuple[int, bool]] = {}
     special = {END_OF_TEXT}
     path = folder / "added_tokens.json"  # the oldest: only ids
@@ -241,6 +249,7 @@ def _read_added(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, tup
             if settings.get(flag):
                 raise CheckpointError(f"{path} asks for {flag}, which is not implemented")
         named = [settings.get(key) for key in _NAMED]
+        eos_token = _text(settings.get("eos_token")) or eos_token  # tokenizer_config.json has the last word
         more = settings.get("additional_special_tokens") or []
         special |= {text for entry in [*named, *(more if isinstance(more, list) else [])] if (text := _text(entry))}
         decoder = settings.get("added_tokens_decoder") or {}
@@ -250,7 +259,7 @@ def _read_added(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, tup
     path, tokens = folder / "tokenizer.json", content.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         raise CheckpointError(f"{path}: added_tokens is not a list of tokens")
-    return found | dict(_added(token, token.get("id"), path) for token in tokens), special
+    return found | dict(_added(token, token.get("id"), path) for token in tokens), special, eos_token
 
 
 def _text(token: Any) -> str | None:

@@ -62,7 +62,7 @@ class Start:
             path=Path(preset),
             files=(),
             ours=True,
-            settings={"bos_token_id": vocabulary.end_of_text},
+            settings={"bos_token_id": vocabulary.eos_id},
         )
         return cls(_with_dropout(checkpoint, dropout), vocabulary, Origin("fresh weights, trained with dialogpt", ""))
 

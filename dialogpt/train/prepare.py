@@ -89,7 +89,7 @@ class TokenFiles:
         Raises:
             DialogueError: it was not; what differs.
         """
-        wanted = {**asdict(form), "vocabulary": digest(vocabulary), "eos_id": vocabulary.end_of_text}
+        wanted = {**asdict(form), "vocabulary": digest(vocabulary), "eos_id": vocabulary.eos_id}
         del wanted["window"]  # it only decides what was reported
         others = [name for name, value in wanted.items() if self.about.get(name) != value]
         if others:
@@ -171,7 +171,7 @@ def prepare(
             raise DialogueError(f"no dialogue in {', '.join(map(str, paths))} can be used; {reason}")
         about = {
             "prepared_version": PREPARED_VERSION,
-            "eos_id": vocabulary.end_of_text,
+            "eos_id": vocabulary.eos_id,
             "dtype": dtype.name,
             "vocabulary": digest(vocabulary),
             "vocabulary_size": vocabulary.size,

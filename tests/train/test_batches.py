@@ -18,7 +18,7 @@ from dialogpt.train.prepare import TokenFiles, prepare
 from tests.helpers import small_vocabulary
 
 VOCABULARY = small_vocabulary(merges=0)  # a letter is a token
-EOS = VOCABULARY.end_of_text
+EOS = VOCABULARY.eos_id
 
 
 def token_files(folder: Path, *dialogues: dict[str, object], window: int = 64, fewest_turns: int = 2) -> TokenFiles:

@@ -158,7 +158,7 @@ def test_damaged_or_foreign_token_files_are_refused(tmp_path: Path) -> None:
 def test_preview_shows_what_is_learned(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"turns": ["hi", "b", "c"], "weights": [1, 0, 2]}, "{")
     (first, second) = preview(path, VOCABULARY, FORM, learn_first=False, most=5)
-    eos = VOCABULARY.end_of_text
+    eos = VOCABULARY.eos_id
     assert [turn.ids[-1] for turn in first.turns] == [eos] * 3
     assert [turn.learned for turn in first.turns] == [[False] * len(first.turns[0].ids), [False] * 2, [True] * 2]
     assert (second.number, second.turns) == (2, [])
