@@ -1,6 +1,6 @@
 """Play another system on Linux: what it lacks is taken away, from the tests and from the programs that they start.
 
-`DIALOGPT_PLAY=windows pytest ...` and `DIALOGPT_PLAY=macos pytest ...`; `tests/conftest.py` calls `begin`, and
+`DIALOGPT_PLAY=windows pytest ...`, or another of `SYSTEMS`; `tests/__init__.py` calls `begin`, and
 `tests/played/sitecustomize.py` does so in every Python that a test starts. What is taken away is what once broke there:
 
 - windows: fcntl, termios, readline, resource and pty cannot be imported by this project; `os.fork`, `os.mkfifo`,
@@ -9,6 +9,7 @@
   that holds one.
 - macos: oneDNN's and fbgemm's operators are gone; readline is libedit, which reads no history but its own and inserts
   no text.
+- without-vnni: an x86 processor without VNNI, as most are, where fbgemm's int8 is not exact.
 
 The standard library and others' packages keep what they import: they know the systems themselves. No import of the
 project happens here, so that `dialogpt --help` still imports no torch.
@@ -152,7 +153,7 @@ def busy(path: Any) -> bool:
 def macos() -> None:
     """Take away what a Mac's torch has not, and give it libedit."""
     replace_imports({"readline": libedit(), "resource": None})
-    sys.meta_path.insert(0, WithoutKernels())
+    sys.meta_path.insert(0, ChangedProducts(take_kernels_away))
 
 
 def libedit() -> ModuleType:
@@ -170,10 +171,13 @@ def libedit() -> ModuleType:
     return found
 
 
-class WithoutKernels(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports the module of fast products, and takes oneDNN and fbgemm away from it."""
+class ChangedProducts(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Imports the module of fast products, and changes it."""
 
     MODULE = "dialogpt.model.precision"
+
+    def __init__(self, change: Callable[[ModuleType], None]) -> None:
+        self.change = change
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -187,7 +191,7 @@ class WithoutKernels(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
             def execute_without(module: ModuleType) -> None:
                 execute(module)
-                take_kernels_away(module)
+                self.change(module)
 
             honest.exec_module = execute_without  # type: ignore[method-assign]
         return spec
@@ -205,6 +209,22 @@ def take_kernels_away(module: ModuleType) -> None:
         if name.startswith("_is_") and name.endswith("_supported"):
             setattr(cpu, name, lambda: False)
     torch.backends.mkldnn.is_available = lambda: False
+
+
+# ---- Processors ----
+
+
+def without_vnni() -> None:
+    """Take away an instruction that most x86 processors have not."""
+    sys.meta_path.insert(0, ChangedProducts(take_vnni_away))
+
+
+def take_vnni_away(_: ModuleType) -> None:
+    """Let torch say that this processor has no VNNI."""
+    import torch
+
+    cpu: Any = torch.cpu
+    cpu._is_vnni_supported = lambda: False
 
 
 def replace_imports(modules: dict[str, ModuleType | None]) -> None:
@@ -229,4 +249,4 @@ def replace_imports(modules: dict[str, ModuleType | None]) -> None:
     builtins.__import__ = replaced
 
 
-SYSTEMS = {"windows": windows, "macos": macos}
+SYSTEMS = {"windows": windows, "macos": macos, "without-vnni": without_vnni}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -62,10 +63,11 @@ def copy_of_the_checkout(destination: Path, *, links: bool) -> Path:
     for name in PARTS:
         ignore = unwanted if name == "dialogpt" else shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, destination / name, symlinks=True, ignore=ignore)
-    for name in ("scripts", "tests"):
+    for name in ("scripts", "tests", "docs"):
         shutil.copytree(ROOT / name, destination / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt"):
-        shutil.copy(ROOT / name, destination)
+    for pattern in ("pyproject.toml", "setup.py", "MANIFEST.in", "*.md", "LICENSE", "constraints.txt"):
+        for path in ROOT.glob(pattern):
+            shutil.copy(path, destination)
     if not links:
         for name in ("model", "weights"):
             (destination / "dialogpt" / name).write_text(f"../{name}")  # as git leaves a link where there are none
@@ -78,7 +80,8 @@ def built(source: Path, *kinds: str) -> list[Path]:
     command = [sys.executable, "-m", "build", *kinds, "--no-isolation", "--outdir", str(out), str(source)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stdout + done.stderr, done.stdout + done.stderr
+    warnings = [line for line in (done.stdout + done.stderr).splitlines() if "warning" in line.lower()]
+    assert not [line for line in warnings if "no previously-included files" not in line]  # of MANIFEST.in
     return sorted(out.iterdir())
 
 
@@ -107,6 +110,7 @@ def test_the_wheel_holds_the_package_and_nothing_generic(distributions: tuple[Pa
         if path.is_file() and not {"__pycache__", "dialogues"} & {*path.parts}  # what tiny learned from stays here
     }
     without = {"dialogpt/README.md", "dialogpt/model/README.md", "dialogpt/weights/README.md"}
+    without |= {"dialogpt/model", "dialogpt/weights"}  # files where there are no links
     assert {name for name in names if not name.startswith("dialogpt-")} == ours - without
     for links in (True, False):  # from a checkout with links and without them the same
         source = copy_of_the_checkout(tmp_path / str(links) / "source", links=links)
@@ -122,6 +126,7 @@ def test_the_source_distribution_holds_its_tests(distributions: tuple[Path, Path
     left_out = {".ci/run", ".gitignore", ".gitattributes", "dialogpt/model", "dialogpt/weights"}
     expected = {name for name in tracked.stdout.split("\n") if name and not name.startswith(".github/")}
     assert expected - names <= left_out
+    assert not [name for name in names if name.startswith(("dialogpt/model/", "dialogpt/weights/"))]  # once is enough
 
 
 @pytest.fixture(scope="module")
@@ -145,10 +150,19 @@ def homes(distributions: tuple[Path, Path], tmp_path_factory: pytest.TempPathFac
     return {path.name: path for path in folder.iterdir() if not path.name.endswith("source")}
 
 
+def test_its_command_is_named_like_it(distributions: tuple[Path, Path]) -> None:
+    """That is what `pipx run` and `uvx` look for in a wheel."""
+    with zipfile.ZipFile(distributions[1]) as archive:
+        commands = archive.read("dialogpt-0.1.0.dist-info/entry_points.txt").decode()
+    assert commands == "[console_scripts]\ndialogpt = dialogpt.cli:console\n"
+
+
 @pytest.mark.parametrize("how", ["script", "-c", "-m", "console"])
 @pytest.mark.parametrize("kind", ["wheel", "editable", "editable without links"])
 def test_files_of_ones_own_hide_nothing(homes: dict[str, Path], kind: str, how: str, tmp_path: Path) -> None:
     """Nearly every folder of machine learning has a model.py; it was imported in place of ours."""
+    if kind == "editable" and not (ROOT / "dialogpt" / "model").is_dir():
+        pytest.skip("there are no links in this checkout")
     for name in ("model", "weights"):
         (tmp_path / f"{name}.py").write_text("raise RuntimeError('a file of the user was imported')")
         (tmp_path / name).mkdir()
@@ -187,9 +201,14 @@ def test_the_wheel_chats_elsewhere(homes: dict[str, Path], tmp_path: Path) -> No
     assert talk.stdout.count(b"\n") == 1
 
 
-def test_a_missing_extra_names_the_command_that_installs_it(homes: dict[str, Path], tmp_path: Path) -> None:
+def test_a_missing_extra_names_the_command_that_installs_it(
+    homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a checkout its own, with the pins beside it; for who installed a wheel the index's."""
+    monkeypatch.chdir(ROOT)
     assert install_hint("hub") == 'pip install -c constraints.txt -e ".[hub]"'
+    monkeypatch.chdir(tmp_path)
+    assert install_hint("hub") == f'pip install -c "{ROOT / "constraints.txt"}" -e "{ROOT}[hub]"'
     environment = os.environ | {"PYTHONPATH": str(homes["wheel"])}
     program = "import sys; sys.modules['uvicorn'] = None; import dialogpt.cli as c; sys.exit(c.main(['serve']))"
     done = subprocess.run(
@@ -197,3 +216,12 @@ def test_a_missing_extra_names_the_command_that_installs_it(homes: dict[str, Pat
     )
     assert done.returncode == 1
     assert 'install with: pip install "dialogpt[serve]"' in done.stderr
+    note = next(homes["wheel"].glob("*.dist-info")) / "direct_url.json"  # as pip leaves it after `pip install .`
+    note.write_text(json.dumps({"url": ROOT.as_uri(), "dir_info": {}}))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+    finally:
+        note.unlink()
+    assert f'pip install -c "{ROOT / "constraints.txt"}" "{ROOT}[serve]"' in done.stderr

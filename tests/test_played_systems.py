@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers import ROOT, environment
 
 PROGRAM = """
 import os, subprocess, sys
+import torch
+VNNI = torch.cpu._is_vnni_supported()
 import tests
 from pathlib import Path
 
@@ -43,13 +46,15 @@ from dialogpt import keyboard
 from dialogpt.model import precision
 print("keyboard", keyboard.readline is not None and keyboard._can_prefill(), keyboard.termios is not None)
 operators = [getattr(value, "namespace", None) for value in vars(precision).values()]
-print("products", "mkldnn" in operators or "quantized" in operators, flush=True)
+print("products", "mkldnn" in operators or "quantized" in operators)
+print("int8 is exact", precision.has_int8() or not VNNI, flush=True)
 subprocess.run([sys.executable, "-c", "import os; print('child', hasattr(os, 'fork'))"], check=True)
 """
 LINUX = ["fcntl - resource - fork True", "folder -", "link -", "sync -", "busy - -", "inside -", "sysconf True proc -",
-         "products True"]  # fmt: skip
+         "products True", "int8 is exact True"]  # fmt: skip
 EXPECTED = {
     "": [*LINUX, "child True"],
+    "without-vnni": [*LINUX[:-1], f"int8 is exact {not torch.cpu._is_vnni_supported()}", "child True"],
     "macos": ["fcntl - resource ModuleNotFoundError fork True", *LINUX[1:7], "keyboard False True", "products False",
               "child True"],
     "windows": ["fcntl ModuleNotFoundError resource ModuleNotFoundError fork False", "folder PermissionError",

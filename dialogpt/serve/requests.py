@@ -241,8 +241,10 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
         given["sequence_bias"] = _biases(request.logit_bias)
     asked = request.most_tokens or _number("max_new_tokens", given, defaults.max_new_tokens or limits.new_tokens)
     most = min(asked, limits.new_tokens)
-    shortest = _number("min_new_tokens", given, min(defaults.min_new_tokens or 0, most))
-    if shortest > limits.new_tokens:
+    shortest = defaults.min_new_tokens  # None, where min_length counts
+    if shortest is not None or "min_new_tokens" in given:
+        shortest = _number("min_new_tokens", given, min(shortest or 0, most))
+    if (shortest or 0) > limits.new_tokens:
         raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
     given |= {"max_new_tokens": most, "min_new_tokens": shortest, "stop_strings": request.stops or None}
     return defaults.merged(given).with_bans_of(defaults).with_end_token(eos_id)
