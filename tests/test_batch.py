@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -157,9 +158,15 @@ def test_an_output_has_one_writer_and_one_input(
 def test_an_output_is_closed_before_its_lock_is_released(
     lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened, closed = [], []
+    opened: list[IO[bytes]] = []
+    closed: list[bool] = []
     honest = batch._output
-    monkeypatch.setattr(batch, "_output", lambda path: (opened.append(honest(path)), opened[0])[1])
+
+    def note(path: Path) -> IO[bytes]:
+        opened.append(honest(path))
+        return opened[0]
+
+    monkeypatch.setattr(batch, "_output", note)
     monkeypatch.setattr(batch, "_held", lambda path: lambda: closed.append(opened[0].closed))
     assert run("--batch", lines, "--output", tmp_path / "out.jsonl") == 0
     assert closed == [True]

@@ -149,7 +149,8 @@ def test_what_is_no_lock_file_is_a_sentence_and_stays(tmp_path: Path, kind: str)
 
 
 def test_a_lock_is_waited_for(tmp_path: Path) -> None:
-    path, order = tmp_path / ".lock", []
+    path = tmp_path / ".lock"
+    order: list[str] = []
     release = lock(path, seconds=math.inf)
 
     def wait() -> None:
