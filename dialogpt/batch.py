@@ -100,12 +100,10 @@ def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) 
         KeyboardInterrupt: `stop` said so.
     """
     good = [line for line in group if line.problem is None]
-    device = chat.model.device
 
     def answer(lines: list[Line]) -> list[list[Reply]]:
         seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in lines]
-        generators = [fresh_generator(device, seed) for seed in seeds]
-        return chat.candidates_for_all([line.turns for line in lines], number, generators, stop)
+        return chat.candidates_for_all([line.turns for line in lines], number, seeds, stop)
 
     found: dict[int, list[Reply] | str] = {}
     try:

@@ -10,26 +10,26 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from dialogpt.decoder import Stop, Stopped, fresh_generator
+from dialogpt.decoder import Stop, Stopped
 from dialogpt.errors import DialogueError
-from dialogpt.generate import Reply, generate, generate_batch
+from dialogpt.generate import Reply
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt, Turn, alternating
-from dialogpt.model import GPT2, KVCache, shared_prefix
+from dialogpt.model import GPT2, KVCache
 from dialogpt.normalize import normalize
-from dialogpt.rerank import Reranker, ranked
+from dialogpt.replies import Dialogue, Generators, Plan, cached_tokens, generate_replies, stream_reply
+from dialogpt.rerank import Reranker
 from dialogpt.score import Score, score
 from dialogpt.speculate import Draft
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from dialogpt.weights import Checkpoint, load, open_checkpoint
 from dialogpt.weights.checkpoint import Source
 
-TRIES = 5  # draws of a reply before one of white space only is accepted
 logger = logging.getLogger(__name__)
 
 
@@ -124,7 +124,7 @@ class Chat:
         self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
         self.draft = draft
         self.statistics = Statistics()
-        self._generator = fresh_generator(model.device, seed)
+        self._generators = Generators(model.device, seed)
         self._cache = KVCache.for_model(model)
         self._shown: Prompt | None = None
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
@@ -235,99 +235,63 @@ class Chat:
         self._shown, self.statistics = None, Statistics()
 
     def candidates(self, turns: Sequence[str], number: int) -> list[Reply]:
-        """Several replies to one dialogue, which is not made part of this conversation.
+        """Generate several replies to one dialogue, which is not made part of this conversation.
 
         Args:
             turns: at least one; the last is answered.
             number: how many replies; above 1 the settings must sample, or have as many beams. With a reranker they are
                 the best of `num_candidates`, the best first.
         """
-        return self.candidates_for_all([turns], number, [self._generator])[0]
+        return self._replies([turns], number, [self._generators])[0]
 
     def candidates_for_all(
         self,
         dialogues: Sequence[Sequence[str]],
         number: int,
-        generators: Sequence[torch.Generator],
+        seeds: Sequence[int],
         stop: Stop | None = None,
     ) -> list[list[Reply]]:
-        """Several replies to each of several dialogues, answered together; see `candidates`.
+        """Generate several replies to each of several dialogues together; see `candidates`.
 
         Args:
             dialogues: of each at least one turn.
             number: how many replies to each.
-            generators: one for each dialogue, so that its replies do not depend on the others.
+            seeds: one for each dialogue, so that its replies do not depend on the others; reply k is sampled with
+                seed + k.
             stop: asked before every token; true ends it all.
 
         Raises:
             Stopped: `stop` said so.
         """
-        histories = [History(self.tokenizer.eos_id, alternating([*map(self._turn, turns)])) for turns in dialogues]
-        prompts = [self._prompt(history) for history in histories]
-        wanted = number if self.reranker is None else max(number, self.num_candidates)
-        found = self._draw(prompts, wanted, generators, stop)
-        return [self._ranked(h.turns, replies, stop)[:number] for h, replies in zip(histories, found, strict=True)]
+        return self._replies(dialogues, number, [Generators(self.model.device, seed) for seed in seeds], stop)
 
-    def _draw(
-        self, prompts: list[Prompt], number: int, generators: Sequence[torch.Generator], stop: Stop | None
-    ) -> list[list[Reply]]:
-        """Replies to each prompt; those of white space only are drawn again, and come last if there is nothing else."""
-        config = self.generation.with_end_token(self.tokenizer.eos_id)
-        found: list[list[Reply]] = [[] for _ in prompts]
-        blank: list[list[Reply]] = [[] for _ in prompts]
-        for _ in range(TRIES):
-            short = [place for place, replies in enumerate(found) if len(replies) < number]
-            if not short:
-                break
-            for missing in sorted(
-                {number - len(found[place]) for place in short}
-            ):  # so that none draws more than alone
-                some = [place for place in short if number - len(found[place]) == missing]
-                short = [place for place in short if place not in some]
-                settings = replace(config, num_return_sequences=missing)
-                said = self._say(
-                    [prompts[place] for place in some], settings, [generators[place] for place in some], stop
-                )
-                for place, replies in zip(some, said, strict=True):
-                    for reply in replies:
-                        (found if self.tokenizer.decode(reply.ids).strip() else blank)[place].append(reply)
-            if not config.do_sample or config.num_beams > 1:
-                break
-        return [[*replies, *rest][:number] for replies, rest in zip(found, blank, strict=True)]
-
-    def _ranked(
-        self, turns: Sequence[Sequence[int]], replies: Sequence[Reply], stop: Stop | None = None
-    ) -> list[Reply]:
-        """Replies to a dialogue, the best first if there is a reranker."""
-        return list(replies) if self.reranker is None else ranked(self.reranker, turns, replies, stop)
-
-    def _say(
+    def _replies(
         self,
-        prompts: list[Prompt],
-        config: GenerationConfig,
-        generators: Sequence[torch.Generator],
-        stop: Stop | None,
+        dialogues: Sequence[Sequence[str]],
+        number: int,
+        generators: Sequence[Generators],
+        stop: Stop | None = None,
     ) -> list[list[Reply]]:
-        """Whole replies. One prompt is read by this conversation's cache, and each reply has a copy of it."""
-        cache = None
-        if len(prompts) == 1:
-            (ids,) = (prompt.ids for prompt in prompts)
-            shared = min(shared_prefix(self._cache.ids[0], ids), len(ids) - 1)
-            self._cache.crop(0, shared)
-            if unread := ids[shared:-1]:
-                with torch.inference_mode():
-                    self.model.hidden(torch.tensor([unread], device=self.model.device), self._cache)
-            cache = self._cache.copy()
-        copies = config.num_return_sequences if config.num_beams == 1 else 1
-        return generate_batch(
-            self.model,
-            prompts,
-            config,
-            generator=[generator for generator in generators for _ in range(copies)],
-            cache=cache,
-            tokenizer=self.tokenizer,
-            stop=stop,
-            draft=self.draft,
+        plan = self._plan(number)
+        asked = []
+        for texts, sources in zip(dialogues, generators, strict=True):
+            history = History(self.tokenizer.eos_id, alternating([*map(self._turn, texts)]))
+            asked.append(Dialogue(self._prompt(history), history.turns, sources))
+        cache = self._cache if len(asked) == 1 else None
+        return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
+
+    def _plan(self, num_replies: int = 1) -> Plan:
+        """Resolve the settings of the next replies.
+
+        Raises:
+            DialogueError: they cannot give so many replies, or so many candidates.
+        """
+        return Plan.of(
+            replace(self.generation, num_return_sequences=num_replies),
+            self.tokenizer.eos_id,
+            num_replies=num_replies,
+            reranker=self.reranker,
+            num_candidates=self.num_candidates,
         )
 
     def score(self, turns: Sequence[str]) -> list[Score]:
@@ -391,62 +355,39 @@ class Chat:
         """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""
         before, shown = self.history.turns, self._shown
         said: list[int] | None = None  # ids whose text was handed out; None while there is none
+        start = time.perf_counter()
+
+        def count() -> None:
+            self.statistics.count_token(time.perf_counter() - start)
+
         try:
             self.history.turns, self._shown = turns, prompt
-            config = self.generation.with_end_token(self.tokenizer.eos_id)
-            shared = min(shared_prefix(self._cache.ids[0], prompt.ids), len(prompt.ids) - 1)
-            self.statistics = Statistics(len(prompt.ids), len(prompt.ids) - shared)
-            start = time.perf_counter()
-            for _ in range(TRIES):
-                ids: list[int] = []
-                text, visible = "", False
-                decoder = StreamDecoder(self.tokenizer)
-                for token in self._tokens(turns, prompt, config, stop):
-                    self.statistics.count_token(time.perf_counter() - start)
-                    if stop is not None and stop():
-                        return
-                    ids.append(token)
-                    text += decoder.feed(token)
-                    visible = visible or bool(text.strip())
-                    if visible and text:
-                        if said is None or not decoder.waiting:  # half a character is not kept
-                            said = list(ids)
-                        yield text
-                        text = ""
-                text += decoder.finish()
-                if visible or text.strip() or not config.do_sample or self._whole:
-                    break
+            computed = len(prompt.ids) - cached_tokens(self._cache, prompt.ids)
+            self.statistics = Statistics(len(prompt.ids), computed)
+            ids: list[int] = []
+            decoder = StreamDecoder(self.tokenizer)
+            for tokens in stream_reply(
+                self.model,
+                self.tokenizer,
+                self._plan(),
+                Dialogue(prompt, turns, self._generators),
+                self._cache,
+                on_token=count,
+                draft=self.draft,
+                stop=stop,
+            ):
+                ids += tokens
+                if text := "".join(map(decoder.feed, tokens)):
+                    if said is None or not decoder.waiting:  # half a character is not kept
+                        said = list(ids)
+                    yield text
             said = ids
-            if text:
+            if text := decoder.finish():
                 yield text
-        except Stopped:  # before a first word
+        except Stopped:
             return
         finally:
             if said is None:
                 self.history.turns, self._shown = before, shown
             else:
                 self.history.turns = [*turns, Turn(said, BOT)]
-
-    @property
-    def _whole(self) -> bool:
-        """Whether replies are known at their end only: beams, and what a reranker chooses."""
-        return self.reranker is not None or self.generation.num_beams > 1
-
-    def _tokens(self, turns: list[Turn], prompt: Prompt, config: GenerationConfig, stop: Stop | None) -> Iterator[int]:
-        """The reply's tokens, as they come."""
-        if self._whole:
-            number = 1 if self.reranker is None else self.num_candidates
-            (replies,) = self._draw([prompt], number, [self._generator], stop)
-            yield from self._ranked(turns, replies, stop)[0].ids
-            return
-        steps = generate(
-            self.model,
-            prompt,
-            config,
-            generator=self._generator,
-            cache=self._cache,
-            tokenizer=self.tokenizer,
-            draft=self.draft,
-        )
-        for step in steps:
-            yield step.id

@@ -263,6 +263,14 @@ class Decoder:
             raise DialogueError(f"{setting} names texts, which takes the tokenizer; pass it")
         return self.tokenizer
 
+    def restart(self, row: Row) -> None:
+        """Let a row generate its reply again, from its generator's next draws.
+
+        The row keeps its place in the cache, so that only the last token of its prompt is computed once more.
+        """
+        del row.ids[row.prompt_length :]
+        row.finish_reason, row.ended = None, False
+
     def drop(self, row: Row) -> None:
         """Let a row leave, finished or not."""
         self.rows.remove(row)

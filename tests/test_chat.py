@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
-from dialogpt.chat import TRIES
 from dialogpt.model import GPT2
+from dialogpt.replies import MAX_ATTEMPTS
 from dialogpt.weights import load
 from tests.helpers import counted_reads, random_model, small_vocabulary
 
@@ -283,7 +283,7 @@ def test_a_network_that_says_nothing_is_believed_in_the_end(
     chat: Chat, network: GPT2, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat.generation = GenerationConfig(do_sample=True, min_new_tokens=1)
-    blank_first(network, tokenizer, TRIES, monkeypatch)
+    blank_first(network, tokenizer, MAX_ATTEMPTS, monkeypatch)
     assert chat.reply("Hello") == " "
     assert chat.texts() == ["Hello", " "]
 

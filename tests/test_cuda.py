@@ -12,7 +12,9 @@ import torch
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli import main
 from dialogpt.decoder import fresh_generator
+from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
+from dialogpt.replies import Dialogue, Generators, Plan
 from dialogpt.serve.engine import End, Engine, Event, Job, Token
 from dialogpt.weights import CheckpointError, load
 from tests.helpers import WAIT_SECONDS, pair, random_model, seeded, small_vocabulary
@@ -112,7 +114,8 @@ def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2])
     prompts = [*PROMPTS, *([*prompt, 50, 51] for prompt in PROMPTS)]
     heard: list[Queue[Event]] = [Queue() for _ in prompts]
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
-        engine.submit(Job(prompt, config, [fresh_generator(CUDA, seed)], events.put, seconds=60, alternatives=2))
+        dialogue = Dialogue(Prompt(prompt, 0, 0), [], Generators(CUDA, seed))
+        engine.submit(Job(dialogue, Plan(config), events.put, seconds=60, alternatives=2))
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
         alone = generate(network, prompt, config, generator=fresh_generator(CUDA, seed))
         said: list[int] = []

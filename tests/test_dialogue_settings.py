@@ -247,10 +247,10 @@ def test_redrawn_replies_do_not_depend_on_other_dialogues(number: int) -> None:
         sequence_bias=[[[chat.tokenizer.eos_id], 12.0]],  # type: ignore[arg-type]
     )
     dialogues = [["Hi!"], ["How are you?"], ["What?", "Yes.", "No."], ["Ok."], ["Tell me more."], ["Bye."]]
-    together = chat.candidates_for_all(dialogues, number, [seeded(n) for n in range(6)])
+    together = chat.candidates_for_all(dialogues, number, range(6))
     assert any(not reply.ids for replies in together for reply in replies) or number == 1
     for place, turns in enumerate(dialogues):
-        (alone,) = chat.candidates_for_all([turns], number, [seeded(place)])
+        (alone,) = chat.candidates_for_all([turns], number, [place])
         assert [reply.ids for reply in alone] == [reply.ids for reply in together[place]]
 
 

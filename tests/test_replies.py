@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 
 from dialogpt import Chat, Decoder, DialogueError, GenerationConfig, History, Tokenizer
-from dialogpt.cli import build_parser
+from dialogpt.batch import SEED_STRIDE
+from dialogpt.cli import build_parser, main
 from dialogpt.flags import generation_from
 from dialogpt.generation_config import parse_setting
-from dialogpt.history import BOT, USER, Turn, alternating
+from dialogpt.history import BOT, USER, Prompt, Turn, alternating
+from dialogpt.model import KVCache
 from dialogpt.opening import open_chat
+from dialogpt.replies import Dialogue, Generators, Plan, stream_reply
+from dialogpt.rerank import MMI
 from dialogpt.serve import command
-from dialogpt.serve.requests import ChatRequest, Limits, settings_of
+from dialogpt.serve.api import create_app
+from dialogpt.serve.engine import Engine
+from dialogpt.serve.requests import ChatRequest, Limits, plan_of
 from dialogpt.weights import load, open_checkpoint
+from tests.helpers import counted_reads
 
 BANS: dict[str, Any] = {
     "bad_words": ("darn",),
@@ -37,7 +49,7 @@ def flags(*given: str, command: str = "chat") -> argparse.Namespace:
 def body_settings(settings: GenerationConfig, **body: Any) -> GenerationConfig:
     """The settings that a request's body comes to on a server with these settings."""
     request = ChatRequest(messages=[{"role": "user", "content": "Hi!"}], **body)
-    return settings_of(request, Limits(settings, 128, 64, 30, 256), 0)
+    return plan_of(request, Limits(settings, 128, 64, 30, 256), 0).config
 
 
 # ---- settings ----
@@ -156,3 +168,172 @@ def test_the_history_carries_who_spoke() -> None:
     shown = chat.shown()
     assert shown is not None
     assert shown.own_turns == [chat.history.turns[1]]
+
+
+# ---- replies ----
+
+SEED, LINES = 5, 6
+TALK = [("user", "Hi!"), ("assistant", "Hello."), ("user", "And now?")]
+SAMPLED = ["--dtype", "float64", "--max-new-tokens", "8", "--top-k", "0", "--top-p", "1", "--temperature", "1"]
+OFTEN_BLANK = ["--min-new-tokens", "0", "--sequence-bias", "[[[556], 7.5]]"]  # every second sample or so ends at once
+
+
+@dataclass(frozen=True)
+class Case:
+    """One way to ask for replies: as flags of a command, and as a request's body."""
+
+    given: list[str]
+    num_replies: int = 1
+    ranked: bool = False
+    body: dict[str, Any] = field(default_factory=dict)
+
+
+CASES = {
+    "one": Case([]),
+    "several": Case([], num_replies=3),
+    "a blank first sample": Case(OFTEN_BLANK),
+    "several, with blanks": Case(OFTEN_BLANK, num_replies=3),
+    "ranked": Case([], num_replies=2, ranked=True),
+    "ranked, with blanks": Case(OFTEN_BLANK, ranked=True),
+    "beams": Case(["--no-do-sample", "--num-beams", "3"], 2, body={"num_beams": 3, "do_sample": False}),
+}
+
+
+def of_batch(capsys: pytest.CaptureFixture[str], path: Path, given: list[str], num_replies: int) -> list[list[str]]:
+    """The replies of `reply --batch` to the same dialogue on each line; each line has a seed of its own."""
+    path.write_text((json.dumps({"turns": [text for _, text in TALK]}) + "\n") * LINES)
+    capsys.readouterr()
+    batch = ["reply", "--batch", str(path), "--seed", str(SEED), "--num-replies", str(num_replies), *given]
+    assert main(batch) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return [[reply["text"] for reply in json.loads(line)["replies"]] for line in lines]
+
+
+def of_chat(chat: Chat, seed: int, num_replies: int) -> list[str]:
+    """The replies of a fresh conversation with these settings."""
+    fresh = Chat(
+        chat.model,
+        chat.tokenizer,
+        chat.generation,
+        seed=seed,
+        reranker=chat.reranker,
+        num_candidates=chat.num_candidates,
+    )
+    if num_replies > 1:
+        return [chat.tokenizer.decode(reply.ids) for reply in fresh.candidates([text for _, text in TALK], num_replies)]
+    fresh.restore([chat.tokenizer.encode(text) for _, text in TALK[:-1]])
+    return ["".join(fresh.stream(TALK[-1][1]))]
+
+
+def of_server(client: TestClient, seed: int, case: Case, stream: bool) -> list[str]:
+    """The replies of a server."""
+    messages = [{"role": role, "content": text} for role, text in TALK]
+    body = {"messages": messages, "seed": seed, "n": case.num_replies, "stream": stream, **case.body}
+    answer = client.post("/v1/chat/completions", json=body | ({"rerank": True} if case.ranked else {}))
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        return [choice["message"]["content"] for choice in answer.json()["choices"]]
+    texts = [""] * case.num_replies
+    for event in answer.text.split("\n\n"):
+        if event.startswith("data: {"):
+            for choice in json.loads(event.removeprefix("data: "))["choices"]:
+                texts[choice["index"]] += choice["delta"].get("content") or ""
+    return texts
+
+
+@contextmanager
+def server(chat: Chat) -> Iterator[TestClient]:
+    """A server with the network, settings and reranker of a conversation; beams are for requests to ask."""
+    settings = replace(chat.generation, num_beams=1)
+    limits = Limits(settings, 128, 64, 60, chat.history_tokens, chat.reranker, chat.num_candidates)
+    engine = Engine(chat.model, chat.tokenizer)
+    try:
+        yield TestClient(create_app(engine, "m", limits))
+    finally:
+        engine.close(0)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_front_end_gives_the_same_replies(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """Streamed and whole, in batches and alone; exact in float64."""
+    case = CASES[name]
+    given = ["--model", str(published), "--threads", "1", *SAMPLED, *case.given]
+    if case.ranked:
+        given += ["--rerank", "mmi", "--reverse-model", str(published), "--num-candidates", "5"]
+    found = of_batch(capsys, tmp_path / "in.jsonl", given, case.num_replies)
+    chat = open_chat(flags(*given))
+    with server(chat) as client:
+        for number, texts in enumerate(found, 1):
+            seed = SEED + SEED_STRIDE * number
+            assert of_chat(chat, seed, case.num_replies) == texts
+            assert of_server(client, seed, case, stream=False) == texts
+            assert of_server(client, seed, case, stream=True) == texts
+    assert (len({tuple(texts) for texts in found}) > 1) == (name != "beams")
+
+
+def test_a_blank_sample_is_generated_again_and_a_blank_candidate_wins_nowhere(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server did not sample blank candidates again, and a chat's reranker could choose one."""
+    chat = open_chat(flags("--model", str(published), *SAMPLED, *OFTEN_BLANK, "--max-new-tokens", "3"))
+    tokenizer, asked = chat.tokenizer, list[int]()
+
+    class LikesBlanks:
+        def scores(self, _: Any, replies: Any, __: Any = None) -> list[float]:
+            asked.append(sum(not tokenizer.decode(ids).strip() for ids in replies))
+            return [-float(len(ids)) for ids in replies]
+
+    chat.reranker, chat.num_candidates = LikesBlanks(), 8
+    case = Case([], ranked=True)
+    blanks: dict[int, list[int]] = {}
+    for attempts in (1, 5):
+        monkeypatch.setattr("dialogpt.replies.MAX_ATTEMPTS", attempts)
+        with server(chat) as client:
+            for seed in range(4):
+                (text,) = of_chat(chat, seed, 1)
+                assert text.strip()
+                assert of_server(client, seed, case, stream=False) == [text]
+        blanks[attempts], asked[:] = list(asked), []
+    assert sum(blanks[5]) < sum(blanks[1]) // 2
+    assert blanks[1][::2] == blanks[1][1::2]  # of the chat, and of the server
+
+
+def test_beams_and_candidates_of_a_server_reuse_cached_prefixes(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each computed its whole prompt anew, and left nothing behind for the next turn."""
+    chat = open_chat(flags("--model", str(published), *SAMPLED, "--max-new-tokens", "2"))
+    chat.reranker, chat.num_candidates = MMI.load(published, chat.tokenizer), 3
+    long = [{"role": "user", "content": "a b c d e f g h i j k l m n o p q r s t u v w x y z"}]
+    longer = [*long, {"role": "assistant", "content": "yes"}, {"role": "user", "content": "no"}]
+    with server(chat) as client:
+        for body in ({"num_beams": 2, "do_sample": False}, {"rerank": True}, {}):
+            alone = [client.post("/v1/chat/completions", json={"messages": longer, "seed": 1, **body}).json()]
+            reads = counted_reads(chat.model, monkeypatch)
+            again = client.post("/v1/chat/completions", json={"messages": longer, "seed": 1, **body}).json()
+            assert reads[0] <= 3  # of more than 50; at least the last token is computed once more, by each sequence
+            assert again["choices"] == alone[0]["choices"]
+            monkeypatch.undo()
+
+
+def test_a_sample_that_is_generated_again_computes_one_token_of_its_prompt(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = open_chat(flags("--model", str(published), *SAMPLED, *OFTEN_BLANK))
+    prompt = Prompt([*range(40), chat.tokenizer.eos_id], 0, 0, [])
+    plan = Plan.of(chat.generation, chat.tokenizer.eos_id)
+    reads = counted_reads(chat.model, monkeypatch)
+    attempts = 0
+    for seed in range(6):
+        reads.clear()
+        count: list[int] = []
+        dialogue = Dialogue(prompt, [], Generators("cpu", seed))
+        cache = KVCache.for_model(chat.model)
+        for _ in stream_reply(chat.model, chat.tokenizer, plan, dialogue, cache, on_token=partial(count.append, 1)):
+            pass
+        assert reads[0] == len(prompt.ids)
+        assert set(reads[1:]) <= {1}
+        attempts += len(reads) > len(count) + 1
+    assert attempts

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,15 +24,13 @@ from prometheus_client import generate_latest
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from dialogpt.decoder import Stop, fresh_generator
 from dialogpt.errors import DialogueError
-from dialogpt.generate import Reply as Said
-from dialogpt.rerank import ranked
+from dialogpt.replies import Dialogue, Generators
 from dialogpt.serve.engine import End, Engine, Event, Job, Token
 from dialogpt.serve.forms import Chat, Completion, Form, Reply, ShownText
 from dialogpt.serve.gate import Gate, Metrics
 from dialogpt.serve.refusals import Refused, as_refused, error_object, on_http_error, on_not_valid, on_refused
-from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, settings_of
+from dialogpt.serve.requests import ChatRequest, CompletionRequest, Limits, Request, plan_of
 
 Result = TypeVar("Result")
 
@@ -47,8 +45,8 @@ class Answer:
             DialogueError: it cannot be answered.
         """
         tokenizer = engine.tokenizer
-        config = settings_of(request, limits, tokenizer.eos_id)
-        window = config.prompt_room(limits.positions)
+        plan = plan_of(request, limits, tokenizer.eos_id)
+        window = plan.config.prompt_room(limits.positions)
         self.prompt = request.prompt(tokenizer, limits.history_tokens, window)
         self.tokenizer, self.metrics, self.engine = tokenizer, metrics, engine
         self.start = time.perf_counter()
@@ -60,24 +58,11 @@ class Answer:
             with suppress(RuntimeError):  # the loop has ended, and nobody listens
                 loop.call_soon_threadsafe(self.events.put_nowait, event)
 
-        seeds = [None if request.seed is None else (request.seed + k) % (1 << 63) for k in range(request.replies)]
-        generators = [fresh_generator(engine.model.device, seed) for seed in seeds]
-        tries = request.tries if config.do_sample else 1
-        choose = None if not request.rerank else self._judge(request, limits)
-        self.job = Job(self.prompt.ids, config, generators, tell, limits.seconds, request.alternatives, tries, choose)
+        turns = request.turns(tokenizer) if request.rerank else []
+        dialogue = Dialogue(self.prompt, turns, Generators(engine.model.device, request.seed))
+        self.job = Job(dialogue, plan, tell, limits.seconds, request.alternatives)
         engine.submit(self.job)
         metrics.prompt.inc(len(self.prompt.ids))
-
-    def _judge(self, request: Request, limits: Limits) -> Callable[[list[Said], Stop], list[Said]]:
-        """What chooses the best of several candidates; those of white space only come last."""
-        turns, tokenizer, reranker = request.turns(self.tokenizer), self.tokenizer, limits.reranker
-        assert reranker is not None  # or `settings_of` has refused it
-
-        def choose(candidates: list[Said], stop: Stop) -> list[Said]:
-            judged = ranked(reranker, turns, candidates, stop)
-            return sorted(judged, key=lambda said: not tokenizer.decode(said.ids).strip())[: request.replies]
-
-        return choose
 
     async def next(self) -> tuple[int, str, Token | End]:
         """The next event: of which reply, the text that it adds, and itself.

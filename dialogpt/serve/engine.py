@@ -14,14 +14,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
-import torch
-
-from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stop, Stopped
+from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stopped
 from dialogpt.errors import DialogueError
-from dialogpt.generate import Reply, generate_batch
-from dialogpt.generation_config import GenerationConfig
 from dialogpt.model import GPT2, KVCache, shared_prefix
+from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies
 from dialogpt.tokenizer import Tokenizer
 
 MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
@@ -86,45 +84,37 @@ class Job:
     """A request.
 
     Attributes:
-        prompt_ids: at least one token.
-        config: `num_return_sequences` replies are said, each a row.
-        generators: one for each reply; with beams or candidates, the first is for all.
-        tell: hears every event, in the thread of the engine.
+        dialogue: what is answered.
+        plan: how; see `dialogpt.replies`.
+        tell: receives every event, in the thread of the engine.
         seconds: what it may take, waiting included.
-        alternatives: how many are told beside each token; None: not even its own probability.
-        tries: draws of a reply before one of white space only is told.
-        choose: of `num_return_sequences` candidates, makes as many as there are generators, the best first, and asks
-            now and then whether to go on; None where every reply is told.
+        alternatives: how many are sent with each token; None: not even its own probability.
     """
 
-    prompt_ids: Sequence[int]
-    config: GenerationConfig
-    generators: Sequence[torch.Generator]
+    dialogue: Dialogue
+    plan: Plan
     tell: Callable[[Event], None]
     seconds: float
     alternatives: int | None = None
-    tries: int = 1
-    choose: Callable[[list[Reply], Stop], list[Reply]] | None = None
     deadline: float = field(init=False, default=0.0)
     cancelled: bool = field(init=False, default=False)
     rows: list[Row] = field(init=False, default_factory=list, repr=False)  # those that are not finished
 
 
-@dataclass(eq=False)
-class Saying:
-    """A row: which reply of which request it says."""
+@dataclass(frozen=True, eq=False)
+class Running:
+    """A reply that is being generated in the batch: which one of which request."""
 
     job: Job
     choice: int
-    tries: int  # this one included
-    held: list[Event] = field(default_factory=list)  # white space so far, which may be drawn again
+    stream: ReplyStream[Event]
 
 
 class Engine:
     """Decodes all requests together, as many as fit, in the order in which they came.
 
-    Beams, and what is chosen among candidates, are known at the end only: such requests are answered beside the batch,
-    one after the other.
+    Beams, and what is chosen among candidates, are known at the end only: such requests are answered unbatched, one
+    after the other. Both kinds reuse what was computed of earlier turns.
     """
 
     def __init__(
@@ -152,13 +142,13 @@ class Engine:
         self._prompt_tokens = prompt_tokens
         self._decoder = self._fresh()
         self._prefixes = Prefixes(kept_bytes)
-        self._sayings: dict[int, Saying] = {}  # of each row, by its identity
+        self._running: dict[int, Running] = {}  # of each row, by its identity
         self._condition = threading.Condition()  # for what follows, which other threads change
         self._waiting: deque[Job] = deque()
         self._cancelled: list[Job] = []
-        self._searches: dict[int, Future[None]] = {}  # of each request that is answered beside, by its identity
+        self._searches: dict[int, Future[None]] = {}  # of each request that is answered unbatched, by its identity
         self._cut: float | None = None  # when all ends, once it is being closed
-        self._search = ThreadPoolExecutor(1, thread_name_prefix="beside")
+        self._search = ThreadPoolExecutor(1, thread_name_prefix="unbatched")
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
@@ -172,24 +162,23 @@ class Engine:
             Closed: the engine is being closed, or its thread has ended.
             DialogueError: it asks for more replies than are decoded together.
         """
-        together = max(len(job.generators), job.config.num_return_sequences, job.config.num_beams)
+        together = max(job.plan.num_samples, job.plan.config.num_beams)
         if together > self.most_rows:
             raise DialogueError(
                 f"{together} replies, candidates or beams were asked for; this server decodes {self.most_rows} together"
             )
         job.deadline = time.monotonic() + job.seconds
-        beside = job.config.num_beams > 1 or job.choose is not None
         with self._condition:
             if self._cut is not None or not self.alive:
                 raise Closed(STOPPED)
-            waiting = len(self._searches) if beside else len(self._waiting)
+            waiting = len(self._waiting) if job.plan.streams else len(self._searches)
             if waiting >= self.most_waiting:
                 raise Busy(f"{waiting} requests wait already; ask again in a moment")
-            if beside:
-                self._searches[id(job)] = self._search.submit(self._say_beside, job)
-            else:
+            if job.plan.streams:
                 self._waiting.append(job)
                 self._condition.notify()
+            else:
+                self._searches[id(job)] = self._search.submit(self._run_unbatched, job)
 
     def cancel(self, job: Job) -> None:
         """Let go of a request, finished or not; after the step that is under way it hears nothing more."""
@@ -212,11 +201,11 @@ class Engine:
     @property
     def running(self) -> int:
         """How many replies are being said."""
-        return len(self._sayings)
+        return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place; one that is answered beside the batch counts until it is done."""
+        """How many requests wait for a place; one that is answered unbatched counts until it is done."""
         return len(self._waiting) + len(self._searches)
 
     @property
@@ -238,8 +227,8 @@ class Engine:
                 self._step()
             except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
                 logger.exception("decoding failed; all replies that were being said are lost")
-                lost = {id(saying.job): saying.job for saying in self._sayings.values()}
-                self._decoder, self._sayings = self._fresh(), {}
+                lost = {id(running.job): running.job for running in self._running.values()}
+                self._decoder, self._running = self._fresh(), {}
                 for job in lost.values():
                     job.rows = []
                     self._tell(job, _failed(error))
@@ -247,7 +236,7 @@ class Engine:
     def _take_changes(self) -> bool:
         """Wait until there is something to do, and let requests leave and join; false when all is over."""
         with self._condition:
-            self._condition.wait_for(lambda: self._waiting or self._sayings or self._cancelled or self._cut is not None)
+            self._condition.wait_for(lambda: self._waiting or self._running or self._cancelled or self._cut is not None)
             now = time.monotonic()
             leaving, self._cancelled = self._cancelled, []
             late = [job for job in self._waiting if now > job.deadline]
@@ -255,10 +244,10 @@ class Engine:
             closed = list(self._waiting) if cut else []
             gone = {id(job) for job in (*leaving, *late, *closed)}
             self._waiting = deque(job for job in self._waiting if id(job) not in gone)
-            joining, free = [], self.most_rows - len(self._sayings)
-            while self._waiting and len(self._waiting[0].generators) <= free:
+            joining, free = [], self.most_rows - len(self._running)
+            while self._waiting and self._waiting[0].plan.num_samples <= free:
                 joining.append(self._waiting.popleft())
-                free -= len(joining[-1].generators)
+                free -= joining[-1].plan.num_samples
         for job in leaving:
             self._leave(job)
         for job in late:
@@ -270,70 +259,50 @@ class Engine:
         if cut:
             for row in list(self._decoder.rows):
                 self._end(row, "length")
-        return bool(self._sayings) or self._cut is None or bool(self._waiting)
+        return bool(self._running) or self._cut is None or bool(self._waiting)
 
     def _join(self, job: Job) -> None:
         try:
-            cache = self._prefixes.take(job.prompt_ids)
-            for choice, generator in enumerate(job.generators):
-                self._begin(Saying(job, choice, job.tries), generator, cache if choice == 0 else None)
+            prompt, generators = job.dialogue.prompt, job.dialogue.generators.take(job.plan.num_samples)
+            cache = self._prefixes.take(prompt.ids)
+            for choice, generator in enumerate(generators):
+                describe = partial(_token, choice, job.alternatives)
+                stream: ReplyStream[Event] = ReplyStream(
+                    self._decoder, self.tokenizer, job.plan, prompt, generator, describe, None if choice else cache
+                )
+                stream.row.deadline = min(stream.row.deadline, job.deadline)
+                job.rows.append(stream.row)
+                self._running[id(stream.row)] = Running(job, choice, stream)
         except DialogueError as error:
             self._fail(job, error)
         except Exception as error:
             logger.exception("a request could not join")
             self._fail(job, _failed(error))
 
-    def _begin(self, saying: Saying, generator: torch.Generator | None, cache: KVCache | None) -> None:
-        job = saying.job
-        row = self._decoder.add(job.prompt_ids, job.config, generator=generator, cache=cache)
-        row.deadline = min(row.deadline, job.deadline)
-        job.rows.append(row)
-        self._sayings[id(row)] = saying
-
     def _step(self) -> None:
         try:
             steps = self._decoder.step()
         except GenerationError as error:
             rows = error.rows or self._decoder.rows
-            failed = {id(job): job for job in (self._sayings[id(row)].job for row in rows)}
+            failed = {id(job): job for job in (self._running[id(row)].job for row in rows)}
             for job in failed.values():
                 self._fail(job, error)
             return
         for step in steps:
-            row, saying = step.row, self._sayings.get(id(step.row))
-            if saying is None:  # another reply of its request has failed just now
+            running = self._running.get(id(step.row))
+            if running is None:  # another reply of its request has failed just now
                 continue
-            if not row.ended:
-                saying.held.append(_token(step, saying.choice, saying.job.alternatives))
-            if saying.tries > 1 and not self.tokenizer.decode(row.new_ids).strip():
-                if row.finish_reason is not None:
-                    self._again(row)
-                continue
-            saying.tries = 1  # something was said
-            for event in saying.held:
-                self._tell(saying.job, event)
-            saying.held.clear()
-            if row.finish_reason is not None:
-                self._end(row, row.finish_reason)
-
-    def _again(self, row: Row) -> None:
-        """Draw a reply again; its prompt was read already."""
-        cache = self._decoder.cache_of(row)
-        saying = self._sayings.pop(id(row))
-        saying.job.rows.remove(row)
-        self._decoder.drop(row)
-        try:
-            self._begin(Saying(saying.job, saying.choice, saying.tries - 1), row.generator, cache)
-        except Exception as error:
-            logger.exception("a reply could not be drawn again")
-            self._fail(saying.job, _failed(error))
+            for event in running.stream.advance(step):
+                self._tell(running.job, event)
+            if step.row.finish_reason is not None:
+                self._end(step.row, step.row.finish_reason)
 
     def _end(self, row: Row, reason: str) -> None:
         """One reply is over; what was read of it is kept for the next turn."""
-        saying = self._sayings.pop(id(row))
-        saying.job.rows.remove(row)
-        for event in (*saying.held, End(saying.choice, reason)):
-            self._tell(saying.job, event)
+        running = self._running.pop(id(row))
+        running.job.rows.remove(row)
+        for event in (*running.stream.release(), End(running.choice, reason)):
+            self._tell(running.job, event)
         try:
             cache = self._decoder.cache_of(row)
             if cache is not None:
@@ -345,7 +314,7 @@ class Engine:
     def _leave(self, job: Job) -> None:
         for row in job.rows:
             self._decoder.drop(row)
-            del self._sayings[id(row)]
+            del self._running[id(row)]
         job.rows = []
 
     def _fail(self, job: Job, error: DialogueError) -> None:
@@ -360,9 +329,9 @@ class Engine:
             logger.exception("a request could not be told, and is let go")
             self.cancel(job)
 
-    # ---- in a thread beside it ----
+    # ---- in a thread of its own ----
 
-    def _say_beside(self, job: Job) -> None:
+    def _run_unbatched(self, job: Job) -> None:
         def stop() -> bool:
             now = time.monotonic()
             return job.cancelled or now > job.deadline or (self._cut is not None and now > self._cut)
@@ -370,16 +339,20 @@ class Engine:
         try:
             if time.monotonic() > job.deadline:
                 raise _out_of_time(job)
-            (replies,) = generate_batch(
-                self.model,
-                [job.prompt_ids],
-                job.config,
-                generator=job.generators[0],
-                tokenizer=self.tokenizer,
-                stop=stop,
-                stops_in_prompt=False,
-            )
-            told = replies if job.choose is None else job.choose(replies, stop)
+            cache = self._prefixes.take(job.dialogue.prompt.ids) or KVCache.for_model(self.model)
+            try:
+                (replies,) = generate_replies(
+                    self.model,
+                    self.tokenizer,
+                    job.plan,
+                    [job.dialogue],
+                    cache=cache,
+                    stop=stop,
+                    stops_in_prompt=False,
+                )
+            finally:
+                if cache.ids[0]:
+                    self._prefixes.put(cache)
         except Stopped:
             late = TooLong(f"the replies were not there within {job.seconds:g} s; ask for fewer, or for less")
             if not job.cancelled:
@@ -387,10 +360,10 @@ class Engine:
         except DialogueError as error:
             self._tell(job, error)
         except Exception as error:
-            logger.exception("a request that is answered beside the batch failed")
+            logger.exception("a request that is answered unbatched failed")
             self._tell(job, _failed(error))
         else:
-            for choice, reply in enumerate(told):
+            for choice, reply in enumerate(replies):
                 for token in reply.ids:
                     self._tell(job, Token(choice, token))
                 self._tell(job, End(choice, reply.finish_reason))
@@ -400,12 +373,13 @@ class Engine:
 
 
 class Prefixes:
-    """Caches of conversations whose next turn may come; the oldest go first."""
+    """Caches of conversations whose next turn may come; the oldest go first. Threads may share it."""
 
     def __init__(self, most_bytes: int) -> None:
         """Begin empty, for so many bytes."""
         self.most_bytes = most_bytes
         self._caches: list[KVCache] = []  # the oldest first
+        self._lock = threading.Lock()
 
     def take(self, ids: Sequence[int]) -> KVCache | None:
         """A cache that holds a beginning of these ids, to be changed by who takes it.
@@ -413,23 +387,25 @@ class Prefixes:
         The conversation's own is given away, as it will come back longer; of another's, a copy is made if it is worth
         it.
         """
-        if not self._caches:
-            return None
-        shared, place = max((shared_prefix(cache.ids[0], ids), place) for place, cache in enumerate(self._caches))
-        cache = self._caches[place]
-        if shared == len(cache.ids[0]):
-            return self._caches.pop(place)
-        if shared < WORTH_COPYING:
-            return None
-        copy = cache.copy()
-        copy.crop(0, shared)
-        return copy
+        with self._lock:
+            if not self._caches:
+                return None
+            shared, place = max((shared_prefix(cache.ids[0], ids), place) for place, cache in enumerate(self._caches))
+            cache = self._caches[place]
+            if shared == len(cache.ids[0]):
+                return self._caches.pop(place)
+            if shared < WORTH_COPYING:
+                return None
+            copy = cache.copy()
+            copy.crop(0, shared)
+            return copy
 
     def put(self, cache: KVCache) -> None:
         """Keep a cache of one row."""
-        self._caches.append(cache)
-        while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.most_bytes:
-            self._caches.pop(0)
+        with self._lock:
+            self._caches.append(cache)
+            while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.most_bytes:
+                self._caches.pop(0)
 
 
 def _out_of_time(job: Job) -> OutOfTime:
@@ -440,7 +416,7 @@ def _failed(error: Exception) -> Failed:
     return Failed(f"the server failed ({type(error).__name__}); its log says more")
 
 
-def _token(step: Step, choice: int, alternatives: int | None) -> Token:
+def _token(choice: int, alternatives: int | None, step: Step) -> Event:
     if alternatives is None:
         return Token(choice, step.id)
     log_probabilities = step.logits.log_softmax(dim=-1)  # (V,)

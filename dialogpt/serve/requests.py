@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dialogpt.chat import TRIES
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import History, Prompt, Turn
+from dialogpt.replies import Plan
 from dialogpt.rerank import Reranker
 from dialogpt.tokenizer import Tokenizer
 
@@ -106,9 +106,9 @@ class Request(BaseModel):
         raise NotImplementedError
 
     @property
-    def tries(self) -> int:
-        """Draws of a reply before one of white space only is an answer."""
-        return 1
+    def resample(self) -> bool:
+        """Whether a blank reply is no answer, and is generated again."""
+        return False
 
     def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
         """What to go on from.
@@ -151,9 +151,9 @@ class ChatRequest(Request):
         return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
 
     @property
-    def tries(self) -> int:
-        """See `Request`; as in `dialogpt chat`."""
-        return TRIES
+    def resample(self) -> bool:
+        """See `Request`."""
+        return True
 
     def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
         """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
@@ -222,8 +222,8 @@ class Limits:
     num_candidates: int = DEFAULT_CANDIDATES
 
 
-def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConfig:
-    """The settings that a request asks for, on top of the server's.
+def plan_of(request: Request, limits: Limits, eos_id: int) -> Plan:
+    """Resolve what a request asks for, on top of the server's settings.
 
     Raises:
         DialogueError: they are out of range, contradict each other, or ask for what is not implemented.
@@ -232,10 +232,6 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     candidates = max(request.num_candidates or limits.num_candidates, request.replies)
     beams = _number("num_beams", given, 1)
     _refuse(request, limits, candidates, beams)
-    if request.rerank:
-        given["num_return_sequences"] = candidates
-    elif beams > 1:
-        given["num_return_sequences"] = request.replies
     defaults = limits.settings
     if request.logit_bias:
         given["sequence_bias"] = _biases(request.logit_bias)
@@ -247,7 +243,14 @@ def settings_of(request: Request, limits: Limits, eos_id: int) -> GenerationConf
     if (shortest or 0) > limits.new_tokens:
         raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
     given |= {"max_new_tokens": most, "min_new_tokens": shortest, "stop_strings": request.stops or None}
-    return defaults.merged(given).with_bans_of(defaults).with_end_token(eos_id)
+    return Plan.of(
+        defaults.merged(given).with_bans_of(defaults),
+        eos_id,
+        num_replies=request.replies,
+        reranker=limits.reranker if request.rerank else None,
+        num_candidates=candidates,
+        resample=request.resample,
+    )
 
 
 def _given(request: Request) -> dict[str, Any]:

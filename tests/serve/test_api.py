@@ -31,7 +31,7 @@ from dialogpt.serve.api import create_app
 from dialogpt.serve.engine import Engine, Token
 from dialogpt.serve.forms import Completion, ShownText
 from dialogpt.serve.gate import MOST_BYTES
-from dialogpt.serve.requests import CompletionRequest, Limits, settings_of
+from dialogpt.serve.requests import CompletionRequest, Limits, plan_of
 from dialogpt.weights import load
 from tests.helpers import WAIT_SECONDS, await_torch, needs_posix, needs_proc, started
 
@@ -242,7 +242,7 @@ def test_the_best_of_several_candidates(served: Served) -> None:
         assert (answer.status_code, "a text without turns" in answer.text) == (400, True)
 
 
-def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served) -> None:
+def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the turn is about as likely as all else together; what a chat does with equal seeds is judge."""
     often = {"logit_bias": {"8191": 13}, "min_new_tokens": 0}
     settings = replace(GenerationConfig.chat(), min_new_tokens=None, sequence_bias=[[[8191], 13.0]])
@@ -263,6 +263,7 @@ def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served) -> Non
             assert not all(map(len, replies))
             return [-float(len(reply)) for reply in replies]
 
+    monkeypatch.setattr("dialogpt.replies.MAX_ATTEMPTS", 1)  # so that some candidates stay blank
     with serve(served.engine, Silence()) as judging:
         answer = judging.post({"messages": HELLO, "seed": 0, "rerank": True, "num_candidates": 12, **often}).json()
     assert answer["choices"][0]["message"]["content"].strip()
@@ -491,7 +492,7 @@ def test_a_fault_that_nobody_foresaw_is_counted_and_told(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With what a page elsewhere needs to read it, and without what would make a client ask again."""
-    monkeypatch.setattr("dialogpt.serve.api.settings_of", lambda *_: 1 // 0)
+    monkeypatch.setattr("dialogpt.serve.api.plan_of", lambda *_: 1 // 0)
     with serve(served.engine, origins=["https://a.example"]) as other:
         answer = other.post({"messages": HELLO}, headers={"Origin": "https://a.example"})
         assert (answer.status_code, answer.headers["x-should-retry"]) == (500, "false")
@@ -525,14 +526,14 @@ def test_a_fault_in_the_middle_of_a_stream_ends_it(
 def test_the_servers_own_shortest_reply_yields_to_a_request() -> None:
     limits = Limits(GenerationConfig(min_new_tokens=10, max_new_tokens=20), 128, 64, 30, 256)
     asked = [{"max_tokens": 5}, {"max_tokens": 15}, {"max_tokens": 5, "min_new_tokens": 2}]
-    found = [settings_of(CompletionRequest(**body), limits, 0) for body in asked]
+    found = [plan_of(CompletionRequest(**body), limits, 0).config for body in asked]
     assert [(config.min_new_tokens, config.max_new_tokens) for config in found] == [(5, 5), (10, 15), (2, 5)]
 
 
 def test_what_is_always_so() -> None:
     """The most tokens that are granted, the end of a turn, and that an empty stop string ends nothing."""
     limits = Limits(GenerationConfig(), 128, 64, 30, 256)
-    config = settings_of(CompletionRequest(max_tokens=500, eos_token_id=[5], stop=["", "a"]), limits, 0)
+    config = plan_of(CompletionRequest(max_tokens=500, eos_token_id=[5], stop=["", "a"]), limits, 0).config
     assert config.max_new_tokens == 64
     assert set(config.end_ids) == {0, 5}
     assert config.stop_strings == ("a",)

@@ -15,8 +15,9 @@ import torch
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.decoder import Stop, Stopped
-from dialogpt.generate import Reply
+from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
+from dialogpt.replies import Dialogue, Generators, Plan
 from dialogpt.serve.engine import Busy, Closed, End, Engine, Event, Failed, Job, OutOfTime, Prefixes, Token, TooLong
 from dialogpt.weights import load
 from tests.helpers import WAIT_SECONDS, counted_reads, random_model, seeded, small_vocabulary
@@ -47,15 +48,17 @@ class Heard:
 
     def __init__(self, prompt: list[int], config: GenerationConfig, seed: int = 0, **settings: Any) -> None:
         self.events: Queue[Event] = Queue()
-        number = 1 if settings.get("choose") else config.num_return_sequences
-        generators = [seeded(seed + k) for k in range(number)]
+        number = config.num_return_sequences
+        tries, reranker = settings.pop("tries", 1), settings.pop("reranker", None)
+        plan = Plan(config, number if reranker is None else 1, number, tries, tries > 1, reranker)
+        dialogue = Dialogue(Prompt(prompt, 0, 0), [], Generators("cpu", seed))
         settings.setdefault("seconds", 60)
-        self.job = Job(prompt, config, generators, self.events.put, **settings)
+        self.job = Job(dialogue, plan, self.events.put, **settings)
 
     def all(self) -> list[Event]:
         """Everything until all replies are over, or an error."""
         events: list[Event] = []
-        while sum(isinstance(event, End) for event in events) < len(self.job.generators):
+        while sum(isinstance(event, End) for event in events) < self.job.plan.num_replies:
             events.append(self.events.get(timeout=WAIT_SECONDS))
             if isinstance(events[-1], DialogueError):
                 break
@@ -276,9 +279,9 @@ def test_who_cannot_be_told_is_let_go(engine: Engine, caplog: pytest.LogCaptureF
 )
 def test_more_than_there_are_places_is_refused(engine: Engine, config: GenerationConfig) -> None:
     """Candidates, too, of which one is said: all are decoded together."""
-    for choose in (None, choose_for_ever):
+    for reranker in (None, RankForEver()):
         with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes 4 together"):
-            engine.submit(Heard([1], config, choose=choose).job)
+            engine.submit(Heard([1], config, reranker=reranker).job)
 
 
 LONG = GenerationConfig(max_new_tokens=100, eos_token_id=NEVER)
@@ -370,26 +373,30 @@ def test_white_space_that_is_held_back_is_told_when_it_is_cut(
     assert all(isinstance(event, Token) and event.id == space for event in said)
 
 
-def choose_for_ever(_: list[Reply], stop: Stop) -> list[Reply]:
-    while not stop():
-        time.sleep(0.01)
-    raise Stopped
+class RankForEver:
+    """A reranker that is never done."""
+
+    def scores(self, _: Any, __: Any, stop: Stop | None = None) -> list[float]:
+        assert stop is not None
+        while not stop():
+            time.sleep(0.01)
+        raise Stopped
 
 
 @pytest.mark.parametrize(
-    ("config", "choose"),
+    ("config", "reranker"),
     [
         (GenerationConfig(num_beams=3, max_new_tokens=100, eos_token_id=NEVER), None),
-        (GenerationConfig(do_sample=True, num_return_sequences=3, max_new_tokens=2), choose_for_ever),
+        (GenerationConfig(do_sample=True, num_return_sequences=3, max_new_tokens=2), RankForEver()),
     ],
     ids=["beams", "candidates"],
 )
 def test_what_is_answered_beside_ends_when_nobody_waits_or_time_is_over(
-    network: GPT2, tokenizer: Tokenizer, slow: None, config: GenerationConfig, choose: Any
+    network: GPT2, tokenizer: Tokenizer, slow: None, config: GenerationConfig, reranker: Any
 ) -> None:
     """In the middle of a search, of two seconds, and in the middle of choosing; the next one can begin at once."""
     engine = Engine(network, tokenizer, most_rows=4)
-    gone = Heard([1, 2], config, choose=choose)
+    gone = Heard([1, 2], config, reranker=reranker)
     engine.submit(gone.job)
     time.sleep(0.3)
     assert engine.waiting == 1
@@ -399,8 +406,8 @@ def test_what_is_answered_beside_ends_when_nobody_waits_or_time_is_over(
         time.sleep(0.01)
     assert engine.waiting == 0
     assert gone.events.empty()
-    late, closed = Heard([1, 2], config, seconds=0.3, choose=choose), Heard([1, 2], config, choose=choose)
-    behind = Heard([1, 2], config, seconds=0.1, choose=choose)  # its time is over before it begins
+    late, closed = Heard([1, 2], config, seconds=0.3, reranker=reranker), Heard([1, 2], config, reranker=reranker)
+    behind = Heard([1, 2], config, seconds=0.1, reranker=reranker)  # its time is over before it begins
     for each in (late, behind, closed):
         engine.submit(each.job)
     (error,) = late.all()

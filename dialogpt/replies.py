@@ -1,0 +1,347 @@
+"""The one reply pipeline, under `Chat`, ``reply --batch`` and the server.
+
+It alone knows how many samples a reply takes, where each is drawn from, that a blank one is generated again and when
+that ends, how candidates are ranked, and what of a prompt is cached already. Prompts are made by `dialogpt.history`,
+tokens by `dialogpt.decoder`, text by whoever shows it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
+
+import torch
+
+from dialogpt.decoder import Decoder, Step, Stop, Stopped, fresh_generator
+from dialogpt.generate import Reply, generate_batch
+from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
+from dialogpt.history import Prompt
+from dialogpt.model import GPT2, KVCache, shared_prefix
+from dialogpt.rerank import Reranker, ranked
+from dialogpt.speculate import Draft, SpeculativeDecoder
+from dialogpt.tokenizer import StreamDecoder, Tokenizer
+
+MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
+MAX_SEED = 1 << 64
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the replies to a dialogue are made, with every setting resolved.
+
+    Attributes:
+        config: of each sample; with beams or a reranker, `num_return_sequences` is `num_samples`.
+        num_replies: how many replies are returned.
+        num_samples: how many are generated; more than are returned where a reranker chooses.
+        max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
+        withholds_blank: whether white space that begins a streamed reply waits for what follows.
+        reranker: puts the best sample first; None keeps the order of their seeds.
+    """
+
+    config: GenerationConfig
+    num_replies: int = 1
+    num_samples: int = 1
+    max_attempts: int = 1
+    withholds_blank: bool = False
+    reranker: Reranker | None = None
+
+    @classmethod
+    def of(
+        cls,
+        config: GenerationConfig,
+        eos_id: int,
+        *,
+        num_replies: int = 1,
+        reranker: Reranker | None = None,
+        num_candidates: int = DEFAULT_CANDIDATES,
+        resample: bool = True,
+    ) -> Plan:
+        """Resolve settings.
+
+        Args:
+            config: what was asked for.
+            eos_id: the end of a turn, which always ends a reply.
+            num_replies: how many are wanted.
+            reranker: chooses them among `num_candidates`.
+            num_candidates: how many samples a reranker chooses among.
+            resample: whether a blank reply is no answer; false for text that is continued.
+
+        Raises:
+            DialogueError: without sampling all candidates would be the same, or there are fewer beams than candidates.
+        """
+        num_samples = num_replies if reranker is None else max(num_replies, num_candidates)
+        config = config.with_end_token(eos_id)
+        if reranker is not None or config.num_beams > 1:
+            config = replace(config, num_return_sequences=num_samples)
+        sampled = config.do_sample and config.num_beams == 1
+        attempts = MAX_ATTEMPTS if resample and sampled else 1
+        return cls(config, num_replies, num_samples, attempts, resample, reranker)
+
+    @property
+    def streams(self) -> bool:
+        """Whether tokens are known as they are generated; beams and candidates are known at their end only."""
+        return self.reranker is None and self.config.num_beams == 1
+
+
+class Generators:
+    """Where the samples of one dialogue are drawn from: sample k from a generator of its own, seeded with seed + k.
+
+    Each goes on from reply to reply, so that a conversation is seeded once.
+    """
+
+    def __init__(self, device: torch.device | str, seed: int | None = None) -> None:
+        """Begin at a seed; None is another one each time."""
+        self._device = device
+        self._seed = fresh_generator(device).initial_seed() if seed is None else seed
+        self._made: list[torch.Generator] = []
+
+    def take(self, count: int) -> list[torch.Generator]:
+        """Return the generators of the first `count` samples."""
+        for k in range(len(self._made), count):
+            self._made.append(fresh_generator(self._device, (self._seed + k) % MAX_SEED))
+        return self._made[:count]
+
+
+@dataclass(frozen=True)
+class Dialogue:
+    """A dialogue that is to be answered.
+
+    Attributes:
+        prompt: what the network is shown of it.
+        turns: all of it, without end tokens, for a reranker.
+        generators: where its samples are drawn from.
+    """
+
+    prompt: Prompt
+    turns: Sequence[Sequence[int]]
+    generators: Generators
+
+
+class ReplyStream(Generic[Item]):
+    """One sample on its way through a decoder: withheld while it is blank, and generated again if it stays so.
+
+    Attributes:
+        row: the sequence in the decoder; the same one for all attempts.
+        attempt: which attempt this is, from 1 on.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokenizer,
+        plan: Plan,
+        prompt: Prompt,
+        generator: torch.Generator,
+        describe: Callable[[Step], Item],
+        cache: KVCache | None = None,
+    ) -> None:
+        """Add the sample to a decoder.
+
+        Args:
+            decoder: decodes it, perhaps together with others.
+            tokenizer: tells white space from text.
+            plan: its settings, and the number of attempts.
+            prompt: what is answered.
+            generator: where its tokens are drawn from, attempt after attempt.
+            describe: what is handed out of each token.
+            cache: see `Decoder.add`.
+
+        Raises:
+            DialogueError: see `Decoder.add`.
+        """
+        self.row = decoder.add(prompt, plan.config, generator=generator, cache=cache)
+        self._decoder, self._tokenizer, self._plan, self._describe = decoder, tokenizer, plan, describe
+        self.attempt = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.attempt += 1
+        self._text, self._blank = StreamDecoder(self._tokenizer), True
+        self._withheld: list[Item] = []
+
+    def advance(self, step: Step) -> list[Item]:
+        """Take the token that the decoder has just generated, and return what may be shown of the reply from now on.
+
+        The reply is complete once `row` has a finish reason afterwards.
+        """
+        if not self.row.ended:
+            self._withheld.append(self._describe(step))
+            self._blank = self._blank and not self._text.feed(step.id).strip()
+        if self.row.finish_reason is None:
+            return [] if self._blank and self._plan.withholds_blank else self.release()
+        self._blank = self._blank and not self._text.finish().strip()
+        if self._blank and self.attempt < self._plan.max_attempts:
+            self._decoder.restart(self.row)
+            self._begin()
+            return []
+        return self.release()
+
+    def release(self) -> list[Item]:
+        """Return what is withheld."""
+        released, self._withheld = self._withheld, []
+        return released
+
+
+def stream_reply(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    plan: Plan,
+    dialogue: Dialogue,
+    cache: KVCache,
+    *,
+    on_token: Callable[[], None],
+    draft: Draft | None = None,
+    stop: Stop | None = None,
+) -> Iterator[list[int]]:
+    """Generate one reply, and yield its tokens as soon as they may be shown.
+
+    Args:
+        model: the network.
+        tokenizer: of the same checkpoint.
+        plan: for one reply.
+        dialogue: what is answered.
+        cache: one row; what the prompt shares with it is not computed again.
+        on_token: called for every token, those of blank samples included.
+        draft: drafts tokens, which makes one sample faster and changes none.
+        stop: asked after every token; true ends the reply before that token is yielded.
+
+    Raises:
+        Stopped: `stop` said so.
+        DialogueError: see `Decoder.add` and `Decoder.step`.
+    """
+    if not plan.streams:
+        ((best, *_),) = generate_replies(model, tokenizer, plan, [dialogue], cache=cache, draft=draft, stop=stop)
+        for _ in best.ids:
+            on_token()
+        yield best.ids
+        return
+    decoder = _decoder_for(model, tokenizer, 1, draft)
+    (generator,) = dialogue.generators.take(1)
+    stream = ReplyStream(decoder, tokenizer, plan, dialogue.prompt, generator, _token_id, cache)
+    while stream.row.finish_reason is None:
+        (step,) = decoder.step()
+        if not stream.row.ended:
+            on_token()
+            if stop is not None and stop():
+                raise Stopped
+        if tokens := stream.advance(step):
+            yield tokens
+
+
+def generate_replies(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    plan: Plan,
+    dialogues: Sequence[Dialogue],
+    *,
+    cache: KVCache | None = None,
+    draft: Draft | None = None,
+    stop: Stop | None = None,
+    stops_in_prompt: bool = True,
+) -> list[list[Reply]]:
+    """Generate whole replies to several dialogues together: `num_replies` to each, the best first after ranking.
+
+    A blank reply is ranked last, whatever the reranker makes of it.
+
+    Args:
+        model: the network.
+        tokenizer: of the same checkpoint.
+        plan: for each dialogue.
+        dialogues: what is answered; no reply depends on the other dialogues.
+        cache: one row, for a single dialogue; what its prompt shares with it is not computed again, and it holds the
+            prompt afterwards.
+        draft: see `stream_reply`; used where there is one sample in all.
+        stop: asked before every step, and while candidates are ranked; true ends it all.
+        stops_in_prompt: see `Decoder`.
+
+    Raises:
+        Stopped: `stop` said so.
+        DialogueError: see `Decoder.add` and `Decoder.step`.
+    """
+    beams = plan.config.num_beams
+    sequences = len(dialogues) * max(plan.num_samples, beams)
+    if cache is not None and sequences > 1:  # they are decoded in copies; one alone is decoded in the cache itself
+        prefill(model, dialogues[0].prompt.ids, cache)
+    if beams > 1:
+        found = generate_batch(
+            model,
+            [dialogue.prompt for dialogue in dialogues],
+            plan.config,
+            generator=[dialogue.generators.take(1)[0] for dialogue in dialogues],
+            cache=cache,
+            tokenizer=tokenizer,
+            stop=stop,
+            stops_in_prompt=stops_in_prompt,
+        )
+    else:
+        decoder = _decoder_for(model, tokenizer, sequences, draft, stop, stops_in_prompt)
+        found = _sampled(decoder, tokenizer, plan, dialogues, cache)
+    return [_best(tokenizer, plan, dialogue, replies, stop) for dialogue, replies in zip(dialogues, found, strict=True)]
+
+
+def _sampled(
+    decoder: Decoder, tokenizer: Tokenizer, plan: Plan, dialogues: Sequence[Dialogue], cache: KVCache | None
+) -> list[list[Reply]]:
+    """Generate all samples of all dialogues together."""
+    streams = [
+        ReplyStream(decoder, tokenizer, plan, dialogue.prompt, generator, _token_id, cache)
+        for dialogue in dialogues
+        for generator in dialogue.generators.take(plan.num_samples)
+    ]
+    by_row = {id(stream.row): stream for stream in streams}
+    scores: dict[tuple[int, int], float] = defaultdict(float)  # of each row and attempt
+    while steps := decoder.step():
+        for step in steps:
+            stream = by_row[id(step.row)]
+            scores[id(step.row), stream.attempt] += step.log_probability
+            stream.advance(step)
+    replies = [
+        Reply(stream.row.new_ids, stream.row.finish_reason or "length", scores[id(stream.row), stream.attempt])
+        for stream in streams
+    ]
+    return [replies[start : start + plan.num_samples] for start in range(0, len(replies), plan.num_samples)]
+
+
+def _best(
+    tokenizer: Tokenizer, plan: Plan, dialogue: Dialogue, replies: Sequence[Reply], stop: Stop | None
+) -> list[Reply]:
+    """Return the replies that are wanted; after ranking, blank ones come last."""
+    if plan.reranker is None:
+        return list(replies[: plan.num_replies])
+    best_first = ranked(plan.reranker, dialogue.turns, replies, stop)
+    return sorted(best_first, key=lambda reply: not tokenizer.decode(reply.ids).strip())[: plan.num_replies]
+
+
+def cached_tokens(cache: KVCache, prompt_ids: Sequence[int]) -> int:
+    """Return how many tokens of a prompt need not be computed; the last always is, as the reply follows from it."""
+    return min(shared_prefix(cache.ids[0], prompt_ids), len(prompt_ids) - 1)
+
+
+@torch.inference_mode()
+def prefill(model: GPT2, prompt_ids: Sequence[int], cache: KVCache) -> None:
+    """Compute a prompt up to its last token, from where a cache of one row stops sharing it."""
+    shared = cached_tokens(cache, prompt_ids)
+    cache.crop(0, shared)
+    if missing := list(prompt_ids[shared:-1]):
+        model.hidden(torch.tensor([missing], device=model.device), cache)
+
+
+def _decoder_for(
+    model: GPT2,
+    tokenizer: Tokenizer,
+    sequences: int,
+    draft: Draft | None,
+    stop: Stop | None = None,
+    stops_in_prompt: bool = True,
+) -> Decoder:
+    """Return what decodes so many sequences; a draft serves one."""
+    if draft is not None and sequences == 1:
+        return SpeculativeDecoder(model, draft, tokenizer, stop)
+    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt)
+
+
+def _token_id(step: Step) -> int:
+    return step.id
