@@ -244,7 +244,7 @@ def test_redrawn_replies_do_not_depend_on_other_dialogues(number: int) -> None:
         do_sample=True,
         max_new_tokens=6,
         top_k=0,
-        sequence_bias=[[[chat.tokenizer.eos_id], 12.0]],  # type: ignore[arg-type]
+        sequence_bias=[[[chat.tokenizer.eos_id], 16.0]],  # type: ignore[arg-type]
     )
     dialogues = [["Hi!"], ["How are you?"], ["What?", "Yes.", "No."], ["Ok."], ["Tell me more."], ["Bye."]]
     together = chat.candidates_for_all(dialogues, number, range(6))

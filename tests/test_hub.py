@@ -438,7 +438,7 @@ def test_commands_take_names(server: Hub, published: Path, tmp_path: Path, capsy
     assert proof.returncode == 0, proof.stderr
     assert re.search(r"^logits +equal ", proof.stdout, re.MULTILINE)
     told = run("info", NAME)
-    assert f"origin      {NAME}@{COMMIT}, sha256 " in told.stdout
+    assert re.search(rf"^origin +{NAME}@{COMMIT}, sha256 ", told.stdout, re.MULTILINE)
     missing = run("chat", "--model", "no/such")
     assert missing.returncode == 1
     assert missing.stderr.startswith("dialogpt: error: there is no folder or file 'no/such', and no such checkpoint")

@@ -157,7 +157,8 @@ def test_trained_networks_say_the_same(settings: GenerationConfig) -> None:
     for seed, text in enumerate(["Hi! How are you?", "What did you do today?", "I am tired.", "Tell me a story."]):
         prompt = [*tokenizer.encode(text), tokenizer.eos_id]
         assert outcome(model, prompt, settings, seed, draft) == outcome(model, prompt, settings, seed, None)
-    assert draft.right > 0.3 * draft.guessed > 10
+    assert draft.guessed > 30
+    assert draft.right > 0.1 * draft.guessed  # the two learned from other data
 
 
 def test_a_conversation_is_the_same_with_a_draft() -> None:

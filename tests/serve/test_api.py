@@ -32,7 +32,7 @@ from dialogpt.serve.engine import Engine, Token
 from dialogpt.serve.forms import Completion, ShownText
 from dialogpt.serve.gate import MOST_BYTES
 from dialogpt.serve.requests import CompletionRequest, Limits, plan_of
-from dialogpt.weights import load
+from dialogpt.weights import load, open_checkpoint
 from tests.helpers import WAIT_SECONDS, await_torch, needs_posix, needs_proc, started
 
 HELLO: Any = [{"role": "user", "content": "Hi! How are you?"}]
@@ -55,7 +55,8 @@ class Served:
 
 @contextmanager
 def serve(engine: Engine, reranker: Reranker | None = None, **settings: Any) -> Iterator[Served]:
-    limits = Limits(GenerationConfig.chat(), engine.model.config.n_positions, 64, 30, 256, reranker)
+    own = open_checkpoint("tiny").chat  # as `dialogpt serve` takes them
+    limits = Limits(GenerationConfig.chat(own), engine.model.config.n_positions, 64, 30, 256, reranker)
     app = create_app(engine, "tiny", limits, **settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
@@ -118,8 +119,9 @@ def test_a_dialogue_has_no_roles(served: Served) -> None:
 
 
 def test_a_stream_says_the_same(served: Served) -> None:
-    whole = served.client.chat.completions.create(model="tiny", messages=HELLO, seed=7, n=2)
-    stream = served.client.chat.completions.create(model="tiny", messages=HELLO, seed=7, n=2, stream=True)
+    asked: dict[str, Any] = {"model": "tiny", "messages": HELLO, "seed": 7, "n": 2, "temperature": 1.5}
+    whole = served.client.chat.completions.create(**asked)
+    stream = served.client.chat.completions.create(**asked, stream=True)
     texts, reasons = {0: "", 1: ""}, {}
     for chunk in stream:
         for choice in chunk.choices:
@@ -245,7 +247,8 @@ def test_the_best_of_several_candidates(served: Served) -> None:
 def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the turn is about as likely as all else together; what a chat does with equal seeds is judge."""
     often = {"logit_bias": {"8191": 13}, "min_new_tokens": 0}
-    settings = replace(GenerationConfig.chat(), min_new_tokens=None, sequence_bias=[[[8191], 13.0]])
+    own = open_checkpoint("tiny").chat
+    settings = replace(GenerationConfig.chat(own), min_new_tokens=None, sequence_bias=[[[8191], 13.0]])
     ids = [*served.engine.tokenizer.encode("Hi! How are you?"), 8191]
     once = []
     for seed in range(10):

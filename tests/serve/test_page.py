@@ -108,7 +108,7 @@ def test_talk_and_find_it_again_after_a_reload(page: Any) -> None:
 
 def test_retry_and_edit(page: Any) -> None:
     say(page, "Hi!")
-    say(page, "What did you do today?")
+    say(page, "Tell me a story.")  # of which it knows more than one
     replies = set()
     for _ in range(6):
         page.locator("#log li").last.get_by_role("button", name="Retry").click()

@@ -49,7 +49,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path, name: str, line: bytes) ->
     (tmp_path / name).write_bytes(codecs.BOM_UTF8 + line)
     data = prepare([tmp_path / name], tmp_path / "out", VOCABULARY, FORM)
     ids = [Tokenizer(VOCABULARY).encode(turn) for turn in ("hi", "b")]
-    assert data.tokens.tolist() == [n for turn in ids for n in (*turn, VOCABULARY.end_of_text)]
+    assert data.tokens.tolist() == [n for turn in ids for n in (*turn, VOCABULARY.eos_id)]
     assert data.about["unusable"] == 0
 
 
