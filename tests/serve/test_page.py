@@ -125,6 +125,17 @@ def test_retry_and_edit(page: Any) -> None:
     assert page.locator("#log .text").first.inner_text() == "I am tired."
 
 
+STOP_SOON = """() => {
+    const wait = setInterval(() => {
+        const reply = document.querySelectorAll("#log .text")[1];
+        if (reply && reply.innerText.length > 10) {
+            clearInterval(wait);
+            document.querySelector("#stop").click();
+        }
+    }, 5);
+}"""
+
+
 def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
     """And the server says no more of it: the button stops both ends."""
     flags = ["--min-new-tokens", "250", "--max-new-tokens", "250", "--threads", "1", "--dtype", "float64"]
@@ -132,9 +143,8 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
         page = new_page(browser)
         page.goto(url)
         page.fill("#input", "Tell me a story.")
+        page.evaluate(STOP_SOON)  # in the page: from outside, on a busy machine, the reply is complete by then
         page.press("#input", "Enter")
-        expect(page.locator("#log .text").nth(1)).to_have_text(re.compile(".{11}", re.DOTALL))
-        page.click("#stop")
         expect(page.locator("#log li .actions")).to_have_count(2)
         kept = page.locator("#log .text").nth(1).inner_text()
         assert len(kept) > 10
