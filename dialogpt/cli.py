@@ -32,7 +32,6 @@ from dialogpt.flags import (
 from dialogpt.interrupt import leaving_at_once
 from dialogpt.screen import one_line, printable
 from dialogpt.serve import command as serve
-from dialogpt.threads import let_threads_sleep
 from dialogpt.train import command as train
 
 
@@ -42,7 +41,6 @@ def console() -> NoReturn:
     Python's own way out takes torch apart module by module, half a second in which a Ctrl-C makes noise. Nothing is
     left to do there: what was printed is flushed, and files are closed by those who opened them.
     """
-    let_threads_sleep()
     signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))
     status = main()
     for stream in (sys.stdout, sys.stderr):

@@ -1,10 +1,10 @@
-"""How many processor threads a command decodes with, and how they wait for each other.
+"""How many processor threads a command decodes with.
 
-Between two products the threads of torch spin in a loop (300,000 turns of it in libgomp) before they sleep. On a quiet
-machine that is fastest; where another program keeps a core busy, each waits for a thread that does not run, and a reply
-takes five to twenty times as long. So a command lets them sleep soon, uses one thread for a small network, and no more
-than are free. Training, and programs that import the package, keep torch's own choice. docs/benchmarks.md has the
-figures.
+Between two products the threads of torch spin in a loop before they sleep. On a quiet machine that is fastest; where
+another program keeps a core busy, each waits for a thread that does not run, and a reply takes five to ten times as
+long. So a command uses one thread for a small network, and no more than are free. How threads wait is left to torch, as
+sleeping sooner costs a quiet machine 5 to 16 % (docs/benchmarks.md). Training, and programs that import the package,
+keep torch's own choice of threads.
 """
 
 from __future__ import annotations
@@ -12,21 +12,11 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from pathlib import Path
 
-SPIN_COUNT = 1000  # turns of the loop before a waiting thread sleeps: some 30 microseconds
-SMALL_NETWORK = 30_000_000  # parameters; below, a product takes a few microseconds, and a second thread gains nothing
+SMALL_NETWORK = 30_000_000  # parameters; below, a second thread gains 1.4 x where nothing else runs, and loses elsewhere
 MIN_SECONDS = 0.05  # a shorter look at what else runs says nothing
-
-
-def let_threads_sleep(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Make waiting threads sleep soon, unless the person has said how they shall wait.
-
-    It must be called before torch is imported. Only libgomp, the library of torch on Linux, reads it.
-    """
-    if "OMP_WAIT_POLICY" not in environment:
-        environment.setdefault("GOMP_SPINCOUNT", str(SPIN_COUNT))
 
 
 def use(

@@ -171,7 +171,8 @@ def test_bfloat16_has_small_and_large_numbers(caplog: pytest.LogCaptureFixture) 
     for each in (weight[:, :2], weight):
         kernel = precision._packed(each, None, "bfloat16", gelu=False)
         expected = x[:, : each.size(1)].double() @ each.bfloat16().double().T
-        assert (kernel(x[:, : each.size(1)]) - expected).abs().max() <= 2 * 2**-25 + 1e-6 * expected.abs().max()
+        relative = 1e-6 if precision.has_float16() else 1e-2  # without fbgemm the sum is rounded to bfloat16, too
+        assert (kernel(x[:, : each.size(1)]) - expected).abs().max() <= 2 * 2**-25 + relative * expected.abs().max()
     assert ("its layer is kept in float32" in caplog.text) == precision.has_float16()
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,27 +57,6 @@ def test_a_container_grants_what_its_files_say(tmp_path: Path, files: dict[str, 
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     assert threads.granted_cores(tmp_path) == expected
-
-
-def test_waiting_threads_sleep_unless_a_person_has_said_how_they_wait() -> None:
-    for given, expected in (
-        ({}, {"GOMP_SPINCOUNT": "1000"}),
-        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
-        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7"}),
-    ):
-        environment = dict(given)
-        threads.let_threads_sleep(environment)
-        assert environment == expected
-
-
-def test_the_command_says_so_before_torch_is_there() -> None:
-    program = (
-        "import os, sys, dialogpt.cli as cli; cli.main = lambda: int('torch' in sys.modules); "
-        "os._exit = lambda status: print(os.environ['GOMP_SPINCOUNT'], status); cli.console()"
-    )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP", "GOMP"))}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.stdout == "1000 0\n", done.stderr
 
 
 def test_what_others_do_on_ones_cores_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
