@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-SMALL_NETWORK = 30_000_000  # parameters; below, a second thread gains 1.4 x where nothing else runs, and loses elsewhere
+SMALL_NETWORK = 30_000_000  # parameters; below, a second thread gains 1.4 x where nothing else runs, and loses else
 MIN_SECONDS = 0.05  # a shorter look at what else runs says nothing
 
 
