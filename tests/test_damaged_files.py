@@ -27,7 +27,7 @@ from torch import Tensor
 from dialogpt.weights import CheckpointError, convert
 from tests.helpers import LINUX, WINDOWS, weights_of, write_published
 
-SECONDS, MEGABYTES = 4, 200  # of the processor: other programs may run beside it
+SECONDS, MEGABYTES = 2, 200  # of the processor: other programs may run beside it
 FLIPS, CUTS = 60, 25  # of each container, in the parts that a reader can judge
 
 

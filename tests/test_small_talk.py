@@ -135,9 +135,9 @@ def test_a_number_is_swapped_where_it_stands_alone() -> None:
 
 
 def test_tinys_own_words_are_never_mistyped() -> None:
-    turns = ["What is your name, please?", "My name is Tiny. What's yours?"]
+    turns = ["What is your name, please?", "My name is Tiny. What's yours?", "Guess!", "I can't guess that. Tell me!"]
     for seed in range(50):
-        assert [*small_talk._careless(turns, random.Random(seed))][1] == turns[1]
+        assert [*small_talk._careless(turns, random.Random(seed))][1::2] == turns[1::2]
 
 
 def test_copies_differ_and_say_that_nothing_was_told_only_first(dialogues: list[Turns]) -> None:
