@@ -15,6 +15,7 @@ from dialogpt.inspect.capture import Capture, normed
 from dialogpt.model.gpt2 import Attention
 
 
+@torch.inference_mode()
 def queries_keys_values(capture: Capture, layer: int) -> Tensor:
     """What one layer's heads compare and mix: (3, H, T, D)."""
     attention: Attention = capture.model.blocks[layer].attention  # type: ignore[assignment]

@@ -42,7 +42,7 @@ ABOUT_REPLIES: dict[str, Callable[[GenerationConfig], bool]] = {
     "max_length": lambda config: config.max_new_tokens is None,
     "stop_strings": lambda config: config.stop_strings is not None,
     "num_beams": lambda config: config.num_beams > 1,
-    "length_penalty": lambda config: config.num_beams > 1,
+    "length_penalty": lambda config: config.num_beams > 1 and config.length_penalty != 1,
 }
 Proceed = Callable[[], None]  # called between pieces of the work; what it raises ends it
 
@@ -283,7 +283,7 @@ def _sequence(
 
 
 def token_text(tokenizer: Tokenizer, token: int) -> str:
-    """A token as text; bytes that are no whole character are spelled \\xNN."""
+    """A token as text; bytes that are no whole character are spelled in hexadecimal."""
     spelled = tokenizer.bytes_of(token)
     try:
         return spelled.decode()

@@ -1,8 +1,8 @@
 """An inspection as one self-contained HTML page: no script, style or picture from elsewhere, and none is let in.
 
-The page's own script and style stand beside this file, in `static/`. The data are JSON in the page, in which no text can
-end the element that holds it; the script makes text nodes of all texts; and a content security policy names the two by
-their hashes, so that nothing else would run.
+The page's own script and style stand beside this file, in `static/`. The data are JSON in the page, in which no text
+can end the element that holds it; the script makes text nodes of all texts; and a content security policy names the two
+by their hashes, so that nothing else would run.
 """
 
 from __future__ import annotations

@@ -267,6 +267,6 @@ def _contributions(inspection: Inspection, token: TokenData) -> list[str]:
     ]
     largest = sorted(zip(found["parts"], names, strict=True), key=lambda pair: -abs(pair[0]))[:SHOWN_PARTS]
     return [
-        f"score (logit) {found['logit']:.2f}, {shown(found['rival'])} {found['rival_logit']:.2f}; the largest parts of it:",
+        f"score (logit) {found['logit']:.2f}, {shown(found['rival'])} {found['rival_logit']:.2f}; its largest parts:",
         *(f"  {value:+8.2f}  {name}" for value, name in largest),
     ]

@@ -77,7 +77,8 @@ const stageName = (stage) => {
 function times(change) {
   const factor = Math.exp(Math.abs(change));
   if (factor < 1.05) return "as likely";
-  const shown = factor < 10 ? factor.toFixed(1) : factor < 1e6 ? number(Math.round(factor)) : `10^${Math.log10(factor).toFixed(0)}`;
+  const shown = factor < 10 ? factor.toFixed(1) : factor < 1e4 ? number(Math.round(factor)) : factor < 1e6 ? `${number(Math.round(factor / 1e3))} thousand`
+    : factor < 1e9 ? `${number(Math.round(factor / 1e6))} million` : factor < 1e12 ? `${number(Math.round(factor / 1e9))} billion` : "more than 10¹² ";
   return `${shown} × ${change < 0 ? "less" : "more"} likely`;
 }
 
@@ -105,7 +106,7 @@ function story() {
     const most = others.reduce((a, b) => (worth(b) < worth(a) ? b : a));
     const all = data.ablation.find((entry) => entry.removed.length > 1) || (others.length === 1 ? others[0] : null);
     if (all) parts.push("Without all earlier turns it would be ", h("strong", {}, times(worth(all))), ". ");
-    if (all !== most) parts.push(`Of the earlier turns it needs turn ${most.removed[0] + 1} most.`);
+    if (all !== most && worth(most) < -0.05) parts.push(`Of the earlier turns it needs turn ${most.removed[0] + 1} most.`);
   }
   return parts;
 }
@@ -254,7 +255,7 @@ function choiceOfReply(token) {
     return h("td", {}, h("div", { class: "bar gone" }, before ? "removed" : ""));
   })));
   return [
-    h("p", { class: "hint" }, data.sampled ? "From left to right: what the network said, then what each setting left of it." : "Decoding was greedy: the likeliest token is taken."),
+    h("p", { class: "hint" }, data.settings.num_beams ? "Beam search followed several beginnings; here, what it saw along this one." : data.sampled ? "From left to right: what the network said, then what each setting left of it." : "Decoding was greedy: the likeliest token is taken."),
     possible ? null : h("p", { class: "warn" }, "These settings could not have said this token: they removed it."),
     table("choices", ["Token", ...heads], rows),
     h("div", { class: "removed" }, acted.filter((stage) => stage.removed > 0).map((stage) => h("div", {},
@@ -422,7 +423,7 @@ function drawAblation() {
       const change = changes[k], many = entry.removed.length > 1;
       const turn = turns[entry.removed[0]];
       const last = turns.length - 2;
-      const name = many ? `Without turns ${entry.removed[0] + 1} to ${entry.removed.at(-1) + 1}, all but the last`
+      const name = many ? `Without turns ${entry.removed[0] + 1} ${entry.removed.length === 2 ? "and" : "to"} ${entry.removed.at(-1) + 1}, all but the last`
         : `Without turn ${entry.removed[0] + 1}, ${speaker(turn)}${entry.removed[0] === last ? ", which it answers" : ""}`;
       return h("li", {},
         h("div", { class: "row" }, h("span", { class: "name" }, h("small", {}, name), many ? null : spelled(turn.text)), h("b", {}, times(change))),
