@@ -36,7 +36,8 @@ def attention_weights(capture: Capture, layer: int, positions: Sequence[int]) ->
     places = torch.tensor(list(positions), device=queries.device)
     scores = queries[:, places] @ keys.transpose(1, 2) / math.sqrt(queries.size(2))  # (H, R, T)
     future = torch.arange(keys.size(1), device=queries.device) > places[:, None]  # (R, T)
-    return scores.masked_fill(future, -torch.inf).softmax(dim=-1)  # (H, R, T)
+    weights: Tensor = scores.masked_fill(future, -torch.inf).softmax(dim=-1)  # (H, R, T)
+    return weights
 
 
 def summed_by_turn(weights: Tensor, starts: Sequence[int]) -> Tensor:

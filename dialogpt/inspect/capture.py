@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dialogpt.model import GPT2
+from dialogpt.model.gpt2 import Block
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,12 @@ def capture(model: GPT2, ids: Sequence[int]) -> Capture:
     residual: list[Tensor] = []
     attention_output: list[Tensor] = []
     mlp_output: list[Tensor] = []
-    for block in observed.blocks:
+    blocks: list[Block] = list(observed.blocks)  # type: ignore[arg-type]
+    for block in blocks:
         block.register_forward_pre_hook(lambda _block, inputs: residual.append(inputs[0][0]))
         block.attention.register_forward_hook(lambda _module, _inputs, output: attention_output.append(output[0]))
         block.mlp.register_forward_hook(lambda _module, _inputs, output: mlp_output.append(output[0]))
-    observed.blocks[-1].register_forward_hook(lambda _block, _inputs, output: residual.append(output[0]))
+    blocks[-1].register_forward_hook(lambda _block, _inputs, output: residual.append(output[0]))
     row = torch.tensor([list(ids)], device=model.device)  # (1, T)
     observed.hidden(row)
     positions = torch.arange(len(ids), device=model.device)
