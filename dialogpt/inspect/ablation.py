@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dialogpt.decoder import Stop
+from dialogpt.decoding.loop import Stop
 from dialogpt.model import GPT2
-from dialogpt.score import score
+from dialogpt.ranking.scoring import score
 
 
 @dataclass(frozen=True)

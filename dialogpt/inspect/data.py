@@ -16,9 +16,9 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from dialogpt.decoder import Decoder, Row, Stop, Stopped
+from dialogpt.decoding.loop import Decoder, Row, Stop, Stopped
 from dialogpt.errors import DialogueError
-from dialogpt.generate import Reply
+from dialogpt.generation import Reply
 from dialogpt.generation_config import NEUTRAL, GenerationConfig
 from dialogpt.history import History, Prompt, Turn
 from dialogpt.inspect.ablation import ablate

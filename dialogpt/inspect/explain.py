@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialogpt.chat import Chat
-from dialogpt.decoder import Stop, fresh_generator
+from dialogpt.decoding.loop import Stop, fresh_generator
 from dialogpt.errors import DialogueError
-from dialogpt.generate import Reply
+from dialogpt.generation import Reply
 from dialogpt.history import History
 from dialogpt.inspect.data import Inspection, inspect_reply
 from dialogpt.inspect.search import Considered, RecordingDraft, record_beams

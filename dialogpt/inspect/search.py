@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dialogpt.beams import NEVER, beam_search
-from dialogpt.decoder import Decoder, Row, Stop
-from dialogpt.generate import Reply
+from dialogpt.decoding.beam_search import NEVER, beam_search
+from dialogpt.decoding.loop import Decoder, Row, Stop
+from dialogpt.decoding.speculative import Draft
+from dialogpt.generation import Reply
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2
-from dialogpt.speculate import Draft
 from dialogpt.tokenizer import Tokenizer
 
 

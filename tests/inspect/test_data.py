@@ -224,7 +224,7 @@ def test_beams_are_recorded_as_a_tree(chat: Chat) -> None:
 
 @needs_int8
 def test_draft_tokens_are_recorded(chat: Chat) -> None:
-    from dialogpt.speculate import Draft
+    from dialogpt.decoding.speculative import Draft
 
     drafted = Chat(chat.model, chat.tokenizer, chat.generation, draft=Draft(chat.model))
     found = explain(drafted, ["Hi! How are you?"], seed=1)
