@@ -259,10 +259,16 @@ function choiceOfReply(token) {
     possible ? null : h("p", { class: "warn" }, "These settings could not have said this token: they removed it."),
     table("choices", ["Token", ...heads], rows),
     h("div", { class: "removed" }, acted.filter((stage) => stage.removed > 0).map((stage) => h("div", {},
-      h("b", {}, stageName(stage)), ` removed ${number(stage.removed)} ${stage.removed === 1 ? "token" : "tokens"}, ${percent(stage.removed_probability)} together: `,
-      stage.removed_tokens.map((other, k) => [k ? ", " : "", h("span", { class: "struck" }, isEnd(other) ? "end of turn" : spelled(other.text).trim() || "space"), ` ${percent(other.probability)}`]).flat(),
-      stage.removed > stage.removed_tokens.length ? ", …" : "")),
+      h("b", {}, stageName(stage)), ` removed ${number(stage.removed)} ${stage.removed === 1 ? "token" : "tokens"}, ${percent(stage.removed_probability)} together`, removedList(stage))),
     idle.length ? h("div", { class: "hint" }, `Changed nothing here: ${idle.map(stageName).join(", ")}.`) : null)];
+}
+
+/** The likeliest of the tokens that a setting removed; those that nobody would have missed are not worth a line. */
+function removedList(stage) {
+  const missed = stage.removed_tokens.filter((other) => other.probability >= 0.0001);
+  if (!missed.length) return ".";
+  return [": ", missed.map((other, k) => [k ? ", " : "", h("span", { class: "struck" }, isEnd(other) ? "end of turn" : spelled(other.text).trim() || "space"), ` ${percent(other.probability)}`]),
+    stage.removed > missed.length ? ", …" : "."];
 }
 
 function lensOf(token) {
