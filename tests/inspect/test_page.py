@@ -76,7 +76,7 @@ def opened(browser: Any) -> Iterator[Any]:
         context = browser.new_context(offline=True, **{"viewport": {"width": 1280, "height": 900}} | options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(5_000)
+        page.set_default_timeout(30_000)  # these machines are shared
         page.on("pageerror", lambda error: faults.append(str(error)))
         page.on("console", note)
         page.on("request", lambda request: faults.append(request.url) if request.url.startswith("http") else None)
