@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dialogpt.decoding.loop import Stop, Stopped
+from dialogpt.decoding.prefill import cached_tokens
+from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt, Turn, alternating
@@ -25,7 +26,9 @@ from dialogpt.model import GPT2, KVCache
 from dialogpt.normalize import normalize
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.ranking.scoring import Score, score
-from dialogpt.replies import Dialogue, Generators, Plan, cached_tokens, generate_replies, stream_reply
+from dialogpt.replies import Dialogue, Generators, Plan, generate_replies, stream_reply
+from dialogpt.sampler import check_tokens
+from dialogpt.settings import POSITIVE, required
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from dialogpt.weights import Checkpoint, load, open_checkpoint
 from dialogpt.weights.checkpoint import Source
@@ -112,10 +115,6 @@ class Chat:
         Raises:
             DialogueError: `history_tokens` or `num_candidates` is below 1.
         """
-        if num_candidates < 1:
-            raise DialogueError(f"num_candidates is {num_candidates}, expected a whole number from 1 on")
-        if history_tokens is not None and history_tokens < 1:
-            raise DialogueError(f"history_tokens is {history_tokens}, expected a whole number from 1 on")
         self.model = model
         self.tokenizer = tokenizer
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
@@ -129,6 +128,48 @@ class Chat:
         self._shown: Prompt | None = None
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The settings of the next reply."""
+        return self._generation
+
+    @generation.setter
+    def generation(self, config: GenerationConfig) -> None:
+        check_tokens(config.with_end_token(self.tokenizer.eos_id), self.model.config.vocab_size)
+        if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
+            expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
+            raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
+        self._generation = config
+
+    @property
+    def history_tokens(self) -> int:
+        """How many tokens of dialogue the network is shown."""
+        return self._history_tokens
+
+    @history_tokens.setter
+    def history_tokens(self, value: int) -> None:
+        self._history_tokens: int = required("history_tokens", value, POSITIVE)
+
+    @property
+    def num_candidates(self) -> int:
+        """How many candidates the reranker chooses among."""
+        return self._num_candidates
+
+    @num_candidates.setter
+    def num_candidates(self, value: int) -> None:
+        self._num_candidates: int = required("num_candidates", value, POSITIVE)
+
+    @property
+    def draft(self) -> Draft | None:
+        """Drafts tokens of a single reply without beams: faster, and the same tokens."""
+        return self._draft
+
+    @draft.setter
+    def draft(self, draft: Draft | None) -> None:
+        if draft is not None:
+            draft.require_fits(self.model)
+        self._draft = draft
 
     @classmethod
     def load(
@@ -347,11 +388,6 @@ class Chat:
     def _prompt(self, history: History) -> Prompt:
         """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
         window = self.generation.prompt_room(self.model.config.n_positions)
-        if window < 1:
-            raise DialogueError(
-                f"max_new_tokens {self.generation.max_new_tokens} leaves no room for a prompt in the network's "
-                f"{self.model.config.n_positions} positions; ask for fewer"
-            )
         prompt = history.prompt(self.history_tokens, window)
         if prompt.cut:
             logger.warning(

@@ -1,14 +1,17 @@
-"""Replies from token ids: one row as a stream, or many rows at once. Thin callers of `dialogpt.decoding.loop`."""
+"""Replies from token ids: one sequence as a stream, or many at once; thin callers of `dialogpt.decoding`."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from dialogpt.decoding.beam_search import beam_search
-from dialogpt.decoding.loop import Decoder, Row, Step, Stop, fresh_generator
+from dialogpt.decoding.loop import Decoder, Step, StepDecoder
+from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.sequence import Stop, TokenSequence
 from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
@@ -19,14 +22,14 @@ from dialogpt.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Reply:
-    """What one row said.
+    """One generated reply.
 
     Attributes:
         ids: without the end token.
-        finish_reason: "stop" (it ended its turn, or a stop string did) or "length" (its most tokens or `max_time` did).
-        score: sum of the network's own log-probabilities of these tokens, and of the end token where there was one; of
-            beams, transformers' `sequences_scores`.
-        rank: what a reranker makes of it, the best highest; None without one.
+        finish_reason: "stop" (an end token or a stop string) or "length" (maximum length or time).
+        score: sum of the network's log-probabilities of these tokens, and of the end token if there is one; of beams,
+            transformers' `sequences_scores`.
+        rank: a reranker's score, the best highest; None without one.
     """
 
     ids: list[int]
@@ -45,37 +48,37 @@ def generate(
     tokenizer: Tokenizer | None = None,
     draft: Draft | None = None,
 ) -> Iterator[Step]:
-    """Say one reply, token by token; the end token is not yielded.
+    """Generate one reply, token by token, without the end token.
 
     With the same seed in `generator`, the tokens are those of transformers' ``model.generate`` after
-    ``torch.manual_seed``. Nothing is computed for a token that nobody asks for, but by a draft, which guesses ahead.
+    ``torch.manual_seed``. A token is computed when it is asked for.
 
     Args:
         model: the network.
         prompt_ids: see `Decoder.add`.
-        config: `num_return_sequences` and `num_beams` must be 1.
-        generator: None draws from a fresh one.
-        cache: one row; tokens that it shares with the prompt are not computed again, and it holds what was read
-            afterwards.
-        tokenizer: for settings that name texts.
-        draft: guesses, which makes it faster and changes no token; see `dialogpt.decoding.speculative`.
+        config: with 1 as `num_return_sequences` and `num_beams`.
+        generator: what tokens are sampled from; None is a fresh one.
+        cache: of one row. What it shares with the prompt is not computed again; afterwards it holds the prompt and the
+            reply but for the last token.
+        tokenizer: for settings that hold texts.
+        draft: makes it faster and changes no token; see `dialogpt.decoding.speculative`.
 
     Raises:
         DialogueError: the prompt cannot be used; see `Decoder.add`.
         GenerationError: while stepping; see `Decoder.step`.
     """
     if config.num_return_sequences != 1:
-        raise DialogueError("generate says one reply; for num_return_sequences above 1 call generate_batch")
+        raise DialogueError("generate returns one reply; for num_return_sequences above 1 call generate_batch")
     if config.num_beams != 1:
-        raise DialogueError("generate says token by token, and beams are known at the end only; call generate_batch")
-    decoder = Decoder(model, tokenizer) if draft is None else SpeculativeDecoder(model, draft, tokenizer)
+        raise DialogueError("generate streams tokens, and beams are known at the end only; call generate_batch")
+    decoder: StepDecoder = SpeculativeDecoder(model, draft, tokenizer) if draft else Decoder(model, tokenizer)
     return _stream(decoder, decoder.add(prompt_ids, config, generator=generator, cache=cache))
 
 
-def _stream(decoder: Decoder, row: Row) -> Iterator[Step]:
-    while row.finish_reason is None:
+def _stream(decoder: StepDecoder, sequence: TokenSequence) -> Iterator[Step]:
+    while sequence.finish_reason is None:
         (step,) = decoder.step()
-        if not row.ended:
+        if not sequence.ended:
             yield step
 
 
@@ -91,48 +94,59 @@ def generate_batch(
     draft: Draft | None = None,
     stops_in_prompt: bool = True,
 ) -> list[list[Reply]]:
-    """Reply to many prompts of different lengths at once: `num_return_sequences` replies to each.
+    """Generate `num_return_sequences` replies to each of several prompts of different lengths.
 
     Args:
         model: the network.
-        prompts: see `Decoder.add`. A prompt with several replies is read once.
-        config: for all rows.
-        generator: one for the whole call, as transformers draws (one draw over all rows); or one a row, prompt by
-            prompt, so that no row's tokens depend on the others (with beams, one a prompt). None is a fresh one each.
-        cache: one row, which is copied; what a prompt shares with it is not computed again.
-        tokenizer: for settings that name texts.
-        stop: asked before every step; true ends it all.
-        draft: guesses where there is one row, and no beams; see `generate`.
+        prompts: see `Decoder.add`. A prompt with several replies is computed once.
+        config: for all sequences.
+        generator: one for the whole call, as in transformers; or one per sequence, prompt by prompt (with beams, one
+            per prompt), so that no reply depends on the others. None is a fresh one each.
+        cache: of one row, which is copied; what a prompt shares with it is not computed again.
+        tokenizer: for settings that hold texts.
+        stop: asked before every step; true cancels.
+        draft: used for a single sequence without beams; see `generate`.
         stops_in_prompt: see `Decoder`.
 
     Raises:
         Stopped: `stop` said so.
-        DialogueError: a prompt cannot be used, or the generators are not as many as the rows.
+        DialogueError: a prompt cannot be used, or there are not as many generators as sequences.
         GenerationError: see `Decoder.step`.
     """
     copies = config.num_return_sequences if config.num_beams == 1 else 1
-    number = len(prompts) * copies
+    count = len(prompts) * copies
     if generator is None:
-        generator = [fresh_generator(model.device) for _ in range(number)]
-    generators = [generator] * number if isinstance(generator, torch.Generator) else list(generator)
-    if len(generators) != number:
-        raise DialogueError(f"{len(generators)} generators were given for {number} rows; expected one for each, or one")
-    if draft is not None and number == 1 and config.num_beams == 1:
-        decoder: Decoder = SpeculativeDecoder(model, draft, tokenizer, stop)
-    else:
-        decoder = Decoder(model, tokenizer, stop)
-    decoder.stops_in_prompt = stops_in_prompt
+        generator = [fresh_generator(model.device) for _ in range(count)]
+    generators = [generator] * count if isinstance(generator, torch.Generator) else list(generator)
+    if len(generators) != count:
+        raise DialogueError(f"{len(generators)} generators were given for {count} sequences; expected one each, or one")
     if config.num_beams > 1:
+        decoder = Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt)
         found = beam_search(decoder, prompts, config, generators, cache)
-        return [[Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams] for beams in found]
-    rows = [
-        decoder.add(prompt, config, generator=generators[place * copies + copy], cache=cache)
-        for place, prompt in enumerate(prompts)
+        return [[Reply(each.ids, each.finish_reason, each.score) for each in hypotheses] for hypotheses in found]
+    stepper = decoder_for(model, tokenizer, count, draft, stop, stops_in_prompt)
+    sequences = [
+        stepper.add(prompt, config, generator=generators[index * copies + copy], cache=cache)
+        for index, prompt in enumerate(prompts)
         for copy in range(copies)
     ]
-    scores = dict.fromkeys(map(id, rows), 0.0)
-    while steps := decoder.step():
+    scores: dict[TokenSequence, float] = defaultdict(float)
+    while steps := stepper.step():
         for step in steps:
-            scores[id(step.row)] += step.log_probability
-    replies = [Reply(row.new_ids, row.finish_reason or "length", scores[id(row)]) for row in rows]
-    return [replies[start : start + copies] for start in range(0, number, copies)]
+            scores[step.sequence] += step.log_probability
+    replies = [Reply(each.new_ids, each.finish_reason or "length", scores[each]) for each in sequences]
+    return [replies[start : start + copies] for start in range(0, count, copies)]
+
+
+def decoder_for(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    num_sequences: int,
+    draft: Draft | None,
+    stop: Stop | None = None,
+    stops_in_prompt: bool = True,
+) -> StepDecoder:
+    """Return a decoder for so many sequences; a draft serves a single one."""
+    if draft is not None and num_sequences == 1:
+        return SpeculativeDecoder(model, draft, tokenizer, stop, stops_in_prompt)
+    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt)

@@ -67,6 +67,7 @@ def _tuple_of(accepts: Any, expected: str, parse: Any = json.loads, freeze: Any 
 
 
 _FACTOR = number(above=0)
+_PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
 _NUMBER = number()
 _SHARE = number(minimum=0, maximum=1)
 _SHARE_ABOVE_0 = number(above=0, maximum=1)
@@ -124,6 +125,8 @@ class GenerationConfig:
         None, _BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
     repetition_penalty: float = setting(1.0, _FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
+    presence_penalty: float = setting(0.0, _PENALTY, "subtract from the logits of generated tokens; 0 is off")
+    frequency_penalty: float = setting(0.0, _PENALTY, "the same, for each time that a token was generated; 0 is off")
     no_repeat_ngram_size: int = setting(0, COUNT, "never repeat n tokens in a row from repetition_scope; 0 is off")
     bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
         None, _SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"

@@ -14,12 +14,15 @@ from typing import Generic, TypeVar
 
 import torch
 
-from dialogpt.decoding.loop import Decoder, Step, Stop, Stopped, fresh_generator
-from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
-from dialogpt.generation import Reply, generate_batch
+from dialogpt.decoding.loop import Step, StepDecoder
+from dialogpt.decoding.prefill import prefill
+from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
+from dialogpt.decoding.speculative import Draft
+from dialogpt.generation import Reply, decoder_for, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
-from dialogpt.model import GPT2, KVCache, shared_prefix
+from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import Reranker, ranked
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -124,13 +127,13 @@ class ReplyStream(Generic[Item]):
     """One sample on its way through a decoder: withheld while it is blank, and generated again if it stays so.
 
     Attributes:
-        row: the sequence in the decoder; the same one for all attempts.
+        sequence: the one that the decoder extends; the same for all attempts.
         attempt: which attempt this is, from 1 on.
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        decoder: StepDecoder,
         tokenizer: Tokenizer,
         plan: Plan,
         prompt: Prompt,
@@ -152,8 +155,8 @@ class ReplyStream(Generic[Item]):
         Raises:
             DialogueError: see `Decoder.add`.
         """
-        self.row = decoder.add(prompt, plan.config, generator=generator, cache=cache)
-        self._decoder, self._tokenizer, self._plan, self._describe = decoder, tokenizer, plan, describe
+        self.sequence = decoder.add(prompt, plan.config, generator=generator, cache=cache)
+        self._tokenizer, self._plan, self._describe = tokenizer, plan, describe
         self.attempt = 0
         self._begin()
 
@@ -165,16 +168,16 @@ class ReplyStream(Generic[Item]):
     def advance(self, step: Step) -> list[Item]:
         """Take the token that the decoder has just generated, and return what may be shown of the reply from now on.
 
-        The reply is complete once `row` has a finish reason afterwards.
+        The reply is complete once `sequence` has a finish reason afterwards.
         """
-        if not self.row.ended:
+        if not self.sequence.ended:
             self._withheld.append(self._describe(step))
             self._blank = self._blank and not self._text.feed(step.id).strip()
-        if self.row.finish_reason is None:
+        if self.sequence.finish_reason is None:
             return [] if self._blank and self._plan.withholds_blank else self.release()
         self._blank = self._blank and not self._text.finish().strip()
         if self._blank and self.attempt < self._plan.max_attempts:
-            self._decoder.restart(self.row)
+            self.sequence.restart()
             self._begin()
             return []
         return self.release()
@@ -218,12 +221,12 @@ def stream_reply(
             on_token()
         yield best.ids
         return
-    decoder = _decoder_for(model, tokenizer, 1, draft)
+    decoder = decoder_for(model, tokenizer, 1, draft)
     (generator,) = dialogue.generators.take(1)
     stream = ReplyStream(decoder, tokenizer, plan, dialogue.prompt, generator, _token_id, cache)
-    while stream.row.finish_reason is None:
+    while stream.sequence.finish_reason is None:
         (step,) = decoder.step()
-        if not stream.row.ended:
+        if not stream.sequence.ended:
             on_token()
             if stop is not None and stop():
                 raise Stopped
@@ -264,7 +267,7 @@ def generate_replies(
     beams = plan.config.num_beams
     sequences = len(dialogues) * max(plan.num_samples, beams)
     if cache is not None and sequences > 1:  # they are decoded in copies; one alone is decoded in the cache itself
-        prefill(model, dialogues[0].prompt.ids, cache)
+        prefill(model, dialogues[0].prompt.ids[:-1], cache)  # each copy computes the last token, for its logits
     if beams > 1:
         found = generate_batch(
             model,
@@ -277,13 +280,13 @@ def generate_replies(
             stops_in_prompt=stops_in_prompt,
         )
     else:
-        decoder = _decoder_for(model, tokenizer, sequences, draft, stop, stops_in_prompt)
+        decoder = decoder_for(model, tokenizer, sequences, draft, stop, stops_in_prompt)
         found = _sampled(decoder, tokenizer, plan, dialogues, cache)
     return [_best(tokenizer, plan, dialogue, replies, stop) for dialogue, replies in zip(dialogues, found, strict=True)]
 
 
 def _sampled(
-    decoder: Decoder, tokenizer: Tokenizer, plan: Plan, dialogues: Sequence[Dialogue], cache: KVCache | None
+    decoder: StepDecoder, tokenizer: Tokenizer, plan: Plan, dialogues: Sequence[Dialogue], cache: KVCache | None
 ) -> list[list[Reply]]:
     """Generate all samples of all dialogues together."""
     streams = [
@@ -291,15 +294,17 @@ def _sampled(
         for dialogue in dialogues
         for generator in dialogue.generators.take(plan.num_samples)
     ]
-    by_row = {id(stream.row): stream for stream in streams}
-    scores: dict[tuple[int, int], float] = defaultdict(float)  # of each row and attempt
+    by_sequence = {stream.sequence: stream for stream in streams}
+    scores: dict[tuple[TokenSequence, int], float] = defaultdict(float)  # and attempt
     while steps := decoder.step():
         for step in steps:
-            stream = by_row[id(step.row)]
-            scores[id(step.row), stream.attempt] += step.log_probability
+            stream = by_sequence[step.sequence]
+            scores[step.sequence, stream.attempt] += step.log_probability
             stream.advance(step)
     replies = [
-        Reply(stream.row.new_ids, stream.row.finish_reason or "length", scores[id(stream.row), stream.attempt])
+        Reply(
+            stream.sequence.new_ids, stream.sequence.finish_reason or "length", scores[stream.sequence, stream.attempt]
+        )
         for stream in streams
     ]
     return [replies[start : start + plan.num_samples] for start in range(0, len(replies), plan.num_samples)]
@@ -313,34 +318,6 @@ def _best(
         return list(replies[: plan.num_replies])
     best_first = ranked(plan.reranker, dialogue.turns, replies, stop)
     return sorted(best_first, key=lambda reply: not tokenizer.decode(reply.ids).strip())[: plan.num_replies]
-
-
-def cached_tokens(cache: KVCache, prompt_ids: Sequence[int]) -> int:
-    """Return how many tokens of a prompt need not be computed; the last always is, as the reply follows from it."""
-    return min(shared_prefix(cache.ids[0], prompt_ids), len(prompt_ids) - 1)
-
-
-@torch.inference_mode()
-def prefill(model: GPT2, prompt_ids: Sequence[int], cache: KVCache) -> None:
-    """Compute a prompt up to its last token, from where a cache of one row stops sharing it."""
-    shared = cached_tokens(cache, prompt_ids)
-    cache.crop(0, shared)
-    if missing := list(prompt_ids[shared:-1]):
-        model.hidden(torch.tensor([missing], device=model.device), cache)
-
-
-def _decoder_for(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    sequences: int,
-    draft: Draft | None,
-    stop: Stop | None = None,
-    stops_in_prompt: bool = True,
-) -> Decoder:
-    """Return what decodes so many sequences; a draft serves one."""
-    if draft is not None and sequences == 1:
-        return SpeculativeDecoder(model, draft, tokenizer, stop)
-    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt)
 
 
 def _token_id(step: Step) -> int:

@@ -11,7 +11,7 @@ import torch
 
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli.main import main
-from dialogpt.decoding.loop import fresh_generator
+from dialogpt.decoding.sampling import fresh_generator
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.replies import Dialogue, Generators, Plan
@@ -103,7 +103,7 @@ def test_a_draft_on_the_gpu_changes_nothing() -> None:
         chat = Chat(model, tokenizer, GenerationConfig.chat(), seed=3, draft=each)
         said.append([chat.reply("Hi! How are you?"), chat.reply("What is your name?")])
     assert said[0] == said[1]
-    assert draft.right > 10
+    assert draft.accepted > 10
 
 
 def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli.main import main
-from dialogpt.decoding.loop import own_turns, spellings
+from dialogpt.decoding.sequence import infer_own_turns, spellings
 from dialogpt.model import GPT2
 from dialogpt.normalize import normalize
 from dialogpt.sampler import Seen, next_token_scores
@@ -36,11 +36,11 @@ def banned(seen: Seen, **values: object) -> set[int]:
 
 
 def test_the_bots_own_turns_are_every_other_one() -> None:
-    assert own_turns([1, 2, END, 3, END, 4, 5, END], [END]) == [[3]]
-    assert own_turns([1, END, 2, END, 3, END, 4, END, 5, END], [END]) == [[2], [4]]
-    assert own_turns([1, 2, END], [END]) == []
-    assert own_turns([END], [END]) == []
-    assert own_turns([1, END, 2, END, 3], [END]) == [[2]]  # a prompt without its last end
+    assert infer_own_turns([1, 2, END, 3, END, 4, 5, END], [END]) == [[3]]
+    assert infer_own_turns([1, END, 2, END, 3, END, 4, END, 5, END], [END]) == [[2], [4]]
+    assert infer_own_turns([1, 2, END], [END]) == []
+    assert infer_own_turns([END], [END]) == []
+    assert infer_own_turns([1, END, 2, END, 3], [END]) == [[2]]  # a prompt without its last end
 
 
 def test_other_ends_of_a_reply_end_no_turn(network: GPT2) -> None:
@@ -105,15 +105,15 @@ def test_words_that_are_never_said(published: Path) -> None:
 
     assert said(plain) & set(range(300, 340))
     assert not said(kept) & set(range(300, 340))
-    with pytest.raises(DialogueError, match="bad_words names texts, which takes the tokenizer; pass it"):
+    with pytest.raises(DialogueError, match="bad_words needs tokenizer="):
         generate(network, prompt, kept)
 
 
 def test_stop_strings_need_the_tokenizer_and_can_be_said(published: Path) -> None:
     network, tokenizer = load(published), Tokenizer.load(published)
-    with pytest.raises(DialogueError, match="stop_strings names texts"):
+    with pytest.raises(DialogueError, match="stop_strings needs tokenizer="):
         generate(network, [1], GenerationConfig(stop_strings="x"))  # type: ignore[arg-type]
-    with pytest.raises(DialogueError, match="half a surrogate pair, which no token says"):
+    with pytest.raises(DialogueError, match="no token completes half a surrogate pair"):
         generate(network, [1], GenerationConfig(stop_strings=("\ud800",)), tokenizer=tokenizer)
     with pytest.raises(DialogueError, match="stop_strings must be a text, or several"):
         GenerationConfig(stop_strings=("",))
@@ -121,7 +121,7 @@ def test_stop_strings_need_the_tokenizer_and_can_be_said(published: Path) -> Non
 
 def test_a_reply_ends_when_its_time_is_over(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dialogpt.decoding.loop.time.monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    monkeypatch.setattr("dialogpt.decoding.sequence.time.monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
     config = GenerationConfig(max_time=4.5, max_new_tokens=30, eos_token_id=99)
     (reply,) = generate_batch(network, [[1, 2]], config)[0]
     assert (len(reply.ids), reply.finish_reason) == (5, "length")
@@ -130,7 +130,9 @@ def test_a_reply_ends_when_its_time_is_over(network: GPT2, monkeypatch: pytest.M
 def test_max_length_counts_the_prompt(network: GPT2) -> None:
     config = GenerationConfig(max_length=7, eos_token_id=99)
     assert [len(r[0].ids) for r in generate_batch(network, [[1], [1, 2, 3], [1] * 6], config)] == [6, 4, 1]
-    with pytest.raises(DialogueError, match="a prompt of 7 tokens leaves no room for a reply within max_length 7"):
+    with pytest.raises(
+        DialogueError, match="max_length must be above 7, the tokens of the prompt, to leave room for a reply, got 7"
+    ):
         generate(network, [1] * 7, config)
     assert GenerationConfig(max_length=7).max_new_tokens is None
     assert GenerationConfig(max_length=7, max_new_tokens=3).reply_limit(5) == 3
@@ -153,7 +155,7 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> No
 
 def test_tokens_that_there_are_not_are_refused(network: GPT2) -> None:
     for values in ({"bad_words_ids": [[23]]}, {"sequence_bias": {(1, 99): 1.0}}, {"forced_eos_token_id": 23}):
-        with pytest.raises(DialogueError, match=r"names the token \d+, and the vocabulary has 23"):
+        with pytest.raises(DialogueError, match=r"must be below 23, the vocabulary, got \d+"):
             generate(network, [1], GenerationConfig(**values))  # type: ignore[arg-type]
     with pytest.raises(
         DialogueError, match="forced_eos_token_id must be a token that suppress_tokens does not ban, got"

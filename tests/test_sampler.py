@@ -93,7 +93,7 @@ def test_defaults_are_those_of_transformers() -> None:
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
-    with pytest.raises(DialogueError, match=f"{name} is .*expected"):
+    with pytest.raises(DialogueError, match=f"{name} must be .*got"):
         GenerationConfig(**{name: value})
 
 
@@ -120,3 +120,33 @@ def test_the_chat_preset_fits_a_small_network() -> None:
     assert GenerationConfig.chat().fitted(16).max_new_tokens == 8
     assert GenerationConfig(max_new_tokens=20, min_new_tokens=20).fitted(16).min_new_tokens == 8
     assert GenerationConfig.chat().fitted(1024) == GenerationConfig.chat()
+
+
+def test_presence_and_frequency_penalties_count_generated_tokens() -> None:
+    """VLLM's formula: presence once and frequency per occurrence, of the reply and not of the prompt."""
+    seen = [Seen([1, 1, 4, 2, 2, 3], 3), Seen([1, 1, 4], 3)]
+    logits = torch.arange(12.0).reshape(2, 6)
+    config = GenerationConfig(presence_penalty=0.5, frequency_penalty=-1.5, eos_token_id=5)
+    expected = logits.clone()
+    expected[0, 2] -= 0.5 - 2 * 1.5
+    expected[0, 3] -= 0.5 - 1.5
+    assert torch.equal(next_token_scores(logits, config, seen), expected)
+    with pytest.raises(DialogueError, match="presence_penalty must be a number from -2 to 2, got 2.5"):
+        GenerationConfig(presence_penalty=2.5)
+
+
+@pytest.mark.parametrize(
+    ("banned", "forced", "chosen"),
+    [
+        ({"bad_words_ids": [[3]]}, (3, 4), [4]),
+        ({"bad_words_ids": [[7, 3]]}, 3, [0, 1, 2, 4, 5]),
+        ({"begin_suppress_tokens": [3]}, 3, [0, 1, 2, 4, 5]),
+        ({"suppress_tokens": [3]}, (3, 4), [4]),
+        ({"bad_words_ids": [[8, 3]]}, 3, [3]),
+    ],
+)
+def test_a_banned_token_is_never_forced(banned: dict[str, Any], forced: Any, chosen: list[int]) -> None:
+    """A client of the server may force tokens; it forced what the operator had banned as a bad word."""
+    config = GenerationConfig(max_new_tokens=1, forced_eos_token_id=forced, eos_token_id=9, **banned)
+    scores = next_token_scores(torch.zeros(1, 6), config, [Seen([5, 7], 2)])
+    assert torch.isfinite(scores[0]).nonzero()[:, 0].tolist() == chosen

@@ -16,7 +16,8 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.loop import Decoder, Row, Stop, Stopped
+from dialogpt.decoding.loop import Decoder
+from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import NEUTRAL, GenerationConfig
@@ -405,7 +406,7 @@ def _add_contributions(
 def _add_choices(
     captured: Capture,
     tokenizer: Tokenizer,
-    row: Row,
+    row: TokenSequence,
     sequence: _Sequence,
     tokens: list[TokenData],
     proceed: Proceed,

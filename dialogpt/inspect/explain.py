@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialogpt.chat import Chat
-from dialogpt.decoding.loop import Stop, fresh_generator
+from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.history import History
 from dialogpt.inspect.data import Inspection, inspect_reply
 from dialogpt.inspect.search import Considered, RecordingDraft, record_beams
 from dialogpt.replies import Generators
-from dialogpt.tokenizer import StopStrings
 
 
 def explain(

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.beam_search import NEVER, beam_search
-from dialogpt.decoding.loop import Decoder, Row, Stop
+from dialogpt.decoding.beam_search import EXCLUDED, beam_search
+from dialogpt.decoding.loop import Decoder
+from dialogpt.decoding.sequence import Stop, TokenSequence
 from dialogpt.decoding.speculative import Draft
 from dialogpt.generation import Reply
 from dialogpt.generation_config import GenerationConfig
@@ -80,13 +81,13 @@ class _BeamRecorder(Decoder):
         self._branch_of: dict[int, int | None] = {}  # the last branch of each sequence
         self._log_probabilities: dict[int, Tensor] = {}
 
-    def read(self) -> tuple[list[Row], Tensor]:
-        active, logits = super().read()
+    def next_logits(self) -> tuple[list[TokenSequence], Tensor]:
+        active, logits = super().next_logits()
         rows = logits.log_softmax(dim=-1)  # (B, V)
         self._log_probabilities = {id(row): rows[place] for place, row in enumerate(active)}
         return active, logits
 
-    def follow(self, choices: Sequence[tuple[Row, Row, int]]) -> None:
+    def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
         made: dict[tuple[int | None, int], int] = {}
         before = dict(self._branch_of)
         for row, parent, token in choices:
@@ -98,7 +99,7 @@ class _BeamRecorder(Decoder):
                 step = len(parent.ids) - parent.prompt_length
                 self.branches.append(Branch(step, token, origin, so_far + added))
             self._branch_of[id(row)] = made[origin, token]
-        super().follow(choices)
+        super().reorder(choices)
 
 
 @torch.inference_mode()
@@ -126,7 +127,7 @@ def record_beams(
     """
     recorder = _BeamRecorder(model, tokenizer, stop)
     (beams,) = beam_search(recorder, [prompt], replace(config, num_return_sequences=config.num_beams), [generator])
-    finished = [Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams if beam.score > NEVER / 2]
+    finished = [Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams if beam.score > EXCLUDED / 2]
     return recorder.branches, finished
 
 
@@ -143,18 +144,18 @@ class RecordingDraft(Draft):
         self.rounds: list[DraftRound] = []
         self._pending: tuple[int, list[int]] = (0, [])
 
-    def guess(self, row: Row, most: int) -> list[int]:
-        """See `Draft.guess`."""
-        start = len(row.ids) - row.prompt_length
+    def propose(self, sequence: TokenSequence, max_tokens: int) -> list[int]:
+        """See `Draft.propose`."""
+        start = len(sequence.ids) - sequence.prompt_length
         if self.rounds and start <= self.rounds[-1].start:
             self.rounds.clear()
-        tokens = super().guess(row, most)
+        tokens = super().propose(sequence, max_tokens)
         self._pending = (start, tokens)
         return tokens
 
-    def learn(self, guessed: int, right: int) -> None:
-        """See `Draft.learn`."""
-        super().learn(guessed, right)
+    def record(self, proposed: int, accepted: int) -> None:
+        """See `Draft.record`."""
+        super().record(proposed, accepted)
         start, tokens = self._pending
-        if guessed:
-            self.rounds.append(DraftRound(start, tokens, right))
+        if proposed:
+            self.rounds.append(DraftRound(start, tokens, accepted))

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.loop import Stop, Stopped
+from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.model import GPT2

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.loop import Stop, Stopped
+from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
 

@@ -17,7 +17,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from dialogpt.decoding.loop import Decoder, GenerationError, Row, Step, Stopped
+from dialogpt.decoding.loop import Decoder, Step
+from dialogpt.decoding.sequence import GenerationError, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies
@@ -99,7 +100,7 @@ class Job:
     alternatives: int | None = None
     deadline: float = field(init=False, default=0.0)
     cancelled: bool = field(init=False, default=False)
-    rows: list[Row] = field(init=False, default_factory=list, repr=False)  # those that are not finished
+    rows: list[TokenSequence] = field(init=False, default_factory=list, repr=False)  # those that are not finished
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,7 +259,7 @@ class Engine:
         for job in joining:
             self._join(job)
         if cut:
-            for row in list(self._decoder.rows):
+            for row in list(self._decoder.sequences):
                 self._end(row, "length")
         return bool(self._running) or self._cut is None or bool(self._waiting)
 
@@ -271,9 +272,9 @@ class Engine:
                 stream: ReplyStream[Event] = ReplyStream(
                     self._decoder, self.tokenizer, job.plan, prompt, generator, describe, None if choice else cache
                 )
-                stream.row.deadline = min(stream.row.deadline, job.deadline)
-                job.rows.append(stream.row)
-                self._running[id(stream.row)] = Running(job, choice, stream)
+                stream.sequence.deadline = min(stream.sequence.deadline, job.deadline)
+                job.rows.append(stream.sequence)
+                self._running[id(stream.sequence)] = Running(job, choice, stream)
         except DialogueError as error:
             self._fail(job, error)
         except Exception as error:
@@ -284,21 +285,21 @@ class Engine:
         try:
             steps = self._decoder.step()
         except GenerationError as error:
-            rows = error.rows or self._decoder.rows
+            rows = error.sequences or self._decoder.sequences
             failed = {id(job): job for job in (self._running[id(row)].job for row in rows)}
             for job in failed.values():
                 self._fail(job, error)
             return
         for step in steps:
-            running = self._running.get(id(step.row))
+            running = self._running.get(id(step.sequence))
             if running is None:  # another reply of its request has failed just now
                 continue
             for event in running.stream.advance(step):
                 self._tell(running.job, event)
-            if step.row.finish_reason is not None:
-                self._end(step.row, step.row.finish_reason)
+            if step.sequence.finish_reason is not None:
+                self._end(step.sequence, step.sequence.finish_reason)
 
-    def _end(self, row: Row, reason: str) -> None:
+    def _end(self, row: TokenSequence, reason: str) -> None:
         """One reply is over; what was read of it is kept for the next turn."""
         running = self._running.pop(id(row))
         running.job.rows.remove(row)

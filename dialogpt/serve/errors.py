@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from dialogpt.decoding.loop import NotFinite
+from dialogpt.decoding.sequence import NotFinite
 from dialogpt.errors import DialogueError, SettingsError
 from dialogpt.serve.engine import Busy, Closed, Failed, OutOfTime
 from dialogpt.serve.schemas import SAID_BY

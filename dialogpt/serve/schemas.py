@@ -282,9 +282,6 @@ def _number(name: str, given: Mapping[str, Any], default: int) -> int:
 
 def _refuse(request: Request, limits: Limits, candidates: int, beams: int) -> None:
     """Raise a `DialogueError` at what is not implemented, or does not go together."""
-    for name in ("presence_penalty", "frequency_penalty"):
-        if getattr(request, name):
-            raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
     if request.rerank and limits.reranker is None:
         raise DialogueError("nothing judges replies here; start the server with --rerank")
     if request.num_candidates and not request.rerank:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoding.loop import Decoder, GenerationError
+from dialogpt.decoding.loop import Decoder
+from dialogpt.decoding.sequence import GenerationError
 from dialogpt.model import GPT2
 from tests.helpers import random_model, seeded
 
@@ -70,12 +71,12 @@ def test_the_prompt_is_read_once_for_all_beams(network: GPT2, monkeypatch: pytes
 
 def test_rows_that_leave_move_as_few_others_as_possible() -> None:
     """Each that left had all rows behind it copied, which cost more than computing them."""
-    from dialogpt.decoding.loop import _closed_up
+    from dialogpt.decoding.batch import fill_gaps
 
-    assert _closed_up([True, False, True, True, True]) == [0, 4, 2, 3]
-    assert _closed_up([True] * 4) == [0, 1, 2, 3]
-    assert _closed_up([False] * 3) == []
-    assert _closed_up([False, True, False, True, False]) == [3, 1]
+    assert fill_gaps([True, False, True, True, True]) == [0, 4, 2, 3]
+    assert fill_gaps([True] * 4) == [0, 1, 2, 3]
+    assert fill_gaps([False] * 3) == []
+    assert fill_gaps([False, True, False, True, False]) == [3, 1]
 
 
 def test_what_beams_cannot_do_is_a_sentence(network: GPT2) -> None:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoding import beam_search, loop
-from dialogpt.decoding.loop import GenerationError, NotFinite, Row, fresh_generator
+from dialogpt.decoding import loop, sampling
+from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.sequence import GenerationError, NotFinite, TokenSequence
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from tests.helpers import WAIT_SECONDS, counted_reads, needs_fork, random_model, seeded
 
@@ -142,14 +143,14 @@ def test_prompts_read_in_pieces_change_no_token(network: GPT2, read: list[int], 
     alone = [[step.id for step in generate(network, p, SAMPLED, generator=seeded(k))] for k, p in enumerate(batch)]
     decoder, rows = Decoder(network, prompt_tokens=budget), []
     waiting = list(enumerate(batch))
-    while waiting or any(row.finish_reason is None for row in decoder.rows):
-        if waiting and len(decoder.rows) < 3:
+    while waiting or any(row.finish_reason is None for row in decoder.sequences):
+        if waiting and len(decoder.sequences) < 3:
             k, prompt = waiting.pop(0)
             rows.append(decoder.add(prompt, SAMPLED, generator=seeded(k)))
         read.clear()
         decoder.step()
         assert sum(read) <= 3 * budget + 3  # padding is counted, and a token of each row that runs
-        for row in list(decoder.rows):
+        for row in list(decoder.sequences):
             if row.finish_reason is not None:
                 decoder.drop(row)
     assert [row.new_ids for row in rows] == alone
@@ -202,7 +203,7 @@ def test_without_a_seed_every_call_draws_anew(network: GPT2) -> None:
         ([], "empty"),
         ([23], "outside the vocabulary of 23"),
         ([-1], "outside"),
-        ([1] * 50, "50 tokens and 20 new ones"),
+        ([1] * 50, "max_new_tokens must be smaller .* 50 tokens and 20 new"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_a_sentence(network: GPT2, prompt: list[int], sentence: str) -> None:
@@ -213,7 +214,7 @@ def test_a_prompt_that_cannot_be_used_is_a_sentence(network: GPT2, prompt: list[
 def test_a_prompt_may_fill_the_window_to_the_last_position(network: GPT2) -> None:
     config = GenerationConfig(max_new_tokens=10, eos_token_id=99)
     assert len(list(generate(network, [1] * 54, config))) == 10
-    with pytest.raises(DialogueError, match="55 tokens and 10 new ones do not fit the network's 64"):
+    with pytest.raises(DialogueError, match="the network's 64 positions: a prompt of 55 tokens and 10 new"):
         generate(network, [1] * 55, config)
 
 
@@ -243,8 +244,8 @@ def test_a_long_row_that_left_takes_its_room_along(network: GPT2) -> None:
     sizes = []
     while short.finish_reason is None:
         decoder.step()
-        assert decoder._cache is not None
-        sizes.append(decoder._cache.capacity)
+        assert decoder._batch.cache is not None
+        sizes.append(decoder._batch.cache.capacity)
     assert long.finish_reason == "length"
     assert (max(sizes), sizes[-1]) == (448, 64)
     assert short.new_ids == alone
@@ -258,7 +259,7 @@ def test_a_row_that_takes_damage_for_ordinary_has_strict_neighbours() -> None:
     decoder.add([2], GenerationConfig(remove_invalid_values=True, eos_token_id=99))
     with pytest.raises(NotFinite) as error:
         decoder.step()
-    assert error.value.rows == [strict]
+    assert error.value.sequences == [strict]
 
 
 @pytest.mark.parametrize("damage", ["everywhere", "one word"])
@@ -321,9 +322,9 @@ def test_a_callers_cache_keeps_its_row_whoever_joins(network: GPT2) -> None:
 
 
 def test_generators_must_be_as_many_as_rows(network: GPT2) -> None:
-    with pytest.raises(DialogueError, match="2 generators were given for 3 rows"):
+    with pytest.raises(DialogueError, match="2 generators were given for 3 sequences"):
         generate_batch(network, [[1], [2], [3]], SAMPLED, generator=[seeded(), seeded()])
-    with pytest.raises(DialogueError, match="generate says one reply"):
+    with pytest.raises(DialogueError, match="generate returns one reply"):
         generate(network, [1], GenerationConfig(do_sample=True, num_return_sequences=2))
     assert generate_batch(network, [], SAMPLED) == []
 
@@ -343,15 +344,14 @@ def test_off_the_cpu_a_zero_among_the_noise_draws_no_banned_token(
         honest(noise, **options)[:, 3] = 0
         return noise
 
-    monkeypatch.setattr(loop, "NOISE_WITHOUT_ZEROS", devices)
-    monkeypatch.setattr(beam_search, "NOISE_WITHOUT_ZEROS", devices)
+    monkeypatch.setattr(sampling, "NOISE_WITHOUT_ZEROS", devices)
     monkeypatch.setattr(torch.Tensor, "exponential_", with_a_zero)
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
-    row = Row([1], 1, GenerationConfig(do_sample=True, eos_token_id=3), seeded())
-    drawn = {loop.choose(scores, [row], [row])[0] for _ in range(50)}
+    row = TokenSequence([1], 1, GenerationConfig(do_sample=True, eos_token_id=3), seeded())
+    drawn = {loop.choose_tokens(scores, [row], [row])[0] for _ in range(50)}
     assert drawn == ({3} if devices else {0, 1, 2})
     if not devices:
-        found = [beam_search.drawn_from(scores.softmax(-1), 2, seeded(n)) for n in range(50)]
+        found = [sampling.sample_without_replacement(scores.softmax(-1), 2, seeded(n)) for n in range(50)]
         assert all(3 not in each.tolist()[0] for each in found)
 
 
@@ -360,9 +360,8 @@ def test_without_zeros_the_draws_are_those_of_multinomial(monkeypatch: pytest.Mo
     probabilities = torch.rand(4, 600, generator=seeded()).softmax(-1)
     expected = [torch.multinomial(probabilities, 3, generator=seeded(n)) for n in range(20)]
     noise = torch.empty(4, 600).exponential_(generator=seeded(1))
-    assert torch.equal(loop.without_zeros(noise.clone()), noise)
-    monkeypatch.setattr(loop, "NOISE_WITHOUT_ZEROS", ())
-    monkeypatch.setattr(beam_search, "NOISE_WITHOUT_ZEROS", ())
-    assert torch.equal(loop.without_zeros(noise.clone()), noise)
-    found = [beam_search.drawn_from(probabilities, 3, seeded(n)) for n in range(20)]
+    assert torch.equal(sampling.without_zeros(noise.clone()), noise)
+    monkeypatch.setattr(sampling, "NOISE_WITHOUT_ZEROS", ())
+    assert torch.equal(sampling.without_zeros(noise.clone()), noise)
+    found = [sampling.sample_without_replacement(probabilities, 3, seeded(n)) for n in range(20)]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli.main import main
-from dialogpt.decoding.loop import GenerationError, Stopped
+from dialogpt.decoding.sequence import GenerationError, Stopped
 from dialogpt.decoding.speculative import SpeculativeDecoder
 from dialogpt.model import GPT2, KVCache
 from dialogpt.model.precision import PackedEmbedding
@@ -54,7 +54,9 @@ def outcome(network: GPT2, prompt: list[int], config: GenerationConfig, seed: in
     generator, said = seeded(seed), []
     try:
         for step in generate(network, prompt, config, generator=generator, draft=draft):
-            said.append((step.id, round(step.log_probability, 5), step.row.finish_reason, generator.get_state().sum()))
+            said.append(
+                (step.id, round(step.log_probability, 5), step.sequence.finish_reason, generator.get_state().sum())
+            )
         ((reply,),) = generate_batch(network, [prompt], config, generator=seeded(seed), draft=draft)
         end: Any = (reply.ids, reply.finish_reason, round(reply.score, 4))
     except DialogueError as error:
@@ -87,7 +89,7 @@ def test_random_settings_say_the_same_with_every_draft(network: GPT2, drafts: li
     judge()
     assert counts["stop"] > 20
     assert counts["length"] > 50
-    rates = [draft.right / draft.guessed for draft in drafts]
+    rates = [draft.accepted / draft.proposed for draft in drafts]
     assert rates[0] == 1
     assert 0.9 > rates[1] > 2 * rates[2] > 0
 
@@ -116,7 +118,7 @@ def test_replies_have_the_probabilities_of_the_network_alone(network: GPT2) -> N
     assert set(said) <= set(expected)
     square = sum((said[ids] - number * p) ** 2 / (number * p) for ids, p in expected.items())
     assert square < 54.1  # a chi-square of 26 degrees of freedom is larger in one of a thousand cases
-    assert 0.2 < draft.right / draft.guessed < 0.9
+    assert 0.2 < draft.accepted / draft.proposed < 0.9
 
 
 def test_right_guesses_save_passes(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,13 +128,13 @@ def test_right_guesses_save_passes(network: GPT2, monkeypatch: pytest.MonkeyPatc
     config = GenerationConfig(max_new_tokens=1 + 5 + 7 + 9 + 3, eos_token_id=V)
     assert len(list(generate(network, [1, 2, 3], config, draft=draft))) == 25
     assert reads == [3, 5, 7, 9, 3]  # nothing is guessed beyond the last token
-    assert (draft.guessed, draft.right) == (20, 20)
+    assert (draft.proposed, draft.accepted) == (20, 20)
 
 
 def test_wrong_guesses_become_few(network: GPT2) -> None:
     draft = Draft(near(network, 5.0))
     list(generate(network, [1, 2, 3], GenerationConfig(max_new_tokens=40, eos_token_id=V), draft=draft))
-    assert draft.guessed - draft.right < 45
+    assert draft.proposed - draft.accepted < 45
 
 
 def test_a_draft_remembers_the_dialogue(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,8 +159,8 @@ def test_trained_networks_say_the_same(settings: GenerationConfig) -> None:
     for seed, text in enumerate(["Hi! How are you?", "What did you do today?", "I am tired.", "Tell me a story."]):
         prompt = [*tokenizer.encode(text), tokenizer.eos_id]
         assert outcome(model, prompt, settings, seed, draft) == outcome(model, prompt, settings, seed, None)
-    assert draft.guessed > 30
-    assert draft.right > 0.1 * draft.guessed  # the two learned from other data
+    assert draft.proposed > 30
+    assert draft.accepted > 0.1 * draft.proposed  # the two learned from other data
 
 
 def test_a_conversation_is_the_same_with_a_draft() -> None:
@@ -176,7 +178,7 @@ def test_a_conversation_is_the_same_with_a_draft() -> None:
         heard.append([said, candidates, chat.history.turns])
     assert heard[0] == heard[1]
     assert draft is not None
-    assert draft.right > 10
+    assert draft.accepted > 10
 
 
 def test_errors_come_where_they_come_without_guesses(network: GPT2) -> None:
@@ -198,7 +200,7 @@ def test_a_damaged_draft_guesses_nothing(network: GPT2, caplog: pytest.LogCaptur
     draft = Draft(damaged)
     assert outcome(network, [1, 2], SAMPLED, 0, draft) == outcome(network, [1, 2], SAMPLED, 0, None)
     assert [record.message for record in caplog.records] == [
-        "the draft's output holds NaN or infinity; it guesses nothing from here on"
+        "the draft's logits contain NaN or infinity; it proposes nothing from here on"
     ]
 
 
@@ -235,7 +237,7 @@ def test_what_cannot_guess_is_refused(network: GPT2, published: Path) -> None:
     assert isinstance(Draft.load("tiny", Tokenizer.load("tiny")).model.token_embedding, PackedEmbedding)
     decoder = SpeculativeDecoder(network, Draft(network))
     decoder.add([1], SAMPLED)
-    with pytest.raises(DialogueError, match="one row"):
+    with pytest.raises(DialogueError, match="one sequence"):
         decoder.add([2], SAMPLED)
 
 

@@ -14,7 +14,7 @@ from transformers import GPT2ForSequenceClassification
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.cli.main import main
-from dialogpt.decoding.loop import Stopped
+from dialogpt.decoding.sequence import Stopped
 from dialogpt.model import GPT2
 from dialogpt.ranking.rerankers import MMI, DialogRPT
 from dialogpt.weights import CheckpointError, load

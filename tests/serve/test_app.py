@@ -330,7 +330,7 @@ def test_models_and_health(served: Served) -> None:
         ({"messages": HELLO, "n": 100}, 400, "less than or equal to 16"),
         ({"messages": HELLO, "num_candidates": 4}, 400, "num_candidates goes with rerank"),
         ({"messages": HELLO, "top_k": "many"}, 400, "top_k must be a non-negative integer, got 'many'"),
-        ({"messages": HELLO, "presence_penalty": 1}, 400, "presence_penalty is 1.0, which is not implemented"),
+        ({"messages": HELLO, "presence_penalty": 3}, 400, "presence_penalty must be a number from -2 to 2, got 3.0"),
         ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
         ({"messages": HELLO, "logit_bias": {"99999": 1}}, 400, "names the token 99999, and the vocabulary has 8,192"),
         ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "a text has 9,000 characters; at most 8,000"),

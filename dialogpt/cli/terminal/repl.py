@@ -15,11 +15,10 @@ from dialogpt.chat import Chat
 from dialogpt.cli.output import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
-from dialogpt.decoding.loop import Stop, Stopped
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError, Problem, SettingsError
+from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting
 from dialogpt.history import USER
-from dialogpt.sampler import check_tokens
 from dialogpt.settings import TYPED_COUNT, parsed, required
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
@@ -215,14 +214,10 @@ class Terminal:
 
     def _changed(self, name: str, value: str) -> GenerationConfig:
         """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
-        config = before = self.chat.generation
-        if name in ("temperature", "do_sample") and not config.do_sample:
-            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in RESET_BY_GREEDY})
-        config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
-        check_tokens(config.with_end_token(self.chat.tokenizer.eos_id), self.chat.model.config.vocab_size)
-        if config.prompt_room(positions) < 1:
-            raise SettingsError([Problem(name, value, f"below the network's {positions} positions")])
-        return config
+        before = self.chat.generation
+        if name in ("temperature", "do_sample") and not before.do_sample:
+            before = replace(before, do_sample=True, **{key: getattr(self.sampling, key) for key in RESET_BY_GREEDY})
+        return parse_setting(before, name, value)
 
     def _line(self, name: str) -> str:
         value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
@@ -240,8 +235,8 @@ class Terminal:
                 f"  last reply: {last.new_tokens} tokens in {last.seconds:.2f} s, the first after "
                 f"{last.first_seconds:.2f} s; {last.computed_tokens} of {last.prompt_tokens} prompt tokens computed"
             )
-        if (draft := self.chat.draft) is not None and draft.guessed:
-            self.notice(f"  draft: {draft.right} of {draft.guessed} guesses were right, since the start")
+        if (draft := self.chat.draft) is not None and draft.proposed:
+            self.notice(f"  draft: {draft.accepted} of {draft.proposed} draft tokens were accepted, since the start")
 
     def explain(self, name: str) -> None:
         """Write the page of the last reply."""
