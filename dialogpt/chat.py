@@ -1,8 +1,11 @@
-"""A conversation: one history, one cache, one stream of draws.
+"""A conversation: one history, one cache, one seed.
 
-What is typed becomes a turn; the reply is streamed as text and becomes the next turn. The cache keeps the longest
-prefix that the next prompt shares with the last one, so a turn costs its own tokens. Reading a keyboard and printing
-are left to `dialogpt.cli.main` and `dialogpt.cli.terminal.repl`.
+Typed text becomes a turn; the reply is streamed as text and becomes the next turn. The cache holds the last prompt and
+reply, and the decoder crops it to what the next prompt shares with them, so a turn costs its own tokens. Replies are
+made in `dialogpt.replies`; the keyboard and the screen are left to `dialogpt.cli.terminal`.
+
+One turn, in order of the calls: `Terminal.talk`, `Chat.stream`, `Chat._answer`, `replies.stream_reply`,
+`Decoder.step`, `Decoder.next_logits`, `prefill_sequences`, `GPT2.hidden`, `choose_tokens`, `StreamDecoder.feed`.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import logging
 import time
 import weakref
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -25,10 +28,10 @@ from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt,
 from dialogpt.model import GPT2, KVCache
 from dialogpt.normalize import normalize
 from dialogpt.ranking.rerankers import Reranker
-from dialogpt.ranking.scoring import Score, score
-from dialogpt.replies import Dialogue, Generators, Plan, generate_replies, stream_reply
+from dialogpt.ranking.scoring import Score, score_turns
+from dialogpt.replies import Dialogue, Generators, Plan, Statistics, generate_replies, stream_reply
 from dialogpt.sampler import check_tokens
-from dialogpt.settings import POSITIVE, required
+from dialogpt.settings import POSITIVE, Checked, required
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from dialogpt.weights import Checkpoint, load, open_checkpoint
 from dialogpt.weights.checkpoint import Source
@@ -37,54 +40,53 @@ logger = logging.getLogger(__name__)
 
 
 def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.device) -> tuple[GPT2, Tokenizer]:
-    """Load a network that replies, and its tokenizer; one that only scores replies is reported in the log.
+    """Load a network and its tokenizer; a DialogRPT, which only scores replies, is logged as a warning.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
     if checkpoint.ranking_head is not None:
-        logger.warning("%s is a DialogRPT: it scores replies, and was not trained to write them", checkpoint.path)
+        logger.warning("%s is a DialogRPT: it scores replies, and was not trained to generate them", checkpoint.path)
     return load(checkpoint, dtype=dtype, device=device), Tokenizer.load(checkpoint)
-
-
-@dataclass
-class Statistics:
-    """What the last reply cost.
-
-    Attributes:
-        prompt_tokens: how long the prompt was.
-        computed_tokens: how many of them were not in the cache.
-        new_tokens: how many were said, draws that were thrown away for being white space included.
-        first_seconds: from the start until the first token.
-        seconds: until the last.
-    """
-
-    prompt_tokens: int = 0
-    computed_tokens: int = 0
-    new_tokens: int = 0
-    first_seconds: float = 0.0
-    seconds: float = 0.0
-
-    def count_token(self, seconds: float) -> None:
-        """Note that a token was said, `seconds` after the start."""
-        if self.new_tokens == 0:
-            self.first_seconds = seconds
-        self.new_tokens += 1
-        self.seconds = seconds
 
 
 class Chat:
     """One conversation with one network; the network itself may serve many.
 
     Attributes:
-        generation: settings of the next reply; may be replaced at any time.
-        history: the turns; a person's and the network's in turn.
+        generation: settings of the next reply; checked when set, like the three after it.
         history_tokens: how many tokens of dialogue the network is shown.
-        reranker, num_candidates: what chooses each reply, and among how many.
-        draft: guesses ahead where one reply is said without beams, which makes it faster and changes no token.
-        normalize: whether what is typed is spelled as the training data were.
+        num_candidates: how many candidates the reranker chooses among.
+        draft: drafts tokens of a single reply without beams, which makes it faster and changes no token.
+        history: the turns of the user and the bot.
+        reranker: chooses each reply among candidates; None takes the only one.
+        normalize: whether typed text is spelled as the training data were; see `dialogpt.normalize`.
         statistics: of the last reply.
     """
+
+    @Checked
+    def generation(self, config: GenerationConfig) -> None:
+        """Refuse settings with unknown tokens, or without room for a prompt."""
+        check_tokens(config.with_end_token(self.tokenizer.eos_id), self.model.config.vocab_size)
+        if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
+            expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
+            raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
+
+    @Checked
+    def history_tokens(self, value: int) -> None:
+        """Refuse what is no positive integer."""
+        required("history_tokens", value, POSITIVE)
+
+    @Checked
+    def num_candidates(self, value: int) -> None:
+        """Refuse what is no positive integer."""
+        required("num_candidates", value, POSITIVE)
+
+    @Checked
+    def draft(self, draft: Draft | None) -> None:
+        """Refuse a draft for another network."""
+        if draft is not None:
+            draft.require_fits(self.model)
 
     def __init__(
         self,
@@ -99,21 +101,21 @@ class Chat:
         draft: Draft | None = None,
         normalize: bool = False,
     ) -> None:
-        """Begin an empty conversation.
+        """Begin an empty conversation; arguments that are not named here are attributes.
 
         Args:
             model: a loaded network.
             tokenizer: of the same checkpoint.
             generation: None is the chat preset, with at most half the network's positions for a reply.
-            seed: of all draws of this conversation; None is another one each time.
+            seed: of all samples of this conversation; None is a different one each time.
             history_tokens: None is 256.
-            reranker: chooses each reply among candidates; None says the first.
-            num_candidates: how many it is given.
-            draft: guesses what the network says; see `dialogpt.decoding.speculative`.
-            normalize: whether what is typed is spelled as the training data were; see `dialogpt.normalize`.
+            reranker: see the class.
+            num_candidates: see the class.
+            draft: see the class.
+            normalize: see the class.
 
         Raises:
-            DialogueError: `history_tokens` or `num_candidates` is below 1.
+            DialogueError: a setting is out of range, or the draft does not fit the network.
         """
         self.model = model
         self.tokenizer = tokenizer
@@ -129,48 +131,6 @@ class Chat:
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
 
-    @property
-    def generation(self) -> GenerationConfig:
-        """The settings of the next reply."""
-        return self._generation
-
-    @generation.setter
-    def generation(self, config: GenerationConfig) -> None:
-        check_tokens(config.with_end_token(self.tokenizer.eos_id), self.model.config.vocab_size)
-        if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
-            expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
-            raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
-        self._generation = config
-
-    @property
-    def history_tokens(self) -> int:
-        """How many tokens of dialogue the network is shown."""
-        return self._history_tokens
-
-    @history_tokens.setter
-    def history_tokens(self, value: int) -> None:
-        self._history_tokens: int = required("history_tokens", value, POSITIVE)
-
-    @property
-    def num_candidates(self) -> int:
-        """How many candidates the reranker chooses among."""
-        return self._num_candidates
-
-    @num_candidates.setter
-    def num_candidates(self, value: int) -> None:
-        self._num_candidates: int = required("num_candidates", value, POSITIVE)
-
-    @property
-    def draft(self) -> Draft | None:
-        """Drafts tokens of a single reply without beams: faster, and the same tokens."""
-        return self._draft
-
-    @draft.setter
-    def draft(self, draft: Draft | None) -> None:
-        if draft is not None:
-            draft.require_fits(self.model)
-        self._draft = draft
-
     @classmethod
     def load(
         cls,
@@ -185,7 +145,7 @@ class Chat:
         """Begin a conversation with a checkpoint.
 
         Arguments are those of `dialogpt.weights.load` and of the constructor; `history_tokens` is the checkpoint's own
-        where it has one. A reranker or a draft can be put in its place afterwards.
+        if it has one. A reranker or a draft can be set afterwards.
 
         Raises:
             CheckpointError: the checkpoint cannot be used.
@@ -199,79 +159,79 @@ class Chat:
         return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
 
     def reply(self, text: str) -> str:
-        """Say something, and wait for the whole answer; errors are those of `stream`."""
+        """Return the whole reply to a text; errors are those of `stream`."""
         return "".join(self.stream(text))
 
     def stream(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
-        """Say something, and read the answer while it is made.
+        """Stream the reply to a text while it is generated.
 
-        A stream that is abandoned (stopped, closed, let go, or overtaken by the next call) counts as an interruption:
-        what was said is kept and its turn closed; if nothing was said yet, the person's turn is taken back too. A
-        stream that is never read says nothing.
+        A stream that is abandoned (stopped, closed, deleted, or overtaken by the next call) counts as an interruption:
+        what was yielded is kept as the reply; if nothing was, the user's turn is removed too. A stream that is never
+        read generates nothing.
 
         Args:
-            text: what the person says.
-            stop: asked after every token; true ends the reply before that token is shown.
+            text: the user's turn.
+            stop: asked after every token; true ends the reply before that token is yielded.
 
         Raises:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
-            GenerationError: while reading; as after an interruption, what was said is kept.
+            GenerationError: while iterating; as after an interruption, what was yielded is kept.
         """
         turn = self._turn(text)
-        self._settle()
+        self._close_stream()
         return self._begin([*self.history.turns, turn], stop)
 
     def stream_retry(self, stop: Stop | None = None) -> Generator[str, None, None]:
-        """Answer the last turn once more; the old reply comes back if the new one is abandoned before its first word.
+        """Stream another reply to the last turn; the old one is kept if this is abandoned before its first word.
 
         Raises:
             DialogueError: there is no reply yet.
         """
-        self._settle()
+        self._close_stream()
         self._require_exchange()
         return self._begin(self.history.turns[:-1], stop)
 
     def stream_edit(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
-        """Put another text in the place of the last one that the person said, and answer that.
+        """Replace the user's last turn, and stream the reply to it.
 
         Raises:
             DialogueError: as `stream`, or there is no exchange yet.
         """
         turn = self._turn(text)
-        self._settle()
+        self._close_stream()
         self._require_exchange()
         return self._begin([*self.history.turns[:-2], turn], stop)
 
     def retry(self) -> str:
-        """`stream_retry`, and wait for the whole answer."""
+        """Return the whole reply of `stream_retry`."""
         return "".join(self.stream_retry())
 
     def undo(self) -> str:
-        """Take the last exchange back, and return what the person had said.
+        """Remove the last exchange, and return the user's turn.
 
         Raises:
             DialogueError: there is no exchange yet.
         """
-        self._settle()
+        self._close_stream()
         self._require_exchange()
         self.history.pop()
         return self.tokenizer.decode(self.history.pop())
 
     def reset(self) -> None:
-        """Begin a new conversation; settings stay, and so does the stream of draws."""
-        self._settle()
+        """Begin a new conversation with the same settings; samples are not seeded anew."""
+        self._close_stream()
         self.history.clear()
         self._shown, self.statistics = None, Statistics()
 
     def texts(self) -> list[str]:
-        """What was said so far, the person first."""
+        """Return the text of each turn."""
         return [self.tokenizer.decode(turn) for turn in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
-        """Go on from these turns, the last of them the network's; errors are those of `History.add`."""
-        self._settle()
+        """Continue from these turns, the last of them the bot's; errors are those of `History.add`."""
+        self._close_stream()
         if len(turns) % 2:
-            raise DialogueError(f"{len(turns)} turns were given; expected pairs, what was said and its answer")
+            raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
         self.history = History(self.tokenizer.eos_id, turns)
         self._shown, self.statistics = None, Statistics()
 
@@ -344,25 +304,11 @@ class Chat:
         )
 
     def score(self, turns: Sequence[str]) -> list[Score]:
-        """How likely each turn of a dialogue is after those before it, its end included; of the first, all but its
-        first token.
-
-        Raises:
-            DialogueError: a turn is not valid, or the dialogue is longer than the network's positions.
-        """
-        ids: list[int] = []
-        scores: list[tuple[int, int]] = []
-        for turn in map(self._turn, turns):
-            begin = max(1, len(ids))
-            ids += [*turn, self.tokenizer.eos_id]
-            scores.append((begin, len(ids)))
-        if len(ids) < 2:
-            raise DialogueError("there is nothing to score; expected a dialogue of at least one word")
-        (whole,) = score(self.model, [ids])
-        return [Score(ids[begin:end], whole.log_probabilities[begin - 1 : end - 1]) for begin, end in scores]
+        """Return how probable each turn of a dialogue is after those before it; see `score_turns`."""
+        return score_turns(self.model, [*map(self._turn, turns)], self.tokenizer.eos_id)
 
     def shown(self) -> Prompt | None:
-        """What of the dialogue the network was shown last; None before the first turn."""
+        """Return what the network was shown last; None before the first turn."""
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
@@ -371,8 +317,8 @@ class Chat:
         self._current = weakref.ref(stream)
         return stream
 
-    def _settle(self) -> None:
-        """End a reply that nobody reads any more."""
+    def _close_stream(self) -> None:
+        """Close the stream of an abandoned reply."""
         stream = self._current() if self._current is not None else None
         if stream is not None:
             stream.close()
@@ -382,23 +328,23 @@ class Chat:
             raise DialogueError("nothing has been said yet")
 
     def _turn(self, text: str) -> Turn:
-        """The user's turn from what was typed; where nothing would be left of it when it is spelled anew, as it is."""
-        return Turn(self.tokenizer.encode((self.normalize and normalize(text)) or text), USER)
+        """Encode the user's turn, normalized unless nothing would be left of it."""
+        return Turn(self.tokenizer.encode((normalize(text) if self.normalize else text) or text), USER)
 
     def _prompt(self, history: History) -> Prompt:
-        """What the network is shown of a dialogue, and the user told where its last turn had to be cut."""
+        """Return what the network is shown of a dialogue; a truncated turn is logged."""
         window = self.generation.prompt_room(self.model.config.n_positions)
         prompt = history.prompt(self.history_tokens, window)
         if prompt.cut:
             logger.warning(
-                "the last turn is longer than there is room for: its first %d tokens were cut off", prompt.cut
+                "the last turn is longer than there is room for: its first %d tokens were truncated", prompt.cut
             )
         return prompt
 
     def _answer(self, turns: list[Turn], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
-        """Stream the reply to `turns`; however that ends, the history holds whole exchanges."""
+        """Stream the reply to `turns`; however that ends, the history holds complete exchanges."""
         before, shown = self.history.turns, self._shown
-        said: list[int] | None = None  # ids whose text was handed out; None while there is none
+        shown_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
         start = time.perf_counter()
 
         def count() -> None:
@@ -422,16 +368,16 @@ class Chat:
             ):
                 ids += tokens
                 if text := "".join(map(decoder.feed, tokens)):
-                    if said is None or not decoder.waiting:  # half a character is not kept
-                        said = list(ids)
+                    if shown_ids is None or not decoder.waiting:  # half a character is not kept
+                        shown_ids = list(ids)
                     yield text
-            said = ids
+            shown_ids = ids
             if text := decoder.finish():
                 yield text
         except Stopped:
             return
         finally:
-            if said is None:
+            if shown_ids is None:
                 self.history.turns, self._shown = before, shown
             else:
-                self.history.turns = [*turns, Turn(said, BOT)]
+                self.history.turns = [*turns, Turn(shown_ids, BOT)]

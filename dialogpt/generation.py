@@ -10,7 +10,7 @@ import torch
 
 from dialogpt.decoding.beam_search import beam_search
 from dialogpt.decoding.loop import Decoder, Step, StepDecoder
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, TokenSequence
 from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
 from dialogpt.errors import DialogueError

@@ -6,88 +6,38 @@ apply them. This file imports no torch, as the command line builds its flags fro
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.settings import (
+    BIASES,
     COUNT,
+    DECAY,
+    EARLY_STOPPING,
+    END_TOKENS,
+    FACTOR,
+    NUMBER,
+    PENALTY,
     POSITIVE,
+    SEQUENCES,
+    SHARE,
+    SHARE_ABOVE_0,
+    SHARE_BELOW_1,
     SWITCH,
-    Kind,
+    TEXTS,
+    TOKENS,
     choice,
-    is_ids,
-    is_integer,
     kinds_of,
     number,
-    parse_switch,
     parsed,
     problems_of,
     setting,
-)
+)  # fmt: skip
 
 DEFAULT_NEW_TOKENS = 20
 DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
-
-# ---- kinds of values ----
-
-
-def _freeze(value: Any) -> Any:
-    """Turn lists into tuples, and a dictionary into pairs: `sequence_bias` may be either, as in transformers."""
-    if isinstance(value, (list, tuple)):
-        return tuple(map(_freeze, value))
-    if isinstance(value, Mapping):
-        return tuple((_freeze(key), entry) for key, entry in value.items())
-    return value
-
-
-def _is_bias(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and is_ids(value[0]) and type(value[1]) is float
-
-
-def _is_decay(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and is_integer(value[0]) and _FACTOR.accepts(value[1])
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-def _parse_ids(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _tuple_of(accepts: Any, expected: str, parse: Any = json.loads, freeze: Any = _freeze) -> Kind:
-    """Return the kind of tuples of at least one entry."""
-    return Kind(
-        lambda value: isinstance(value, tuple) and bool(value) and all(map(accepts, value)), expected, parse, freeze
-    )
-
-
-_FACTOR = number(above=0)
-_PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
-_NUMBER = number()
-_SHARE = number(minimum=0, maximum=1)
-_SHARE_ABOVE_0 = number(above=0, maximum=1)
-_SHARE_BELOW_1 = number(minimum=0, below=1)
-_END = Kind(lambda value: is_integer(value) or is_ids(value), "a token id, or several", _parse_ids, _freeze)
-_IDS = Kind(is_ids, "token ids: 3,17", _parse_ids, _freeze)
-_SEQUENCES = _tuple_of(is_ids, "lists of token ids: [[3], [17, 4]]")
-_BIASES = _tuple_of(_is_bias, "pairs of token ids and a number with a point: [[[3], 2.5], [[17, 4], -1.0]]")
-_TEXTS = _tuple_of(
-    _is_text,
-    'a text, or several: ["a", "b"]',
-    lambda text: _freeze(json.loads(text)) if text.startswith("[") else (text,),
-    lambda value: (value,) if isinstance(value, str) else _freeze(value),
-)
-_DECAY = Kind(_is_decay, "a token count and a factor above 0: [20, 1.05]", json.loads, _freeze)
-_EARLY_STOPPING = Kind(
-    lambda value: isinstance(value, bool) or value == "never",
-    'true, false or "never"',
-    lambda text: text if text == "never" else parse_switch(text),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,43 +54,43 @@ class GenerationConfig:
     min_new_tokens: int | None = setting(None, COUNT, "minimum tokens of a reply before it may end")
     min_length: int = setting(0, COUNT, "minimum tokens of prompt and reply together before it may end")
     eos_token_id: int | tuple[int, ...] | None = setting(
-        None, _END, "the end token of a reply, or several: 3,17 (unset: the checkpoint's)"
+        None, END_TOKENS, "the end token of a reply, or several: 3,17 (unset: the checkpoint's)"
     )
     stop_strings: tuple[str, ...] | None = setting(
-        None, _TEXTS, "a text that ends a reply and is part of it, or several"
+        None, TEXTS, "a text that ends a reply and is part of it, or several"
     )
-    max_time: float | None = setting(None, _FACTOR, "seconds after which no further token is generated")
+    max_time: float | None = setting(None, FACTOR, "seconds after which no further token is generated")
 
     # Decoding.
     do_sample: bool = setting(False, SWITCH, "sample the next token instead of taking the most probable one")
     num_beams: int = setting(1, POSITIVE, "beams of a beam search; 1 is no beam search")
-    length_penalty: float = setting(1.0, _NUMBER, "beams: above 0 favors long replies, below 0 short ones")
+    length_penalty: float = setting(1.0, NUMBER, "beams: above 0 favors long replies, below 0 short ones")
     early_stopping: bool | str = setting(
-        False, _EARLY_STOPPING, "beams: stop once num_beams are finished; never: only when none can improve"
+        False, EARLY_STOPPING, "beams: stop once num_beams are finished; never: only when none can improve"
     )
     num_return_sequences: int = setting(1, POSITIVE, "replies per prompt")
 
     # Logits processors, in transformers' order.
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = setting(
-        None, _BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
+        None, BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
-    repetition_penalty: float = setting(1.0, _FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
-    presence_penalty: float = setting(0.0, _PENALTY, "subtract from the logits of generated tokens; 0 is off")
-    frequency_penalty: float = setting(0.0, _PENALTY, "the same, for each time that a token was generated; 0 is off")
+    repetition_penalty: float = setting(1.0, FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
+    presence_penalty: float = setting(0.0, PENALTY, "subtract from the logits of generated tokens; 0 is off")
+    frequency_penalty: float = setting(0.0, PENALTY, "the same, for each time that a token was generated; 0 is off")
     no_repeat_ngram_size: int = setting(0, COUNT, "never repeat n tokens in a row from repetition_scope; 0 is off")
     bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
-        None, _SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
+        None, SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
     )
     forced_bos_token_id: int | None = setting(None, COUNT, "the token after a prompt of one token")
     forced_eos_token_id: int | tuple[int, ...] | None = setting(
-        None, _END, "the last token of a reply of maximum length, unless it is banned"
+        None, END_TOKENS, "the last token of a reply of maximum length, unless it is banned"
     )
     remove_invalid_values: bool = setting(False, SWITCH, "replace NaN and infinity in the logits by finite numbers")
     exponential_decay_length_penalty: tuple[int, float] | None = setting(
-        None, _DECAY, "raise the end token's logit by a growing factor after so many tokens: [20, 1.05]"
+        None, DECAY, "raise the end token's logit by a growing factor after so many tokens: [20, 1.05]"
     )
-    suppress_tokens: tuple[int, ...] | None = setting(None, _IDS, "tokens that are never generated: 3,17")
-    begin_suppress_tokens: tuple[int, ...] | None = setting(None, _IDS, "tokens that no reply begins with: 3,17")
+    suppress_tokens: tuple[int, ...] | None = setting(None, TOKENS, "tokens that are never generated: 3,17")
+    begin_suppress_tokens: tuple[int, ...] | None = setting(None, TOKENS, "tokens that no reply begins with: 3,17")
 
     # Logits warpers, with do_sample only, in transformers' order.
     temperature: float = setting(
@@ -148,13 +98,13 @@ class GenerationConfig:
         number(above=0, note=" (for greedy decoding, do_sample off)"),
         "divides the logits: below 1 sharpens the distribution, above 1 flattens it",
     )
-    top_h: float | None = setting(None, _SHARE_ABOVE_0, "keep the top tokens that hold this share of the entropy")
+    top_h: float | None = setting(None, SHARE_ABOVE_0, "keep the top tokens that hold this share of the entropy")
     top_k: int = setting(50, COUNT, "keep the k most probable tokens; 0 is off")
-    top_p: float = setting(1.0, _SHARE, "keep the most probable tokens that hold this probability")
-    min_p: float | None = setting(None, _SHARE, "keep tokens at least this many times as probable as the most probable")
-    typical_p: float = setting(1.0, _SHARE_ABOVE_0, "keep the tokens of typical surprise that hold this probability")
-    epsilon_cutoff: float = setting(0.0, _SHARE_BELOW_1, "keep tokens of at least this probability")
-    eta_cutoff: float = setting(0.0, _SHARE_BELOW_1, "the same, with a lower bound where the entropy is high")
+    top_p: float = setting(1.0, SHARE, "keep the most probable tokens that hold this probability")
+    min_p: float | None = setting(None, SHARE, "keep tokens at least this many times as probable as the most probable")
+    typical_p: float = setting(1.0, SHARE_ABOVE_0, "keep the tokens of typical surprise that hold this probability")
+    epsilon_cutoff: float = setting(0.0, SHARE_BELOW_1, "keep tokens of at least this probability")
+    eta_cutoff: float = setting(0.0, SHARE_BELOW_1, "the same, with a lower bound where the entropy is high")
     renormalize_logits: bool = setting(False, SWITCH, "normalize the processed logits to log-probabilities")
 
     # For dialogue; transformers has none of these.
@@ -165,7 +115,7 @@ class GenerationConfig:
     )
     no_repeat_reply: bool = setting(False, SWITCH, "never repeat the bot's last turn exactly")
     bad_words: tuple[str, ...] | None = setting(
-        None, _TEXTS, 'a word that is never generated, capitalized or not, or several: ["a", "b"]'
+        None, TEXTS, 'a word that is never generated, capitalized or not, or several: ["a", "b"]'
     )
 
     def __post_init__(self) -> None:

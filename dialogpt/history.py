@@ -1,8 +1,8 @@
-"""A dialogue as the model sees it: turns of token ids, each ended by `<|endoftext|>`, cut by whole turns.
+"""A dialogue as the model sees it: turns of token ids, each with its end token; only whole turns are dropped.
 
 DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); the prompt
-names no speakers. Who spoke is kept beside the ids, for settings that look at the bot's own turns. Turning text into
-ids is left to `dialogpt.tokenizer`, answering to `dialogpt.chat`.
+names no speakers. Who spoke is kept with the ids, for settings about the bot's own turns. Encoding text is left to
+`dialogpt.tokenizer`, replying to `dialogpt.chat`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Prompt:
     Attributes:
         ids: the shown turns, each with its end token.
         first_turn: index of the first shown turn; those before it are kept but not shown.
-        cut: how many tokens the last turn lost at its front.
+        cut: how many tokens were truncated from the front of the last turn.
         own_turns: the bot's turns among those shown, without end tokens; None where nobody knows who spoke.
     """
 
@@ -80,19 +80,20 @@ class History:
         self.turns.append(turn)
 
     def pop(self) -> Turn:
-        """Take the last turn back."""
+        """Remove and return the last turn."""
         return self.turns.pop()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all turns."""
         self.turns.clear()
 
     def prompt(self, history_tokens: int, window: int) -> Prompt:
-        """What to show the model before it answers the last turn.
+        """Return what the model is shown before it replies to the last turn.
 
         Args:
             history_tokens: how many tokens of dialogue to show; the last turn is shown even if it is longer.
-            window: how many tokens the network can take besides its reply. Only this cuts the last turn, at its front.
+            window: how many tokens fit the network beside its reply. A longer last turn is truncated at its front;
+                `history_tokens` never truncates it.
 
         Raises:
             DialogueError: there is no turn, or `window` leaves no room for one.
@@ -109,13 +110,13 @@ class History:
 
 
 def first_shown(lengths: Sequence[int], budget: int) -> int:
-    """Index of the first turn that is shown, a pure function of the turns so far.
+    """Return the index of the first turn that is shown, a pure function of the turns so far.
 
     Whenever a turn takes the total over the budget, the oldest turns are dropped until the rest fits half of it. Half,
     so that the next turns extend a prompt that is in the cache rather than move its start each time.
 
-    Example: turns of 4 tokens and a budget of 12 show 3 turns; the fourth leaves itself alone (4 <= 6), and is the
-    start until six turns are there.
+    Example: turns of 4 tokens and a budget of 12. Three turns are shown. The fourth exceeds the budget, so the first
+    three are dropped and it is shown alone (4 <= 6); the fifth and sixth are added to it.
     """
     first = total = 0
     for current, length in enumerate(lengths):

@@ -1,8 +1,7 @@
 """The one reply pipeline, under `Chat`, ``reply --batch`` and the server.
 
-It alone knows how many samples a reply takes, where each is drawn from, that a blank one is generated again and when
-that ends, how candidates are ranked, and what of a prompt is cached already. Prompts are made by `dialogpt.history`,
-tokens by `dialogpt.decoding.loop`, text by whoever shows it.
+It alone knows how many samples a reply takes, what each is seeded with, that a blank one is resampled and when that
+ends, and how candidates are ranked. Prompts are made by `dialogpt.history`, tokens by `dialogpt.decoding`.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from typing import Generic, TypeVar
 import torch
 
 from dialogpt.decoding.loop import Step, StepDecoder
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.prefill import prefill
-from dialogpt.decoding.sampling import fresh_generator
 from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.decoding.speculative import Draft
 from dialogpt.generation import Reply, decoder_for, generate_batch
@@ -90,9 +89,9 @@ class Plan:
 
 
 class Generators:
-    """Where the samples of one dialogue are drawn from: sample k from a generator of its own, seeded with seed + k.
+    """The generators of the samples of one dialogue: sample k has its own, seeded with seed + k.
 
-    Each goes on from reply to reply, so that a conversation is seeded once.
+    Each is used from reply to reply, so that a conversation is seeded once.
     """
 
     def __init__(self, device: torch.device | str, seed: int | None = None) -> None:
@@ -110,12 +109,12 @@ class Generators:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A dialogue that is to be answered.
+    """A dialogue to reply to.
 
     Attributes:
         prompt: what the network is shown of it.
         turns: all of it, without end tokens, for a reranker.
-        generators: where its samples are drawn from.
+        generators: of its samples.
     """
 
     prompt: Prompt
@@ -123,8 +122,34 @@ class Dialogue:
     generators: Generators
 
 
+@dataclass
+class Statistics:
+    """What a reply cost.
+
+    Attributes:
+        prompt_tokens: the length of the prompt.
+        computed_tokens: how many of them were not cached.
+        new_tokens: how many were generated, those of blank samples included.
+        first_seconds: from the start to the first token.
+        seconds: from the start to the last token.
+    """
+
+    prompt_tokens: int = 0
+    computed_tokens: int = 0
+    new_tokens: int = 0
+    first_seconds: float = 0.0
+    seconds: float = 0.0
+
+    def count_token(self, seconds: float) -> None:
+        """Count a token that was generated `seconds` after the start."""
+        if self.new_tokens == 0:
+            self.first_seconds = seconds
+        self.new_tokens += 1
+        self.seconds = seconds
+
+
 class ReplyStream(Generic[Item]):
-    """One sample on its way through a decoder: withheld while it is blank, and generated again if it stays so.
+    """One sample that a decoder generates: withheld while it is blank, and resampled if it stays blank.
 
     Attributes:
         sequence: the one that the decoder extends; the same for all attempts.
@@ -166,7 +191,7 @@ class ReplyStream(Generic[Item]):
         self._withheld: list[Item] = []
 
     def advance(self, step: Step) -> list[Item]:
-        """Take the token that the decoder has just generated, and return what may be shown of the reply from now on.
+        """Handle the token that the decoder has just generated, and return what may be shown now.
 
         The reply is complete once `sequence` has a finish reason afterwards.
         """
@@ -257,7 +282,7 @@ def generate_replies(
         cache: one row, for a single dialogue; what its prompt shares with it is not computed again, and it holds the
             prompt afterwards.
         draft: see `stream_reply`; used where there is one sample in all.
-        stop: asked before every step, and while candidates are ranked; true ends it all.
+        stop: asked before every step, and while candidates are ranked; true cancels.
         stops_in_prompt: see `Decoder`.
 
     Raises:

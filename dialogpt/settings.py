@@ -6,13 +6,15 @@ imports no torch, as the command line builds its flags from these declarations.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from dialogpt.errors import Problem, SettingsError
 
+Value = TypeVar("Value")
 MAX_INTEGER = (1 << 63) - 1  # what torch takes
 
 
@@ -79,6 +81,25 @@ def required(name: str, value: Any, kind: Kind) -> Any:
     if not kind.accepts(value):
         raise SettingsError([Problem(name, value, kind.expected)])
     return value
+
+
+class Checked(Generic[Value]):
+    """An attribute that is checked whenever it is set; used as the decorator of the check, a method."""
+
+    def __init__(self, check: Callable[[Any, Value], None]) -> None:
+        self._check = check
+        self.__doc__ = check.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Value:
+        value: Value = instance.__dict__[self._name]
+        return value
+
+    def __set__(self, instance: Any, value: Value) -> None:
+        self._check(instance, value)
+        instance.__dict__[self._name] = value
 
 
 # ---- kinds ----
@@ -169,3 +190,62 @@ def _parse_count(text: str) -> int:
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise ValueError
     return int(text)
+
+
+# ---- kinds of generation settings ----
+
+
+def _freeze(value: Any) -> Any:
+    """Turn lists into tuples, and a dictionary into pairs: `sequence_bias` may be either, as in transformers."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_freeze, value))
+    if isinstance(value, Mapping):
+        return tuple((_freeze(key), entry) for key, entry in value.items())
+    return value
+
+
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and is_ids(value[0]) and type(value[1]) is float
+
+
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and is_integer(value[0]) and FACTOR.accepts(value[1])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _parse_ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _tuple_of(accepts: Any, expected: str, parse: Any = json.loads, freeze: Any = _freeze) -> Kind:
+    """Return the kind of tuples of at least one entry."""
+    return Kind(
+        lambda value: isinstance(value, tuple) and bool(value) and all(map(accepts, value)), expected, parse, freeze
+    )
+
+
+FACTOR = number(above=0)
+PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
+NUMBER = number()
+SHARE = number(minimum=0, maximum=1)
+SHARE_ABOVE_0 = number(above=0, maximum=1)
+SHARE_BELOW_1 = number(minimum=0, below=1)
+END_TOKENS = Kind(lambda value: is_integer(value) or is_ids(value), "a token id, or several", _parse_ids, _freeze)
+TOKENS = Kind(is_ids, "token ids: 3,17", _parse_ids, _freeze)
+SEQUENCES = _tuple_of(is_ids, "lists of token ids: [[3], [17, 4]]")
+BIASES = _tuple_of(_is_bias, "pairs of token ids and a number with a point: [[[3], 2.5], [[17, 4], -1.0]]")
+TEXTS = _tuple_of(
+    _is_text,
+    'a text, or several: ["a", "b"]',
+    lambda text: _freeze(json.loads(text)) if text.startswith("[") else (text,),
+    lambda value: (value,) if isinstance(value, str) else _freeze(value),
+)
+DECAY = Kind(_is_decay, "a token count and a factor above 0: [20, 1.05]", json.loads, _freeze)
+EARLY_STOPPING = Kind(
+    lambda value: isinstance(value, bool) or value == "never",
+    'true, false or "never"',
+    lambda text: text if text == "never" else parse_switch(text),
+)

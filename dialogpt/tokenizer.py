@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
 from dialogpt.errors import DialogueError
+from dialogpt.merges import Piece, check_order, explained
 from dialogpt.weights import CheckpointError, Vocabulary, open_checkpoint
 from dialogpt.weights.checkpoint import Checkpoint, Source
-from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
+from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
-# GPT-2 cuts text before it merges: English contractions; then words, numbers and other signs, each with one space
-# before it; then white space, whose last character is left to the word that follows.
+# GPT-2 splits text before it merges: English contractions; then words, numbers and other signs, each with one space
+# before it; then white space, whose last character belongs to the word that follows.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# tiktoken's engine steps back through a run of white space and panics on a long one (a million spaces, then a letter).
-# Before anything else a run is cut before its last character anyway, so text may be cut there before tiktoken sees it.
+# tiktoken's engine backtracks through a run of white space and panics on a long one (a million spaces, then a letter).
+# The pattern splits a run before its last character where other text follows, so long ones are split there first.
 _GAP = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # what \s is in Rust
 _LONG_GAP = 1000
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -50,15 +49,15 @@ class Tokenizer:
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id
         letters, ids = byte_letters(), vocabulary.ids
-        byte_of = {ord(letter): byte for byte, letter in letters.items()}
+        byte_of = {ord(letter): byte for byte, letter in letters.items()}  # GPT-2 spells bytes as letters
         tokens = [*letters.values(), *(merge.replace(" ", "") for merge in vocabulary.merges)]
         spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
-        _check_order(spelled, vocabulary, self._ranks)
+        check_order(spelled, vocabulary, self._ranks)
         self._encoding = tiktoken.Encoding(
             "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={END_OF_TEXT: len(tokens)}
         )
-        self._ids = [ids[token] for token in tokens]  # rank to id: the same numbers in GPT-2's own vocabulary
+        self._ids = [ids[token] for token in tokens]  # tiktoken returns ranks; in GPT-2's own vocabulary they are ids
         self._ids_or_end = np.array([*self._ids, self.eos_id], dtype=np.uint32)
         self._bytes = {n: token.encode() for token, n in ids.items()} | dict(zip(self._ids, spelled, strict=True))
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
@@ -73,7 +72,7 @@ class Tokenizer:
         return cls(checkpoint.vocabulary)
 
     def require_same(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint whose ids mean something else.
+        """Refuse a checkpoint with another vocabulary.
 
         Raises:
             DialogueError: as said.
@@ -127,67 +126,15 @@ class Tokenizer:
         return self._bytes.get(int(token_id), REPLACEMENT.encode())
 
     def explain(self, text: str) -> list[Piece]:
-        """Show how a text becomes ids: cut into pieces, spelled in letters, merged step by step.
+        """Show how a text becomes ids: split into pieces, spelled in letters, merged step by step.
 
-        The slow and obvious version of `encode`, for readers. Added tokens are not looked for, and the cuts come from
+        The slow and obvious version of `encode`, for readers. Added tokens are not looked for, and the splits come from
         Python's regex package, whose Unicode tables may know letters that tiktoken's do not know yet.
         """
         import regex  # tiktoken installs it
 
         _refuse_surrogates(text)
-        letters = byte_letters()
-        pieces = []
-        for match in regex.finditer(PATTERN, text):
-            data = match[0].encode()
-            steps = [[bytes([byte]) for byte in data], *merge_steps(data, self._ranks)]
-            pieces.append(
-                Piece(
-                    text=match[0],
-                    letters="".join(letters[byte] for byte in data),
-                    steps=[["".join(letters[byte] for byte in part) for part in step] for step in steps],
-                    ids=[self._ids[self._ranks[part]] for part in steps[-1]],
-                )
-            )
-        return pieces
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One piece of a text on its way to ids.
-
-    Attributes:
-        text: as it was typed.
-        letters: its bytes as GPT-2 spells them.
-        steps: the parts before the first merge, and after each.
-        ids: of the parts that remain.
-    """
-
-    text: str
-    letters: str
-    steps: list[list[str]]
-    ids: list[int]
-
-
-def merge_steps(data: bytes, ranks: Mapping[bytes, int], limit: int | None = None) -> Iterator[list[bytes]]:
-    """Merge the neighbours whose union has the lowest rank, the leftmost first, until none has a rank.
-
-    Args:
-        data: one piece of text.
-        ranks: token to its place in the order of merges.
-        limit: only merges of a lower rank are made.
-
-    Yields:
-        The parts after each merge.
-    """
-    parts = [bytes([byte]) for byte in data]
-    while len(parts) > 1:
-        unions = [ranks.get(left + right, len(ranks)) for left, right in pairwise(parts)]
-        best = min(unions)
-        if best >= (len(ranks) if limit is None else limit):
-            return
-        place = unions.index(best)
-        parts = [*parts[:place], parts[place] + parts[place + 1], *parts[place + 2 :]]
-        yield parts
+        return [explained(match[0], self._ranks, self._ids) for match in regex.finditer(PATTERN, text)]
 
 
 def _refuse_surrogates(text: str) -> None:
@@ -200,21 +147,8 @@ def _refuse_surrogates(text: str) -> None:
         ) from None
 
 
-def _check_order(spelled: list[bytes], vocabulary: Vocabulary, ranks: Mapping[bytes, int]) -> None:
-    """Raise unless each merge is the one that lower merges lead to; GPT-2's own need no proof."""
-    if vocabulary.merges == gpt2_merges()[: len(vocabulary.merges)]:
-        return
-    for merge, token in zip(vocabulary.merges, spelled[256:], strict=True):
-        *_, parts = [[bytes([byte]) for byte in token], *merge_steps(token, ranks, ranks[token])]
-        if len(parts) != 2 or len(parts[0]) != merge.index(" "):  # a letter of the merge is a byte of the token
-            raise CheckpointError(
-                f"the merges of {vocabulary.origin} are out of order: merge {ranks[token] - 255} ({merge!r}) cannot be "
-                f"reached by the merges before it"
-            )
-
-
 class StreamDecoder:
-    """Ids to text while they arrive: a character is shown when its last byte is there, never half of it."""
+    """Ids to text while they arrive: a character is returned with its last byte, never half of it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -222,13 +156,13 @@ class StreamDecoder:
 
     @property
     def waiting(self) -> bool:
-        """Whether bytes of an unfinished character are held back."""
+        """Whether bytes of an unfinished character are withheld."""
         return bool(self._decoder.getstate()[0])
 
     def feed(self, token_id: int) -> str:
-        """The text that this id completes; often empty in the middle of an emoji."""
+        """Return the text that this id completes; it is empty in the middle of a character."""
         return self._decoder.decode(self._tokenizer.bytes_of(token_id))
 
     def finish(self) -> str:
-        """What is left at the end: U+FFFD for a character that was never completed."""
+        """Return the rest: U+FFFD for a character that was never completed."""
         return self._decoder.decode(b"", final=True)

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate_batch
 from dialogpt.cli.main import guarded
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, PRESETS, GPT2Config
 from dialogpt.model.precision import CPU_PRECISIONS

@@ -330,10 +330,15 @@ def test_candidates_are_not_part_of_the_conversation(chat: Chat) -> None:
 
 
 def test_settings_that_leave_no_room_are_a_sentence(chat: Chat) -> None:
-    chat.generation = GenerationConfig(max_new_tokens=128)
-    with pytest.raises(DialogueError, match="max_new_tokens 128 leaves no room"):
-        chat.stream("Hello")  # at the call
-    with pytest.raises(DialogueError, match="history_tokens is 0"):
+    before = chat.generation
+    with pytest.raises(DialogueError, match="max_new_tokens must be below the network's 128 positions"):
+        chat.generation = GenerationConfig(max_new_tokens=128)  # when it is set, not at the next turn
+    with pytest.raises(DialogueError, match="suppress_tokens|bad_words_ids"):
+        chat.generation = GenerationConfig(bad_words_ids=((10**6,),))
+    with pytest.raises(DialogueError, match="num_candidates must be a positive integer, got 0"):
+        chat.num_candidates = 0
+    assert chat.generation is before
+    with pytest.raises(DialogueError, match="history_tokens must be a positive integer, got 0"):
         Chat(chat.model, chat.tokenizer, history_tokens=0)
     assert chat.texts() == []
 

@@ -11,7 +11,7 @@ import torch
 
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.cli.main import main
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.replies import Dialogue, Generators, Plan

@@ -23,7 +23,7 @@ from dialogpt.chat import Chat
 from dialogpt.cli.output import described
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.standard_input import stdin_bytes
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.generation import Reply

@@ -54,7 +54,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_choice_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that say what judges candidate replies."""
+    """Flags of the rerankers that choose among candidate replies."""
     choice = parser.add_argument_group("choice among candidates")
     choice.add_argument(
         "--rerank",

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.loop import NOT_A_NUMBER, NOTHING_LEFT, Decoder, process_logits
-from dialogpt.decoding.sampling import sample_without_replacement
+from dialogpt.decoding.loop import Decoder
+from dialogpt.decoding.noise import sample_without_replacement
+from dialogpt.decoding.sampling import NOT_A_NUMBER, NOTHING_LEFT, process_logits
 from dialogpt.decoding.sequence import GenerationError, Outcome, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig

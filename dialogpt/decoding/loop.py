@@ -15,21 +15,13 @@ from torch import Tensor
 
 from dialogpt.decoding.batch import RunningBatch
 from dialogpt.decoding.prefill import cached_tokens, prefill, prefill_sequences
-from dialogpt.decoding.sampling import exponential_noise, fresh_generator
-from dialogpt.decoding.sequence import GenerationError, NotFinite, SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite, rows_of
+from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
-from dialogpt.sampler import next_token_scores
 from dialogpt.tokenizer import Tokenizer
-
-__all__ = ["Decoder", "GenerationError", "NotFinite", "Step", "Stop", "Stopped", "TokenSequence", "fresh_generator"]
-NOTHING_LEFT = (
-    "the settings leave no token to choose: what bans tokens (no_repeat_ngram_size, min_new_tokens, bad words, ...) "
-    "bans all of them, or the temperature is too close to 0; loosen them"
-)
-NOT_A_NUMBER = "the settings make scores that are not numbers, as infinity minus infinity is; loosen sequence_bias"
 
 
 @dataclass(frozen=True)
@@ -215,76 +207,3 @@ class Decoder:
                 prompts.add(ids)
                 budget -= len(ids) - cached
         return scheduled
-
-
-def process_logits(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
-    """Process the logits of sequences, those with equal settings together: (B, V) -> (B, V).
-
-    Raises:
-        GenerationError: a score is NaN.
-    """
-    configs = list({id(sequence.config): sequence.config for sequence in sequences}.values())
-    if len(configs) == 1:  # without a copy of all scores
-        scores = next_token_scores(logits, configs[0], [sequence.seen for sequence in sequences])
-    else:
-        scores = torch.empty_like(logits)
-        for config in configs:
-            rows = [row for row, sequence in enumerate(sequences) if sequence.config is config]
-            scores[rows] = next_token_scores(logits[rows], config, [sequences[row].seen for row in rows])
-    if scores is not logits and torch.isnan(scores).any():
-        raise GenerationError(NOT_A_NUMBER, _marked(sequences, scores.isnan().any(dim=-1)))
-    return scores
-
-
-def choose_tokens(scores: Tensor, active: Sequence[TokenSequence], sampled: Sequence[TokenSequence]) -> list[int]:
-    """Choose the next token of each sequence: the highest score, or a sample.
-
-    Args:
-        scores: (B, V), processed.
-        active: the sequence of each row.
-        sampled: these and finished ones, which keep their rows in the noise of a shared generator.
-
-    Raises:
-        GenerationError: every token of a sampled sequence is banned.
-    """
-    by_generator: dict[torch.Generator, list[TokenSequence]] = {}
-    for sequence in sampled:
-        if sequence.config.do_sample and sequence.generator is not None:
-            by_generator.setdefault(sequence.generator, []).append(sequence)
-    groups, rows, row_of = [], [], {sequence: row for row, sequence in enumerate(active)}
-    for generator, sharing in by_generator.items():
-        if used := [index for index, sequence in enumerate(sharing) if sequence.finish_reason is None]:
-            groups.append((generator, len(sharing), used))
-            rows += [row_of[sharing[index]] for index in used]
-    all_sampled = len(rows) == len(active)
-    chosen: list[int] = [0] * len(active) if all_sampled else scores.argmax(dim=-1).tolist()  # lowest id of a tie
-    if rows:
-        probabilities = torch.softmax(rows_of(scores, rows), dim=-1)  # (B, V)
-        if torch.isnan(probabilities).any():
-            raise GenerationError(NOTHING_LEFT, _marked([active[row] for row in rows], probabilities.isnan().any(-1)))
-        samples = probabilities.div_(exponential_noise(groups, probabilities)).argmax(dim=-1).tolist()
-        for row, token in zip(rows, samples, strict=True):
-            chosen[row] = token
-    return chosen
-
-
-def require_finite(logits: Tensor, sequences: Sequence[TokenSequence]) -> None:
-    """Refuse logits, (B, V), with NaN or infinity, except of sequences with `remove_invalid_values`.
-
-    Raises:
-        NotFinite: there are some.
-    """
-    if bool(torch.isfinite(logits.sum())):
-        return
-    damaged = _marked(sequences, ~torch.isfinite(logits).all(dim=-1))
-    if strict := [sequence for sequence in damaged if not sequence.config.remove_invalid_values]:
-        raise NotFinite("the logits contain NaN or infinity: the weights are damaged; convert them again", strict)
-
-
-def rows_of(tensor: Tensor, rows: list[int]) -> Tensor:
-    """Return rows of a tensor, without a copy if they are all of them in order."""
-    return tensor if rows == list(range(len(tensor))) else tensor[rows]
-
-
-def _marked(sequences: Sequence[TokenSequence], marks: Tensor) -> list[TokenSequence]:
-    return [sequence for sequence, mark in zip(sequences, marks.tolist(), strict=True) if mark]

@@ -1,89 +1,91 @@
-"""Sampling the next tokens of a batch from noise of each sequence's generator, as `torch.multinomial` does.
-
-To sample from probabilities p, torch draws noise e from an exponential distribution and takes the token with the
-largest p / e. Drawing that noise here lets sequences of one batch have generators of their own.
-"""
+"""The next tokens of a batch: process logits by each sequence's settings, and choose or sample a token for each."""
 
 from __future__ import annotations
 
-import functools
-import os
-from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
 
-NOISE_WITHOUT_ZEROS = ("cpu",)  # devices whose `exponential_` draws no exact zero
+from dialogpt.decoding.noise import exponential_noise
+from dialogpt.decoding.sequence import GenerationError, NotFinite, TokenSequence
+from dialogpt.sampler import next_token_scores
+
+NOTHING_LEFT = (
+    "the settings leave no token to choose: what bans tokens (no_repeat_ngram_size, min_new_tokens, bad words, ...) "
+    "bans all of them, or the temperature is too close to 0; loosen them"
+)
+NOT_A_NUMBER = "the settings make scores that are not numbers, as infinity minus infinity is; loosen sequence_bias"
 
 
-def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
-    """Return a random generator; without a seed it is a different one each time."""
-    generator = torch.Generator(device)
-    if seed is None:
-        generator.seed()  # a new Generator always starts at the same number
+def process_logits(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor:
+    """Process the logits of sequences, those with equal settings together: (B, V) -> (B, V).
+
+    Raises:
+        GenerationError: a score is NaN.
+    """
+    configs = list({id(sequence.config): sequence.config for sequence in sequences}.values())
+    if len(configs) == 1:  # without a copy of all scores
+        scores = next_token_scores(logits, configs[0], [sequence.seen for sequence in sequences])
     else:
-        generator.manual_seed(seed)
-    return generator
+        scores = torch.empty_like(logits)
+        for config in configs:
+            rows = [row for row, sequence in enumerate(sequences) if sequence.config is config]
+            scores[rows] = next_token_scores(logits[rows], config, [sequences[row].seen for row in rows])
+    if scores is not logits and torch.isnan(scores).any():
+        raise GenerationError(NOT_A_NUMBER, _marked(sequences, scores.isnan().any(dim=-1)))
+    return scores
 
 
-def copied_generator(generator: torch.Generator | None) -> torch.Generator | None:
-    """Return a generator that will give the numbers which another one will give."""
-    if generator is None:
-        return None
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return copy
-
-
-def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
-    """Draw exponential noise for the rows of a batch: (B, V), without zeros.
+def choose_tokens(scores: Tensor, active: Sequence[TokenSequence], sampled: Sequence[TokenSequence]) -> list[int]:
+    """Choose the next token of each sequence: the highest score, or a sample.
 
     Args:
-        groups: of each generator, how many rows share it, and the indices among them whose noise is used. Noise is
-            drawn for all of them, in one matrix, as transformers draws for finished sequences too.
-        like: (B, V), the dtype and device; B is the number of used rows.
+        scores: (B, V), processed.
+        active: the sequence of each row.
+        sampled: these and finished ones, which keep their rows in the noise of a shared generator.
+
+    Raises:
+        GenerationError: every token of a sampled sequence is banned.
     """
-    noise = torch.empty_like(like)
+    by_generator: dict[torch.Generator, list[TokenSequence]] = {}
+    for sequence in sampled:
+        if sequence.config.do_sample and sequence.generator is not None:
+            by_generator.setdefault(sequence.generator, []).append(sequence)
+    groups, rows, row_of = [], [], {sequence: row for row, sequence in enumerate(active)}
+    for generator, sharing in by_generator.items():
+        if used := [index for index, sequence in enumerate(sharing) if sequence.finish_reason is None]:
+            groups.append((generator, len(sharing), used))
+            rows += [row_of[sharing[index]] for index in used]
+    all_sampled = len(rows) == len(active)
+    chosen: list[int] = [0] * len(active) if all_sampled else scores.argmax(dim=-1).tolist()  # lowest id of a tie
+    if rows:
+        probabilities = torch.softmax(rows_of(scores, rows), dim=-1)  # (B, V)
+        if torch.isnan(probabilities).any():
+            raise GenerationError(NOTHING_LEFT, _marked([active[row] for row in rows], probabilities.isnan().any(-1)))
+        samples = probabilities.div_(exponential_noise(groups, probabilities)).argmax(dim=-1).tolist()
+        for row, token in zip(rows, samples, strict=True):
+            chosen[row] = token
+    return chosen
 
-    @torch.inference_mode()  # each thread has a mode of its own
-    def fill(group: tuple[torch.Generator, int, list[int]], into: Tensor) -> None:
-        generator, count, used = group
-        if len(used) == count:
-            into.exponential_(generator=generator)
-        else:
-            into.copy_(into.new_empty(count, into.size(1)).exponential_(generator=generator)[used])
 
-    slices = noise.split([len(used) for _, _, used in groups])  # type: ignore[no-untyped-call]
-    in_threads = len(groups) > 1 and noise.device.type == "cpu"  # a GPU has threads of its own
-    run = _threads().map if in_threads else map
-    deque(run(fill, groups, slices), maxlen=0)  # waits for all, and raises what one raised
-    return without_zeros(noise)
+def require_finite(logits: Tensor, sequences: Sequence[TokenSequence]) -> None:
+    """Refuse logits, (B, V), with NaN or infinity, except of sequences with `remove_invalid_values`.
 
-
-def without_zeros(noise: Tensor) -> Tensor:
-    """Replace exact zeros in exponential noise, in place; the CPU draws none and is left unchanged.
-
-    MPS draws exact zeros (pytorch#192577), and a banned token's 0 / 0 is NaN, which argmax takes for the largest: about
-    every 600th token was a banned one.
+    Raises:
+        NotFinite: there are some.
     """
-    return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
+    if bool(torch.isfinite(logits.sum())):
+        return
+    damaged = _marked(sequences, ~torch.isfinite(logits).all(dim=-1))
+    if strict := [sequence for sequence in damaged if not sequence.config.remove_invalid_values]:
+        raise NotFinite("the logits contain NaN or infinity: the weights are damaged; convert them again", strict)
 
 
-def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
-    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
-        return torch.multinomial(probabilities, count, generator=generator)
-    noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
-    return probabilities.div(noise).topk(count).indices
+def rows_of(tensor: Tensor, rows: list[int]) -> Tensor:
+    """Return rows of a tensor, without a copy if they are all of them in order."""
+    return tensor if rows == list(range(len(tensor))) else tensor[rows]
 
 
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    """Threads for several generators: one takes 20 nanoseconds a token, on one processor."""
-    return ThreadPoolExecutor(torch.get_num_threads())
-
-
-if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+def _marked(sequences: Sequence[TokenSequence], marks: Tensor) -> list[TokenSequence]:
+    return [sequence for sequence, mark in zip(sequences, marks.tolist(), strict=True) if mark]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import GenerationConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialogpt.chat import Chat
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError

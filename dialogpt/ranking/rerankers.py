@@ -1,9 +1,9 @@
-"""Choosing among candidate replies: by what a reverse model makes of them (MMI), or by what people would (DialogRPT).
+"""Rerankers of candidate replies: a reverse model (MMI), or a model of how people would rate them (DialogRPT).
 
-MMI follows Zhang et al., "DialoGPT" (2020), section 3.2: of several candidates the one wins after which a model that
-was trained on reversed dialogues finds the person's turn likeliest. DialogRPT follows Gao et al., "Dialogue Response
-Ranking Training with Large-Scale Human Feedback Data" (2020), and golsun/DialogRPT, src/score.py. Sampling the
-candidates is left to `dialogpt.generation`.
+MMI follows Zhang et al., "DialoGPT" (2020), section 3.2: the candidate wins after which a model that was
+trained on reversed dialogues gives the user's turn the highest probability. DialogRPT follows Gao et al., "Dialogue
+Response Ranking Training with Large-Scale Human Feedback Data" (2020), and golsun/DialogRPT, src/score.py. Sampling
+the candidates is left to `dialogpt.replies`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load, load_ranking_head, open_checkpoint
 from dialogpt.weights.checkpoint import Source
 
-HUMAN = ("human_vs_rand", "human_vs_machine")  # heads that say whether a reply is one, rather than how good
+HUMAN = ("human_vs_rand", "human_vs_machine")  # heads that predict whether a reply is human, not how good it is
 HEADS = (*HUMAN, "updown", "width", "depth")
 
 
 class Reranker(Protocol):
-    """Judges candidate replies to one dialogue."""
+    """Scores candidate replies to one dialogue."""
 
     def scores(
         self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
     ) -> list[float]:
-        """A number for each reply, the best highest.
+        """Return a score for each reply, the best highest.
 
         Args:
             turns: the dialogue, oldest first, without end tokens; its last turn is answered.
             replies: candidates, without end tokens.
-            stop: asked before every few of them are read; true ends it all.
+            stop: asked before every pass; true cancels.
 
         Raises:
             Stopped: `stop` said so.
@@ -51,25 +51,25 @@ class Reranker(Protocol):
 def ranked(
     reranker: Reranker, turns: Sequence[Sequence[int]], replies: Sequence[Reply], stop: Stop | None = None
 ) -> list[Reply]:
-    """Replies to a dialogue with their ranks, the best first; equal ones in the order of their draws.
+    """Return the replies with their ranks, the best first; equal ones keep their order.
 
     Raises:
         Stopped: `stop` said so.
     """
     ranks = reranker.scores(turns, [reply.ids for reply in replies], stop)
-    order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
-    return [replace(replies[place], rank=ranks[place]) for place in order]
+    order = sorted(range(len(ranks)), key=lambda index: -ranks[index])
+    return [replace(replies[index], rank=ranks[index]) for index in order]
 
 
 @dataclass(frozen=True)
 class MMI:
-    """log P(what was said | reply), under a model of reversed dialogues.
+    """log P(source | reply), under a model of reversed dialogues; the source is what was replied to.
 
     Attributes:
         model: the reverse network.
         eos_id: ends every turn.
-        turns: how many of the last turns are what was said; None is all of them, the newest first.
-        micro_batch: how many candidates are read at once.
+        turns: how many of the last turns are the source; None is all of them, the newest first.
+        micro_batch: how many candidates are scored per pass.
     """
 
     model: GPT2
@@ -92,11 +92,13 @@ class MMI:
         self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
     ) -> list[float]:
         """See `Reranker`; a natural logarithm, 0 or below."""
-        said = turns[-1:] if self.turns == 1 else turns[::-1] if self.turns is None else turns[: -self.turns - 1 : -1]
-        source = [token for turn in said for token in (*turn, self.eos_id)]
+        answered = (
+            turns[-1:] if self.turns == 1 else turns[::-1] if self.turns is None else turns[: -self.turns - 1 : -1]
+        )
+        source = [token for turn in answered for token in (*turn, self.eos_id)]
         room = self.model.config.n_positions
         longest = min(max(map(len, replies), default=0) + 1, room - 1)
-        source = source[: room - longest]  # the same for all: a sum over less would be the better score
+        source = source[: room - longest]  # equally long for all candidates, so that their sums compare
         sequences = [[*[*reply, self.eos_id][:longest], *source] for reply in replies]
         begins = [len(sequence) - len(source) for sequence in sequences]
         return [found.total for found in score(self.model, sequences, begins, micro_batch=self.micro_batch, stop=stop)]
@@ -122,14 +124,14 @@ class Head:
 class DialogRPT:
     """How much people would like a reply: the weighted predictions of one or several heads.
 
-    Heads that say whether a reply is human at all (`HUMAN`) make one factor, their weighted mean; the others another,
-    their weighted sum (DialogRPT's own divides it by the sum of weights, which turns the order around where that is
-    below 0, as with width alone). Where one kind is missing its factor is 1.
+    A score is the product of two factors: the weighted mean of the heads in `HUMAN`, and the weighted sum of all other
+    heads; a factor without heads is 1. The sum is not divided by the sum of its weights, as in DialogRPT's
+    own code: a negative sum would reverse the order.
 
     Attributes:
         heads: the models.
         eos_id: ends every turn.
-        micro_batch: how many candidates are read at once.
+        micro_batch: how many candidates are scored per pass.
     """
 
     heads: tuple[Head, ...]
@@ -142,7 +144,7 @@ class DialogRPT:
 
         Args:
             sources: name, weight and checkpoint of each.
-            tokenizer: of the model whose replies are judged.
+            tokenizer: of the model whose replies are scored.
 
         Raises:
             CheckpointError: one cannot be used, or has no ranking head.
@@ -187,7 +189,7 @@ class DialogRPT:
         replies: Sequence[Sequence[int]],
         stop: Stop | None = None,
     ) -> Tensor:
-        """What one head makes of each reply, 0 to 1: (number of replies,); arguments and errors are those of `scores`.
+        """Predict each reply by one head, 0 to 1: (replies,); arguments and errors are those of `scores`.
 
         Every turn of the dialogue has its end token, the reply has none; the state of its last token is what counts.
         """
@@ -215,12 +217,12 @@ class DialogRPT:
 
 
 def load_reranker(sources: Sequence[tuple[str, float, Source]], tokenizer: Tokenizer) -> Reranker:
-    """Open what `--rerank` names: a reverse model as the only one, "mmi", or DialogRPT heads; see their `load`."""
+    """Open what `--rerank` names: one reverse model, "mmi", or DialogRPT heads; see their `load`."""
     return MMI.load(sources[0][2], tokenizer) if sources[0][0] == "mmi" else DialogRPT.load(sources, tokenizer)
 
 
 def _load(source: Source, tokenizer: Tokenizer) -> GPT2:
-    """A network whose ids mean the same as those of the replies."""
+    """Load a network with the same vocabulary as the replies'."""
     checkpoint = open_checkpoint(source)
     tokenizer.require_same(checkpoint)
     return load(checkpoint)

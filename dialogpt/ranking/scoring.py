@@ -1,7 +1,4 @@
-"""How likely a text is: log-probabilities of given tokens, which rerankers, evaluation and readers use.
-
-The network reads what is given and says nothing; drawing is left to `dialogpt.decoding.loop`.
-"""
+"""Log-probabilities of given tokens, for rerankers, evaluation and readers. Nothing is generated here."""
 
 from __future__ import annotations
 
@@ -13,15 +10,15 @@ import torch
 from torch import Tensor
 
 from dialogpt.decoding.sequence import Stop, Stopped
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.model import GPT2
 
-MICRO_BATCH = 8  # sequences read at once: of 64 tokens and GPT-2's vocabulary, their logits take 100 MB
+MICRO_BATCH = 8  # sequences per pass: of 64 tokens and GPT-2's vocabulary, their logits take 100 MB
 
 
 @dataclass(frozen=True)
 class Score:
-    """How likely some tokens are, each after all before it.
+    """The log-probabilities of some tokens, each after all before it.
 
     Attributes:
         ids: the tokens that were scored.
@@ -38,7 +35,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """How many equally likely tokens the network hesitated between, in the geometric mean; NaN without tokens."""
+        """The exponential of the mean negative log-probability; NaN without tokens."""
         nats = -self.total / len(self.ids) if self.ids else math.nan
         return math.exp(nats) if not nats > 700 else math.inf  # where floats end
 
@@ -56,23 +53,23 @@ def score(
     Args:
         model: the network.
         sequences: each of at least two tokens, and no more than the network has positions.
-        begins: for each, the place of the first token that is scored, from 1 on; None scores all but the first, which
-            nothing precedes.
-        micro_batch: how many are read at once; memory grows with it and not with their number.
-        stop: asked before every pass; true ends it all.
+        begins: for each, the index of the first token that is scored, from 1 on; None scores all but the first token,
+            which nothing precedes.
+        micro_batch: how many are computed per pass; memory grows with it, and not with their count.
+        stop: asked before every pass; true cancels.
 
     Raises:
         DialogueError: a sequence cannot be scored.
         Stopped: `stop` said so.
     """
     if micro_batch < 1:
-        raise DialogueError(f"micro_batch is {micro_batch}, expected a whole number from 1 on")
+        raise SettingsError([Problem("micro_batch", micro_batch, "a positive integer")])
     starts = [1] * len(sequences) if begins is None else list(begins)
     limits = model.config
     for ids, start in zip(sequences, starts, strict=True):
         if not 1 <= start < len(ids) + 1 or len(ids) < 2:
             raise DialogueError(
-                f"a sequence of {len(ids)} tokens cannot be scored from place {start} on; expected 2 or more"
+                f"a sequence of {len(ids)} tokens cannot be scored from index {start} on; expected 2 or more"
             )
         if len(ids) > limits.n_positions:
             raise DialogueError(
@@ -81,19 +78,37 @@ def score(
         if not all(0 <= token < limits.vocab_size for token in ids):
             raise DialogueError(f"a sequence holds ids outside the vocabulary of {limits.vocab_size:,} tokens")
     scores: dict[int, Score] = {}
-    by_length = sorted(range(len(sequences)), key=lambda place: len(sequences[place]))  # little padding
+    by_length = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))  # little padding
     for first in range(0, len(by_length), micro_batch):
         if stop is not None and stop():
             raise Stopped
-        places = by_length[first : first + micro_batch]
-        found = _score(model, [list(sequences[place]) for place in places], [starts[place] for place in places])
-        scores |= zip(places, found, strict=True)
-    return [scores[place] for place in range(len(sequences))]
+        indices = by_length[first : first + micro_batch]
+        found = _score(model, [list(sequences[index]) for index in indices], [starts[index] for index in indices])
+        scores |= zip(indices, found, strict=True)
+    return [scores[index] for index in range(len(sequences))]
+
+
+def score_turns(model: GPT2, turns: Sequence[Sequence[int]], eos_id: int) -> list[Score]:
+    """Score each turn of a dialogue after those before it, with its end token; of the first, all but its first token.
+
+    Raises:
+        DialogueError: there is nothing to score, or the dialogue is longer than the network's positions.
+    """
+    ids: list[int] = []
+    ranges: list[tuple[int, int]] = []
+    for turn in turns:
+        begin = max(1, len(ids))
+        ids += [*turn, eos_id]
+        ranges.append((begin, len(ids)))
+    if len(ids) < 2:
+        raise DialogueError("there is nothing to score; expected a dialogue of at least one word")
+    (whole,) = score(model, [ids])
+    return [Score(ids[begin:end], whole.log_probabilities[begin - 1 : end - 1]) for begin, end in ranges]
 
 
 @torch.inference_mode()
 def _score(model: GPT2, sequences: list[list[int]], starts: list[int]) -> list[Score]:
-    """Score a few sequences together; logits are computed only where a token is scored."""
+    """Score sequences in one pass; logits are computed only where a token is scored."""
     longest = max(map(len, sequences))
     device = model.device
     padded = torch.tensor([ids + [0] * (longest - len(ids)) for ids in sequences], device=device)  # (B, T)

@@ -93,7 +93,7 @@ class Answer:
 
     @property
     def usage(self) -> dict[str, int]:
-        """OpenAI's count of tokens; and what of the dialogue found no room, which a chat in the terminal says, too."""
+        """OpenAI's count of tokens; and what of the dialogue was truncated, which a chat in the terminal says, too."""
         said = sum(reply.tokens for reply in self.replies)
         prompt = len(self.prompt.ids)
         left_out = {"turns_left_out": self.prompt.first_turn, "tokens_cut": self.prompt.cut}

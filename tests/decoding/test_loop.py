@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dialogpt import Decoder, DialogueError, GenerationConfig, generate, generate_batch
-from dialogpt.decoding import loop, sampling
-from dialogpt.decoding.sampling import fresh_generator
+from dialogpt.decoding import noise, sampling
+from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import GenerationError, NotFinite, TokenSequence
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from tests.helpers import WAIT_SECONDS, counted_reads, needs_fork, random_model, seeded
@@ -340,18 +340,18 @@ def test_off_the_cpu_a_zero_among_the_noise_draws_no_banned_token(
     """MPS draws exact zeros (pytorch#192577): 0/0 is NaN, which argmax takes. With "cpu" the test sees the fault."""
     honest = torch.Tensor.exponential_
 
-    def with_a_zero(noise: torch.Tensor, **options: Any) -> torch.Tensor:
-        honest(noise, **options)[:, 3] = 0
-        return noise
+    def with_a_zero(tensor: torch.Tensor, **options: Any) -> torch.Tensor:
+        honest(tensor, **options)[:, 3] = 0
+        return tensor
 
-    monkeypatch.setattr(sampling, "NOISE_WITHOUT_ZEROS", devices)
+    monkeypatch.setattr(noise, "NOISE_WITHOUT_ZEROS", devices)
     monkeypatch.setattr(torch.Tensor, "exponential_", with_a_zero)
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     row = TokenSequence([1], 1, GenerationConfig(do_sample=True, eos_token_id=3), seeded())
-    drawn = {loop.choose_tokens(scores, [row], [row])[0] for _ in range(50)}
+    drawn = {sampling.choose_tokens(scores, [row], [row])[0] for _ in range(50)}
     assert drawn == ({3} if devices else {0, 1, 2})
     if not devices:
-        found = [sampling.sample_without_replacement(scores.softmax(-1), 2, seeded(n)) for n in range(50)]
+        found = [noise.sample_without_replacement(scores.softmax(-1), 2, seeded(n)) for n in range(50)]
         assert all(3 not in each.tolist()[0] for each in found)
 
 
@@ -359,9 +359,9 @@ def test_without_zeros_the_draws_are_those_of_multinomial(monkeypatch: pytest.Mo
     """The floor moves no draw, neither on the CPU, which has none, nor elsewhere."""
     probabilities = torch.rand(4, 600, generator=seeded()).softmax(-1)
     expected = [torch.multinomial(probabilities, 3, generator=seeded(n)) for n in range(20)]
-    noise = torch.empty(4, 600).exponential_(generator=seeded(1))
-    assert torch.equal(sampling.without_zeros(noise.clone()), noise)
-    monkeypatch.setattr(sampling, "NOISE_WITHOUT_ZEROS", ())
-    assert torch.equal(sampling.without_zeros(noise.clone()), noise)
-    found = [sampling.sample_without_replacement(probabilities, 3, seeded(n)) for n in range(20)]
+    drawn = torch.empty(4, 600).exponential_(generator=seeded(1))
+    assert torch.equal(noise.without_zeros(drawn.clone()), drawn)
+    monkeypatch.setattr(noise, "NOISE_WITHOUT_ZEROS", ())
+    assert torch.equal(noise.without_zeros(drawn.clone()), drawn)
+    found = [noise.sample_without_replacement(probabilities, 3, seeded(n)) for n in range(20)]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

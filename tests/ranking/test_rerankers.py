@@ -220,5 +220,5 @@ def test_what_cannot_be_reranked_is_a_sentence(
 def test_a_head_that_is_none_is_refused(published: Path) -> None:
     with pytest.raises(CheckpointError, match="has no ranking head"):
         DialogRPT.load([("updown", 1.0, published)], Tokenizer.load(published))
-    with pytest.raises(DialogueError, match="num_candidates is 0"):
+    with pytest.raises(DialogueError, match="num_candidates must be a positive integer, got 0"):
         Chat(load(published), Tokenizer.load(published), num_candidates=0)

@@ -1,0 +1,89 @@
+"""Random generators, and the noise that tokens are sampled with, as `torch.multinomial` does.
+
+To sample from probabilities p, torch draws noise e from an exponential distribution and takes the token with the
+largest p / e. Drawing that noise here lets sequences of one batch have generators of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+NOISE_WITHOUT_ZEROS = ("cpu",)  # devices whose `exponential_` draws no exact zero
+
+
+def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
+    """Return a random generator; without a seed it is a different one each time."""
+    generator = torch.Generator(device)
+    if seed is None:
+        generator.seed()  # a new Generator always starts at the same number
+    else:
+        generator.manual_seed(seed)
+    return generator
+
+
+def copied_generator(generator: torch.Generator | None) -> torch.Generator | None:
+    """Return a generator that will give the numbers which another one will give."""
+    if generator is None:
+        return None
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
+    """Draw exponential noise for the rows of a batch: (B, V), without zeros.
+
+    Args:
+        groups: of each generator, how many rows share it, and the indices among them whose noise is used. Noise is
+            drawn for all of them, in one matrix, as transformers draws for finished sequences too.
+        like: (B, V), the dtype and device; B is the number of used rows.
+    """
+    noise = torch.empty_like(like)
+
+    @torch.inference_mode()  # each thread has a mode of its own
+    def fill(group: tuple[torch.Generator, int, list[int]], into: Tensor) -> None:
+        generator, count, used = group
+        if len(used) == count:
+            into.exponential_(generator=generator)
+        else:
+            into.copy_(into.new_empty(count, into.size(1)).exponential_(generator=generator)[used])
+
+    slices = noise.split([len(used) for _, _, used in groups])  # type: ignore[no-untyped-call]
+    in_threads = len(groups) > 1 and noise.device.type == "cpu"  # a GPU has threads of its own
+    run = _threads().map if in_threads else map
+    deque(run(fill, groups, slices), maxlen=0)  # waits for all, and raises what one raised
+    return without_zeros(noise)
+
+
+def without_zeros(noise: Tensor) -> Tensor:
+    """Replace exact zeros in exponential noise, in place; the CPU draws none and is left unchanged.
+
+    MPS draws exact zeros (pytorch#192577), and a banned token's 0 / 0 is NaN, which argmax takes for the largest: about
+    every 600th token was a banned one.
+    """
+    return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
+
+
+def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
+    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
+        return torch.multinomial(probabilities, count, generator=generator)
+    noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
+    return probabilities.div(noise).topk(count).indices
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads for several generators: one takes 20 nanoseconds a token, on one processor."""
+    return ThreadPoolExecutor(torch.get_num_threads())
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
