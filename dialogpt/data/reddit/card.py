@@ -82,9 +82,9 @@ def data_card(rules: Rules, content: dict[str, Any]) -> str:
     return "\n".join(
         [
             "# Dialogues from Reddit",
-            "Made by `dialogpt data reddit`. Each dialogue is a path in a comment tree, oldest turn first; with it come "
-            "`id` (thread, parent and comment), `subreddit`, `score` and `created_utc` of its last turn, and a weight for "
-            "each turn: 0 is context only.",
+            "Made by `dialogpt data reddit`. Each dialogue is a path in a comment tree, oldest turn first; with it "
+            "come `id` (thread, parent and comment), `subreddit`, `score` and `created_utc` of its last turn, and a "
+            "weight for each turn: 0 is context only.",
             "",
             *_table("| what | count |", totals),
             "## Left out, by rule",
@@ -114,9 +114,9 @@ _NOTES = (
     "## Privacy",
     "- No user names are written. The ids lead back to the comments, and so to their authors, as does a search for the "
     "text: remove `id` before the data is passed on, and treat it as personal data.",
-    "- People delete what they wrote. What was deleted or removed when the dump was made, or marked so 36 hours later, is "
-    "left out unless the setting `respect_deletions` is off. What was deleted later is still in here: make the data anew "
-    "from newer dumps, and drop ids that you are asked to drop.",
+    "- People delete what they wrote. What was deleted or removed when the dump was made, or marked so 36 hours later, "
+    "is left out unless the setting `respect_deletions` is off. What was deleted later is still in here: make the data "
+    "anew from newer dumps, and drop ids that you are asked to drop.",
     "- Comments may name people, addresses or telephone numbers; nothing here finds them.",
     "",
     "## Limits",

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 from dialogpt.data.reddit.comments import Comment
@@ -214,6 +215,6 @@ def is_bland(words: Sequence[str], frequent: frozenset[str]) -> bool:
 def _strict_reason(path: Sequence[Comment], turns: Sequence[str], rules: Rules) -> str | None:
     if not rules.strict:
         return None
-    if any(one.author and one.author == two.author for one, two in zip(path, path[1:], strict=False)):
+    if any(one.author and one.author == two.author for one, two in pairwise(path)):
         return "self_reply"
     return "echo" if len(turns) > 1 and turns[-1].lower() == turns[-2].lower() else None

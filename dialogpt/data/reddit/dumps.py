@@ -111,8 +111,8 @@ def blocks(path: Path, checksum: Any = None, block_bytes: int = BLOCK) -> Iterat
         data, rest = data[:end], data[end:]
         if len(rest) > MAX_LINE:
             raise DialogueError(
-                f"{path}, line {line + data.count(10):,} is longer than {MAX_LINE >> 20} MiB; is this a dump of comments, "
-                f"one JSON object a line?"
+                f"{path}, line {line + data.count(10):,} is longer than {MAX_LINE >> 20} MiB; is this a dump of "
+                f"comments, one JSON object a line?"
             )
         lines = data.count(b"\n") + (not data.endswith(b"\n") and bool(data))
         if data or chunk is None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import sys
 import threading
@@ -33,7 +32,7 @@ from dialogpt.data.reddit.card import finish
 from dialogpt.data.reddit.comments import WrongKindError
 from dialogpt.data.reddit.dumps import Block, blocks
 from dialogpt.data.reddit.stages import ROWS, Report
-from dialogpt.data.reddit.work import Dump, Job, Sizes, differences, plan
+from dialogpt.data.reddit.work import Dump, Job, Sizes, begin, plan
 from dialogpt.errors import DialogueError
 
 Progress = Callable[[str, int, int], None]  # (what is done, done, in all); may raise to stop; what is done is kept
@@ -122,25 +121,8 @@ def _run(job: Job, workers: int, memory: int, progress: Progress) -> dict[str, A
 
 
 def _begin(job: Job, sizes: Sizes) -> Sizes:
-    """Write run.json, or see that the folder's run is the one that is asked for; buckets stay as they were."""
-    from dialogpt.weights.disk import write_atomically
-
-    path = job.out / "run.json"
-    about = job.about()
-    if not path.exists():
-        there = [name for name in os.listdir(job.out) if name != ".lock" and not name.startswith(".run.json")]
-        if there:
-            raise DialogueError(f"{job.out} holds {there[0]} and no run.json; name a new folder for --out")
-        layout = {"buckets": sizes.buckets, "segment_bytes": sizes.segment_bytes}
-        write_atomically(path, json.dumps({**about, "layout": layout}, indent=1))
-        return sizes
-    kept = json.loads(path.read_text(encoding="utf-8"))
-    layout = kept.pop("layout")
-    if others := differences(kept, about):
-        raise DialogueError(
-            f"{job.out} was begun with other settings: {'; '.join(others)}; repeat the command as it was, or name another "
-            f"--out"
-        )
+    """Begin a run, or go on with one, whose buckets and segments stay as they were."""
+    layout = begin(job, {"engine": "local", "buckets": sizes.buckets, "segment_bytes": sizes.segment_bytes})
     for leftover in [*job.out.glob("rows/.*.partial-*"), *job.out.glob("dialogues/.*.partial")]:
         if leftover.is_dir():
             shutil.rmtree(leftover)
@@ -216,27 +198,19 @@ def _read(job: Job, reading: _Reading, sizes: Sizes, pool: ProcessPoolExecutor, 
             segment, limit = segment + 1, end + sizes.segment_bytes
     line = block.first_line + block.lines - 1
     if block.truncated and not job.allow_truncated:
-        raise DialogueError(
-            f"{dump.path} ends in the middle, after line {line:,}; is the download complete? Fetch it again and repeat the "
-            f"command, or use what is there with --allow-truncated"
-        )
+        raise dump.truncated(line)
     about = {"end": end, "last": True, "sha256": checksum.hexdigest(), "truncated": block.truncated, "lines": line}
     _write_segment(job, reading, segment, about, sizes.buckets)
 
 
 def _collect(reading: _Reading, block: Block, future: Future[tuple[pa.RecordBatch, Report]]) -> None:
     """Add the rows of a block to the segment."""
-    path, kind = reading.dump.path, reading.dump.kind
     try:
         rows, report = future.result()
     except WrongKindError as error:
-        raise DialogueError(
-            f"{path}, {error}; expected a dump of {kind}: RC_ files are comments, RS_ files submissions, which are named "
-            f"after --submissions"
-        ) from None
+        raise reading.dump.wrong_kind(error) from None
     if block.first_line == 1 and not rows.num_rows:
-        line, reason = report.problems[0] if report.problems else (1, "it is empty")
-        raise DialogueError(f"{path}, line {line}: {reason}; expected {kind}, one JSON object a line")
+        raise reading.dump.unusable(report.problems)
     reading.rows.append(rows)
     reading.report.add(report)
     reading.done = block.read

@@ -45,7 +45,7 @@ _ALL = (PAPER, STRICT, ORIGINAL)
 _OURS = (PAPER, STRICT)
 
 RULES = (
-    Rule("unreadable", "comment", _ALL, "ours", "a line that is no comment; problems.txt has its file, line and reason"),
+    Rule("unreadable", "comment", _ALL, "ours", "a line that is no comment; see problems.txt"),
     Rule("duplicate", "comment", _ALL, "ours", "the same id again, as where dumps overlap"),
     Rule("other_thread", "comment", _ALL, "reddit.py:192-195", "not among the keys or the threads that were asked for"),
     Rule("deleted", "comment", _ALL, "reddit.py:196", "the text is [deleted]"),
@@ -126,7 +126,8 @@ class Rules:
         blocked_subreddits, allowed_subreddits: names in lower case; none allowed means all.
         blocked_words: words and phrases; turns with one of them get the weight 0.
         frequent_trigrams: see the rule bland.
-        kept_keys, needed_keys: "t3_..., t1_..." of comments that may end a dialogue, and that may be turns; None is all.
+        kept_keys: "t3_...,t1_..." of the only comments that may end a dialogue; None is all.
+        needed_keys: "t3_...,t1_..." of the only comments that may be turns; None is all.
         discarded_targets: SHA-224 of turns that get the weight 0.
         targets: "t3_...,t1_...,t1_..." of the only comments that may end a dialogue; None is all.
         threads: "t3_..." of the only threads that are read; None is all.
@@ -245,7 +246,8 @@ def common_words(text: Iterable[str]) -> bool:
     return any(word.lower() in COMMON_WORDS for word in text)
 
 
-COMMON_WORDS = frozenset(
-    "the of and a to in is you that it he was for on are as with his they i at be this have from or one had by word "
-    "but not what all were we when your can said there use an each which she do how their if".split()
+_FREQUENT = (
+    "the of and a to in is you that it he was for on are as with his they i at be this have from or one had by word but "
+    "not what all were we when your can said there use an each which she do how their if"
 )
+COMMON_WORDS = frozenset(_FREQUENT.split())

@@ -12,6 +12,7 @@ OUT/README.md         the data card
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,25 @@ class Dump:
 
     path: Path
     kind: str = COMMENTS
+
+    def wrong_kind(self, error: Exception) -> DialogueError:
+        """What to say of a dump of the other kind."""
+        return DialogueError(
+            f"{self.path}, {error}; expected a dump of {self.kind}: RC_ files are comments, RS_ files submissions, "
+            f"which are named after --submissions"
+        )
+
+    def unusable(self, problems: Sequence[tuple[int, str]]) -> DialogueError:
+        """What to say of a file whose beginning holds nothing that can be read."""
+        line, reason = problems[0] if problems else (1, "there is nothing in it")
+        return DialogueError(f"{self.path}, line {line}: {reason}; expected {self.kind}, one JSON object a line")
+
+    def truncated(self, lines: int) -> DialogueError:
+        """What to say of a file that ends too early."""
+        return DialogueError(
+            f"{self.path} ends in the middle, after line {lines:,}; is the download complete? Fetch it again and "
+            f"repeat the command, or use what is there with --allow-truncated"
+        )
 
     def fingerprint(self) -> str:
         """What changes when the file does: size and time."""
@@ -172,6 +192,46 @@ def buckets_for(job: Job, bucket_bytes: float) -> int:
     while buckets < min(job.unpacked_bytes() / bucket_bytes, _MAX_BUCKETS):
         buckets *= 2
     return buckets
+
+
+def begin(job: Job, layout: dict[str, Any]) -> dict[str, Any]:
+    """Write run.json, or see that the folder's run is the one that is asked for.
+
+    Args:
+        job: what is to be done; its folder exists.
+        layout: what the engine has chosen.
+
+    Returns:
+        The layout with which the run was begun.
+
+    Raises:
+        DialogueError: the folder is of another run, or holds other files.
+    """
+    from dialogpt.weights.disk import write_atomically  # imports torch
+
+    path = job.out / "run.json"
+    if not path.exists():
+        there = sorted(
+            entry.name
+            for entry in job.out.iterdir()
+            if entry.name != ".lock" and not entry.name.startswith(".run.json")
+        )
+        if there:
+            raise DialogueError(f"{job.out} holds {there[0]} and no run.json; name a new folder for --out")
+        write_atomically(path, json.dumps({**job.about(), "layout": layout}, indent=1) + "\n")
+        return layout
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        before: dict[str, Any] = kept.pop("layout")
+        others = differences({**kept, "engine": before["engine"]}, {**job.about(), "engine": layout["engine"]})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DialogueError(f"{path} is damaged; remove {job.out}, or name a new folder for --out") from None
+    if others:
+        raise DialogueError(
+            f"{job.out} was begun with other settings: {'; '.join(others)}; repeat the command as it was, or name "
+            f"another --out"
+        )
+    return before
 
 
 def differences(kept: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
