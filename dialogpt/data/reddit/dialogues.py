@@ -69,10 +69,9 @@ def thread(rows: Iterable[Comment], counts: Counter[str]) -> Thread:
         if not row.parent_id:
             title = max(title or "", row.body) if row.body is not None else title
             continue
-        other = by_id.setdefault(row.id, row)
-        if other is not row:
-            counts["duplicate"] += 1
-            by_id[row.id] = min(row, other, key=_preference)
+        other = by_id.get(row.id)
+        counts["duplicate"] += other is not None
+        by_id[row.id] = row if other is None else min(row, other, key=_preference)
     return Thread(sorted(by_id.values(), key=lambda row: (row.parent_id, row.id)), title)
 
 

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -131,8 +131,25 @@ def _begin(job: Job, sizes: Sizes) -> Sizes:
     return Sizes(sizes.workers, sizes.readers, layout["buckets"], layout["segment_bytes"])
 
 
+class _Here(Executor):
+    """Runs what is submitted at once, in this process: one worker needs no other."""
+
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **options: Any) -> Future[Any]:
+        """Run it."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(function(*arguments, **options))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
 @contextmanager
-def _pool(workers: int, job: Job) -> Iterator[ProcessPoolExecutor]:
+def _pool(workers: int, job: Job) -> Iterator[Executor]:
+    if workers == 1:
+        work.apply(job.rules)
+        yield _Here()
+        return
     workers = min(workers, 61) if sys.platform == "win32" else workers  # as many as Windows can wait for
     pool = ProcessPoolExecutor(workers, get_context("spawn"), work.start, (job.rules,))
     try:
@@ -144,7 +161,7 @@ def _pool(workers: int, job: Job) -> Iterator[ProcessPoolExecutor]:
 # ---- Stage 1 ----
 
 
-def _read_all(job: Job, sizes: Sizes, pool: ProcessPoolExecutor, progress: Progress) -> None:
+def _read_all(job: Job, sizes: Sizes, pool: Executor, progress: Progress) -> None:
     """Read the dumps, several at a time; one that cannot be read does not keep the others from being read."""
     readings = [_Reading(number, dump) for number, dump in enumerate(job.dumps)]
     total = sum(dump.path.stat().st_size for dump in job.dumps)
@@ -169,7 +186,7 @@ def _read_all(job: Job, sizes: Sizes, pool: ProcessPoolExecutor, progress: Progr
         raise DialogueError("; ".join(problems))
 
 
-def _read(job: Job, reading: _Reading, sizes: Sizes, pool: ProcessPoolExecutor, stop: threading.Event) -> None:
+def _read(job: Job, reading: _Reading, sizes: Sizes, pool: Executor, stop: threading.Event) -> None:
     """Read one dump from where it was left, segment by segment."""
     dump = reading.dump
     if _is_read(job, reading.number, dump):
@@ -266,7 +283,7 @@ def _is_read(job: Job, number: int, dump: Dump) -> bool:
 # ---- Stage 2 ----
 
 
-def _write_parts(job: Job, sizes: Sizes, pool: ProcessPoolExecutor, progress: Progress) -> None:
+def _write_parts(job: Job, sizes: Sizes, pool: Executor, progress: Progress) -> None:
     """Write the parts that are not there yet."""
     from dialogpt.weights.disk import write_atomically
 

@@ -247,7 +247,7 @@ def common_words(text: Iterable[str]) -> bool:
 
 
 _FREQUENT = (
-    "the of and a to in is you that it he was for on are as with his they i at be this have from or one had by word but "
-    "not what all were we when your can said there use an each which she do how their if"
+    "the of and a to in is you that it he was for on are as with his they i at be this have from or one had by word "
+    "but not what all were we when your can said there use an each which she do how their if"
 )
 COMMON_WORDS = frozenset(_FREQUENT.split())

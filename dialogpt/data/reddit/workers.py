@@ -28,7 +28,12 @@ def start(rules: Rules) -> None:
     calm_collector()
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    _rules.append(rules)
+    apply(rules)
+
+
+def apply(rules: Rules) -> None:
+    """Set the rules of this process."""
+    _rules[:] = [rules]
 
 
 def _leave_with_parent() -> None:

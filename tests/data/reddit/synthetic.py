@@ -34,7 +34,8 @@ EXTRA: dict[str, Any] = {  # what a comment of 2018 has besides
     **dict.fromkeys(["can_gild", "no_follow", "send_replies"], True),
     **dict.fromkeys(["can_mod_post", "collapsed", "is_submitter", "score_hidden", "stickied", "author_premium"], False),
     **dict.fromkeys(["controversiality", "gilded", "total_awards_received"], 0),
-    **dict.fromkeys(["all_awardings", "awarders", "author_flair_richtext"], []),
+    "all_awardings": [],
+    "awarders": [],
     "permalink": "/r/AskReddit/comments/8klemx/what_is_the_best_thing_about_it_that_nobody_has_said/dz8ktnp/",
     "retrieved_on": 1532000000,
     "rte_mode": "markdown",
@@ -238,11 +239,11 @@ KINDS: tuple[Callable[[World], None], ...] = (
 )  # fmt: skip
 
 
-def filled(threads: int, seed: int = 0) -> World:
+def filled(threads: int, seed: int = 0, kinds: tuple[Callable[[World], None], ...] = KINDS) -> World:
     """A world with so many threads, at least one of each kind."""
     world = World(random.Random(seed))
-    for number in range(max(threads, len(KINDS))):
-        KINDS[number % len(KINDS)](world)
+    for number in range(max(threads, len(kinds))):
+        kinds[number % len(kinds)](world)
     return world
 
 
