@@ -145,7 +145,7 @@ def test_paths_of_any_graph_end_and_are_chains(graph: list[tuple[int, bool]], li
 
 @pytest.mark.parametrize("shape", ["chain", "star"])
 def test_a_large_thread_costs_memory_in_its_own_size(shape: str) -> None:
-    """Eight times the comments take about eight times the memory; its square would be 64."""
+    """Four times the comments take about four times the memory; its square would be 16."""
 
     def peak(size: int) -> int:
         rows = [
@@ -161,7 +161,8 @@ def test_a_large_thread_costs_memory_in_its_own_size(shape: str) -> None:
         tracemalloc.stop()
         return result
 
-    assert peak(24_000) < 12 * peak(3000)
+    peak(10)  # imports the tokenizer
+    assert peak(8000) < 8 * peak(2000)
 
 
 def test_every_rule_that_is_counted_is_listed(tmp_path: Any) -> None:

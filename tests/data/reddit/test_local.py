@@ -266,7 +266,7 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_after_it(
         status = 1
         try:
             job.out.mkdir()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
             run(job)
         except DialogueError as error:
             status = 7 if "repeat the command, which goes on where it stopped" in str(error) else 8
