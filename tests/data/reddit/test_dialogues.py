@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -77,7 +78,7 @@ def test_offensive_turns_get_the_weight_0() -> None:
     counts: Counter[str] = Counter()
     found = next(dialogues(thread(rows, counts), rules, counts))
     assert found.weights == [0.0, 1.0, 0.0]
-    assert made(rows[:1] + [row("t1_c", "t1_b", "the darn answer")], rules)[1]["offensive"] == 1
+    assert made([rows[0], row("t1_c", "t1_b", "the darn answer")], rules)[1]["offensive"] == 1
     assert not rules.blocked_words.found_in("darning, going away")
     assert rules.blocked_words.found_in("what the F*CK")
 
@@ -138,7 +139,7 @@ def test_paths_of_any_graph_end_and_are_chains(graph: list[tuple[int, bool]], li
     found = list(paths(forest, max_turns=limit))
     assert [path[-1] for path in found] == leaves(forest)
     for path in found:
-        assert all(two.parent_id == one.id for one, two in zip(path, path[1:], strict=False))
+        assert all(two.parent_id == one.id for one, two in pairwise(path))
         assert len({node.id for node in path}) == len(path) <= (limit or 99)
         assert all(node.body for node in path)
 
