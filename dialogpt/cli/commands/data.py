@@ -283,9 +283,8 @@ def run_oasst(options: argparse.Namespace) -> int:
             temporary.replace(options.out)
         finally:
             temporary.unlink(missing_ok=True)
-    print(
-        f"{counts['dialogues']:,} dialogues with {counts['turns']:,} turns, from {counts['trees']:,} trees, in {options.out}"
-    )
+    made = f"{counts['dialogues']:,} dialogues with {counts['turns']:,} turns"
+    print(f"{made}, from {counts['trees']:,} trees, in {options.out}")
     print(_left_out(counts, oasst.RULES))
     for problem in problems[:5]:
         print(f"dialogpt: {printable(problem)}", file=sys.stderr)

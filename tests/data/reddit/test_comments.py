@@ -103,7 +103,8 @@ def test_each_quirk_of_the_schema(changes: dict[str, Any], expected: dict[str, A
 
 
 @pytest.mark.parametrize(
-    "line", [b"{", b"[]", b"7", b"null", b'{"body": "x"}', b'{"link_id": "t3_x", "body": 7}', b"\xff\xfe", b'{"a": NaN}',
+    "line", [b"{", b"[]", b"7", b"null", b'{"body": "x"}', b'{"link_id": "t3_x", "body": 7}', b"\xff\xfe",
+             b'{"a": NaN}',
              b"[" * 100_000, b'{"body": "x", "link_id": "t3_x", "id": null}', b'"\\ud800"', b"[" * 5000 + b'"\\ud800'],
 )  # fmt: skip
 def test_lines_that_are_no_comment(line: bytes) -> None:

@@ -16,7 +16,7 @@ from tests.data.reddit.test_local import lines_of
 
 
 def test_the_test_set_is_made_from_ids(tmp_path: Path) -> None:
-    """A context with replies that are no leaves, one that is named twice, one that is gone, and one of another context."""
+    """A context with replies that are no leaves, a double, one that is gone, one of another context."""
     world: World = filled(30)
     link = world.submission()
     names, texts = world.chain(link, 2)

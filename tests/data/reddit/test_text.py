@@ -48,7 +48,11 @@ def test_normalized_text_has_only_known_signs_and_single_blanks(text: str) -> No
     assert spelled == " ".join(spelled.split())
 
 
-@given(st.lists(st.sampled_from(["the", "quick", "isn't", "here,", "7", "(or", "8?)", "don't!", "go:"]), max_size=12).map(" ".join))
+@given(
+    st.lists(st.sampled_from(["the", "quick", "isn't", "here,", "7", "(or", "8?)", "don't!", "go:"]), max_size=12).map(
+        " ".join
+    )
+)
 def test_both_spellings_agree_on_ordinary_text(text: str) -> None:
     assert normalize(text) == original(text)
 
