@@ -211,8 +211,8 @@ def test_a_truncated_dump_keeps_the_others_and_is_read_again(
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda path: pack([b'{"id": "a", "title": "t", "num_comments": 3}'] * 3, path), "line 1 is a submission, not a comment; "
-         "expected a dump of comments: RC_ files are comments"),
+        (lambda path: pack([b'{"id": "a", "title": "t", "num_comments": 3}'] * 3, path),
+         "line 1 is a submission, not a comment; expected a dump of comments: RC_ files are comments"),
         (lambda path: pack([b"hello", b"there"], path), "line 1: not valid JSON .*; expected comments, one"),
         (lambda path: pack([], path), "line 1: there is nothing in it; expected comments"),
         (lambda path: path.write_bytes(b""), "line 1: there is nothing in it; expected comments"),
