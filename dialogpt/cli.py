@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dialogpt import commands
+from dialogpt import evaluate_command as evaluate
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
 from dialogpt.flags import (
     DTYPES,
@@ -208,6 +209,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.add_flags(training)
     training.set_defaults(run=train.run, parser=training)
+
+    evaluating = subparsers.add_parser(
+        "evaluate",
+        usage="%(prog)s DIALOGUES [--model M | --replies FILE | --system FLAGS]... [FLAGS]  (--help lists them)",
+        help="figures of replies and models on a file of dialogues, with intervals",
+        conflict_handler="resolve",
+    )
+    evaluate.add_flags(evaluating)
+    evaluating.set_defaults(run=evaluate.run, parser=evaluating)
 
     serving = subparsers.add_parser(
         "serve",
