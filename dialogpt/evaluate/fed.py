@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dialogpt.decoder import Stop
+from dialogpt.decoding.loop import Stop
 from dialogpt.model import GPT2
-from dialogpt.score import score
+from dialogpt.ranking.scoring import score
 from dialogpt.tokenizer import Tokenizer
 
 PROTOCOL = (

@@ -17,7 +17,7 @@ import torch
 
 from dialogpt.evaluate.overlap import Floats
 from dialogpt.model import GPT2
-from dialogpt.score import MICRO_BATCH
+from dialogpt.ranking.scoring import MICRO_BATCH
 from dialogpt.tokenizer import Tokenizer
 
 BINS = 15

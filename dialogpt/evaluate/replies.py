@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialogpt.chat import Chat
-from dialogpt.decoder import Stop
+from dialogpt.decoding.loop import Stop
 from dialogpt.evaluate.dialogues import Dialogue
 from dialogpt.evaluate.resumed import Line
-from dialogpt.rerank import DialogRPT
+from dialogpt.ranking.rerankers import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 
 SEED_STRIDE = 1_000_003  # a prime, so that dialogues of runs with neighbouring seeds have other samples

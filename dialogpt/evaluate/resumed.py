@@ -9,7 +9,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from dialogpt.decoder import Stop, Stopped
+from dialogpt.decoding.loop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.weights.disk import lock, reason_of
 

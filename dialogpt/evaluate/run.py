@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt.chat import Chat
-from dialogpt.decoder import Stop
+from dialogpt.decoding.loop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.evaluate import fed, meteor, replies
 from dialogpt.evaluate.comparison import Comparison, as_json, compare
@@ -28,7 +28,7 @@ from dialogpt.evaluate.metrics import LikelihoodSample, TextSample
 from dialogpt.evaluate.overlap import Floats
 from dialogpt.evaluate.protocols import PROTOCOLS, Protocol
 from dialogpt.evaluate.resumed import Line, resumed
-from dialogpt.rerank import DialogRPT
+from dialogpt.ranking.rerankers import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load
 from dialogpt.weights.disk import write_atomically

@@ -13,11 +13,11 @@ import pytest
 
 from dialogpt import Tokenizer
 from dialogpt.model import GPT2
-from dialogpt.score import score
+from dialogpt.ranking.scoring import score
 from dialogpt.serve.engine import Engine
 from dialogpt.weights import export, load
 from tests.helpers import WAIT_SECONDS
-from tests.serve.test_api import Served, serve
+from tests.serve.test_app import Served, serve
 
 TEXTS = ["Hi! How are you?", "I am fine, thank you.", "no way"]
 
