@@ -276,17 +276,16 @@ class Evaluation:
 
     def _meteor(self, given: Mapping[str, Sequence[str]]) -> tuple[dict[str, Floats], list[str]]:
         """METEOR's statistics of each system, or why there are none."""
-        clean = self.protocol.clean
-        counted: dict[str, Floats] = {}
+        clean, names = self.protocol.clean, list(given)
         try:
             jar = meteor.find_jar()
+            self.on_stage("METEOR", 0, 1)
             references = [[clean(text) for text in self.protocol.choose(each.references)] for each in self.dialogues]
-            for done, (name, texts) in enumerate(given.items()):
-                self.on_stage("METEOR", done, len(given))
-                counted[name] = meteor.statistics([clean(text) for text in texts], references, jar)
+            texts = [clean(text) for name in names for text in given[name]]
+            counted = meteor.statistics(texts, references * len(names), jar)  # together: to start takes it 6 s
         except meteor.Unavailable as error:
             return {}, [f"no METEOR: {error}"]
-        return counted, []
+        return dict(zip(names, np.split(counted, len(names)), strict=True)), []
 
 
 def _folder(systems: Sequence[System], name: str) -> str:
