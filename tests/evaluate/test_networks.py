@@ -116,7 +116,7 @@ def test_nothing_to_count_is_no_figure(chat: Chat) -> None:
 # ---- judgements by networks ----
 
 
-def test_fed_is_the_difference_of_two_mean_losses(chat: Chat) -> None:
+def test_fed_is_the_difference_of_two_mean_losses(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     found = fed.judge(chat.model, chat.tokenizer, ["Hi!"], "Hello there.")
     assert set(found) == set(fed.QUALITIES)
     eos, encode = chat.tokenizer.eos_id, chat.tokenizer.encode
@@ -130,7 +130,8 @@ def test_fed_is_the_difference_of_two_mean_losses(chat: Chat) -> None:
     expected = sum(map(loss, bad)) / 3 - sum(map(loss, good)) / 3
     assert found["engaging"] == pytest.approx(expected, abs=1e-6)
     assert found["relevant"] == pytest.approx(sum(map(loss, fed.QUALITIES["relevant"][1])) / 3, abs=1e-6)
-    fed.judge(chat.model, chat.tokenizer, ["long " * 600], "Hello.")  # more than the window
+    monkeypatch.setattr(fed, "QUALITIES", {"one": (("Good.",), ("Bad.",))})
+    assert math.isfinite(fed.judge(chat.model, chat.tokenizer, ["long " * 600], "Hello.")["one"])  # above the window
 
 
 def test_dialogrpt_is_read_reply_by_reply(chat: Chat) -> None:
@@ -152,6 +153,7 @@ def jar() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.mark.integration
 def test_meteor_is_what_its_own_command_prints(tmp_path: Path) -> None:
     """The jar of pycocoevalcap, which gives 0.2714 here; the README of dstc7 prints 0.2832, by another build."""
     program = jar()
@@ -168,6 +170,7 @@ def test_meteor_is_what_its_own_command_prints(tmp_path: Path) -> None:
     assert round(ours[-1], 4) == 0.2714
 
 
+@pytest.mark.integration
 def test_meteor_bears_empty_replies_and_uneven_references() -> None:
     replies = ["", "a cat sat", "\u00e9t\u00e9\nx"]
     counted = meteor.statistics(replies, [["a", "b"], ["the cat sat"], ["\u00e9t\u00e9 x"]], jar())
@@ -221,6 +224,16 @@ def test_work_resumes_after_the_last_whole_line(tmp_path: Path) -> None:
     assert path.read_text() == "notes\n"
 
 
+@pytest.fixture
+def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To start it takes six seconds, and tests of other things need it not."""
+
+    def missing(environment: object = None) -> Path:
+        raise meteor.Unavailable("not in this test")
+
+    monkeypatch.setattr(meteor, "find_jar", missing)
+
+
 # ---- whole evaluations ----
 
 
@@ -230,6 +243,7 @@ def dialogues(tmp_path: Path) -> Path:
     return write(tmp_path / "dialogues.jsonl", *lines)
 
 
+@pytest.mark.integration
 def test_a_file_of_replies_and_a_model_side_by_side(
     dialogues: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +273,7 @@ def test_a_file_of_replies_and_a_model_side_by_side(
     assert "computed from other dialogues or with other settings" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("no_meteor")
 def test_fed_and_the_windows_are_stated(dialogues: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["evaluate", str(dialogues), "--greedy", "--fed", "tiny", "--bot", "--window", "16", "--resamples", "0"]
     assert main([*command, "--protocol", "sacrebleu", "--json"]) == 0
@@ -299,6 +314,7 @@ def test_what_cannot_be_evaluated_is_a_sentence(
     assert "Traceback" not in error
 
 
+@pytest.mark.integration
 @needs_posix
 def test_ctrl_c_keeps_what_was_computed(tmp_path: Path) -> None:
     """And the same command goes on from there."""
@@ -321,6 +337,7 @@ def test_ctrl_c_keeps_what_was_computed(tmp_path: Path) -> None:
     assert not list(kept.parent.glob(".*.lock"))
 
 
+@pytest.mark.usefixtures("no_meteor")
 def test_systems_of_one_network_are_read_once(dialogues: Path, chat: Chat) -> None:
     opened = []
 
