@@ -101,7 +101,7 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
 
     Args:
         dialogue: what was read.
-        min_turns: dialogues with fewer have nothing to learn.
+        min_turns: dialogues with fewer have nothing to learn; with 0 only turns and weights are looked at.
         reverse: whether it will be learned backwards, as it then has its weights at other turns.
 
     Raises:
@@ -114,6 +114,8 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
         for number, turn in enumerate(turns, 1):
             if _SURROGATE.search(turn):
                 raise DialogueError(f"turn {number} holds half a character (\\ud800 to \\udfff alone)")
+    if dialogue.speakers is not None and any(map(_SURROGATE.search, dialogue.speakers)):
+        raise DialogueError("a speaker's name holds half a character (\\ud800 to \\udfff alone)")
     if len(turns) < min_turns:
         raise DialogueError(f"{counted(len(turns), 'turn')}, at least {min_turns} needed")
     if weights is None:
@@ -124,7 +126,7 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
         if not _is_weight(weight):
             raise DialogueError(f"a weight is {_shortened(weight)}, expected 0 or 0.000001 to 1,000,000")
     targets = dialogue.reversed().weights if reverse else weights
-    if not any((targets or [])[min(min_turns, 2) - 1 :]):
+    if min_turns and not any((targets or [])[min(min_turns, 2) - 1 :]):
         raise DialogueError("every weight is 0, so nothing is learned")
 
 

@@ -12,7 +12,9 @@ from dialogpt.data.formats import Kind
 from dialogpt.data.settings import Reading
 from dialogpt.data.source import Source
 from dialogpt.data.transform import Transformer
+from dialogpt.errors import DialogueError
 
+HOPELESS = 10_000  # problems of a file without any dialogue: it is something else
 OnProblem = Callable[[Problem], None]
 OnBytes = Callable[[int], None]
 
@@ -55,17 +57,25 @@ def read_one(
 ) -> Iterator[Dialogue]:
     """The dialogues of one file of a known kind; see `read`."""
 
-    def note(line: int, reason: str) -> None:
-        on_problem(Problem(path, line, reason))
+    line = problems = kept = 0
 
-    line = 0
+    def note(line: int, reason: str) -> None:
+        nonlocal problems
+        problems += 1
+        on_problem(Problem(path, line, reason))
+        if not kept and problems >= HOPELESS:
+            raise DialogueError(f"{path}: {problems:,} problems and no dialogue, as if it were not {kind.name}: {reason}")
 
     def left_out(reason: str) -> None:
-        on_problem(Problem(path, line, reason))
+        note(line, reason)
 
     for dialogue in kind.read(Source(path, transformer.reading, note, on_bytes)):
         line = dialogue.line
-        yield from transformer.apply(dialogue, left_out)
+        pieces = transformer.apply(dialogue, left_out)
+        kept += len(pieces)
+        yield from pieces
+    if not (kept or problems):
+        note(0, f"it holds no dialogue; it was read as {kind.name}")
 
 
 def share_of(dialogue: Dialogue) -> float:

@@ -62,6 +62,9 @@ class Source:
     def text_lines(self) -> Iterator[tuple[int, str]]:
         """The lines as text; one that is not UTF-8 is a problem and is left out."""
         for number, line in self.lines():
+            if not line:
+                yield number, ""
+                continue
             try:
                 text = decoded(line)
             except DialogueError as error:

@@ -28,6 +28,8 @@ _MEDIA = re.compile(
     re.IGNORECASE,
 )
 _DELETED = ("This message was deleted", "You deleted this message")
+_BEGINNINGS = frozenset("[0123456789\u200e\u200f\ufeff")  # of a line with a time; most others are told at once
+MAX_LINES = 10_000  # of one message
 YEAR_FIRST, DAY_FIRST, MONTH_FIRST = "year first", "day first", "month first"
 
 Moment = tuple[int, int, int, int, int, int]  # three numbers of the date as they stand, hours of 24, minutes, seconds
@@ -35,7 +37,7 @@ Moment = tuple[int, int, int, int, int, int]  # three numbers of the date as the
 
 def _split(line: str) -> tuple[Moment, str] | None:
     """The numbers of a line's time, and what follows; None where the line goes on with the one before."""
-    match = _HEAD.fullmatch(line)
+    match = _HEAD.fullmatch(line) if line[:1] in _BEGINNINGS else None
     if match is None:
         return None
     groups = match.groups()
@@ -99,8 +101,8 @@ def _messages(source: Source, order: str) -> Iterator[Message]:
             if held is None:
                 if line.strip():
                     source.problem(number, "no time before it, as 6/20/19, 3:58 PM - or [20.06.19, 15:58:57]")
-            elif letters + len(line) > LINE_LIMIT:
-                source.problem(number, f"goes on with a message that is longer than {LINE_LIMIT >> 20} MiB")
+            elif letters + len(line) > LINE_LIMIT or len(more) >= MAX_LINES:
+                source.problem(number, f"goes on with a message of more than {MAX_LINES:,} lines or 4 MiB")
             else:
                 more.append(line)
                 letters += len(line)
