@@ -6,20 +6,18 @@ The names below are loaded when they are first used (PEP 562): `dialogpt --help`
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dialogpt.chat import Chat
-    from dialogpt.decoder import Decoder, Step
+    from dialogpt.decoding.loop import Decoder, Step
+    from dialogpt.decoding.speculative import Draft
     from dialogpt.errors import DialogueError
-    from dialogpt.generate import Reply, generate, generate_batch
+    from dialogpt.generation import Reply, generate, generate_batch
     from dialogpt.generation_config import GenerationConfig
     from dialogpt.history import History
-    from dialogpt.rerank import MMI, DialogRPT
-    from dialogpt.score import Score
-    from dialogpt.speculate import Draft
+    from dialogpt.ranking.rerankers import MMI, DialogRPT
+    from dialogpt.ranking.scoring import Score
     from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
@@ -42,18 +40,18 @@ __all__ = [
 
 _HOMES = {
     "Chat": "chat",
-    "Decoder": "decoder",
-    "Step": "decoder",
+    "Decoder": "decoding.loop",
+    "Step": "decoding.loop",
     "DialogueError": "errors",
-    "Reply": "generate",
-    "generate": "generate",
-    "generate_batch": "generate",
+    "Reply": "generation",
+    "generate": "generation",
+    "generate_batch": "generation",
     "GenerationConfig": "generation_config",
     "History": "history",
-    "MMI": "rerank",
-    "DialogRPT": "rerank",
-    "Score": "score",
-    "Draft": "speculate",
+    "MMI": "ranking.rerankers",
+    "DialogRPT": "ranking.rerankers",
+    "Score": "ranking.scoring",
+    "Draft": "decoding.speculative",
     "StreamDecoder": "tokenizer",
     "Tokenizer": "tokenizer",
 }
@@ -65,15 +63,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Keeps `dialogpt.generate` the function: importing the file of that name would put the module in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name == "generate" and isinstance(value, ModuleType):
-            value = value.__dict__["generate"]
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,6 +1,6 @@
 """`python -m dialogpt`: the command line, where the installed command is not on the path."""
 
-from dialogpt.cli import console
+from dialogpt.cli.main import console
 
 if __name__ == "__main__":
     console()

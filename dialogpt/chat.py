@@ -2,7 +2,7 @@
 
 What is typed becomes a turn; the reply is streamed as text and becomes the next turn. The cache keeps the longest
 prefix that the next prompt shares with the last one, so a turn costs its own tokens. Reading a keyboard and printing
-are left to `dialogpt.cli` and `dialogpt.terminal`.
+are left to `dialogpt.cli.main` and `dialogpt.cli.terminal.repl`.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dialogpt.decoder import Stop, Stopped
+from dialogpt.decoding.loop import Stop, Stopped
+from dialogpt.decoding.speculative import Draft
 from dialogpt.errors import DialogueError
-from dialogpt.generate import Reply
+from dialogpt.generation import Reply
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache
 from dialogpt.normalize import normalize
+from dialogpt.ranking.rerankers import Reranker
+from dialogpt.ranking.scoring import Score, score
 from dialogpt.replies import Dialogue, Generators, Plan, cached_tokens, generate_replies, stream_reply
-from dialogpt.rerank import Reranker
-from dialogpt.score import Score, score
-from dialogpt.speculate import Draft
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from dialogpt.weights import Checkpoint, load, open_checkpoint
 from dialogpt.weights.checkpoint import Source
@@ -106,7 +106,7 @@ class Chat:
             history_tokens: None is 256.
             reranker: chooses each reply among candidates; None says the first.
             num_candidates: how many it is given.
-            draft: guesses what the network says; see `dialogpt.speculate`.
+            draft: guesses what the network says; see `dialogpt.decoding.speculative`.
             normalize: whether what is typed is spelled as the training data were; see `dialogpt.normalize`.
 
         Raises:

@@ -1,7 +1,8 @@
 """How the next token is chosen: the settings of transformers' `GenerationConfig`, with its names and meanings.
 
 Below them stand a few that dialogue needs and transformers has not; they are off in `GenerationConfig()`. Applying them
-is left to `dialogpt.sampler` and `dialogpt.beams`. This file imports no torch: the command line builds its flags here.
+is left to `dialogpt.sampler` and `dialogpt.decoding.beam_search`. This file imports no torch, as the command line
+builds its flags here.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It alone knows how many samples a reply takes, where each is drawn from, that a blank one is generated again and when
 that ends, how candidates are ranked, and what of a prompt is cached already. Prompts are made by `dialogpt.history`,
-tokens by `dialogpt.decoder`, text by whoever shows it.
+tokens by `dialogpt.decoding.loop`, text by whoever shows it.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Generic, TypeVar
 
 import torch
 
-from dialogpt.decoder import Decoder, Step, Stop, Stopped, fresh_generator
-from dialogpt.generate import Reply, generate_batch
+from dialogpt.decoding.loop import Decoder, Step, Stop, Stopped, fresh_generator
+from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
+from dialogpt.generation import Reply, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache, shared_prefix
-from dialogpt.rerank import Reranker, ranked
-from dialogpt.speculate import Draft, SpeculativeDecoder
+from dialogpt.ranking.rerankers import Reranker, ranked
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted

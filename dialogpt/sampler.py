@@ -1,7 +1,8 @@
 """From the network's logits to the probabilities of the next token, exactly as transformers computes them.
 
 Processors change scores in transformers' order (`_get_logits_processor` in generation/utils.py); each one follows its
-class in generation/logits_process.py. Pure functions: drawing, and what happens then, is left to `dialogpt.decoder`.
+class in generation/logits_process.py. Pure functions: drawing, and what happens then, is left to
+`dialogpt.decoding.loop`.
 """
 
 from __future__ import annotations

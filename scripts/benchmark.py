@@ -41,16 +41,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate_batch
-from dialogpt.cli import guarded
-from dialogpt.decoder import fresh_generator
+from dialogpt.cli.main import guarded
+from dialogpt.decoding.loop import fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, PRESETS, GPT2Config
 from dialogpt.model.precision import CPU_PRECISIONS
-from dialogpt.score import score
-from dialogpt.train.batches import Batches
-from dialogpt.train.dialogues import Format
-from dialogpt.train.prepare import prepare
-from dialogpt.train.processes import Processes
+from dialogpt.ranking.scoring import score
+from dialogpt.train.data.batches import Batches
+from dialogpt.train.data.dialogues import Format
+from dialogpt.train.data.prepare import prepare
+from dialogpt.train.distributed import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from dialogpt.weights import convert, load, open_checkpoint
@@ -111,8 +111,8 @@ PREPARE = """
 import resource, sys, time
 from pathlib import Path
 from scripts.benchmark import _peak
-from dialogpt.train.dialogues import Format
-from dialogpt.train.prepare import prepare
+from dialogpt.train.data.dialogues import Format
+from dialogpt.train.data.prepare import prepare
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 if __name__ == "__main__":
     start = time.perf_counter()

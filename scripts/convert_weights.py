@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from dialogpt.cli import main as dialogpt
+from dialogpt.cli.main import main as dialogpt
 
 
 def main(argv: Sequence[str] | None = None) -> int:

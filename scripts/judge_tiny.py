@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.cli import guarded
+from dialogpt.cli.main import guarded
 from dialogpt.model import GPT2
 from dialogpt.weights import load, open_checkpoint
 from scripts.small_talk import COUNTS

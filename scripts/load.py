@@ -25,7 +25,7 @@ from typing import IO
 
 import httpx
 
-from dialogpt.cli import guarded
+from dialogpt.cli.main import guarded
 from dialogpt.errors import DialogueError
 from scripts.benchmark import require_proc
 

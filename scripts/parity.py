@@ -3,8 +3,8 @@
     python scripts/parity.py SOURCE [--dtype float64] [--seed 0]
 
 Token ids, every layer, logits, cached against uncached, greedy and sampled tokens; comparing is left to
-`dialogpt.verify`. The first layer that differs is named. Needs transformers (the `test` extra). Exit status 0 if all is
-equal, 1 if not. The last line is JSON.
+`dialogpt.cli.verify`. The first layer that differs is named. Needs transformers (the `test` extra). Exit status 0 if
+all is equal, 1 if not. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import json
 import sys
 from collections.abc import Sequence
 
-from dialogpt import verify
-from dialogpt.cli import guarded
+from dialogpt.cli import verify
+from dialogpt.cli.main import guarded
 from dialogpt.errors import install_hint
 from dialogpt.weights import CheckpointError, open_checkpoint
 

@@ -24,8 +24,8 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dialogpt.cli import guarded
-from dialogpt.cli import main as dialogpt
+from dialogpt.cli.main import guarded
+from dialogpt.cli.main import main as dialogpt
 from dialogpt.errors import DONE, DialogueError, install_hint
 from scripts import small_talk
 

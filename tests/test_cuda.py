@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate, generate_batch
-from dialogpt.cli import main
-from dialogpt.decoder import fresh_generator
+from dialogpt.cli.main import main
+from dialogpt.decoding.loop import fresh_generator
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.replies import Dialogue, Generators, Plan

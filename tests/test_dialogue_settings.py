@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
-from dialogpt.cli import main
-from dialogpt.decoder import own_turns, spellings
+from dialogpt.cli.main import main
+from dialogpt.decoding.loop import own_turns, spellings
 from dialogpt.model import GPT2
 from dialogpt.normalize import normalize
 from dialogpt.sampler import Seen, next_token_scores
@@ -45,7 +45,7 @@ def test_the_bots_own_turns_are_every_other_one() -> None:
 
 def test_other_ends_of_a_reply_end_no_turn(network: GPT2) -> None:
     """With the full stop as a further end, the person's words counted as the bot's."""
-    from dialogpt.decoder import Decoder
+    from dialogpt.decoding.loop import Decoder
 
     config = GenerationConfig(eos_token_id=(END, 7), no_repeat_reply=True)
     row = Decoder(network).add([1, 7, END, 3, 7, 4, END, 5, 7, END], config)
@@ -121,7 +121,7 @@ def test_stop_strings_need_the_tokenizer_and_can_be_said(published: Path) -> Non
 
 def test_a_reply_ends_when_its_time_is_over(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("dialogpt.decoder.time.monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
+    monkeypatch.setattr("dialogpt.decoding.loop.time.monotonic", lambda: now.__setitem__(0, now[0] + 1) or now[0])
     config = GenerationConfig(max_time=4.5, max_new_tokens=30, eos_token_id=99)
     (reply,) = generate_batch(network, [[1, 2]], config)[0]
     assert (len(reply.ids), reply.finish_reason) == (5, "length")

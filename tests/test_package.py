@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 import dialogpt
-import dialogpt.generate
 from dialogpt.errors import install_hint
 from tests.helpers import WAIT_SECONDS
 
@@ -28,12 +27,6 @@ print(Chat.load('tiny', seed=1).reply('Hi!'))
 """
 
 
-def test_generate_is_the_function_however_its_file_is_imported() -> None:
-    """A file and a function share the name, as the design has it; `from dialogpt import generate` is the function."""
-    assert callable(dialogpt.generate)
-    assert dialogpt.generate is sys.modules["dialogpt.generate"].__dict__["generate"]
-
-
 def test_every_public_name_is_there() -> None:
     assert all(getattr(dialogpt, name) is not None for name in dialogpt.__all__)
     assert sorted(dialogpt._HOMES) == sorted(dialogpt.__all__)
@@ -44,8 +37,8 @@ def test_every_public_name_is_there() -> None:
 @pytest.mark.parametrize(
     ("package", "foreign"),
     [
-        ("dialogpt.model", ("dialogpt.weights", "dialogpt.tokenizer", "dialogpt.cli")),
-        ("dialogpt.weights", ("dialogpt.tokenizer", "dialogpt.cli")),
+        ("dialogpt.model", ("dialogpt.weights", "dialogpt.tokenizer", "dialogpt.cli.main")),
+        ("dialogpt.weights", ("dialogpt.tokenizer", "dialogpt.cli.main")),
         ("dialogpt", ("torch", "dialogpt.model")),
     ],
 )
@@ -155,7 +148,7 @@ def test_its_command_is_named_like_it(distributions: tuple[Path, Path]) -> None:
     """That is what `pipx run` and `uvx` look for in a wheel."""
     with zipfile.ZipFile(distributions[1]) as archive:
         commands = archive.read("dialogpt-0.1.0.dist-info/entry_points.txt").decode()
-    assert commands == "[console_scripts]\ndialogpt = dialogpt.cli:console\n"
+    assert commands == "[console_scripts]\ndialogpt = dialogpt.cli.main:console\n"
 
 
 @pytest.mark.parametrize("how", ["script", "-c", "-m", "console"])
@@ -175,7 +168,7 @@ def test_files_of_ones_own_hide_nothing(homes: dict[str, Path], kind: str, how: 
         "script": ["ask.py"],
         "-c": ["-c", ASK],
         "-m": ["-m", "dialogpt", "reply", "Hi!", "--seed", "1"],
-        "console": ["-c", "import sys, dialogpt.cli as c; sys.exit(c.main(['reply', 'Hi!', '--seed', '1']))"],
+        "console": ["-c", "import sys, dialogpt.cli.main as c; sys.exit(c.main(['reply', 'Hi!', '--seed', '1']))"],
     }[how]
     environment = os.environ | {"PYTHONPATH": str(homes[kind])}
     done = subprocess.run(
@@ -211,7 +204,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(
     monkeypatch.chdir(tmp_path)
     assert install_hint("hub") == f'pip install -c "{ROOT / "constraints.txt"}" -e "{ROOT}[hub]"'
     environment = os.environ | {"PYTHONPATH": str(homes["wheel"])}
-    program = "import sys; sys.modules['uvicorn'] = None; import dialogpt.cli as c; sys.exit(c.main(['serve']))"
+    program = "import sys; sys.modules['uvicorn'] = None; import dialogpt.cli.main as c; sys.exit(c.main(['serve']))"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
     )

@@ -42,7 +42,7 @@ with (here / "file").open("rb") as file:
 with (here / "folder" / "file").open("wb") as file:
     os.fsync(file)
     print("inside", refused(lambda: (here / "folder").rename(here / "moved")))
-from dialogpt import keyboard
+from dialogpt.cli.terminal import keyboard
 from dialogpt.model import precision
 print("keyboard", keyboard.readline is not None and keyboard._can_prefill(), keyboard.termios is not None)
 operators = [getattr(value, "namespace", None) for value in vars(precision).values()]

@@ -15,19 +15,19 @@ import pytest
 from starlette.testclient import TestClient
 
 from dialogpt import Chat, Decoder, DialogueError, GenerationConfig, History, Tokenizer
-from dialogpt.batch import SEED_STRIDE
-from dialogpt.cli import build_parser, main
-from dialogpt.flags import generation_from
+from dialogpt.cli.batch import SEED_STRIDE
+from dialogpt.cli.commands import serve as command
+from dialogpt.cli.main import build_parser, main
+from dialogpt.cli.opening import open_chat
+from dialogpt.cli.options import generation_from
 from dialogpt.generation_config import parse_setting
 from dialogpt.history import BOT, USER, Prompt, Turn, alternating
 from dialogpt.model import KVCache
-from dialogpt.opening import open_chat
+from dialogpt.ranking.rerankers import MMI
 from dialogpt.replies import Dialogue, Generators, Plan, stream_reply
-from dialogpt.rerank import MMI
-from dialogpt.serve import command
-from dialogpt.serve.api import create_app
+from dialogpt.serve.app import create_app
 from dialogpt.serve.engine import Engine
-from dialogpt.serve.requests import ChatRequest, Limits, plan_of
+from dialogpt.serve.schemas import ChatRequest, Limits, plan_of
 from dialogpt.weights import load, open_checkpoint
 from tests.helpers import counted_reads
 
@@ -114,7 +114,7 @@ def test_chat_and_serve_load_by_the_same_rule(
     published: Path, monkeypatch: pytest.MonkeyPatch, given: list[str]
 ) -> None:
     served: list[Limits] = []
-    monkeypatch.setattr("dialogpt.serve.api.create_app", lambda _engine, _name, limits, **_: served.append(limits))
+    monkeypatch.setattr("dialogpt.serve.app.create_app", lambda _engine, _name, limits, **_: served.append(limits))
     options = ["--model", str(published), "--threads", "1", *given]
     engine, _ = command._loaded(flags(*options, command="serve"))
     engine.close(0)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from dialogpt import verify
+from dialogpt.cli import verify
 from dialogpt.model import GPT2
 from dialogpt.weights import convert
 from scripts import benchmark, parity, peers

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.cli import main
+from dialogpt.cli.main import main
 from dialogpt.weights import CheckpointError, export, load, open_checkpoint
 from dialogpt.weights import checkpoint as module
 from dialogpt.weights.checkpoint import TINY

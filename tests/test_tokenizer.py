@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import GPT2Tokenizer
 
 from dialogpt import Chat, DialogueError, StreamDecoder, Tokenizer
-from dialogpt.cli import main
+from dialogpt.cli.main import main
 from dialogpt.weights import CheckpointError, Vocabulary, convert, export
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 from tests.helpers import small_vocabulary, their_model

@@ -64,7 +64,9 @@ def read_one(
         problems += 1
         on_problem(Problem(path, line, reason))
         if not kept and problems >= HOPELESS:
-            raise DialogueError(f"{path}: {problems:,} problems and no dialogue, as if it were not {kind.name}: {reason}")
+            raise DialogueError(
+                f"{path}: {problems:,} problems and no dialogue, as if it were not {kind.name}: {reason}"
+            )
 
     def left_out(reason: str) -> None:
         note(line, reason)

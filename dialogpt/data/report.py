@@ -107,7 +107,7 @@ def histogram(lengths: Sequence[int]) -> list[str]:
     classes: Counter[int] = Counter(max(2, (length - 1).bit_length()) for length in lengths)
     most = max(classes.values())
     rows = []
-    for power in range(2, max(classes) + 1):
+    for power in range(min(classes), max(classes) + 1):
         low = 1 if power == 2 else (1 << (power - 1)) + 1
         count = classes[power]
         share = f"{count / len(lengths):.0%}"

@@ -1,8 +1,9 @@
 """Many requests, one network: they join and leave a running batch at every step.
 
-A thread of its own runs the loop of `dialogpt.decoder`. Requests come from any thread, and are told of every token by a
-function of theirs, which must not wait. Each row has its own settings and its own generator, so that what it says does
-not depend on who else is there. What may be asked is left to `dialogpt.serve.requests`, HTTP to `dialogpt.serve.api`.
+A thread of its own runs the loop of `dialogpt.decoding.loop`. Requests come from any thread; each gives a function
+that receives every token and must not block. Each sequence has its own settings and its own generator, so that its
+result does not depend on the others. What may be asked is left to `dialogpt.serve.schemas`, HTTP to
+`dialogpt.serve.app`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from dialogpt.decoder import Decoder, GenerationError, Row, Step, Stopped
+from dialogpt.decoding.loop import Decoder, GenerationError, Row, Step, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies

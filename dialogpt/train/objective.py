@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dialogpt.model import GPT2
-from dialogpt.train.batches import IGNORED
+from dialogpt.train.data.batches import IGNORED
 
 SLICE_ROWS = 256  # of logits at a time: 8 MiB for 8,192 tokens, 51 MB for 50,257; for tiny 128 and 1,024 are slower
 

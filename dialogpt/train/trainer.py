@@ -2,7 +2,8 @@
 
 The gradient of a step is exact for any way of dealing its batches out: the sum over all learned tokens of all batches
 and processes, divided by the sum of their weights. Every draw of step n comes from the seed and n, so that there is no
-state of a generator to keep. When to validate and save is left to `dialogpt.train.fit`, files to `dialogpt.train.run`.
+state of a generator to keep. When to validate and save is left to `dialogpt.train.loop`, files to
+`dialogpt.train.run_folder`.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
-from dialogpt.train.batches import Batch, Batches
+from dialogpt.train.data.batches import Batch, Batches
+from dialogpt.train.distributed import Processes, share, whole
 from dialogpt.train.dropout import use_cheap_dropout
 from dialogpt.train.objective import Objective
 from dialogpt.train.optimizer import Muon, build_optimizers, lr_at, set_lr
-from dialogpt.train.processes import Processes, share, whole
 from dialogpt.train.settings import EPOCHS, TrainConfig
 
 

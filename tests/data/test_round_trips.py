@@ -125,7 +125,13 @@ RENDERED: dict[str, tuple[str, Any, Callable[[list[Turns]], str]]] = {
         "a.json",
         anything,
         chat_json(
-            lambda who, text, at: {"type": "message", "from": who, "from_id": who, "date_unixtime": f"{at:.0f}", "text": text},
+            lambda who, text, at: {
+                "type": "message",
+                "from": who,
+                "from_id": who,
+                "date_unixtime": f"{at:.0f}",
+                "text": text,
+            },
             name="x",
         ),
     ),

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import dialogpt.model.gpt2
+from dialogpt.cli.verify import layer_differences, relative_difference
 from dialogpt.model import GPT2, KVCache
-from dialogpt.verify import layer_differences, relative_difference
 from dialogpt.weights import load, names
 from tests.helpers import pair, random_model, seeded, their_model
 

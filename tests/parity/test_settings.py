@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import GenerationConfig as TheirGenerationConfig
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
-from dialogpt import DialogueError, GenerationConfig, Tokenizer, beams, decoder, generate_batch
+from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate_batch
+from dialogpt.decoding import beam_search, loop
 from dialogpt.model import GPT2
 from dialogpt.sampler import Seen, next_token_scores
 from dialogpt.weights import load
@@ -114,15 +115,15 @@ def test_random_settings_say_the_same_tokens(networks: tuple[GPT2, Any], monkeyp
     ours, theirs = networks
     counts: Counter[str] = Counter()
     steps: list[Tensor] = []
-    honest = decoder.processed
+    honest = loop.processed
 
     def recorded(logits: Tensor, rows: Any) -> Tensor:
         scores = honest(logits, rows)
         steps.append(scores.clone())
         return scores
 
-    monkeypatch.setattr(decoder, "processed", recorded)
-    monkeypatch.setattr(beams, "processed", recorded)
+    monkeypatch.setattr(loop, "processed", recorded)
+    monkeypatch.setattr(beam_search, "processed", recorded)
 
     @given(values=chosen_settings(), prompt=st.lists(ids, min_size=1, max_size=12), seed=st.integers(0, 99))
     @settings(max_examples=900)

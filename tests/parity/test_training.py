@@ -17,11 +17,11 @@ from torch import Tensor
 
 from dialogpt.model import GPT2
 from dialogpt.train import objective
-from dialogpt.train.batches import IGNORED, Batches
-from dialogpt.train.dialogues import Format
+from dialogpt.train.data.batches import IGNORED, Batches
+from dialogpt.train.data.dialogues import Format
+from dialogpt.train.data.prepare import prepare
+from dialogpt.train.distributed import Processes
 from dialogpt.train.objective import Objective
-from dialogpt.train.prepare import prepare
-from dialogpt.train.processes import Processes
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights.names import RULES

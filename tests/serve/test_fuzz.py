@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from dialogpt import GenerationConfig, Tokenizer
-from dialogpt.serve.api import create_app
+from dialogpt.serve.app import create_app
 from dialogpt.serve.engine import Engine
-from dialogpt.serve.requests import Limits
+from dialogpt.serve.schemas import Limits
 from dialogpt.weights import load
 
 

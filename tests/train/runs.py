@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from dialogpt.train.fit import Request, begin, fit, resume
+from dialogpt.train.distributed import Processes
 from dialogpt.train.listener import Listener
-from dialogpt.train.processes import Processes
-from dialogpt.train.run import Run
+from dialogpt.train.loop import Request, begin, fit, resume
+from dialogpt.train.run_folder import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import load

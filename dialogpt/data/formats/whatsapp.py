@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 
 from dialogpt.data.dialogue import Dialogue, Message, grouped
 from dialogpt.data.formats.kind import Head, Kind
-from dialogpt.data.source import LINE_LIMIT, Source
+from dialogpt.data.source import LINE_LIMIT, Source, lines_of
 
 _DATE = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\.?"
 _TIME = r"(\d{1,2})[:.](\d{2})(?:[:.](\d{2}))?(?:[\s\u202f\u00a0]*([AaPp])\.?[\s\u00a0]?[Mm]\.?)?"
@@ -29,6 +29,7 @@ _MEDIA = re.compile(
 )
 _DELETED = ("This message was deleted", "You deleted this message")
 _BEGINNINGS = frozenset("[0123456789\u200e\u200f\ufeff")  # of a line with a time; most others are told at once
+_FIRST_BYTES = frozenset(letter.encode()[:1] for letter in _BEGINNINGS)
 MAX_LINES = 10_000  # of one message
 YEAR_FIRST, DAY_FIRST, MONTH_FIRST = "year first", "day first", "month first"
 
@@ -64,11 +65,11 @@ def order_of(source: Source) -> str:
     counts = dict.fromkeys((DAY_FIRST, MONTH_FIRST, YEAR_FIRST), 0)
     before: dict[str, float] = dict.fromkeys(counts, 0.0)
     twelve = False
-    for _, line in Source(source.path, source.reading).text_lines():
-        found = _split(line)
+    for raw in lines_of(source.path):  # most lines have no time, and are not looked at closer
+        found = _split(raw.decode(errors="replace")) if raw[:1] in _FIRST_BYTES else None
         if found is None:
             continue
-        twelve = twelve or "m" in line[:30].lower()
+        twelve = twelve or b"m" in raw[:30].lower()
         for order in counts:
             if (order == YEAR_FIRST) != (found[0][0] > 31):
                 counts[order] += 1000

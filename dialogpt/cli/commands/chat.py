@@ -1,0 +1,69 @@
+"""`dialogpt chat`: talk in a terminal, or answer the lines of a pipe."""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, BinaryIO
+
+from dialogpt.cli.opening import open_chat
+from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, installed_version
+from dialogpt.cli.output import print_reply
+from dialogpt.cli.standard_input import stdin_bytes
+from dialogpt.errors import DONE, DialogueError
+
+if TYPE_CHECKING:
+    from dialogpt.chat import Chat
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags."""
+    parser = subparsers.add_parser(
+        "chat", usage="%(prog)s [FLAGS]  (--help lists them)", help="talk; in a pipe, one reply per input line"
+    )
+    parser.add_argument("--no-history", action="store_true", help="do not remember typed lines in a file")
+    add_model_flags(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Talk: in a terminal, or through a pipe."""
+    lines = stdin_bytes()
+    check_reply_count(options, generation_from(options), 1)
+    opened = open_chat(options)
+    if not (lines.isatty() and sys.stdout.isatty()):
+        answer_lines(opened, lines, print_reply)
+        return DONE
+    import torch
+
+    from dialogpt.cli.terminal.keyboard import talk
+    from dialogpt.model import GPT2
+
+    with torch.device("meta"):  # packed weights are no parameters
+        parameters = sum(parameter.numel() for parameter in GPT2(opened.model.config).parameters())
+    title = (
+        f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}"
+        f"{'' if options.draft_model is None else f'; {options.draft_model} guesses ahead'}."
+    )
+    return talk(opened, title, remember=not options.no_history)
+
+
+def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> None:
+    """Answer every line read: a reply, or nothing for a blank line.
+
+    Raises:
+        DialogueError: a line is not UTF-8; its number is named.
+    """
+    for number, raw in enumerate(lines, 1):
+        if number == 1:
+            raw = raw.removeprefix(codecs.BOM_UTF8)  # PowerShell begins what it pipes with it
+        try:
+            text = raw.decode().removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise DialogueError(
+                f"line {number} of the input is not UTF-8 (byte 0x{raw[error.start]:02x} at place {error.start + 1}); "
+                f"convert it to UTF-8 first"
+            ) from None
+        write(chat.reply(text) if text.strip() else "")

@@ -1,0 +1,109 @@
+"""`dialogpt convert`: a published checkpoint to ours, or ours back; and the comparison of the two."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dialogpt.cli.options import DTYPES, SOURCE, add_n_head, wrong_usage
+from dialogpt.cli.output import ignored_rows, table
+from dialogpt.cli.signals import flagged, raised
+from dialogpt.errors import DONE, DialogueError
+
+if TYPE_CHECKING:
+    from dialogpt.weights import Checkpoint, Report
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags."""
+    parser = subparsers.add_parser("convert", help="a published checkpoint to ours, or ours back")
+    parser.add_argument("source", help=SOURCE)
+    add_n_head(parser)
+    parser.add_argument("destination", type=Path, help="a new folder")
+    parser.add_argument("--to", choices=("dialogpt", "hf"), default="dialogpt", help="hf: what transformers loads")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare the result with transformers, or check what can be checked alone"
+    )
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Convert a checkpoint, and say what was done."""
+    if options.to == "hf" and options.dtype is not None:
+        raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
+    from dialogpt import weights
+    from dialogpt.weights.files import require_new
+
+    require_new(options.destination)  # before anything is downloaded
+    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head)
+    with flagged() as interrupted:
+
+        def show_progress(done: int, total: int) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+            if sys.stderr.isatty():
+                print(f"\r{done + 1} of {total} tensors", end="" if done + 1 < total else "\n", file=sys.stderr)
+
+        try:
+            if options.to == "hf":
+                report = weights.export(checkpoint, options.destination, progress=show_progress)
+            else:
+                report = weights.convert(checkpoint, options.destination, dtype=options.dtype, progress=show_progress)
+        except Exception:
+            if interrupted():  # a second Ctrl-C can surface as any error of the library that it hit
+                raise KeyboardInterrupt from None
+            raise
+    rows = _report_rows(report)
+    if checkpoint.name is not None:
+        rows.insert(1, ("downloaded as", f"{checkpoint.origin().name}, sha256 {checkpoint.origin().sha256}"))
+    print(table(rows), flush=True)
+    if not options.verify:
+        return DONE
+    try:
+        with raised():  # not at once: what is compared may lie in a temporary folder
+            return _verify(options, checkpoint)
+    except KeyboardInterrupt:
+        print(f"dialogpt: {options.destination} is written, and not verified", file=sys.stderr)
+        raise
+
+
+def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
+    """Compare what was written with what it was made from, and print the table."""
+    from dialogpt.cli import verify
+    from dialogpt.weights import hub, open_checkpoint
+
+    results = []
+    if source.heads_assumed:
+        heads = f"{source.config.n_head} of {source.config.head_dim} are assumed; no file says, and no comparison sees"
+        results = [verify.Result("heads", heads, None)]
+    wrong = "computes something else than what it was made from"
+    if not verify.installed():
+        results += verify.check_alone(open_checkpoint(options.destination), source)
+        wrong = "is no better than guessing: its weights are scrambled, or untrained, or speak another language"
+        print("transformers is not installed; this is what shows without it (.[test] installs it):")
+    elif options.to == "hf":
+        results += verify.compare(source, options.destination, "float32", 0, layers=False)
+    else:
+        written = open_checkpoint(options.destination)
+        downloaded = None if source.name is None else hub.snapshot(source.origin().name)  # of the same commit
+        original = source if downloaded is None else open_checkpoint(downloaded, n_head=options.n_head)
+        with verify.readable(original) as folder:
+            rounded = None if options.dtype is None else written.dtype
+            results += verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
+    print(verify.table(results))
+    if not verify.passed(results):
+        raise DialogueError(f"{options.destination} {wrong}; do not use it")
+    return DONE
+
+
+def _report_rows(report: Report) -> list[tuple[str, str]]:
+    return [
+        ("source", str(report.source)),
+        ("source sha256", report.sha256),
+        ("written to", str(report.destination)),
+        ("tensors", f"{report.tensors}, {report.parameters:,} parameters, {report.dtype}"),
+        *ignored_rows(report.ignored),
+    ]

@@ -1,0 +1,67 @@
+"""`dialogpt info`: what a checkpoint is."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from dialogpt.cli.options import SOURCE, add_n_head
+from dialogpt.cli.output import ignored_rows, table
+from dialogpt.errors import DONE
+
+if TYPE_CHECKING:
+    from dialogpt.weights import Checkpoint
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags."""
+    parser = subparsers.add_parser("info", help="what a checkpoint is")
+    parser.add_argument("source", help=SOURCE)
+    add_n_head(parser)
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Say what a checkpoint is; reads all of it."""
+    from dialogpt.weights import open_checkpoint
+
+    print(table(_info_rows(open_checkpoint(options.source, n_head=options.n_head))))
+    return DONE
+
+
+def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    from dialogpt.weights.load import count_non_finite
+    from dialogpt.weights.stored import dtype_name
+
+    config = checkpoint.config
+    rows = [
+        ("path", str(checkpoint.path)),
+        ("format", "dialogpt" if checkpoint.ours else "as published (transformers' names)"),
+        ("weights", f"{', '.join(file.name for file in checkpoint.files)}, {dtype_name(checkpoint.dtype)}"),
+        ("sha256", checkpoint.sha256()),
+        ("parameters", f"{checkpoint.parameters:,} in {len(checkpoint.stored)} tensors"),
+        (
+            "sizes",
+            f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, {config.n_positions} positions",
+        ),
+    ]
+    if checkpoint.ours:
+        origin = checkpoint.origin()
+        rows.append(("origin", origin.name + (f", sha256 {origin.sha256}" if origin.sha256 else "")))
+    vocabulary = checkpoint.vocabulary
+    tokens = "none" if vocabulary is None else f"{len(vocabulary.ids):,} tokens, from {vocabulary.origin}"
+    rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
+    if vocabulary is not None:
+        rows.append(("end of a turn", f"{vocabulary.eos_token}, token {vocabulary.eos_id}"))
+    if checkpoint.history_tokens is not None:
+        rows.append(("history tokens", str(checkpoint.history_tokens)))
+    if checkpoint.chat:
+        rows.append(("chat settings", ", ".join(f"{name} {value}" for name, value in checkpoint.chat.items())))
+    if checkpoint.about is not None:
+        rows.append(("about", checkpoint.about))
+    if checkpoint.ranking_head is not None:
+        rows.append(("ranking head", "scores replies (DialogRPT), and was not trained to write them"))
+    rows += ignored_rows(checkpoint.ignored)
+    damaged = {t.name: count for t in checkpoint.stored.values() if (count := count_non_finite(t.read()))}
+    rows += [("NOT FINITE", f"{name}: {count:,} values are NaN or infinite") for name, count in damaged.items()]
+    return rows

@@ -1,0 +1,232 @@
+"""`dialogpt train`: its flags, and how a run is begun, resumed, checked and left.
+
+Progress goes to stderr; stdout holds what `--check` shows, or nothing. Training itself is left to
+`dialogpt.train.loop`; this file imports no torch before a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dialogpt.cli.options import add_switch, wrong_usage
+from dialogpt.cli.output import command_line, one_line, printable
+from dialogpt.cli.signals import flagged
+from dialogpt.cli.training_progress import Screen
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
+from dialogpt.train.listener import Listener
+from dialogpt.train.settings import EPOCHS, TrainConfig
+
+if TYPE_CHECKING:
+    from dialogpt.train.loop import Request
+    from dialogpt.train.run_folder import Run
+    from dialogpt.train.trainer import Trainer
+
+PRESETS = ("tiny", "small", "medium", "large")  # model.PRESETS, whose module imports torch
+CHECKED = 3  # lines of each file that --check shows
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the command and its flags; the settings are the fields of `TrainConfig` in kebab case."""
+    parser = subparsers.add_parser(
+        "train",
+        usage="%(prog)s DATA... --out RUN [FLAGS]  (--help lists them)",
+        help="learn from dialogues, from fresh weights or a checkpoint",
+    )
+    parser.set_defaults(run=run, parser=parser)
+    parser.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="dialogues, one a line: .jsonl, or DialoGPT's .tsv; or a prepared folder, such as RUN/data/train",
+    )
+    parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder: checkpoints, metrics, loss curve")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run in RUN, as it was begun; --device and --threads are not kept",
+    )
+    parser.add_argument("--check", action="store_true", help="only show how the first dialogues are read and learned")
+    parser.add_argument("--valid", action="append", metavar="FILE", help="dialogues to judge by; may be given again")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--model", metavar="SOURCE", help="a checkpoint to go on from (default: tiny)")
+    start.add_argument("--preset", choices=PRESETS, help="fresh weights of this size instead")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, ...")
+    parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+    group = parser.add_argument_group("settings")
+    for setting in fields(TrainConfig):
+        flag, rules = f"--{setting.name.replace('_', '-')}", setting.metadata
+        shown = "" if setting.default is None or isinstance(setting.default, bool) else f" (default: {setting.default})"
+        purpose = rules["help"] + shown
+        if isinstance(setting.default, bool):
+            add_switch(group, setting.name, purpose)
+        elif "choices" in rules:
+            group.add_argument(flag, choices=rules["choices"], help=purpose)
+        else:
+            kind = int if str(setting.type).startswith("int") else float
+            group.add_argument(flag, type=kind, metavar="X", help=purpose)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, or show what would be learned."""
+    given = {
+        setting.name: value for setting in fields(TrainConfig) if (value := getattr(options, setting.name)) is not None
+    }
+    try:
+        config = TrainConfig(**given)
+    except DialogueError as error:
+        raise wrong_usage(options, _as_flags(str(error))) from None
+    if options.threads is not None and not 1 <= options.threads <= 1024:
+        raise wrong_usage(options, f"--threads is {options.threads}, expected 1 to 1024")
+    if not options.data and (options.check or not options.resume):
+        raise wrong_usage(options, "name at least one file of dialogues")
+    if options.check:
+        return _check(options, config)
+    if options.out is None:
+        raise wrong_usage(options, "name the run's folder with --out")
+    return _train(options, config, given)
+
+
+def _as_flags(problem: str) -> str:
+    for setting in fields(TrainConfig):
+        problem = re.sub(rf"\b{setting.name} is", f"--{setting.name.replace('_', '-')} is", problem)
+    return problem
+
+
+def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, Any]) -> int:
+    import torch
+
+    from dialogpt.train import loop
+    from dialogpt.train.distributed import joined
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    out = options.out.absolute()
+    with ExitStack() as stack:
+        processes = stack.enter_context(joined(options.device))
+        interrupted = stack.enter_context(flagged())
+        if options.resume:
+            run = stack.enter_context(loop.resume(out, processes))
+            _refuse_others(options, given, loop.Request.from_dict(run.about))
+        else:
+            data, valid = _paths(options.data), _paths(options.valid)
+            asked = loop.Request(data, valid, options.preset, _source(options), config)
+            run = stack.enter_context(loop.begin(out, asked, processes))
+        screen = Screen(interrupted)
+        listener = screen if processes.first else Listener()
+        trainer = loop.fit(run, processes, listener=listener, stop=interrupted, workers=os.cpu_count() or 1)
+        if processes.first:
+            _tell_end(screen, run, trainer, options)
+        return INTERRUPTED if trainer.interrupted else DONE
+
+
+def _paths(names: Sequence[str] | None) -> tuple[str, ...]:
+    """Files as run.json keeps them, as a run may be resumed from another folder."""
+    return tuple(str(Path(name).absolute()) for name in names or ())
+
+
+def _source(options: argparse.Namespace) -> str | None:
+    """The checkpoint to go on from; a path is made absolute, as a run may be resumed from elsewhere."""
+    if options.preset:
+        return None
+    source: str = options.model or "tiny"
+    return str(Path(source).absolute()) if source != "tiny" and Path(source).exists() else source
+
+
+def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: Request) -> None:
+    """Raise unless what was typed beside --resume is what the run was begun with."""
+    typed = {
+        **given,
+        "data": _paths(options.data) or None,
+        "valid": _paths(options.valid) or None,
+        "preset": options.preset,
+        "model": options.model and _source(options),
+    }
+    config = request.config
+    kept = {
+        **vars(config),
+        "epochs": EPOCHS if config.epochs is None and config.steps is None else config.epochs,
+        "data": request.data,
+        "valid": request.valid,
+        "preset": request.preset,
+        "model": request.source,
+    }
+    others = [
+        f"{_shown(name, kept[name])} and not {_shown(name, value)}"
+        for name, value in typed.items()
+        if value is not None and value != kept[name]
+    ]
+    if others:
+        raise DialogueError(
+            f"{options.out} was begun with {'; with '.join(others)}; leave that out to go on with it, or begin another "
+            f"run in a new folder"
+        )
+
+
+def _shown(name: str, value: Any) -> str:
+    """A setting as it is typed: "--lr 0.5", "no --valid"."""
+    flag = "" if name == "data" else f"--{name.replace('_', '-')}"
+    if value is None or value is False or value == ():
+        return f"no {flag}"
+    words = value if isinstance(value, tuple) else (() if value is True else (str(value),))
+    return " ".join([flag, *words]).strip()
+
+
+def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Namespace) -> None:
+    """Say where everything is, and draw the curves."""
+    progress = trainer.progress
+    if progress.step < trainer.steps and not trainer.interrupted:
+        screen.say(f"stopped early: {progress.worse} validations without a better one")
+    best = run.folder / ("best" if (run.folder / "best").exists() else "last")
+    screen.say(
+        f"saved step {progress.step:,} in {run.folder}; talk to it: "
+        f"{command_line(['dialogpt', 'chat', '--model', str(best)])}"
+    )
+    if trainer.interrupted:
+        size = trainer.processes.size
+        words = ["torchrun", "--nproc-per-node", str(size), "--no-python"] if size > 1 else []
+        words += ["dialogpt", "train", "--resume", "--out", str(run.folder)]
+        words += ["--device", options.device] if options.device != "cpu" else []
+        words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
+        screen.say(f"interrupted; to go on: {command_line(words)}")
+    if importlib.util.find_spec("matplotlib") is None:
+        screen.say(f"no loss.png, as matplotlib is missing: {install_hint('train')}")
+        return
+    from dialogpt.train.plot import draw
+
+    try:
+        draw(run.metrics(), run.folder / "loss.png")
+    except (OSError, KeyError, TypeError) as error:  # a viewer has the old one open, say
+        screen.say(f"no loss.png: {error}")
+
+
+def _check(options: argparse.Namespace, config: TrainConfig) -> int:
+    """Show the first dialogues of each file as they are learned."""
+    from dialogpt.train import loop
+    from dialogpt.train.data.prepare import preview
+
+    start = loop.Request(_paths(options.data), (), options.preset, _source(options), config).start()
+    form = loop.form_of(config, start.checkpoint.config)
+    seen = usable = False
+    for path in options.data:
+        if Path(path).is_dir():
+            raise DialogueError(f"{path} is a folder, and --check shows lines of text; name a .jsonl or .tsv file")
+        for line in preview(Path(path), start.vocabulary, form, learn_first=config.loss_on == "all", most=CHECKED):
+            seen, usable = True, usable or not line.problem
+            print(printable(f"{path}, line {line.number}{': ' * bool(line.problem)}{line.problem}"))
+            for turn in line.turns:
+                print(printable(f"  weight {turn.weight:g}: {one_line(turn.text)}"))
+                print(f"    ids      {' '.join(map(str, turn.ids))}")
+                learned = [str(n) if is_learned else "-" for n, is_learned in zip(turn.ids, turn.learned, strict=True)]
+                print(f"    learned  {' '.join(learned)}")
+    if not usable:
+        found = f"none of the first lines of {', '.join(options.data)} can be used; the reasons are above"
+        raise DialogueError(found if seen else f"{', '.join(options.data)}: no line but empty ones")
+    return DONE

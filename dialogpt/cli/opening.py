@@ -1,0 +1,103 @@
+"""Open what a command talks with, by one rule for chat, reply, batch and serve: network, tokenizer, settings, reranker.
+
+Flags are parsed in `dialogpt.cli.options`. This file imports torch only when it opens something.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from dialogpt.cli import threads
+from dialogpt.cli.options import generation_from, rerankers_from
+from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
+
+if TYPE_CHECKING:
+    from dialogpt.chat import Chat
+    from dialogpt.model import GPT2
+    from dialogpt.ranking.rerankers import Reranker
+    from dialogpt.tokenizer import Tokenizer
+    from dialogpt.weights import Checkpoint
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What the flags of a command name, loaded.
+
+    Attributes:
+        checkpoint: where the network comes from.
+        model, tokenizer: of that checkpoint.
+        generation: defaults merged with the flags; a reply fits the network unless --max-new-tokens says otherwise.
+        history_tokens: the flag, else the checkpoint's own value, else 256.
+        reranker: None without --rerank.
+        num_candidates: how many replies it chooses among.
+    """
+
+    checkpoint: Checkpoint
+    model: GPT2
+    tokenizer: Tokenizer
+    generation: GenerationConfig
+    history_tokens: int
+    reranker: Reranker | None
+    num_candidates: int
+
+
+def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | None = None) -> Opened:
+    """Load what the flags name.
+
+    Args:
+        options: the flags.
+        neighbours: what else runs on this machine, whose cores are left to it; see `dialogpt.cli.threads.use`.
+
+    Raises:
+        CheckpointError: a checkpoint cannot be used.
+        DialogueError: the checkpoint's settings cannot be used, or a reranker does not fit the network.
+        SystemExit: the flags contradict each other; that is found before anything is loaded.
+    """
+    generation_from(options)
+    sources = rerankers_from(options)
+    from dialogpt.chat import load_network
+    from dialogpt.history import DEFAULT_HISTORY_TOKENS
+    from dialogpt.ranking.rerankers import load_reranker
+    from dialogpt.weights import open_checkpoint
+
+    checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    threads.use(options.threads, checkpoint.parameters, neighbours)
+    generation = generation_from(options, checkpoint)
+    if options.max_new_tokens is None:
+        generation = generation.fitted(checkpoint.config.n_positions)
+    model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device)
+    return Opened(
+        checkpoint,
+        model,
+        tokenizer,
+        generation,
+        history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
+        reranker=load_reranker(sources, tokenizer) if sources else None,
+        num_candidates=options.num_candidates or DEFAULT_CANDIDATES,
+    )
+
+
+def open_chat(options: argparse.Namespace) -> Chat:
+    """Begin a conversation with what the flags name; errors are those of `open_model`."""
+    opened = open_model(options, threads.Neighbours())
+    from dialogpt.chat import Chat
+    from dialogpt.decoding.speculative import Draft
+
+    draft = None
+    if options.draft_model is not None:
+        same = options.draft_model == options.model  # then --n-head holds for the draft too
+        draft = Draft.load(opened.checkpoint if same else options.draft_model, opened.tokenizer, device=options.device)
+        draft.require_fits(opened.model)
+    return Chat(
+        opened.model,
+        opened.tokenizer,
+        opened.generation,
+        seed=options.seed,
+        history_tokens=opened.history_tokens,
+        reranker=opened.reranker,
+        num_candidates=opened.num_candidates,
+        draft=draft,
+        normalize=options.normalize_text,
+    )

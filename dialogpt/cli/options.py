@@ -1,0 +1,260 @@
+"""Flags that commands share, and what people type after them.
+
+The generation flags are the fields of `GenerationConfig` in kebab case, on top of the chat preset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from dialogpt.cli.output import one_line, printable
+from dialogpt.errors import USAGE, DialogueError
+from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig, is_switch, parse_value, positive
+
+if TYPE_CHECKING:
+    from dialogpt.weights import Checkpoint
+
+DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
+PRECISIONS = (*DTYPES, "int8", "int4")  # likewise
+MOST_THREADS = 1024
+SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
+
+
+def installed_version() -> str:
+    """The version of this package, for people."""
+    try:
+        return version("dialogpt")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the commands that talk."""
+    model = add_network_flags(parser)
+    model.add_argument(
+        "--draft-model",
+        metavar="M",
+        help="guesses ahead, which makes a reply faster and changes none: a smaller model of the same "
+        "vocabulary, or the same one, which then guesses in int8; for one reply at a time, without beams",
+    )
+    model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
+    model.add_argument(
+        "--normalize-text",
+        action="store_true",
+        help="spell what is typed as the training data were: words and signs apart",
+    )
+    add_choice_flags(parser)
+    add_generation_flags(parser)
+
+
+def add_choice_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say what judges candidate replies."""
+    choice = parser.add_argument_group("choice among candidates")
+    choice.add_argument(
+        "--rerank",
+        metavar="HOW",
+        help="mmi: by --reverse-model; or DialogRPT heads, NAME[*WEIGHT]=M and more after commas "
+        "(updown, width, depth, human_vs_rand, human_vs_machine)",
+    )
+    choice.add_argument("--reverse-model", metavar="M", help="a checkpoint that was trained with --reverse, for mmi")
+    choice.add_argument(
+        "--num-candidates", type=positive_number, metavar="N", help="how many replies are judged (default: 16)"
+    )
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Flags that say which network is loaded, and how; returns their group."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
+    add_n_head(model)
+    model.add_argument(
+        "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
+    )
+    model.add_argument("--device", default="cpu", help="cpu (the default), cuda, mps, ...")
+    model.add_argument(
+        "--threads",
+        type=_threads,
+        metavar="N",
+        help="processor threads (default: as many as are free, one for a small network)",
+    )
+    model.add_argument(
+        "--history-tokens", type=positive_number, metavar="N", help="tokens of dialogue shown to the model"
+    )
+    return model
+
+
+def add_generation_flags(parser: argparse.ArgumentParser) -> None:
+    """The fields of `GenerationConfig`."""
+    group = parser.add_argument_group("generation", "on top of the chat preset: " + _preset())
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token; no processor")
+    group.add_argument("--transformers-defaults", action="store_true", help="start from transformers' own settings")
+    for setting in fields(GenerationConfig):
+        if setting.name == "num_return_sequences":  # --num-replies, where a command has several
+            continue
+        flag, purpose = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
+        if is_switch(setting.name):
+            add_switch(group, setting.name, purpose)
+        else:
+            group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
+
+
+def add_switch(parser: argparse._ActionsContainer, name: str, purpose: str) -> None:
+    """A pair of flags for a setting that is true or false; neither leaves it None.
+
+    ``early_exit`` is turned on by ``--early-exit`` and off by ``--no-early-exit``; ``no_repeat_reply``, whose own name
+    is a negation, on by ``--no-repeat-reply`` and off by ``--repeat-reply``. (argparse's BooleanOptionalAction takes
+    every flag that begins with ``--no-`` for a negation, and from Python 3.14 on refuses to be built with one.)
+    """
+    flag = name.replace("_", "-")
+    negation = flag.removeprefix("no-") if flag.startswith("no-") else f"no-{flag}"
+    parser.add_argument(f"--{flag}", f"--{negation}", action=_Switch, dest=name, help=purpose)
+
+
+class _Switch(argparse.Action):
+    """Its first flag stands for true, its second for false."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, option_string == self.option_strings[0])
+
+    def format_usage(self) -> str:
+        return " | ".join(self.option_strings)
+
+
+def add_n_head(parser: argparse._ActionsContainer) -> None:
+    """The flag for a checkpoint whose file does not say how many heads it has."""
+    parser.add_argument(
+        "--n-head", type=positive_number, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
+    )
+
+
+def _preset() -> str:
+    """The chat preset, for people; underscores, as argparse breaks lines at hyphens."""
+    chat = GenerationConfig.chat()
+    shown = {setting.name: getattr(chat, setting.name) for setting in fields(chat)}
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, NEUTRAL.get(name)))
+
+
+def wrong_usage(options: argparse.Namespace, problem: str) -> SystemExit:
+    """Wrong usage, said in argparse's way: the usage line, then the problem, which names settings as flags do."""
+    options.parser.print_usage(sys.stderr)
+    for name in sorted((setting.name for setting in fields(GenerationConfig)), key=len, reverse=True):
+        problem = problem.replace(name, name.replace("_", "-"))
+    print(f"{options.parser.prog}: error: {printable(one_line(problem))}", file=sys.stderr)
+    return SystemExit(USAGE)
+
+
+def _value_of(name: str) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return parse_value(name, text)
+        except DialogueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse
+
+
+def positive_number(text: str) -> int:
+    """A flag's value that is a whole number above 0."""
+    try:
+        return positive("it", text)
+    except DialogueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _threads(text: str) -> int:
+    number = positive_number(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"{number} threads are more than {MOST_THREADS}")
+    return number
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or len(text) > 20 or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 0 to 2^64 - 1")
+    return int(text)
+
+
+def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None = None) -> GenerationConfig:
+    """Merge the flags into their defaults: the chat preset, or what --transformers-defaults starts from.
+
+    Args:
+        options: the flags.
+        checkpoint: its own chat settings change the preset; --transformers-defaults begins with the content of its
+            ``generation_config.json``.
+    """
+    if options.transformers_defaults:
+        defaults = GenerationConfig.from_dict(checkpoint.generation_config if checkpoint else {})
+    else:
+        defaults = GenerationConfig.chat(checkpoint.chat if checkpoint else None)
+    given = {
+        setting.name: value
+        for setting in fields(GenerationConfig)
+        if (value := getattr(options, setting.name, None)) is not None
+    }
+    if options.greedy:
+        if given.get("do_sample"):
+            raise wrong_usage(options, "--do-sample contradicts --greedy; omit one of them")
+        defaults, given = defaults.greedy(), {**given, "do_sample": False}
+    elif options.transformers_defaults and given.get("temperature") != 0:
+        given.setdefault("do_sample", defaults.do_sample)  # in transformers a temperature alone does not sample
+    try:
+        return defaults.merged(given)
+    except DialogueError as error:
+        raise wrong_usage(options, str(error)) from None
+
+
+def rerankers_from(options: argparse.Namespace) -> list[tuple[str, float, str]]:
+    """What --rerank names: of each its name, weight and checkpoint. Empty without it."""
+    if options.rerank is None:
+        for flag in ("reverse_model", "num_candidates"):
+            if getattr(options, flag) is not None:
+                raise wrong_usage(options, f"--{flag.replace('_', '-')} goes with --rerank")
+        return []
+    if options.rerank == "mmi":
+        if options.reverse_model is None:
+            raise wrong_usage(
+                options, "--rerank mmi needs --reverse-model, a checkpoint that was trained with --reverse"
+            )
+        return [("mmi", 1.0, options.reverse_model)]
+    if options.reverse_model is not None:
+        raise wrong_usage(options, "--reverse-model goes with --rerank mmi")
+    named = []
+    for part in options.rerank.split(","):
+        name, equals, source = part.partition("=")
+        name, times, weight = name.partition("*")
+        try:
+            named.append((name.strip(), float(weight) if times else 1.0, source))
+        except ValueError:
+            equals = ""
+        if not equals or not source:
+            raise wrong_usage(options, f"--rerank {part!r} is neither mmi nor NAME=M or NAME*WEIGHT=M")
+    return named
+
+
+def check_reply_count(options: argparse.Namespace, config: GenerationConfig, number: int) -> None:
+    """Refuse a number of replies, or of candidates for them, that the settings cannot give."""
+    judged = bool(rerankers_from(options))
+    if options.draft_model is not None and (judged or number > 1 or config.num_beams > 1):
+        raise wrong_usage(
+            options, "--draft-model is for one reply at a time: not for --rerank, --num-replies or --num-beams"
+        )
+    asked = max(number, options.num_candidates or DEFAULT_CANDIDATES) if judged else number
+    try:
+        replace(config, num_return_sequences=asked)
+    except DialogueError as error:
+        flag = "--num-candidates" if judged else "--num-replies"
+        raise wrong_usage(options, str(error).replace("num_return_sequences", flag)) from None

@@ -1,0 +1,248 @@
+"""Talking in a terminal: a prompt, streamed replies, and commands that begin with a slash.
+
+Reading and writing are passed in, so that a test can play the person. What is said is left to `dialogpt.chat`; pipes
+and flags to `dialogpt.cli.main`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from functools import partial
+
+from dialogpt.chat import Chat
+from dialogpt.cli.output import printable
+from dialogpt.cli.signals import flagged
+from dialogpt.cli.terminal import transcripts
+from dialogpt.decoding.loop import Stop
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
+from dialogpt.history import USER
+from dialogpt.sampler import check_tokens
+
+ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
+YOU, BOT, MORE = "you> ", "bot> ", "...> "
+SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
+Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
+Write = Callable[[str], None]
+Quiet = Callable[[], AbstractContextManager[None]]
+
+
+class Leave(Exception):
+    """The person leaves."""
+
+
+class Terminal:
+    """One person, one chat."""
+
+    def __init__(self, chat: Chat, read: Read, write: Write, notice: Write, quiet: Quiet = nullcontext) -> None:
+        """Tie a chat to a keyboard and a screen.
+
+        Args:
+            chat: may hold a conversation already.
+            read: asks for a line.
+            write: shows text as it comes; newlines are part of it.
+            notice: says something that is not part of the conversation, a line each.
+            quiet: keeps keys off the screen while a reply is shown.
+        """
+        self.chat = chat
+        self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
+        self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
+        self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
+            "help": (self.help, "", "this list"),
+            "exit": (self.leave, "", "leave (so does Ctrl-D)"),
+            "clear": (self.clear, "", "begin a new conversation"),
+            "retry": (self.retry, "", "another reply to your last turn"),
+            "undo": (self.undo, "", "take the last exchange back"),
+            "edit": (self.edit, "[TEXT]", "say something else instead of your last turn"),
+            "history": (self.history, "", "the conversation; turns the model is no longer shown are marked"),
+            "save": (self.save, "FILE", "write the conversation to a file"),
+            "load": (self.load, "FILE", "go on with a saved conversation"),
+            "set": (self.set, "NAME VALUE", "change a setting, such as temperature 0.6"),
+            "show": (self.show, "", "settings, the window, and what the last reply cost"),
+            "multi": (self.multi, "", "say several lines; a line with only a dot ends them"),
+        }
+
+    def talk(self) -> int:
+        """Talk until the person leaves; returns the exit status: 0, or 130 after a second Ctrl-C."""
+        interrupted = False
+        while True:
+            try:
+                line = self._ask(YOU)
+            except EOFError:
+                self.write("\n")
+                return DONE
+            except KeyboardInterrupt:
+                self.write("\n")
+                if interrupted:
+                    return INTERRUPTED
+                interrupted = True
+                self.notice("Ctrl-C again, or Ctrl-D, leaves (/save FILE keeps the conversation)")
+                continue
+            except DialogueError as error:
+                self.notice(str(error))
+                continue
+            interrupted = False
+            try:
+                self.take(line)
+            except Leave:
+                return DONE
+            except (KeyboardInterrupt, EOFError):  # a reply that was not waited for, or a question that a command asked
+                self.write("\n")
+                self.notice("stopped")
+            except DialogueError as error:
+                self.notice(str(error))
+
+    def _ask(self, prompt: str, prefill: str = "") -> str:
+        """Read one line; one that is no text is a sentence, whoever asked."""
+        try:
+            return self.read(prompt, prefill)
+        except UnicodeDecodeError:
+            raise DialogueError("that line was not valid UTF-8; type it again") from None
+
+    def take(self, line: str) -> None:
+        """Answer one line: a command, or something that was said."""
+        if line.startswith("/"):
+            name, _, argument = line[1:].partition(" ")
+            if name not in self.commands:
+                raise DialogueError(f"there is no command /{name}; /help lists them (a space before the / says it)")
+            run, usage, _ = self.commands[name]
+            argument = argument.strip()
+            if (bool(argument) and not usage) or (not argument and usage and not usage.startswith("[")):
+                raise DialogueError(f"usage: /{name} {usage}".rstrip())
+            run(argument)
+        elif line.strip():
+            self.say(partial(self.chat.stream, line))
+
+    def say(self, begin: Callable[[Stop], Generator[str, None, None]]) -> None:
+        """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
+
+        Args:
+            begin: starts the reply, given the question that it asks after every token.
+        """
+        shown = False
+        with self.quiet(), flagged() as interrupted:
+            stream = begin(interrupted)
+            try:
+                for text in stream:
+                    self.write(printable(text if shown else BOT + text))
+                    shown = True
+            finally:
+                stream.close()
+                if shown:
+                    self.write("\n")
+        if interrupted():
+            kept = "what was said is kept" if shown else "your turn is taken back"
+            self.notice(f"stopped; {kept}")
+
+    def help(self, _: str) -> None:
+        """List the commands."""
+        for name, (_run, usage, purpose) in self.commands.items():
+            self.notice(f"  {f'/{name} {usage}':<18} {purpose}")
+        self.notice("  Ctrl-C stops a reply; at the prompt it clears the line, and a second one leaves")
+
+    def leave(self, _: str) -> None:
+        """End the talk."""
+        raise Leave
+
+    def clear(self, _: str) -> None:
+        """Forget the conversation."""
+        self.chat.reset()
+        self.notice("a new conversation")
+
+    def retry(self, _: str) -> None:
+        """Say another reply to the last turn."""
+        if not self.chat.generation.do_sample:
+            raise DialogueError("greedy decoding would say the same again; /set do-sample true draws another reply")
+        self.say(self.chat.stream_retry)
+
+    def undo(self, _: str) -> None:
+        """Take the last exchange back."""
+        self.notice(f"taken back: {printable(self.chat.undo())}")
+
+    def edit(self, text: str) -> None:
+        """Replace the last thing that the person said."""
+        texts = self.chat.texts()
+        if not texts:
+            raise DialogueError("nothing has been said yet")
+        text = text or self._ask(YOU, texts[-2])
+        if text.strip():
+            self.say(partial(self.chat.stream_edit, text))
+
+    def history(self, _: str) -> None:
+        """Show the conversation."""
+        if not self.chat.history.turns:
+            raise DialogueError("nothing has been said yet")
+        prompt = self.chat.shown()
+        for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
+            hidden = prompt is not None and place < prompt.first_turn
+            speaker = YOU if turn.role == USER else BOT
+            self.write(f"{'(not shown to the model) ' if hidden else ''}{speaker}{printable(text)}\n")
+
+    def save(self, name: str) -> None:
+        """Write the conversation to a file."""
+        transcripts.save(name, self.chat.history.turns, self.chat.tokenizer)
+        self.notice(f"{len(self.chat.history.turns)} turns written to {name}")
+
+    def load(self, name: str) -> None:
+        """Go on with a saved conversation."""
+        self.chat.restore(transcripts.load(name, self.chat.tokenizer, self.chat.model.config.vocab_size))
+        self.history("")
+
+    def set(self, argument: str) -> None:
+        """Change a setting."""
+        name, _, value = argument.partition(" ")
+        name, value = name.replace("-", "_"), value.strip()
+        if name not in SETTINGS:
+            raise DialogueError(f"there is no setting {name!r}; there are {', '.join(SETTINGS).replace('_', '-')}")
+        if name == "history_tokens":
+            self.chat.history_tokens = positive(name, value)
+        else:
+            self.chat.generation = self._changed(name, value)
+        if self.chat.generation.do_sample:
+            self.sampling = self.chat.generation
+        elif name in ("temperature", "top_k", "top_p", "do_sample"):
+            self.notice("  decoding is greedy; /set temperature to a number above 0 draws again")
+        self.notice(f"  {self._line(name)}")
+
+    def _changed(self, name: str, value: str) -> GenerationConfig:
+        """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
+        config = before = self.chat.generation
+        if name in ("temperature", "do_sample") and not config.do_sample:
+            before = replace(config, do_sample=True, **{key: getattr(self.sampling, key) for key in RESET_BY_GREEDY})
+        config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
+        check_tokens(config.with_end_token(self.chat.tokenizer.eos_id), self.chat.model.config.vocab_size)
+        if config.prompt_room(positions) < 1:
+            raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
+        return config
+
+    def _line(self, name: str) -> str:
+        value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
+        return f"{name.replace('_', '-'):<32} {value}"
+
+    def show(self, _: str) -> None:
+        """Show settings, the window, and what the last reply cost."""
+        for name in SETTINGS:
+            self.notice(f"  {self._line(name)}")
+        prompt, last = self.chat.shown(), self.chat.statistics
+        shown = 0 if prompt is None else len(prompt.ids)
+        self.notice(f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last")
+        if last.new_tokens:
+            self.notice(
+                f"  last reply: {last.new_tokens} tokens in {last.seconds:.2f} s, the first after "
+                f"{last.first_seconds:.2f} s; {last.computed_tokens} of {last.prompt_tokens} prompt tokens computed"
+            )
+        if (draft := self.chat.draft) is not None and draft.guessed:
+            self.notice(f"  draft: {draft.right} of {draft.guessed} guesses were right, since the start")
+
+    def multi(self, _: str) -> None:
+        """Read several lines as one turn."""
+        lines: list[str] = []
+        try:
+            while (line := self._ask(MORE)) != ".":
+                lines.append(line)
+        except EOFError:
+            self.write("\n")
+        if any(line.strip() for line in lines):
+            self.say(partial(self.chat.stream, "\n".join(lines)))

@@ -1,0 +1,226 @@
+"""Choosing among candidate replies: by what a reverse model makes of them (MMI), or by what people would (DialogRPT).
+
+MMI follows Zhang et al., "DialoGPT" (2020), section 3.2: of several candidates the one wins after which a model that
+was trained on reversed dialogues finds the person's turn likeliest. DialogRPT follows Gao et al., "Dialogue Response
+Ranking Training with Large-Scale Human Feedback Data" (2020), and golsun/DialogRPT, src/score.py. Sampling the
+candidates is left to `dialogpt.generation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dialogpt.decoding.loop import Stop, Stopped
+from dialogpt.errors import DialogueError
+from dialogpt.generation import Reply
+from dialogpt.model import GPT2
+from dialogpt.ranking.scoring import MICRO_BATCH, score
+from dialogpt.tokenizer import Tokenizer
+from dialogpt.weights import load, load_ranking_head, open_checkpoint
+from dialogpt.weights.checkpoint import Source
+
+HUMAN = ("human_vs_rand", "human_vs_machine")  # heads that say whether a reply is one, rather than how good
+HEADS = (*HUMAN, "updown", "width", "depth")
+
+
+class Reranker(Protocol):
+    """Judges candidate replies to one dialogue."""
+
+    def scores(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
+    ) -> list[float]:
+        """A number for each reply, the best highest.
+
+        Args:
+            turns: the dialogue, oldest first, without end tokens; its last turn is answered.
+            replies: candidates, without end tokens.
+            stop: asked before every few of them are read; true ends it all.
+
+        Raises:
+            Stopped: `stop` said so.
+        """
+        ...
+
+
+def ranked(
+    reranker: Reranker, turns: Sequence[Sequence[int]], replies: Sequence[Reply], stop: Stop | None = None
+) -> list[Reply]:
+    """Replies to a dialogue with their ranks, the best first; equal ones in the order of their draws.
+
+    Raises:
+        Stopped: `stop` said so.
+    """
+    ranks = reranker.scores(turns, [reply.ids for reply in replies], stop)
+    order = sorted(range(len(ranks)), key=lambda place: -ranks[place])
+    return [replace(replies[place], rank=ranks[place]) for place in order]
+
+
+@dataclass(frozen=True)
+class MMI:
+    """log P(what was said | reply), under a model of reversed dialogues.
+
+    Attributes:
+        model: the reverse network.
+        eos_id: ends every turn.
+        turns: how many of the last turns are what was said; None is all of them, the newest first.
+        micro_batch: how many candidates are read at once.
+    """
+
+    model: GPT2
+    eos_id: int
+    turns: int | None = 1
+    micro_batch: int = MICRO_BATCH
+
+    @classmethod
+    def load(cls, source: Source, tokenizer: Tokenizer, **settings: int | None) -> MMI:
+        """Open a reverse model.
+
+        Raises:
+            CheckpointError: it cannot be used.
+            DialogueError: its vocabulary is another one.
+        """
+        model = _load(source, tokenizer)
+        return cls(model, tokenizer.eos_id, **settings)  # type: ignore[arg-type]
+
+    def scores(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
+    ) -> list[float]:
+        """See `Reranker`; a natural logarithm, 0 or below."""
+        said = turns[-1:] if self.turns == 1 else turns[::-1] if self.turns is None else turns[: -self.turns - 1 : -1]
+        source = [token for turn in said for token in (*turn, self.eos_id)]
+        room = self.model.config.n_positions
+        longest = min(max(map(len, replies), default=0) + 1, room - 1)
+        source = source[: room - longest]  # the same for all: a sum over less would be the better score
+        sequences = [[*[*reply, self.eos_id][:longest], *source] for reply in replies]
+        begins = [len(sequence) - len(source) for sequence in sequences]
+        return [found.total for found in score(self.model, sequences, begins, micro_batch=self.micro_batch, stop=stop)]
+
+
+@dataclass(frozen=True)
+class Head:
+    """One of DialogRPT's models.
+
+    Attributes:
+        name: what it predicts, one of `HEADS`.
+        weight: of its prediction among those of its kind.
+        model, head: the network, and (1, C), its last layer.
+    """
+
+    name: str
+    weight: float
+    model: GPT2
+    head: Tensor
+
+
+@dataclass(frozen=True)
+class DialogRPT:
+    """How much people would like a reply: the weighted predictions of one or several heads.
+
+    Heads that say whether a reply is human at all (`HUMAN`) make one factor, their weighted mean; the others another,
+    their weighted sum (DialogRPT's own divides it by the sum of weights, which turns the order around where that is
+    below 0, as with width alone). Where one kind is missing its factor is 1.
+
+    Attributes:
+        heads: the models.
+        eos_id: ends every turn.
+        micro_batch: how many candidates are read at once.
+    """
+
+    heads: tuple[Head, ...]
+    eos_id: int
+    micro_batch: int = MICRO_BATCH
+
+    @classmethod
+    def load(cls, sources: Sequence[tuple[str, float, Source]], tokenizer: Tokenizer) -> DialogRPT:
+        """Open its models.
+
+        Args:
+            sources: name, weight and checkpoint of each.
+            tokenizer: of the model whose replies are judged.
+
+        Raises:
+            CheckpointError: one cannot be used, or has no ranking head.
+            DialogueError: a name is unknown, or a vocabulary is another one.
+        """
+        names = [name for name, _, _ in sources]
+        for name, weight, _ in sources:
+            if name not in HEADS:
+                raise DialogueError(f"there is no ranking head {name!r}; there are {', '.join(HEADS)}")
+            if names.count(name) > 1:
+                raise DialogueError(f"the ranking head {name!r} is named twice; name it once")
+            if not math.isfinite(weight):
+                raise DialogueError(f"the weight of {name!r} is {weight}; expected a number")
+        if any(name in HUMAN for name in names) and not sum(weight for name, weight, _ in sources if name in HUMAN) > 0:
+            raise DialogueError(f"the weights of {' and '.join(HUMAN)} must have a sum above 0; they make a mean")
+        heads = []
+        for name, weight, source in sources:
+            checkpoint = open_checkpoint(source)
+            heads.append(Head(name, weight, _load(checkpoint, tokenizer), load_ranking_head(checkpoint)))
+        return cls(tuple(heads), tokenizer.eos_id)
+
+    def scores(
+        self, turns: Sequence[Sequence[int]], replies: Sequence[Sequence[int]], stop: Stop | None = None
+    ) -> list[float]:
+        """See `Reranker`."""
+        predictions = {head.name: self.predict(head, turns, replies, stop) for head in self.heads}
+        humans = [head for head in self.heads if head.name in HUMAN]
+        others = [head for head in self.heads if head.name not in HUMAN]
+        total = torch.ones(len(replies))
+        if humans:
+            weights = sum(head.weight for head in humans)
+            total = total * torch.stack([predictions[head.name] * head.weight for head in humans]).sum(dim=0) / weights
+        if others:
+            total = total * torch.stack([predictions[head.name] * head.weight for head in others]).sum(dim=0)
+        return [float(value) for value in total]
+
+    @torch.inference_mode()
+    def predict(
+        self,
+        head: Head,
+        turns: Sequence[Sequence[int]],
+        replies: Sequence[Sequence[int]],
+        stop: Stop | None = None,
+    ) -> Tensor:
+        """What one head makes of each reply, 0 to 1: (number of replies,); arguments and errors are those of `scores`.
+
+        Every turn of the dialogue has its end token, the reply has none; the state of its last token is what counts.
+        """
+        context = [token for turn in turns for token in (*turn, self.eos_id)]
+        room = head.model.config.n_positions
+        sequences = []
+        for reply in replies:
+            said = list(reply[-room:]) or [self.eos_id]
+            sequences.append(
+                [*context[len(context) + len(said) - room if len(context) + len(said) > room else 0 :], *said]
+            )
+        found = []
+        for first in range(0, len(sequences), self.micro_batch):
+            if stop is not None and stop():
+                raise Stopped
+            part = sequences[first : first + self.micro_batch]
+            lengths = torch.tensor([len(ids) for ids in part])
+            padded = torch.tensor(
+                [ids + [0] * (int(lengths.max()) - len(ids)) for ids in part], device=head.head.device
+            )
+            hidden = head.model.hidden(padded, lengths=lengths)  # (B, T, C)
+            last = hidden[torch.arange(len(part)), lengths - 1]  # (B, C)
+            found.append(torch.sigmoid(last @ head.head.T)[:, 0].float().cpu())
+        return torch.cat(found) if found else torch.empty(0)
+
+
+def load_reranker(sources: Sequence[tuple[str, float, Source]], tokenizer: Tokenizer) -> Reranker:
+    """Open what `--rerank` names: a reverse model as the only one, "mmi", or DialogRPT heads; see their `load`."""
+    return MMI.load(sources[0][2], tokenizer) if sources[0][0] == "mmi" else DialogRPT.load(sources, tokenizer)
+
+
+def _load(source: Source, tokenizer: Tokenizer) -> GPT2:
+    """A network whose ids mean the same as those of the replies."""
+    checkpoint = open_checkpoint(source)
+    tokenizer.require_same(checkpoint)
+    return load(checkpoint)

@@ -1,0 +1,1 @@
+"""Training data: dialogues read from files, token ids on disk, and batches of them."""

@@ -1,0 +1,343 @@
+"""A training run from beginning to end: data, network, steps, checkpoints; and going on where it was interrupted.
+
+What a step is, is left to `dialogpt.train.trainer`, the run's folder to `dialogpt.train.run_folder`, and what a person
+sees of it to the `Listener` that the caller passes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dialogpt.errors import DialogueError
+from dialogpt.model import GPT2, PRESETS, GPT2Config
+from dialogpt.train.data.batches import Batches
+from dialogpt.train.data.dialogues import Format
+from dialogpt.train.data.prepare import TokenFiles, check_paths, prepare
+from dialogpt.train.distributed import Processes
+from dialogpt.train.listener import Listener
+from dialogpt.train.run_folder import Run
+from dialogpt.train.settings import TrainConfig
+from dialogpt.train.trainer import Trainer
+from dialogpt.weights import Checkpoint, Vocabulary, load, open_checkpoint
+from dialogpt.weights.checkpoint import Origin
+from dialogpt.weights.load import dtype_of, require_dtype
+from dialogpt.weights.vocabulary import gpt2_vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run begins with, or goes on with: a checkpoint, or fresh weights of a preset's sizes.
+
+    Attributes:
+        checkpoint: sizes, vocabulary and settings; without tensors where weights are fresh.
+        vocabulary: its vocabulary.
+        origin: where the weights come from.
+    """
+
+    checkpoint: Checkpoint
+    vocabulary: Vocabulary
+    origin: Origin
+
+    @classmethod
+    def fresh(cls, preset: str, dropout: float | None) -> Start:
+        """Fresh weights of a size in `PRESETS`."""
+        config = PRESETS[preset]
+        vocabulary = gpt2_vocabulary(config.vocab_size)
+        checkpoint = Checkpoint(
+            config=config,
+            tensors={},
+            read_vocabulary=lambda: vocabulary,
+            generation_config={},
+            history_tokens=None,
+            path=Path(preset),
+            files=(),
+            ours=True,
+            settings={"bos_token_id": vocabulary.eos_id},
+        )
+        return cls(_with_dropout(checkpoint, dropout), vocabulary, Origin("fresh weights, trained with dialogpt", ""))
+
+    @classmethod
+    def loaded(cls, source: str | Path, dropout: float | None) -> Start:
+        """A checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be used.
+            DialogueError: it has no vocabulary.
+        """
+        checkpoint = open_checkpoint(source)
+        if checkpoint.vocabulary is None:
+            raise DialogueError(f"{source} has no vocabulary; put its vocab.json and merges.txt beside it")
+        if checkpoint.ranking_head is not None:
+            logger.warning("%s is a DialogRPT; its ranking head is not trained, and left out", checkpoint.path)
+        somebody_else = replace(checkpoint, about=None)  # what is trained further is not who it was
+        return cls(_with_dropout(somebody_else, dropout), checkpoint.vocabulary, checkpoint.origin())
+
+    def network(self, seed: int, dtype: str) -> GPT2:
+        """The network in memory of its own, with fresh or loaded weights."""
+        torch.manual_seed(seed)
+        model = GPT2(self.checkpoint.config).to(dtype_of(dtype))
+        if self.checkpoint.tensors:
+            model.load_state_dict(
+                load(self.checkpoint, dtype=dtype, trainable=True).state_dict()
+            )  # a copy of what may be mapped
+        return model
+
+
+def _with_dropout(checkpoint: Checkpoint, rate: float | None) -> Checkpoint:
+    if rate is None:
+        return checkpoint
+    config = replace(checkpoint.config, embd_pdrop=rate, attn_pdrop=rate, resid_pdrop=rate)
+    return replace(checkpoint, config=config)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a run; run.json holds it, and `--resume` compares it.
+
+    Attributes:
+        data: files to learn from, or a folder that was prepared from such.
+        valid: files to judge by; there may be none.
+        preset: a name in `PRESETS`, for fresh weights.
+        source: a checkpoint to go on from, instead.
+        config: how.
+    """
+
+    data: tuple[str, ...]
+    valid: tuple[str, ...]
+    preset: str | None
+    source: str | None
+    config: TrainConfig
+
+    def to_dict(self) -> dict[str, Any]:
+        """For run.json."""
+        return {**asdict(self), "data": list(self.data), "valid": list(self.valid)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+        """From the content of run.json.
+
+        Raises:
+            DialogueError: it is not one that this version wrote.
+        """
+        data, valid, preset, source, config = (values.get(field.name) for field in fields(cls))
+        lists = all(isinstance(paths, list) and all(isinstance(p, str) for p in paths) for paths in (data, valid))
+        start = (preset in (None, *PRESETS) and isinstance(preset, str)) != isinstance(source, str)
+        if not (data and lists and start and isinstance(config, dict)):
+            raise DialogueError("run.json is not one that this version wrote; begin a new run")
+        return cls(tuple(data), tuple(valid or ()), preset, source, TrainConfig.from_dict(config))
+
+    def start(self) -> Start:
+        """What a new run begins with.
+
+        Raises:
+            CheckpointError, DialogueError: the checkpoint cannot be used.
+        """
+        if self.preset is not None:
+            return Start.fresh(self.preset, self.config.dropout)
+        return Start.loaded(str(self.source), self.config.dropout)
+
+
+def begin(folder: Path, request: Request, processes: Processes) -> Run:
+    """Begin a run in a new folder.
+
+    Raises:
+        DialogueError, CheckpointError: the folder exists, or what is asked for cannot be.
+    """
+    both = sorted({*request.data} & {*request.valid})
+    if both:
+        raise DialogueError(f"{', '.join(both)} is both learned and judged by; hold other dialogues out for --valid")
+    if request.config.patience is not None and not request.valid:
+        raise DialogueError("patience counts validations, and there is nothing to validate with; add --valid")
+    config = replace(request.config, accumulation=request.config.accumulation or processes.size)  # to be resumed with
+    return _opened(lambda: Run.begin(folder, replace(request, config=config).to_dict()), folder, processes)
+
+
+def resume(folder: Path, processes: Processes) -> Run:
+    """Take up a run that was begun before.
+
+    Raises:
+        DialogueError: there is none in this folder, or another process is at it.
+    """
+    return _opened(lambda: Run(folder), folder, processes)
+
+
+def _opened(opened: Callable[[], Run], folder: Path, processes: Processes) -> Run:
+    """Let the first process open a run and hold it, and the others follow."""
+    runs: list[Run] = []
+
+    def open_and_hold() -> None:
+        run = opened()
+        run.hold()
+        runs.append(run)
+
+    processes.by_first(open_and_hold)
+    return runs[0] if runs else Run(folder)
+
+
+def fit(
+    run: Run,
+    processes: Processes,
+    *,
+    listener: Listener | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    workers: int = 1,
+) -> Trainer:
+    """Train until the last step, until validation says to stop, or until `stop` does; the end is saved in any case.
+
+    Args:
+        run: its folder, which says what is asked for; where it holds a checkpoint, training goes on from there.
+        processes: this one among all.
+        listener: is told.
+        stop: asked after each step.
+        workers: processes that prepare data.
+
+    Raises:
+        DialogueError: the data cannot be used, or the loss is not finite.
+        CheckpointError: the model cannot be used, or a checkpoint cannot be written.
+    """
+    listener = listener or Listener()
+    request = Request.from_dict(run.about)
+    config = request.config
+    found = processes.first and bool(run.checkpoints())  # the others may look when the first has saved already
+    left_off = processes.sums([float(found)])[0] > 0
+    start = Start.loaded(run.checkpoints()[-1], None) if left_off else request.start()
+    form = form_of(config, start.checkpoint.config)
+    _check_before_preparing(run, request, form, processes)
+    sets = {}
+    for name, paths in (("train", request.data), ("valid", request.valid)):
+        if paths:
+            data = _prepared(run.folder / "data" / name, paths, start.vocabulary, form, processes, listener, workers)
+            sets[name] = Batches(
+                data,
+                window=form.window,
+                batch_tokens=config.batch_tokens,
+                learn_first=config.loss_on == "all",
+                seed=config.seed,
+            )
+            listener.prepared(name, data, sets[name])
+    model = start.network(config.seed, "float64" if config.dtype == "float64" else "float32")
+    trainer = Trainer(model, sets["train"], sets.get("valid"), config, processes)
+
+    def save() -> None:
+        run.save(trainer, start.checkpoint, start.origin)
+
+    if left_off:
+        run.restore(trainer)
+    else:
+        save()  # so that a full disk is known now, and a run can be resumed from its first step on
+    listener.began(trainer)
+    _steps(trainer, run, save, listener, stop)
+    return trainer
+
+
+def form_of(config: TrainConfig, sizes: GPT2Config) -> Format:
+    """How the lines of data are to be read.
+
+    Raises:
+        DialogueError: rows would be longer than the network sees, or than a batch.
+    """
+    window = config.window or sizes.n_positions
+    if window > sizes.n_positions:
+        raise DialogueError(f"a window of {window} is more than the {sizes.n_positions} tokens that the network sees")
+    if config.batch_tokens < window:
+        raise DialogueError(
+            f"a batch of {config.batch_tokens} tokens cannot hold a row of {window}; make --batch-tokens larger, or "
+            f"--window smaller"
+        )
+    fewest_turns = 1 if config.loss_on == "all" else 2
+    return Format(window=window, tsv_weights=config.tsv_weights, fewest_turns=fewest_turns, reverse=config.reverse)
+
+
+def _check_before_preparing(run: Run, request: Request, form: Format, processes: Processes) -> None:
+    """Find mistakes while they cost nothing: preparing may take hours."""
+    require_dtype(request.config.dtype, processes.device)
+    size, accumulation = processes.size, request.config.accumulation
+    if accumulation and accumulation % size:
+        raise DialogueError(
+            f"a step of {accumulation} batches cannot be dealt out to {size} processes; make --accumulation a multiple "
+            f"of {size}"
+        )
+    unread = [
+        path
+        for name, paths in (("train", request.data), ("valid", request.valid))
+        if not (_are_prepared(paths) or (run.folder / "data" / name).exists())
+        for path in paths
+    ]
+    processes.by_first(lambda: check_paths(unread, form))
+
+
+def _are_prepared(paths: Sequence[str]) -> bool:
+    return len(paths) == 1 and (Path(paths[0]) / "data.json").is_file()
+
+
+def _steps(trainer: Trainer, run: Run, save: Callable[[], None], listener: Listener, stop: Callable[[], bool]) -> None:
+    """Take steps; now and then validate and save."""
+    config, progress, processes = trainer.config, trainer.progress, trainer.processes
+    while progress.step < trainer.steps and not _given_up(trainer):
+        measured = trainer.step()
+        last = progress.step == trainer.steps
+        lines: list[dict[str, Any]] = [asdict(measured)]
+        listener.stepped(trainer, measured)
+        best = False
+        if trainer.valid is not None and (last or progress.step % config.valid_every == 0):
+            loss = trainer.validate()
+            best = loss < progress.best_loss
+            progress.worse = 0 if best else progress.worse + 1
+            if best:
+                progress.best_loss, progress.best_step = loss, progress.step
+            perplexity = math.exp(loss) if loss < 700 else None  # it would overflow
+            lines.append({"step": progress.step, "valid_loss": loss, "valid_perplexity": perplexity})
+            listener.validated(trainer, loss, best)
+        processes.by_first(partial(run.log, lines))
+        stopping = processes.sums([float(stop())])[0] > 0  # a Ctrl-C reaches the processes at different steps
+        if best or last or stopping or _given_up(trainer) or progress.step % config.save_every == 0:
+            trainer.try_out()
+            save()
+        if stopping:
+            trainer.interrupted = not last
+            return
+
+
+def _given_up(trainer: Trainer) -> bool:
+    patience = trainer.config.patience
+    return patience is not None and trainer.progress.worse >= patience
+
+
+def _prepared(
+    folder: Path,
+    paths: Sequence[str],
+    vocabulary: Vocabulary,
+    form: Format,
+    processes: Processes,
+    listener: Listener,
+    workers: int,
+) -> TokenFiles:
+    """Token files: of a folder that was named, or of this run, made by its first process where they are not there."""
+    if _are_prepared(paths):
+        folder = Path(paths[0])
+
+    def make() -> None:
+        if not folder.exists():
+            prepare(
+                [Path(path) for path in paths],
+                folder,
+                vocabulary,
+                form,
+                workers=workers,
+                progress=lambda done, total: listener.preparing(folder.name, done, total),
+            )
+
+    processes.by_first(make)
+    data = TokenFiles(folder)
+    data.check(vocabulary, form)
+    return data

@@ -1,0 +1,250 @@
+"""A real pseudo-terminal: readline, remembered lines, and keys that arrive while a reply is shown."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import stat
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dialogpt import Chat
+from dialogpt.cli.terminal import keyboard
+from tests.helpers import WAIT_SECONDS, environment, needs_posix
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child becomes another program at once
+
+
+class Screen:
+    """A chat in a pseudo-terminal, and what it has shown so far."""
+
+    def __init__(self, model: Path, state: Path, *flags: str) -> None:
+        import pty  # which Windows has not
+
+        variables = environment(XDG_STATE_HOME=str(state), TERM="dumb")
+        command = [sys.executable, "-m", "dialogpt", "chat", "--model", str(model), *flags]
+        self.pid, self.terminal = pty.fork()
+        if self.pid == 0:
+            os.execve(sys.executable, command, variables)
+        self.shown, self.seen = "", 0
+
+    def wait_for(self, text: str) -> None:
+        """Read until `text` is shown, after what was waited for before."""
+        while (place := self.shown.find(text, self.seen)) < 0:
+            assert self.read(), self.shown
+        self.seen = place + len(text)
+
+    def read(self) -> bool:
+        """Take in what is shown next; false when the program has ended, or says nothing for minutes."""
+        if not select.select([self.terminal], [], [], WAIT_SECONDS)[0]:
+            return False
+        try:
+            data = os.read(self.terminal, 4096)
+        except OSError:  # the other end is closed
+            return False
+        self.shown += data.decode(errors="replace")
+        return bool(data)
+
+    def press(self, keys: str) -> None:
+        os.write(self.terminal, keys.encode())
+
+    def interrupt(self, text: str) -> None:
+        """Press Ctrl-C, and read until `text` is shown.
+
+        A moment before it waits for a key, Python notes the signal and handles it with the next one, not with the next
+        key. A change of the window's size is a signal too, and does nothing else, while a second Ctrl-C may leave.
+        """
+        self.press("\x03")
+        for _ in range(WAIT_SECONDS):
+            while select.select([self.terminal], [], [], 1)[0]:
+                if self.shown.find(text, self.seen) >= 0 or not self.read():
+                    break
+            if self.shown.find(text, self.seen) >= 0:
+                break
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGWINCH)
+        self.wait_for(text)
+
+    def status(self) -> int:
+        """The exit status; a program that does not end is killed, which is a status too."""
+        while self.read():  # it cannot end before somebody has read what it wrote
+            pass
+        for _ in range(10 * WAIT_SECONDS):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.1)
+        os.kill(self.pid, signal.SIGKILL)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    return tmp_path / "state"
+
+
+@needs_posix
+def test_a_person_talks_and_leaves(published: Path, state: Path) -> None:
+    screen = Screen(published, state, "--seed", "1")
+    screen.wait_for("you> ")
+    screen.press("Hello\n")
+    screen.wait_for("bot> ")
+    screen.wait_for("you> ")
+    screen.press("\x04")  # Ctrl-D
+    assert screen.status() == 0
+    history = state / "dialogpt" / "history"
+    assert "Hello" in history.read_text()
+    assert stat.S_IMODE(history.stat().st_mode) == 0o600
+
+
+@needs_posix
+def test_the_title_counts_packed_weights_too(state: Path) -> None:
+    screen = Screen(Path("tiny"), state, "--dtype", "int8")
+    screen.wait_for("tiny, 7.0 million parameters, int8.")
+    screen.wait_for("you> ")
+    screen.press("\x04")
+    assert screen.status() == 0
+
+
+@needs_posix
+def test_ctrl_c_at_the_prompt_clears_and_leaves(published: Path, state: Path) -> None:
+    screen = Screen(published, state, "--no-history")
+    screen.wait_for("you> ")
+    screen.press("half a line")
+    screen.wait_for("half a line")
+    screen.interrupt("Ctrl-C again")
+    screen.wait_for("you> ")
+    screen.interrupt("\n")
+    assert screen.status() == 130
+    assert not state.exists()
+
+
+@needs_posix
+def test_keys_pressed_during_a_reply_wait_for_the_prompt(published: Path, state: Path) -> None:
+    screen = Screen(published, state, "--no-history", "--greedy", "--max-new-tokens", "100", "--min-new-tokens", "100")
+    screen.wait_for("you> ")
+    screen.press("Hello\n")
+    screen.wait_for("bot> ")
+    screen.press("/hel")
+    screen.wait_for("you> ")
+    screen.press("p\n")
+    screen.wait_for("/retry")
+    reply = screen.shown.split("bot> ")[1].split("you> ")[0]
+    assert "/hel" not in reply
+    screen.press("/exit\n")
+    assert screen.status() == 0
+
+
+@needs_posix
+def test_a_history_file_that_cannot_be_is_a_notice(published: Path, state: Path) -> None:
+    (state / "dialogpt" / "history").mkdir(parents=True)
+    screen = Screen(published, state)
+    screen.wait_for("typed lines are not remembered in a file")
+    screen.wait_for("you> ")
+    screen.press("\x04")
+    assert screen.status() == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"", []),
+        (b"Hello\nHow are you?\n", ["Hello", "How are you?"]),
+        (b"_HiStOrY_V2_\nHow\\040are\\040you?\n", ["How are you?"]),
+        (b"one\n\0\xff\x1b[2J\ntwo\n", ["one", "two"]),
+        ("a\u3000b\na\u00a0b\na\tb\na\u2028b\n\u202eevil\n".encode(), ["a\u3000b", "a\u00a0b", "a\tb", "a\u2028b"]),
+        (b"".join(b"%d\n" % n for n in range(3000)), [str(n) for n in range(2000, 3000)]),
+    ],
+)
+def test_a_history_of_any_library_is_read(tmp_path: Path, content: bytes, lines: list[str]) -> None:
+    """Libedit refuses a file that is empty or GNU readline's: an error message at the first start on macOS."""
+    (tmp_path / "history").write_bytes(content)
+    assert keyboard._read_history(tmp_path / "history") == lines
+
+
+def test_two_talks_lose_no_line_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second ends while the first has read the file and not written it yet."""
+    path = tmp_path / "history"
+    path.write_text("before\n")
+    honest = keyboard._read_history
+    other = threading.Thread(target=keyboard._write_history, args=(path, ["of the other", "", "a\x1bb"]))
+
+    def read(path: Path) -> list[str]:
+        lines = honest(path)
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(1)
+        return lines
+
+    monkeypatch.setattr(keyboard, "_read_history", read)
+    monkeypatch.setattr(keyboard, "LOCK_SECONDS", WAIT_SECONDS)
+    keyboard._write_history(path, ["of one"])
+    other.join(WAIT_SECONDS)
+    assert honest(path) == ["before", "of one", "of the other"]
+
+
+def test_lines_of_earlier_talks_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Japanese spaces, unbreakable ones and tabs cost a line; and a kill while the file was written cost them all."""
+    path = tmp_path / "history"
+    lines = ["a\u3000b", "a\u00a0b", "a\tb"]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    keyboard._write_history(path, ["c\u3000d", "two\nlines", "\ud800"])
+    assert keyboard._read_history(path) == [*lines, "c\u3000d"]
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", die)
+    with pytest.raises(KeyboardInterrupt):
+        keyboard._write_history(path, ["more"])
+    assert keyboard._read_history(path) == [*lines, "c\u3000d"]
+
+
+LIBEDIT = SimpleNamespace(__doc__="... using libedit readline.")
+
+
+@pytest.mark.parametrize("library", [None, LIBEDIT, SimpleNamespace(__doc__="", backend="editline")])
+def test_where_no_text_can_be_inserted_edit_says_how(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: object
+) -> None:
+    """Without readline, or with libedit, /edit asked for a line and did not say for which."""
+    monkeypatch.setattr(keyboard, "readline", library)
+    monkeypatch.setattr("builtins.input", lambda prompt: f"{prompt}Hello")
+    assert keyboard._read_line("you> ", "Helo\x1b") == "you> Hello"
+    assert capsys.readouterr().err == (
+        "  you said: Helo\ufffd\n  type what you want to say instead; an empty line leaves it as it was\n"
+    )
+    assert keyboard._read_line("you> ", "") == "you> Hello"
+    assert capsys.readouterr().err == ""
+
+
+def test_gnu_readline_is_given_the_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    hooks: list[Any] = []
+    inserted: list[str] = []
+    gnu = SimpleNamespace(__doc__="", backend="readline", set_startup_hook=hooks.append, insert_text=inserted.append)
+    monkeypatch.setattr(keyboard, "readline", gnu)
+    monkeypatch.setattr("builtins.input", lambda prompt: hooks[0]() or "Hello")
+    assert keyboard._read_line("you> ", "Helo") == "Hello"
+    assert (inserted, hooks[1:], capsys.readouterr().err) == (["Helo"], [None], "")
+
+
+def test_a_talk_needs_neither_readline_nor_termios(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Windows has neither; the chat ended in ModuleNotFoundError."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    for name in ("readline", "termios"):
+        monkeypatch.setattr(keyboard, name, None)
+    lines = iter(["Hi", "/exit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert keyboard.talk(Chat.load("tiny", seed=1), "a title", remember=True) == 0
+    assert "bot> " in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,271 @@
+"""The terminal, played by a script: a list of lines, and Ctrl-C and Ctrl-D where a person would press them."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dialogpt import Chat, GenerationConfig, Tokenizer
+from dialogpt.cli.output import command_line, printable
+from dialogpt.cli.signals import flagged
+from dialogpt.cli.terminal.repl import Terminal
+from dialogpt.model import GPT2
+from tests.helpers import random_model, small_vocabulary
+
+CTRL_C, CTRL_D = KeyboardInterrupt(), EOFError()
+Play = Callable[..., "Played"]
+
+
+class Played:
+    """What a scripted person saw."""
+
+    def __init__(self, chat: Chat, lines: tuple[str | BaseException, ...]) -> None:
+        self.chat = chat
+        self.prompts: list[tuple[str, str]] = []
+        self.screen = ""
+        self.notices: list[str] = []
+        waiting = [*lines, CTRL_D]
+
+        def read(prompt: str, prefill: str) -> str:
+            self.prompts.append((prompt, prefill))
+            line = waiting.pop(0)
+            if isinstance(line, BaseException):
+                raise line
+            return line
+
+        self.status = Terminal(chat, read, self.write, self.notices.append).talk()
+        self.unread = waiting
+
+    def write(self, text: str) -> None:
+        self.screen += text
+
+    @property
+    def said(self) -> str:
+        return "\n".join(self.notices)
+
+
+@pytest.fixture
+def network() -> GPT2:
+    return random_model(vocab_size=557, eos_token_id=556, n_positions=128)
+
+
+@pytest.fixture
+def play(network: GPT2) -> Play:
+    chat = Chat(
+        network,
+        Tokenizer(small_vocabulary()),
+        GenerationConfig(do_sample=True, max_new_tokens=6, min_new_tokens=3),
+        seed=0,
+    )
+    return lambda *lines: Played(chat, lines)
+
+
+def test_a_reply_is_shown_as_it_was_said(play: Play) -> None:
+    played = play("Hello", "  ", "")
+    assert played.screen == f"bot> {printable(played.chat.texts()[1])}\n\n"
+    assert played.status == 0
+
+
+def test_exit_and_ctrl_d_leave(play: Play) -> None:
+    assert (play("/exit", "unread").unread[0], play().status) == ("unread", 0)
+
+
+def test_ctrl_c_at_the_prompt_clears_the_line_and_a_second_one_leaves(play: Play) -> None:
+    played = play(CTRL_C, "Hello", CTRL_C, CTRL_C, "unread")
+    assert played.status == 130
+    assert len(played.chat.texts()) == 2
+    assert "Ctrl-C again" in played.said
+
+
+def test_help_lists_every_command(play: Play) -> None:
+    played = play("/help")
+    for name in ("help", "exit", "clear", "retry", "undo", "edit", "history", "save", "load", "set", "show", "multi"):
+        assert f"/{name}" in played.said
+
+
+def test_clear_undo_and_retry(play: Play) -> None:
+    assert play("Hello", "/clear").chat.texts() == []
+    played = play("Hello", "/retry")
+    assert len(played.chat.texts()) == 2
+    assert played.screen.count("bot> ") == 2
+    played = play("More", "/undo")
+    assert "taken back: More" in played.said
+    assert len(played.chat.texts()) == 2
+
+
+def test_retry_under_greedy_says_that_it_cannot_differ(play: Play) -> None:
+    played = play("Hello", "/set do-sample off", "/retry")
+    assert "greedy decoding would say the same again" in played.said
+    assert len(played.chat.texts()) == 2
+
+
+def test_edit_offers_the_last_line_and_answers_the_new_one(play: Play) -> None:
+    played = play("Helo", "/edit", "Hello")
+    assert played.prompts[2] == ("you> ", "Helo")
+    assert played.chat.texts()[0] == "Hello"
+    assert play("/edit Hi there").chat.texts()[0] == "Hi there"
+    assert play("/edit", CTRL_C).chat.texts()[0] == "Hi there"
+    assert play("/edit", "").chat.texts()[0] == "Hi there"
+
+
+def test_history_marks_what_the_model_is_no_longer_shown(play: Play) -> None:
+    played = play("/set history-tokens 12", "Hello you", "Hello again", "/history")
+    assert "(not shown to the model) you> Hello you" in played.screen
+    assert "\nyou> Hello again" in played.screen
+
+
+def test_save_and_load_go_on_where_they_were(play: Play, tmp_path: Path) -> None:
+    path = tmp_path / "talk.json"
+    played = play("Hello", f"/save {path}", "/clear", f"/load {path}")
+    assert "2 turns written" in played.said
+    assert played.chat.texts()[0] == "Hello"
+    assert "cannot be read" in play(f"/load {tmp_path}/gone").said
+    assert len(played.chat.texts()) == 2
+
+
+def test_set_and_show(play: Play) -> None:
+    played = play("/set top-k 7", "/set temperature 0", "/show", "/set temperature x", "/set nothing 1", "/set top_p 2")
+    assert "top-k                            7" in played.said
+    assert played.chat.generation.do_sample is False
+    assert "temperature is 'x', expected a number above 0" in played.said
+    assert "there is no setting 'nothing'" in played.said
+    assert "top_p is 2.0, expected a number from 0 to 1" in played.said
+    assert "history-tokens is 'no', expected" in play("/set history-tokens no").said
+
+
+def test_multi_says_several_lines_as_one_turn(play: Play) -> None:
+    assert play("/multi", "one", "", "two", ".").chat.texts()[0] == "one\n\ntwo"
+    assert len(play("/multi", "cancelled", CTRL_C).chat.texts()) == 2
+    assert play("/clear", "/multi", "three", CTRL_D).chat.texts()[0] == "three"
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("/nothing", "there is no command /nothing; /help lists them"),
+        ("/", "there is no command /"),
+        ("/save", "usage: /save FILE"),
+        ("/undo now", "usage: /undo"),
+        ("/undo", "nothing has been said yet"),
+        ("/edit", "nothing has been said yet"),
+        ("\udcff", "half a surrogate pair"),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(play: Play, line: str, sentence: str) -> None:
+    played = play(line)
+    assert sentence in played.said
+    assert played.chat.texts() == []
+
+
+def press_ctrl_c(network: GPT2, monkeypatch: pytest.MonkeyPatch, passes: tuple[int, ...]) -> None:
+    """Press Ctrl-C, for real, during these forward passes."""
+    honest, count = network.hidden, 0
+
+    def hidden(ids: torch.Tensor, *arguments: object) -> torch.Tensor:
+        nonlocal count
+        count += 1
+        for _ in range(passes.count(count)):
+            signal.raise_signal(signal.SIGINT)
+        return honest(ids, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(network, "hidden", hidden)
+
+
+def test_ctrl_c_stops_a_reply_and_keeps_what_was_said(
+    play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_ctrl_c(network, monkeypatch, (5,))
+    played = play("Hello", "/set max-new-tokens 60")
+    assert "stopped; what was said is kept" in played.said
+    assert played.chat.texts()[0] == "Hello"
+    assert 0 < len(played.chat.history.turns[1]) < 6
+    assert played.status == 0
+
+
+def test_ctrl_c_before_the_first_word_takes_the_turn_back(
+    play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_ctrl_c(network, monkeypatch, (1,))
+    played = play("Hello", CTRL_C, "/history")
+    assert "stopped; your turn is taken back" in played.said
+    assert played.chat.texts() == []
+    assert played.status == 0  # one Ctrl-C at the prompt after it clears a line, and does not leave
+
+
+def test_a_line_that_is_not_utf8_is_a_sentence(play: Play) -> None:
+    played = play(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "Hello")
+    assert "not valid UTF-8" in played.said
+    assert len(played.chat.texts()) == 2
+
+
+@pytest.mark.parametrize("command", ["/edit", "/multi"])
+def test_a_question_that_a_command_asks_may_be_left(play: Play, command: str) -> None:
+    """Ctrl-D, or a line that is no text, at the question of a command once ended the whole chat with a traceback."""
+    bad = UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid")
+    played = play("Hello", command, CTRL_D, command, bad, "More")
+    assert played.status == 0
+    assert "not valid UTF-8" in played.said
+    assert [played.chat.texts()[place] for place in (0, 2)] == ["Hello", "More"]
+
+
+def test_settings_that_make_no_sense_here_are_refused(play: Play) -> None:
+    played = play("/set max-new-tokens 5000", "/set num-return-sequences 3", "/set history-tokens " + "9" * 5000)
+    assert "the network has 128 positions in all" in played.said
+    assert "there is no setting 'num_return_sequences'" in played.said
+    assert "expected a whole number from 1" in played.said
+    assert len(played.chat.reply("Hello")) >= 0
+
+
+def test_greedy_decoding_puts_the_sampling_settings_aside(play: Play) -> None:
+    """Temperature 0 once reset top-k and top-p for good, and a temperature after it did nothing."""
+    aside = ("/set top-k 7", "/set top-p 0.8", "/set max-new-tokens 9", "/set temperature 0")
+    played = play(*aside)
+    assert "decoding is greedy" in played.said
+    assert (played.chat.generation.do_sample, played.chat.generation.top_k) == (False, 0)
+    play("/set do-sample true")
+    config = play(*aside, "/set temperature 0.7").chat.generation
+    assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.7, 7, 0.8)
+    assert config.max_new_tokens == 9
+    assert play("/set temperature 0", "/set do-sample true").chat.generation == config
+    assert play("/set do-sample false").chat.generation.do_sample is False
+
+
+def test_an_empty_history_says_so(play: Play) -> None:
+    assert "nothing has been said yet" in play("/history").said
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_first_word(
+    play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    press_ctrl_c(network, monkeypatch, (1, 1))
+    played = play("Hello", "Hello again")
+    assert played.chat.texts()[0] == "Hello again"  # the first was taken back, and the talk goes on
+    assert played.status == 0
+
+
+def test_the_handler_of_ctrl_c_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with flagged() as pressed:
+        assert not pressed()
+        signal.raise_signal(signal.SIGINT)
+        assert pressed()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_text_cannot_change_the_terminal() -> None:
+    assert printable("a\x1b[31mred\x07\r\n\tb\x9b") == "a\ufffd[31mred\ufffd\ufffd\n\tb\ufffd"
+    assert printable("\u202eevil\u2066 👩‍👩‍👧") == "\ufffdevil\ufffd 👩‍👩‍👧"
+
+
+def test_commands_are_quoted_for_the_shell_that_they_are_typed_into() -> None:
+    """cmd.exe knows no single quotes: the path in the hint was taken for two words, with quotes in them."""
+    words = ["dialogpt", "chat", "C:\\My runs\\a&b\\", "", "runs\\last", 'say "hi"']
+    assert command_line(words, "win32") == ('dialogpt chat "C:\\My runs\\a&b\\\\" "" runs\\last "say \\"hi\\""')
+    assert command_line(["C:\\100%", "$runs"], "win32") == '"C:\\100%" "$runs"'  # no plain words to either shell
+    assert command_line(["dialogpt", "chat", "/my runs/last"], "linux") == "dialogpt chat '/my runs/last'"

@@ -1,0 +1,434 @@
+"""Every precision on a CPU: how far it is from float64, rows that do not move each other, what becomes of weights."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import shutil
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from dialogpt import GenerationConfig, Tokenizer, generate_batch
+from dialogpt.model import GPT2, KVCache, precision
+from dialogpt.ranking.scoring import score
+from dialogpt.weights import CheckpointError, load, open_checkpoint
+from scripts.train_tiny import conversations
+from tests.helpers import needs_float16, needs_int8, write_published
+
+# The largest difference of logits to float64 that is allowed, relative to the largest logit. Weights are random, and
+# much wilder than trained ones.
+BOUNDS = {"float32": 1e-5, "float16": 5e-4, "bfloat16": 4e-2, "int8": 1e-1, "int4": 5e-1}
+SIZES = {"n_embd": 64, "n_head": 2, "n_layer": 2, "n_positions": 64}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 64 channels, all parameters random."""
+    folder = tmp_path_factory.mktemp("wide") / "wide"
+    write_published(folder, deviation=0.1, **SIZES)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def notices_again() -> None:
+    precision._notice.cache_clear()
+
+
+def ids_of(*lengths: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 550, (length,), generator=generator).tolist() for length in lengths]
+
+
+def difference(found: Tensor, expected: Tensor) -> float:
+    return float((found.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 9, 70])
+@torch.no_grad()
+def test_logits_are_near_those_of_float64(wide: Path, dtype: str, rows: int) -> None:
+    exact, network = load(wide, dtype="float64"), load(wide, dtype=dtype)
+    prompt = torch.tensor(ids_of(*[12] * rows))
+    caches = [KVCache.for_model(exact, rows), KVCache.for_model(network, rows)]
+    for step in (prompt[:, :11], prompt[:, 11:]):  # many rows of activations, and one for each dialogue
+        expected, found = (each(step, cache) for each, cache in zip((exact, network), caches, strict=True))
+        assert found.dtype == torch.float32
+        assert difference(found, expected) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@torch.no_grad()
+def test_a_loud_neighbour_moves_no_row(wide: Path, dtype: str) -> None:
+    network = load(wide, dtype=dtype)
+    network(torch.tensor(ids_of(5)))  # packs
+    quiet, loud = torch.randn(1, 64), 20 * torch.randn(3, 64)
+    for layer in (network.blocks[0].attention.qkv, network.blocks[0].mlp.up, network.token_embedding.logits):
+        alone, beside = layer(quiet), layer(torch.cat([quiet, loud]))[:1]
+        rounds = dtype == "bfloat16" and not precision.has_float16()  # activations, to 8 bits
+        assert difference(beside, alone) < (1e-2 if rounds else 1e-5)
+
+
+@needs_int8
+@torch.no_grad()
+def test_that_test_sees_a_scale_that_rows_share(wide: Path) -> None:
+    network = load(wide, dtype="int8")
+    network(torch.tensor(ids_of(5)))
+    packed = network.blocks[0].attention.qkv.kernel.packed  # type: ignore[union-attr]
+    quiet, loud = torch.randn(1, 64), 20 * torch.randn(3, 64)
+    alone = torch.ops.quantized.linear_dynamic(quiet, packed)
+    beside = torch.ops.quantized.linear_dynamic(torch.cat([quiet, loud]), packed)[:1]
+    assert difference(beside, alone) > 1e-2
+
+
+@needs_int8
+@pytest.mark.parametrize("x", [torch.zeros(2, 8), torch.full((2, 8), 1e-6), -torch.rand(2, 8), torch.rand(2, 8) + 5])
+def test_int8_takes_rows_of_any_range(x: Tensor) -> None:
+    weight, bias = torch.randn(5, 8), torch.randn(5)
+    kernel = precision.Int8(weight, bias, gelu=False)
+    expected = x.double() @ weight.double().T + bias
+    for found in (kernel(x), torch.cat([kernel(row[None]) for row in x])):
+        assert difference(found, expected) < 2e-2
+
+
+@torch.no_grad()
+def test_greedy_tokens_of_float32_are_those_of_float64(wide: Path) -> None:
+    prompts = ids_of(5, 9, 20, 13)
+    replies = [
+        [
+            reply.ids
+            for (reply,) in generate_batch(load(wide, dtype=dtype), prompts, GenerationConfig(max_new_tokens=16))
+        ]
+        for dtype in ("float64", "float32")
+    ]
+    assert replies[0] == replies[1]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@torch.no_grad()
+def test_the_state_is_complete_and_the_files(wide: Path, dtype: str) -> None:
+    network, plain = load(wide, dtype=dtype), load(wide, trainable=True)
+    expected = plain.state_dict()
+    for _ in range(2):  # before and after use
+        found = network.state_dict()
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+        network(torch.tensor(ids_of(6)))
+
+
+def test_packed_weights_are_not_for_training(wide: Path) -> None:
+    network = load(wide)
+    ids = torch.tensor(ids_of(6))
+    assert not network(ids).requires_grad
+    with pytest.raises(RuntimeError, match="load it with trainable=True"):
+        network.train()(ids)
+    network.eval().final_norm.requires_grad_()
+    with pytest.raises(RuntimeError, match="gives no gradients"):  # none that would be missing in silence
+        network(ids)
+    with pytest.raises(CheckpointError, match="int8 is for inference on a CPU; for training choose"):
+        load(wide, dtype="int8", trainable=True)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_trainable_network_is_plain(wide: Path, dtype: str) -> None:
+    network, exact = load(wide, dtype=dtype, trainable=True), load(wide, dtype="float64")
+    ids = torch.tensor(ids_of(6))
+    with torch.no_grad():
+        network(ids)
+    for each in (network, exact):
+        each(ids).square().mean().backward()
+    assert {parameter.dtype for parameter in network.parameters()} == {getattr(torch, dtype)}
+    for ours, theirs in zip(network.parameters(), exact.parameters(), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert difference(ours.grad, theirs.grad) < (1e-4 if dtype == "float32" else 0.2)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@torch.no_grad()
+def test_a_product_of_16_bits_is_that_of_the_rounded_weight(wide: Path, dtype: str) -> None:
+    """Activations stay float32 where fbgemm is; bfloat16's numbers below 2^-14 move by at most 2^-25 there."""
+    network, plain = load(wide, dtype=dtype), load(wide, dtype="float64")
+    weight = plain.blocks[1].mlp.down.weight.to(getattr(torch, dtype)).double()
+    x = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
+    expected = F.linear(x.double(), weight, plain.blocks[1].mlp.down.bias.double())
+    rounds = dtype == "bfloat16" and not precision.has_float16()
+    assert difference(network.blocks[1].mlp.down(x), expected) < (1e-2 if rounds else 1e-6)
+
+
+@torch.no_grad()
+def test_bfloat16_has_small_and_large_numbers(caplog: pytest.LogCaptureFixture) -> None:
+    weight = torch.tensor([[1e-6, 3e-5, -6e-8], [1e-30, 0.5, 65504.0]])  # the last becomes 65,536
+    x = torch.tensor([[1.0, -2.0, 0.25]])
+    for each in (weight[:, :2], weight):
+        kernel = precision._packed(each, None, "bfloat16", gelu=False)
+        expected = x[:, : each.size(1)].double() @ each.bfloat16().double().T
+        relative = 1e-6 if precision.has_float16() else 1e-2  # without fbgemm the sum is rounded to bfloat16, too
+        assert (kernel(x[:, : each.size(1)]) - expected).abs().max() <= 2 * 2**-25 + relative * expected.abs().max()
+    assert ("its layer is kept in float32" in caplog.text) == precision.has_float16()
+
+
+@torch.no_grad()
+def test_without_fbgemm_bfloat16_is_multiplied_as_it_is(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "has_float16", lambda: False)
+    network, ids = load(wide, dtype="bfloat16"), torch.tensor(ids_of(6))
+    assert difference(network(ids), load(wide, dtype="float64")(ids)) < BOUNDS["bfloat16"]
+    kernel = network.token_embedding.kernel
+    assert isinstance(kernel, precision.BFloat16)
+    assert kernel.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("unknown", ["int2", "float64", ""])
+def test_an_unknown_precision_is_refused_by_name(wide: Path, unknown: str) -> None:
+    """It used to be packed as another one, in silence."""
+    sentence = f"there is no precision '{unknown}'; expected one of float32, bfloat16, float16, int8, int4"
+    checkpoint = open_checkpoint(wide)
+    reads = {name: stored.read for name, stored in checkpoint.tensors.items()}
+    with pytest.raises(ValueError, match=sentence):
+        precision.prepare(GPT2(checkpoint.config), unknown, reads)
+    weight = checkpoint.tensors["blocks.0.mlp.up.weight"].read
+    layer = precision.PackedLinear(weight, checkpoint.tensors["blocks.0.mlp.up.bias"].read, unknown, gelu=False)
+    with pytest.raises(ValueError, match=sentence):
+        layer.eval()(torch.randn(1, 64))
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@torch.no_grad()
+def test_a_copy_says_the_same(wide: Path, dtype: str) -> None:
+    network = load(wide, dtype=dtype)
+    ids = torch.tensor(ids_of(6))
+    assert torch.equal(copy.deepcopy(network)(ids), network(ids))
+    assert torch.equal(copy.deepcopy(network)(ids), network(ids))
+
+
+@needs_float16
+def test_every_number_of_float16_is_kept() -> None:
+    """Products with float16's numbers are those of float32, infinities and NaN aside."""
+    numbers = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16)
+    numbers = numbers[torch.isfinite(numbers)].float()  # 63,488 of them
+    weight = numbers.view(-1, 32)
+    kernel = precision.Float16(weight, None, gelu=False)
+    for rows in (1, 5, 32):
+        assert torch.equal(torch.cat([kernel(part) for part in torch.eye(32).split(rows)]).T, weight)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 9, 70])
+@torch.no_grad()
+def test_what_is_stored_in_float16_is_float32_when_packed_so(tmp_path: Path, rows: int) -> None:
+    """As DialoGPT's checkpoints are."""
+    write_published(tmp_path / "half", deviation=0.1, dtype=torch.float16, **SIZES)
+    exact, network = load(tmp_path / "half", dtype="float64"), load(tmp_path / "half")
+    ids = torch.tensor(ids_of(*[6] * rows))
+    for step in (ids, ids[:, :1]):
+        assert difference(network(step), exact(step)) < BOUNDS["float32"]
+    expected = precision.kernel_for("float16", 64)  # float32's own where there are no products of float16
+    assert isinstance(network.blocks[0].mlp.up.kernel, expected)
+    assert isinstance(network.token_embedding.kernel, expected)
+    rounded = exact.state_dict()
+    assert all(torch.equal(values.double(), rounded[name]) for name, values in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_weight_beyond_float16_is_not_clamped(wide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """By itself, fbgemm takes 65,504 for all that is larger, and prints a line on stderr."""
+    theirs = GPT2LMHeadModel.from_pretrained(wide)
+    theirs.transformer.h[1].mlp.c_proj.weight[0, 0] = 1e5
+    theirs.save_pretrained(tmp_path / "loud")
+    ids = torch.tensor(ids_of(6))
+    found = load(tmp_path / "loud", dtype="float16")(ids)
+    assert difference(found, load(tmp_path / "loud", dtype="float64")(ids)) < BOUNDS["float16"]
+    assert "a weight is beyond float16, whose largest number is 65,504" in caplog.text
+
+
+@torch.no_grad()
+def test_a_hidden_state_alone_has_logits(wide: Path) -> None:
+    exact = load(wide, dtype="float64")
+    hidden = torch.randn(64, generator=torch.Generator().manual_seed(0))
+    for dtype, bound in BOUNDS.items():
+        found = load(wide, dtype=dtype).logits(hidden)
+        assert found.shape == (557,)
+        assert difference(found, exact.logits(hidden.double())) < bound
+
+
+@torch.no_grad()
+def test_without_its_kernel_float16_is_rounded_all_the_same(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.tensor(ids_of(6))
+    expected = load(wide, dtype="float16")(ids)
+    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    network = load(wide, dtype="float16")
+    assert difference(network(ids), expected) < 1e-5 < difference(load(wide)(ids), expected)
+    assert isinstance(network.token_embedding.kernel, precision.kernel_for("float32", 64))
+
+
+@torch.no_grad()
+def test_without_its_kernel_float32_stays_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_published(tmp_path / "half", deviation=0.1, dtype=torch.float16, **SIZES)
+    monkeypatch.setattr(precision, "_linear_float16", None)
+    network, ids = load(tmp_path / "half"), torch.tensor(ids_of(6))
+    assert difference(network(ids), load(tmp_path / "half", dtype="float64")(ids)) < BOUNDS["float32"]
+    assert isinstance(network.token_embedding.kernel, precision.kernel_for("float32", 64))
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+def test_packed_weights_stay_as_they_are(wide: Path, dtype: str) -> None:
+    network = load(wide, dtype=dtype)
+    assert network.cpu() is network
+    assert network.float() is network
+    for change in (network.double, network.half, lambda: network.to("meta")):
+        with pytest.raises(RuntimeError, match="load the network again as it should be"):
+            change()
+    assert network.token_embedding.weight.dtype == torch.float32
+
+
+def test_two_networks_of_one_checkpoint_share_nothing(wide: Path) -> None:
+    checkpoint = open_checkpoint(wide)
+    one = load(checkpoint, trainable=True)
+    before = one.token_embedding.weight.clone()
+    with torch.no_grad():
+        one.token_embedding.weight.add_(1)
+        other = load(checkpoint)
+        other(torch.tensor(ids_of(6)))
+    assert torch.equal(one.token_embedding.weight, before + 1)
+    assert torch.equal(other.token_embedding.weight, before)
+
+
+def test_many_threads_may_begin_at_once(wide: Path) -> None:
+    network, ids = load(wide, dtype="int8"), torch.tensor(ids_of(6))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: network(ids), range(8)))
+    assert all(torch.equal(each, found[0]) for each in found)
+
+
+@torch.no_grad()
+def test_no_rows_and_no_tokens(wide: Path) -> None:
+    for dtype in BOUNDS:
+        assert load(wide, dtype=dtype)(torch.zeros(1, 0, dtype=torch.long)).shape == (1, 0, 557)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_eight_threads_leave_the_settings_of_the_process_alone(wide: Path, dtype: str) -> None:
+    """bfloat16 used to switch oneDNN off for each row, and threads restored each other's "off": it stayed off."""
+    network, ids = load(wide, dtype=dtype), torch.tensor(ids_of(1))
+    torch._C._set_mkldnn_enabled(True)
+
+    def settings() -> tuple[object, ...]:
+        filters = id(warnings.filters), len(warnings.filters)
+        return torch._C._get_mkldnn_enabled(), torch.get_num_threads(), torch.get_default_dtype(), filters
+
+    before, started = settings(), threading.Barrier(8)
+
+    def decode(_: int) -> set[tuple[object, ...]]:
+        started.wait()
+        with torch.inference_mode():
+            return {(network(ids), settings())[1] for _ in range(50)}
+
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            seen = set().union(*pool.map(decode, range(8)))
+        assert seen == {before}
+        assert settings() == before
+    finally:
+        torch._C._set_mkldnn_enabled(True)
+
+
+def test_a_file_that_was_replaced_is_not_read(wide: Path, tmp_path: Path) -> None:
+    shutil.copytree(wide, tmp_path / "copy")
+    checkpoint = open_checkpoint(tmp_path / "copy")
+    weights = tmp_path / "copy" / "model.safetensors"
+    shutil.copy(weights, tmp_path / "other")
+    (tmp_path / "other").replace(weights)
+    with pytest.raises(CheckpointError, match=r"model.safetensors was changed while it was in use; open it again"):
+        load(checkpoint)
+    with torch.no_grad():
+        found, expected = load(wide), load(wide, dtype="float64")
+        fresh = load(tmp_path / "copy")
+        weights.unlink()
+        ids = torch.tensor(ids_of(6))
+        assert difference(fresh(ids), expected(ids)) < BOUNDS["float32"]  # what was loaded is there
+        assert torch.equal(fresh(ids), found(ids))
+
+
+PROBES = ("has_onednn", "has_float16", "has_int8", "has_int4")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "present", "sentence"),
+    [
+        ("float32", (), None),  # a Mac's plain product is its fastest, and gives the same numbers
+        ("float32", ("has_onednn",), None),
+        ("float16", ("has_onednn",), "no products of float16: the weights are rounded, but kept in float32"),
+        ("bfloat16", ("has_onednn",), None),
+        ("int8", ("has_onednn", "has_float16", "has_int4"), "no products of int8: the weights are rounded"),
+        ("int4", ("has_onednn", "has_float16", "has_int8"), "int8 takes their place"),
+        ("int4", (), "no products of int4: the weights are rounded"),
+    ],
+)
+@torch.no_grad()
+def test_without_a_kernel_another_takes_its_place(
+    wide: Path,
+    dtype: str,
+    present: tuple[str, ...],
+    sentence: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on a processor or a torch that has no more; what is there must run here too, else the test is skipped."""
+    for probe in PROBES:
+        if probe not in present:
+            monkeypatch.setattr(precision, probe, lambda: False)
+        elif not getattr(precision, probe)():
+            pytest.skip(f"{probe} is false here")
+    with caplog.at_level(logging.WARNING):
+        network = load(wide, dtype=dtype)
+        told = [record.message for record in caplog.records]  # once, when it is loaded
+        found = network(torch.tensor(ids_of(6, 6)))
+    assert difference(found, load(wide, dtype="float64")(torch.tensor(ids_of(6, 6)))) < BOUNDS[dtype]
+    assert [record.message for record in caplog.records] == told
+    assert len(told) == (sentence is not None)
+    assert all(sentence in each for each in told if sentence)
+
+
+@torch.no_grad()
+def test_a_width_that_int4_cannot_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_published(tmp_path / "narrow", deviation=0.1, n_embd=24, n_head=3)
+    ids = torch.tensor(ids_of(6))
+    found = load(tmp_path / "narrow", dtype="int4")(ids)
+    assert difference(found, load(tmp_path / "narrow", dtype="float64")(ids)) < BOUNDS["int8"]
+    if precision.has_int8():
+        assert "a width is no multiple of 32" in caplog.text
+    else:
+        assert "no products of int4: the weights are rounded" in caplog.text
+
+
+def test_int8_is_for_a_processor(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(load.__globals__, "device_of", torch.device)
+    with pytest.raises(CheckpointError, match="int8 is for inference on a CPU; for meta choose bfloat16 or float16"):
+        load(wide, dtype="int8", device="meta")
+
+
+def test_the_network_itself_is_not_changed() -> None:
+    network = GPT2(load("tiny").config)
+    assert type(network.blocks[0].mlp.up) is nn.Linear
+    assert type(network.blocks[0].mlp.gelu) is nn.GELU
+
+
+@pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.005), ("float16", 0.001), ("int8", 0.01), ("int4", 0.05)])
+def test_perplexity_of_tiny_is_hardly_higher(dtype: str, most: float) -> None:
+    """On held-out conversations; all of them, and the other checkpoint, are in scripts/README.md."""
+    tokenizer = Tokenizer.load("tiny")
+    texts = [turns for _, turns in zip(range(12), conversations(held_out=True), strict=False)]
+    ids = [[id_ for turn in turns for id_ in (*tokenizer.encode(turn), tokenizer.eos_id)][:512] for turns in texts]
+    nats = {each: -sum(found.total for found in score(load("tiny", dtype=each), ids)) for each in ("float32", dtype)}
+    tokens = sum(len(row) - 1 for row in ids)
+    assert math.exp((nats[dtype] - nats["float32"]) / tokens) < 1 + most
