@@ -11,9 +11,10 @@ from dialogpt.data.settings import ANYBODY, EOS_IN_TEXT, PATHS, SYSTEM, Reading,
 from dialogpt.errors import DialogueError
 
 KIND_NAMES = (  # those of dialogpt.data.KINDS, without importing every format for --help
-    "auto turns messages sharegpt tsv csv parquet datasets dailydialog empathetic personachat blended-skill-talk cornell "
-    "topical-chat oasst whatsapp telegram discord messenger text"
-).split()
+    *("auto", "turns", "messages", "sharegpt", "tsv", "csv", "parquet", "datasets"),
+    *("dailydialog", "empathetic", "personachat", "blended-skill-talk", "cornell", "topical-chat", "oasst"),
+    *("whatsapp", "telegram", "discord", "messenger", "text"),
+)
 _FLAGS = {"kind": "--from", "gap_seconds": "--gap"}  # others are named for their setting
 
 

@@ -56,7 +56,6 @@ def read_one(
     on_bytes: OnBytes = lambda count: None,
 ) -> Iterator[Dialogue]:
     """The dialogues of one file of a known kind; see `read`."""
-
     line = problems = kept = 0
 
     def note(line: int, reason: str) -> None:
@@ -76,7 +75,7 @@ def read_one(
         pieces = transformer.apply(dialogue, left_out)
         kept += len(pieces)
         yield from pieces
-    if not (kept or problems):
+    if not (kept or problems) and (path.is_dir() or path.stat().st_size):
         note(0, f"it holds no dialogue; it was read as {kind.name}")
 
 

@@ -1,8 +1,8 @@
 """Published corpora of dialogue, in the files that their authors offer.
 
 `dailydialog` (Li et al., 2017), `empathetic` (Rashkin et al., 2019), `personachat` (Zhang et al., 2018, in ParlAI's
-text format), `blended-skill-talk` (Smith et al., 2020), `cornell` (Danescu-Niculescu-Mizil and Lee, 2011) and `topical-chat`
-(Gopalakrishnan et al., 2019).
+text format), `blended-skill-talk` (Smith et al., 2020), `cornell` (Danescu-Niculescu-Mizil and Lee, 2011) and
+`topical-chat` (Gopalakrishnan et al., 2019).
 """
 
 from __future__ import annotations
@@ -243,13 +243,28 @@ def _is_personachat(head: Head) -> bool:
 
 
 KINDS = (
-    Kind("dailydialog", "DailyDialog: a dialogue a line, __eou__ behind every turn",
-         lambda head: END_OF_UTTERANCE in _line_of(head), line_reader(parse_daily), parse_daily),
-    Kind("empathetic", "EmpatheticDialogues' table", lambda head: _line_of(head).startswith(_EMPATHETIC), read_empathetic),
+    Kind(
+        "dailydialog",
+        "DailyDialog: a dialogue a line, __eou__ behind every turn",
+        lambda head: END_OF_UTTERANCE in _line_of(head),
+        line_reader(parse_daily),
+        parse_daily,
+    ),
+    Kind(
+        "empathetic", "EmpatheticDialogues' table", lambda head: _line_of(head).startswith(_EMPATHETIC), read_empathetic
+    ),
     Kind("personachat", "PersonaChat and ConvAI2 as ParlAI has them", _is_personachat, read_personachat),
-    Kind("blended-skill-talk", "BlendedSkillTalk's JSON",
-         lambda head: head.has(1, "free_messages", "guided_messages") or head.has(1, "personas", "dialog"), read_blended),
+    Kind(
+        "blended-skill-talk",
+        "BlendedSkillTalk's JSON",
+        lambda head: head.has(1, "free_messages", "guided_messages") or head.has(1, "personas", "dialog"),
+        read_blended,
+    ),
     Kind("cornell", "the Cornell movie dialogues: the folder of its two files", _is_cornell, read_cornell),
-    Kind("topical-chat", "Topical-Chat's JSON",
-         lambda head: head.has(2, "content") and head.has(3, "message", "agent"), read_topical),
-)  # fmt: skip
+    Kind(
+        "topical-chat",
+        "Topical-Chat's JSON",
+        lambda head: head.has(2, "content") and head.has(3, "message", "agent"),
+        read_topical,
+    ),
+)

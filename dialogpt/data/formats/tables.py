@@ -319,7 +319,16 @@ def _is_table(head: Head) -> bool:
 
 KINDS = (
     Kind("csv", "a table: the notebook's response, context, context/0, ..., or any", _is_table, read_csv, weak=True),
-    Kind("parquet", "Parquet, with columns as csv or cells as messages", lambda head: head.magic[:4] == b"PAR1", read_parquet),
-    Kind("datasets", "a folder that the datasets library saved",
-         lambda head: bool({"dataset_dict.json", "dataset_info.json", "state.json"} & head.names), read_datasets),
-)  # fmt: skip
+    Kind(
+        "parquet",
+        "Parquet, with columns as csv or cells as messages",
+        lambda head: head.magic[:4] == b"PAR1",
+        read_parquet,
+    ),
+    Kind(
+        "datasets",
+        "a folder that the datasets library saved",
+        lambda head: bool({"dataset_dict.json", "dataset_info.json", "state.json"} & head.names),
+        read_datasets,
+    ),
+)
