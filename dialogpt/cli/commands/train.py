@@ -199,10 +199,10 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
     progress = trainer.progress
     if progress.step < trainer.steps and not trainer.interrupted:
         screen.say(f"stopped early: {progress.worse} validations without a better one")
-    best = run.folder / ("best" if (run.folder / "best").exists() else "last")
+    best = f", the best is of step {progress.best_step:,}" if progress.best_step else ""
     screen.say(
-        f"saved step {progress.step:,} in {run.folder}; talk to it: "
-        f"{command_line(['dialogpt', 'chat', '--model', str(best)])}"
+        f"saved step {progress.step:,} in {run.folder}{best}; talk to it: "
+        f"{command_line(['dialogpt', 'chat', '--model', str(run.folder)])}"
     )
     if trainer.interrupted:
         size = trainer.processes.size

@@ -47,7 +47,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.dialogues import Format
 from dialogpt.weights import Vocabulary
-from dialogpt.weights.files import new_folder, read_json, write_json
+from dialogpt.weights.files import new_folder, read_json, sha256_of, write_json
 
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
@@ -185,9 +185,14 @@ def prepare(
             "vocabulary": digest(vocabulary),
             "vocabulary_size": vocabulary.size,
             "warnings": statistics.warnings(),
+            "sources": {str(path): sha256_of(_files_of(path)) for path in paths},
         }
         write_json(temporary / "data.json", {**about, **counts, **asdict(form), "first_problems": shown})
     return TokenFiles(folder)
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    return tuple(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else (path,)
 
 
 class NothingUsable(DialogueError):

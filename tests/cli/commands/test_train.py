@@ -51,7 +51,7 @@ def test_a_run_says_what_it_learns_and_where_it_is(files: Path, capsys: pytest.C
         "train.jsonl, line 121: 1 turn, at least 2 needed",
         "float32 products, 4 steps",
         "step 4: validation loss",
-        f"talk to it: dialogpt chat --model {run / 'best'}",
+        f"talk to it: dialogpt chat --model {run}",
     ):
         assert part in captured.err
     assert (run / "loss.png").read_bytes()[:4] == b"\x89PNG"
