@@ -52,7 +52,7 @@ class Statistics:
         self.turns += len(turns)
         weights = dialogue.weights
         self.targets += len(turns) - 1 if weights is None else sum(weight > 0 for weight in weights[1:])
-        if any(END_OF_TEXT in turn for turn in turns):
+        if END_OF_TEXT in "".join(turns):
             self.end_of_text += 1
         if dialogue.speakers is not None:
             self.speakers.update(dialogue.speakers)

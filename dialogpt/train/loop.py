@@ -279,6 +279,8 @@ def _sampling(trainer: Trainer, run: Run, start: Start, data: TokenFiles, listen
 
     def sample() -> None:
         step = trainer.progress.step
+        if step in samples.replies:
+            return
         samples.take(trainer.model, tokenizer, start.checkpoint, step)
         if samples.prompts:
             listener.sampled(step, samples.prompts[0], samples.of_prompt(0))

