@@ -65,7 +65,7 @@ def _near() -> Seen:
         runs = {" ".join(words[n : n + RUN]).encode() for n in range(max(1, len(words) - RUN + 1))}
         sketch: Any = MinHash(num_perm=PERMUTATIONS, seed=1)
         sketch.update_batch(sorted(runs))
-        if any(index.query(sketch)):
+        if index.query(sketch):
             return True
         index.insert(count, sketch)
         count += 1

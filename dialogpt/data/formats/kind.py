@@ -100,5 +100,6 @@ def told(source: Source, dialogues: Iterator[Dialogue]) -> Iterator[Dialogue]:
             yield dialogue
     except DialogueError as error:
         if not begun:
-            raise
+            named = str(error).startswith(str(source.path))
+            raise DialogueError(str(error) if named else f"{source.path}, {error}") from None
         source.problem(0, f"{error}; what comes behind it is not read")

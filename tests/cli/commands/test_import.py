@@ -90,7 +90,7 @@ def test_check_shows_and_writes_nothing(chat: Path, tmp_path: Path, capsys: pyte
         (
             ["chat.txt", "--out", "x", "--from", "turns"],
             1,
-            "the first problem: chat.txt, line 1: not valid",
+            "chat.txt, line 1: not valid JSON",
         ),
     ],
 )
