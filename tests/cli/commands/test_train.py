@@ -102,7 +102,7 @@ def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.Captu
     assert main(["train", "--check", str(files / "one.jsonl"), "--model", str(files / "model")]) == 1
     assert "none of the first lines of" in capsys.readouterr().err
     assert main(["train", "--check", str(files), "--model", str(files / "model")]) == 1
-    assert "is a folder, and --check shows lines of text" in capsys.readouterr().err
+    assert "looks like none of the kinds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
