@@ -100,7 +100,7 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(DialogueError, match="min_new_tokens must be at most max_new_tokens, 20, got 30"):
         GenerationConfig(min_new_tokens=30)
-    with pytest.raises(DialogueError, match="all be the same without do_sample"):
+    with pytest.raises(DialogueError, match="must be 1 without do_sample"):
         GenerationConfig(num_return_sequences=2)
 
 

@@ -10,20 +10,24 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dialogpt.errors import DialogueError, Problem, SettingsError
-from dialogpt.settings import COUNT, SWITCH, choice, integer, kinds_of, number, problems_of, setting
+from dialogpt.settings import COUNT, SWITCH, Kind, choice, integer, kinds_of, number, problems_of, setting
 
 SCHEDULES = ("cosine", "linear", "noam")
 OPTIMIZERS = ("adamw", "muon")
 TRAIN_DTYPES = ("auto", "float64", "float32", "bfloat16")
+LORA_TARGETS = ("c_attn", "c_proj", "c_fc")  # PEFT's names of GPT-2's layers; c_proj is attention's and the MLP's
 LOSS_ON = ("replies", "all")
 PARALLEL = ("data", "fsdp")
-EPOCHS = 3.0  # where neither epochs nor steps are given
 LARGEST = 10**9  # of integers
-
 
 _STEPS = integer(1, LARGEST)
 _ABOVE_0 = number(above=0)
 _SHARE_BELOW_1 = number(minimum=0, below=1)
+_TARGETS = Kind(
+    lambda value: isinstance(value, str) and all(name in LORA_TARGETS for name in value.split(",")),
+    f"one or several of {','.join(LORA_TARGETS)}",
+    str,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +39,14 @@ class TrainConfig:
     """
 
     epochs: float | None = setting(
-        None,
-        number(above=0, maximum=1_000_000),
-        f"how often each turn is learned (default: {EPOCHS:g}, without --steps)",
+        None, number(above=0, maximum=1_000_000), "how often each turn is learned (default: 3, and more of little data)"
     )
     steps: int | None = setting(None, _STEPS, "how many steps to take, instead of --epochs")
-    batch_tokens: int = setting(8192, _STEPS, "places of a batch: its rows times the longest of them")
+    batch_tokens: int | None = setting(
+        None,
+        _STEPS,
+        "places of a batch: its rows times the longest of them (default: 8192, and less of little data)",
+    )
     accumulation: int | None = setting(
         None, _STEPS, "batches whose gradients make one step (default: one for each process)"
     )
@@ -51,7 +57,11 @@ class TrainConfig:
     reverse: bool = setting(False, SWITCH, "learn the source given the reply, as MMI reranking needs it")
     tsv_weights: bool = setting(False, SWITCH, "each turn of a .tsv file begins with its weight")
     optimizer: str = setting("adamw", choice(*OPTIMIZERS), "muon moves the blocks' matrices by Muon, the rest by AdamW")
-    lr: float = setting(1e-4, _ABOVE_0, "the highest learning rate (noam: the factor before 1e4 / sqrt(n_embd))")
+    lr: float | None = setting(
+        None,
+        _ABOVE_0,
+        "the highest learning rate (noam: the factor before 1e4 / sqrt(n_embd); default: by width and steps)",
+    )
     schedule: str = setting("cosine", choice(*SCHEDULES), "how the learning rate falls")
     warmup_steps: int | None = setting(
         None, integer(0, LARGEST), "steps in which the learning rate rises (default: a tenth, at most 100; noam: 16000)"
@@ -69,8 +79,19 @@ class TrainConfig:
     gradient_checkpointing: bool = setting(
         False, SWITCH, "compute each block twice rather than keep its inside in memory"
     )
+    lora: int | None = setting(None, _STEPS, "train adapters of this rank, and leave the weights as they are")
+    lora_target: str = setting(
+        "c_attn", _TARGETS, "with --lora: which layers have adapters, by their published names: c_attn,c_proj,c_fc"
+    )
+    lora_alpha: float | None = setting(
+        None, _ABOVE_0, "with --lora: the adapters' scale times rank (default: twice the rank)"
+    )
     parallel: str = setting("data", choice(*PARALLEL), "with torchrun: a copy in each process, or a share (fsdp)")
-    valid_every: int = setting(500, _STEPS, "steps between validations")
+    split: float = setting(
+        0.05, _SHARE_BELOW_1, "the share of dialogues that are held out to validate with, where no --valid is given"
+    )
+    samples: int = setting(4, integer(0, 100), "held-out prompts that are answered before, during and after training")
+    valid_every: int | None = setting(None, _STEPS, "steps between validations (default: an epoch, at most 500)")
     save_every: int = setting(500, _STEPS, "steps between checkpoints")
     patience: int | None = setting(None, _STEPS, "stop after so many validations without a better one")
     seed: int = setting(1, COUNT, "of fresh weights, dropout and the order of batches")
@@ -83,6 +104,8 @@ class TrainConfig:
             problems.append(Problem("warmup_steps", 0, "positive with {schedule} noam, whose peak ends the warm-up"))
         if self.optimizer == "muon" and self.parallel == "fsdp":
             problems.append(Problem("optimizer", "muon", "adamw with {parallel} fsdp, which splits the matrices"))
+        if self.lora is not None and self.parallel == "fsdp":
+            problems.append(Problem("lora", self.lora, "omitted with {parallel} fsdp: adapters are too small to split"))
         if problems:
             raise SettingsError(problems)
 
