@@ -170,9 +170,9 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
     engine = Engine(
         model,
         tokenizer,
-        most_rows=options.most_rows,
-        most_waiting=options.most_waiting,
-        kept_bytes=options.prefix_memory << 20,
+        max_sequences=options.most_rows,
+        max_waiting=options.most_waiting,
+        prefix_cache_bytes=options.prefix_memory << 20,
     )
     name = checkpoint.path.resolve().name if checkpoint.name is None else checkpoint.name  # of RUN/last, its step
     key = options.api_key or os.environ.get(KEY)

@@ -1,6 +1,6 @@
 """Many clients at once against `dialogpt serve`, as its users are: each talks, waits, and some go away in the middle.
 
-    python scripts/load.py [--model tiny] [--clients 32] [--seconds 60] [--vanish 0.0]
+    python scripts/load_test.py [--model tiny] [--clients 32] [--seconds 60] [--vanish 0.0]
 
 Every client holds a conversation of its own, streams each reply, and begins anew after six turns. First one client
 talks alone for a quarter of the time: what serving them one after the other would give. The last line is JSON.
