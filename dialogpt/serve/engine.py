@@ -95,6 +95,7 @@ class GenerationTask:
         on_event: receives every event, in a thread of the engine.
         seconds: its time limit, the queue included.
         alternatives: how many alternatives each event has; None omits its own log-probability too.
+        cache_owner: only requests with the same owner share cached prefixes.
     """
 
     dialogue: Dialogue
@@ -102,6 +103,7 @@ class GenerationTask:
     on_event: Callable[[Event], None]
     seconds: float
     alternatives: int | None = None
+    cache_owner: str = ""
     deadline: float = field(init=False, default=0.0)
     cancelled: bool = field(init=False, default=False)
     rows: list[Row] = field(init=False, default_factory=list, repr=False)  # its unfinished sequences
@@ -188,7 +190,12 @@ class Engine:
                 self._unbatched[id(task)] = self._unbatched_pool.submit(self._run_unbatched, task)
 
     def score_prompts(
-        self, prompts: Sequence[Sequence[int]], alternatives: int, seconds: float, keep: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        alternatives: int,
+        seconds: float,
+        keep: bool,
+        cache_owner: str = "",
     ) -> Future[list[list[Token]]]:
         """Score the tokens of prompts that are echoed, unbatched.
 
@@ -197,6 +204,7 @@ class Engine:
             alternatives: how many of the likeliest tokens are returned beside each.
             seconds: the time limit, the queue included.
             keep: whether what was computed is kept, for continuations that follow.
+            cache_owner: see `GenerationTask`.
 
         Returns:
             What raises `TooLong` or `Closed` if it did not get that far.
@@ -216,7 +224,7 @@ class Engine:
                 cache = KVCache.for_model(self.model)
                 scored.append(score_prompt(self.model, ids, alternatives, cache))
                 if keep:
-                    self._prefixes.put(cache)
+                    self._prefixes.put(cache, cache_owner)
             return scored
 
         def forget(_: Future[list[list[Token]]]) -> None:
@@ -259,6 +267,11 @@ class Engine:
     def waiting(self) -> int:
         """How many requests wait in the queue; an unbatched one counts until it is done."""
         return len(self._waiting) + len(self._unbatched)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted."""
+        return self.alive and self._hard_deadline is None
 
     @property
     def alive(self) -> bool:
@@ -318,7 +331,7 @@ class Engine:
     def _admit_task(self, task: GenerationTask) -> None:
         try:
             prompt, generators = task.dialogue.prompt, task.dialogue.generators.take(task.plan.num_samples)
-            cache = self._prefixes.take(prompt.ids)
+            cache = self._prefixes.take(prompt.ids, task.cache_owner)
             for choice, generator in enumerate(generators):
                 describe = partial(_token, choice, task.alternatives)
                 stream: ReplyStream[Event] = ReplyStream(
@@ -360,7 +373,7 @@ class Engine:
         try:
             cache = self._decoder.cache_of(row)
             if cache is not None:
-                self._prefixes.put(cache)
+                self._prefixes.put(cache, running.task.cache_owner)
         except RuntimeError:  # memory is full; the next turn is prefilled from its start
             logger.exception("the cache of a reply could not be kept")
         self._decoder.drop(row)
@@ -395,7 +408,7 @@ class Engine:
         try:
             if time.monotonic() > task.deadline:
                 raise _timed_out(task)
-            cache = self._prefixes.take(task.dialogue.prompt.ids) or KVCache.for_model(self.model)
+            cache = self._prefixes.take(task.dialogue.prompt.ids, task.cache_owner) or KVCache.for_model(self.model)
             try:
                 (replies,) = generate_replies(
                     self.model,
@@ -408,7 +421,7 @@ class Engine:
                 )
             finally:
                 if cache.ids[0]:
-                    self._prefixes.put(cache)
+                    self._prefixes.put(cache, task.cache_owner)
         except Stopped:
             late = TooLong(f"the replies took longer than {task.seconds:g} s; ask for fewer or shorter ones")
             if not task.cancelled:
@@ -437,33 +450,42 @@ class PrefixCache:
     def __init__(self, max_bytes: int) -> None:
         """Create an empty cache of at most so many bytes."""
         self.max_bytes = max_bytes
-        self._caches: list[KVCache] = []  # the oldest first
+        self._caches: list[tuple[str, KVCache]] = []  # with their owners, the oldest first
         self._lock = threading.Lock()
 
-    def take(self, ids: Sequence[int]) -> KVCache | None:
+    def take(self, ids: Sequence[int], owner: str = "") -> KVCache | None:
         """Return a cache that holds a prefix of these ids, for the caller to change; None if there is none.
 
         A whole cache is handed over, as the conversation will bring it back longer; one that shares only a prefix is
-        copied if the prefix is long enough.
+        copied if the prefix is long enough. How long a prompt takes tells what is cached, so that other owners' caches
+        are not looked at.
         """
         with self._lock:
-            if not self._caches:
+            shared, index = max(
+                (
+                    (shared_prefix(cache.ids[0], ids), index)
+                    for index, (cache_owner, cache) in enumerate(self._caches)
+                    if cache_owner == owner
+                ),
+                default=(0, -1),
+            )
+            if index < 0:
                 return None
-            shared, index = max((shared_prefix(cache.ids[0], ids), index) for index, cache in enumerate(self._caches))
-            cache = self._caches[index]
+            _, cache = self._caches[index]
             if shared == len(cache.ids[0]):
-                return self._caches.pop(index)
+                del self._caches[index]
+                return cache
             if shared < MIN_SHARED_TOKENS:
                 return None
             copy = cache.copy()
             copy.crop(0, shared)
             return copy
 
-    def put(self, cache: KVCache) -> None:
+    def put(self, cache: KVCache, owner: str = "") -> None:
         """Keep a cache of one sequence."""
         with self._lock:
-            self._caches.append(cache)
-            while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.max_bytes:
+            self._caches.append((owner, cache))
+            while self._caches and sum(each.buffer.nbytes for _, each in self._caches) > self.max_bytes:
                 self._caches.pop(0)
 
 

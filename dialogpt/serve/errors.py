@@ -16,10 +16,11 @@ from starlette.exceptions import HTTPException
 from dialogpt.decoding.loop import NotFinite
 from dialogpt.errors import DialogueError
 from dialogpt.serve.engine import Busy, Closed, Failed, TimedOut
-from dialogpt.serve.schemas import MAX_PROMPTS, OPENAI_NAMES
+from dialogpt.serve.schemas import MAX_PROMPTS, OPENAI_NAMES, ContextLengthExceeded
 
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, TimedOut: 503, Failed: 500, NotFinite: 500}
 RETRY_AFTER = "1"  # seconds
+OLLAMA = "/api/"  # whose clients expect a sentence where OpenAI's expect an object
 MAX_PROBLEMS = 5  # of a body that are reported
 UNION_FIELDS = {  # what is expected of fields that take several types
     "content": "expected text, or a list of parts that are text",
@@ -48,19 +49,23 @@ def as_request_error(error: DialogueError) -> RequestError:
     status, message = STATUS.get(type(error), 400), str(error)
     for setting, name in (*OPENAI_NAMES.items(), ("max_new_tokens", "max_tokens")):
         message = message.replace(setting, name)
+    if isinstance(error, ContextLengthExceeded):
+        return RequestError(status, message, "context_length_exceeded", error.param)
     return RequestError(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
 
 
-def as_response(refused: RequestError) -> JSONResponse:
-    """Return the response, with headers that tell a client whether to retry."""
+def as_response(refused: RequestError, path: str) -> JSONResponse:
+    """Return the response as the clients of a path expect it, with headers that tell them whether to retry."""
     kind = "invalid_request_error" if refused.status < 429 else "server_error"
     kind = "rate_limit_error" if refused.status == 429 else kind
-    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else dict(refused.headers)
+    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else {}
+    headers |= refused.headers
     if refused.status == 500:  # OpenAI's client would retry
         headers["x-should-retry"] = "false"
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content = {"error": error_object(refused.message, kind, refused.code, refused.param)}
+    error = error_object(refused.message, kind, refused.code, refused.param)
+    content = {"error": refused.message if path.startswith(OLLAMA) else error}
     return JSONResponse(content, refused.status, headers)
 
 
@@ -69,10 +74,10 @@ def error_object(message: str, kind: str, code: str | None = None, param: str | 
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-async def on_request_error(_: HTTPRequest, error: Exception) -> Response:
+async def on_request_error(request: HTTPRequest, error: Exception) -> Response:
     """Answer `RequestError`."""
     assert isinstance(error, RequestError)
-    return as_response(error)
+    return as_response(error, request.url.path)
 
 
 async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
@@ -80,10 +85,12 @@ async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     kind = request.headers.get("content-type", "none")
     if "json" not in kind:
-        return as_response(RequestError(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"))
+        return as_response(
+            RequestError(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"), request.url.path
+        )
     problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union has one for each of its kinds
     reported = [f"{place or 'the body'}: {sentence}" for place, sentence in problems.items()][:MAX_PROBLEMS]
-    return as_response(RequestError(400, "; ".join(reported), param=next(iter(problems)) or None))
+    return as_response(RequestError(400, "; ".join(reported), param=next(iter(problems)) or None), request.url.path)
 
 
 def _problem(problem: dict[str, Any]) -> tuple[str, str]:
@@ -111,4 +118,4 @@ async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
     message = f"{request.method} {request.url.path}: {error.detail}"
     if error.status_code == 400:  # FastAPI's, before anything is checked
         message = "the body cannot be read as JSON (not UTF-8, or nested too deep); send an object"
-    return as_response(RequestError(error.status_code, message, headers=error.headers))
+    return as_response(RequestError(error.status_code, message, headers=error.headers), request.url.path)

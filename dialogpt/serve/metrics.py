@@ -14,6 +14,9 @@ class Metrics:
         """Begin at zero."""
         self.registry = CollectorRegistry()
         self.requests = Counter("dialogpt_requests", "Requests by status.", ["status"], registry=self.registry)
+        self.key_requests = Counter(
+            "dialogpt_key_requests", "Requests by the name of their API key.", ["key"], registry=self.registry
+        )
         self.prompt = Counter("dialogpt_prompt_tokens", "Tokens of prompts.", registry=self.registry)
         self.generated = Counter("dialogpt_tokens", "Generated tokens.", registry=self.registry)
         self.first = Histogram("dialogpt_first_token_seconds", "From request to first token.", registry=self.registry)

@@ -15,44 +15,66 @@ from typing import Any, TypeVar
 from fastapi import Request as HTTPRequest
 
 from dialogpt.errors import DialogueError
-from dialogpt.replies import Dialogue, Generators
+from dialogpt.replies import Dialogue, Generators, Plan
+from dialogpt.serve.access import Client
 from dialogpt.serve.engine import End, Event, GenerationTask, Token
 from dialogpt.serve.responses import Choice, ResponseFormat, VisibleText
 from dialogpt.serve.schemas import GenerationRequest, plan_of
 from dialogpt.serve.service import Service
 
 Result = TypeVar("Result")
+MAX_UNREAD_EVENTS = 1024  # of a stream; with 20 alternatives each they take 3 MB
+TOO_SLOW = "the client reads more slowly than the reply is generated; ask for fewer choices or alternatives"
 
 
 class PendingResponse:
     """A request in the engine, and its choices so far."""
 
-    def __init__(self, service: Service, request: GenerationRequest) -> None:
-        """Check the request, and submit it to the engine.
+    @classmethod
+    async def submitted(cls, service: Service, request: GenerationRequest, client: Client) -> PendingResponse:
+        """Check a request, and submit it to the engine.
 
         Raises:
             DialogueError: it cannot be answered.
         """
-        engine, limits = service.engine, service.limits
-        tokenizer = engine.tokenizer
+        limits, tokenizer = service.limits, service.engine.tokenizer
         plan = plan_of(request, limits, tokenizer.eos_id)
         window = plan.config.prompt_room(limits.positions)
-        self.prompt = request.prompt(tokenizer, limits.history_tokens, window)
+        # A long dialogue takes seconds to encode: in a thread, others are served meanwhile.
+        prompt = await asyncio.to_thread(request.prompt, tokenizer, limits, window)
+        turns = await asyncio.to_thread(request.turns, tokenizer, limits) if request.rerank else []
+        dialogue = Dialogue(prompt, turns, Generators(service.engine.model.device, request.seed))
+        return cls(service, request, plan, dialogue, service.cache_owner(client, request.user))
+
+    def __init__(
+        self, service: Service, request: GenerationRequest, plan: Plan, dialogue: Dialogue, cache_owner: str
+    ) -> None:
+        """Submit a request; see `submitted`."""
+        engine, self.prompt = service.engine, dialogue.prompt
         self.metrics, self.engine = service.metrics, engine
+        self.bounded = bool(request.stream) and plan.streams  # unbatched replies come all at once, at their end
         self.start = time.perf_counter()
-        self.choices = [Choice(VisibleText(tokenizer, request.stops)) for _ in range(request.replies)]
+        self.choices = [Choice(VisibleText(engine.tokenizer, request.stops)) for _ in range(request.replies)]
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
         def on_event(event: Event) -> None:
             with suppress(RuntimeError):  # the loop has ended
-                loop.call_soon_threadsafe(self.events.put_nowait, event)
+                loop.call_soon_threadsafe(self._receive, event)
 
-        turns = request.turns(tokenizer) if request.rerank else []
-        dialogue = Dialogue(self.prompt, turns, Generators(engine.model.device, request.seed))
-        self.task = GenerationTask(dialogue, plan, on_event, limits.seconds, request.alternatives)
+        seconds = service.limits.seconds
+        self.task = GenerationTask(dialogue, plan, on_event, seconds, request.alternatives, cache_owner)
         engine.submit(self.task)
         self.metrics.prompt.inc(len(self.prompt.ids))
+
+    def _receive(self, event: Event) -> None:
+        """Queue an event; a stream whose client does not read is cancelled before its events fill the memory."""
+        if self.task.cancelled:
+            return
+        if self.bounded and self.events.qsize() >= MAX_UNREAD_EVENTS:
+            self.cancel()
+            event = DialogueError(TOO_SLOW)
+        self.events.put_nowait(event)
 
     async def next(self) -> tuple[int, str, Token | End]:
         """Wait for the next event, and return the index of its choice, the text that it adds, and the event.

@@ -5,13 +5,15 @@ Generating is left to `dialogpt.serve.engine`, sending to `dialogpt.serve.routes
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dialogpt.serve.engine import End, Token
+from dialogpt.serve.errors import error_object
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -44,6 +46,35 @@ class VisibleText:
         return shown
 
 
+def json_pieces(value: Any) -> Iterator[str]:
+    """Write JSON in pieces: an iterator is a list, each item of which is computed and written when it is asked for.
+
+    So an answer with 82,000 alternatives, which takes two seconds to write, need not be written at a stretch.
+    """
+    if isinstance(value, Iterator):
+        yield "["
+        for place, item in enumerate(value):
+            yield ("," if place else "") + compact_json(item)
+        yield "]"
+    elif isinstance(value, dict):
+        for place, (name, item) in enumerate(value.items()):
+            yield f"{',' if place else '{'}{compact_json(name)}:"
+            yield from json_pieces(item)
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for place, item in enumerate(value):
+            yield "," if place else "["
+            yield from json_pieces(item)
+        yield "]"
+    else:
+        yield compact_json(value)
+
+
+def compact_json(value: Any) -> str:
+    """Write JSON without spaces, and with characters as they are."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def _overlap(text: str, stop: str) -> int:
     """Count the characters at the end of a text that may begin a stop string."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
@@ -70,21 +101,31 @@ class ResponseFormat:
     """How one endpoint writes its response; an instance writes one response."""
 
     kind, chunk_kind, prefix = "", "", ""
+    media_type, end_of_stream = "text/event-stream", "data: [DONE]\n\n"
 
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
-        """Start a response."""
-        self.tokenizer, self.model = tokenizer, model
+    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool = False) -> None:
+        """Start a response; `include_usage` is that of OpenAI's `stream_options`."""
+        self.tokenizer, self.model, self.include_usage = tokenizer, model, include_usage
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
         self.recorded: dict[int, list[Token]] = {}
 
     def head(self, chunk: bool) -> dict[str, Any]:
         """Return the fields that every object begins with."""
-        return {
-            "id": self.id,
-            "object": self.chunk_kind if chunk else self.kind,
-            "created": self.created,
-            "model": self.model,
-        }
+        kind = self.chunk_kind if chunk else self.kind
+        unknown = {"usage": None} if chunk and self.include_usage else {}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, **unknown}
+
+    def frame(self, content: Any) -> str:
+        """Return a chunk as it is sent."""
+        return f"data: {''.join(json_pieces(content))}\n\n"
+
+    def error_chunk(self, sentence: str) -> Any:
+        """Return the chunk that ends a stream early."""
+        return {"error": error_object(sentence, "server_error")}
+
+    def closing(self, choices: Sequence[Choice], usage: dict[str, int]) -> list[Any]:
+        """Return the chunks after the last event."""
+        return [self.head(chunk=True) | {"choices": [], "usage": usage}] if self.include_usage else []
 
     def record(self, choice: int, token: Token) -> None:
         """Keep a token, for the probabilities of a whole response."""
@@ -150,14 +191,12 @@ class ChatFormat(ResponseFormat):
         scored = [token for token in tokens if token.log_probability is not None]
         if not scored:
             return None
-        return {
-            "content": [
-                self._token_object(token.id, token.log_probability)
-                | {"top_logprobs": [self._token_object(*each) for each in token.alternatives]}
-                for token in scored
-            ],
-            "refusal": None,
-        }
+        content = (  # an iterator: see `json_pieces`
+            self._token_object(token.id, token.log_probability)
+            | {"top_logprobs": [self._token_object(*each) for each in token.alternatives]}
+            for token in scored
+        )
+        return {"content": content, "refusal": None}
 
     def _token_object(self, token: int, log_probability: float | None) -> dict[str, Any]:
         spelled = self.tokenizer.bytes_of(token)
@@ -170,9 +209,9 @@ class CompletionFormat(ResponseFormat):
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool = False) -> None:
         """Start a response."""
-        super().__init__(tokenizer, model)
+        super().__init__(tokenizer, model, include_usage)
         self._offsets: dict[int, tuple[StreamDecoder, int]] = {}  # of each choice, and its characters so far
 
     def continued(
@@ -223,12 +262,12 @@ class CompletionFormat(ResponseFormat):
         return {
             "tokens": [self._spelled(token.id) for token in scored],
             "token_logprobs": [token.log_probability for token in scored],
-            "top_logprobs": [
+            "top_logprobs": (  # an iterator: see `json_pieces`
                 None  # of the first token of a prompt, which nothing precedes
                 if token.log_probability is None
                 else {self._spelled(n): value for n, value in (*token.alternatives, (token.id, token.log_probability))}
                 for token in scored
-            ],
+            ),
             "text_offset": offsets,
         }
 

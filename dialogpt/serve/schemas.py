@@ -1,12 +1,14 @@
 """Request bodies, and what they resolve to: a prompt, settings and a number of replies.
 
 The fields are OpenAI's. Beyond them a body may hold `rerank` with `num_candidates`, and any setting of
-`GenerationConfig`, by its name; what is unknown is ignored, as servers of this interface do. HTTP is left to
+`GenerationConfig`, by its name. Fields of OpenAI's that would change the answer and are not implemented are refused;
+unknown ones are ignored with a warning. HTTP is left to
 `dialogpt.serve.routes`.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,25 +22,53 @@ from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Plan
 from dialogpt.tokenizer import Tokenizer
 
-MAX_TURNS, MAX_CHARACTERS, MAX_TOTAL_CHARACTERS = 500, 8_000, 32_000
 MAX_REPLIES, MAX_CANDIDATES, MAX_BEAMS = 16, 64, 16
 MAX_STOPS, MAX_ALTERNATIVES, MAX_BIASES = 4, 20, 300
-MAX_ENTRIES, MAX_SETTING_CHARACTERS = (
-    1_000,
-    4_000,
-)  # of a setting that is a list: its numbers or words, and their characters
+MAX_ENTRIES, MAX_SETTING_CHARACTERS = 1_000, 4_000  # of a setting that is a list: its numbers or words
 MAX_DEPTH = 4  # of lists within lists; no setting has more than three
 MAX_PARTS, MAX_PROMPT_IDS, MAX_PROMPTS = 100, 10_000, 32
-OPENAI_NAMES = {
-    "num_return_sequences": "n",
-    "stop_strings": "stop",
-    "sequence_bias": "logit_bias",
-}  # settings, by OpenAI
+MAX_WARNINGS = 5  # of one request; a body may hold thousands of unknown fields
+OPENAI_NAMES = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}
+SYSTEM_ROLES = ("system", "developer")
+NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {  # OpenAI's fields that would change the answer, and values that do not
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "best_of": (1,),
+    "modalities": ([], ["text"]),
+    "audio": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+}
+WITHOUT_EFFECT = (  # OpenAI's fields that ask for nothing that a client could miss in the answer
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "prediction",
+    "verbosity",
+)
 
 Item = TypeVar("Item")
 Several = Annotated[list[Item], Field(min_length=1, max_length=MAX_PROMPTS)]
 Ids = Annotated[list[int], Field(max_length=MAX_PROMPT_IDS, fail_fast=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ContextLengthExceeded(DialogueError):
+    """A prompt does not fit the network's window.
+
+    Attributes:
+        param: the field of the body that holds it.
+    """
+
+    param = "prompt"
 
 
 class Part(BaseModel):
@@ -90,6 +120,7 @@ class GenerationRequest(BaseModel):
     history_tokens: Annotated[int, Field(ge=1)] | None = None
     rerank: bool | None = None
     num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
+    user: str | None = None
 
     @property
     def max_reply_tokens(self) -> int | None:
@@ -117,12 +148,12 @@ class GenerationRequest(BaseModel):
         """Whether a blank reply is resampled."""
         return False
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
         """Return the prompt.
 
         Args:
             tokenizer: of the model.
-            history_tokens: how many tokens of a dialogue the network is shown.
+            limits: how many tokens of a dialogue the network is shown, and whether system messages count as turns.
             window: how many tokens fit besides the reply.
 
         Raises:
@@ -130,7 +161,7 @@ class GenerationRequest(BaseModel):
         """
         raise NotImplementedError
 
-    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
+    def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
         """Return the dialogue, for a reranker.
 
         Raises:
@@ -142,7 +173,7 @@ class GenerationRequest(BaseModel):
 class ChatRequest(GenerationRequest):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_TURNS)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
@@ -162,15 +193,17 @@ class ChatRequest(GenerationRequest):
         """See `GenerationRequest`."""
         return True
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
         """Make each message a turn, and drop the oldest turns that do not fit, as `dialogpt chat` does."""
-        return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(self.history_tokens or history_tokens, window)
+        history = History(tokenizer.eos_id, self.turns(tokenizer, limits))
+        return history.prompt(self.history_tokens or limits.history_tokens, window)
 
-    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
+    def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
         """Return the messages, without end tokens, with their roles."""
-        texts = [message.text for message in self.messages]
-        _refuse_long_texts(texts)
-        return [Turn(tokenizer.encode(text), message.role) for text, message in zip(texts, self.messages, strict=True)]
+        kept = [message for message in self.messages if limits.keep_system or message.role not in SYSTEM_ROLES]
+        if not kept:
+            raise DialogueError("all messages are system messages, which are dropped here; send one of the user's")
+        return [Turn(tokenizer.encode(message.text), message.role) for message in kept]
 
 
 class CompletionRequest(GenerationRequest):
@@ -193,27 +226,25 @@ class CompletionRequest(GenerationRequest):
         given = self.prompt_text
         if not isinstance(given, list) or not given or isinstance(given[0], int):
             return [self]
-        if sum(map(len, given)) > MAX_TOTAL_CHARACTERS:
-            raise DialogueError(
-                f"the prompts hold {sum(map(len, given)):,} "
-                f"{'characters' if isinstance(given[0], str) else 'tokens'} together, at most "
-                f"{MAX_TOTAL_CHARACTERS:,} are accepted; send fewer prompts at a time"
-            )
         return [self.model_copy(update={"prompt_text": prompt}) for prompt in given]
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
         """The one text, whole; an empty one begins after the end of a turn."""
         if self.suffix:
             raise DialogueError("suffix is not implemented; omit it")
         given = self.prompt_text
         if isinstance(given, str):
-            _refuse_long_texts([given])
             ids = tokenizer.encode(given)
         else:
             ids = [token for token in given if isinstance(token, int)]
+        if len(ids) > window:
+            raise ContextLengthExceeded(
+                f"the model's context length is {limits.positions:,} tokens; the prompt has {len(ids):,}, and "
+                f"{limits.positions - window:,} are reserved for the completion; shorten the prompt or the completion"
+            )
         return Prompt(ids or [tokenizer.eos_id], 0, 0)
 
-    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
+    def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
         """See `GenerationRequest`."""
         raise DialogueError("a text without turns cannot be reranked; ask under /v1/chat/completions")
 
@@ -230,6 +261,8 @@ class Limits:
         history_tokens: how many tokens of a dialogue are shown to the network.
         reranker: scores candidates, for requests that ask for it.
         num_candidates: the default number of candidates.
+        strict: whether fields without effect are refused rather than warned of.
+        keep_system: whether a system message is a turn; else it is dropped, as the model would repeat it.
     """
 
     settings: GenerationConfig
@@ -239,6 +272,39 @@ class Limits:
     history_tokens: int
     reranker: Reranker | None = None
     num_candidates: int = DEFAULT_CANDIDATES
+    strict: bool = False
+    keep_system: bool = False
+
+
+def warnings_for(request: GenerationRequest, limits: Limits) -> list[str]:
+    """Return what a request asks for and does not get, in sentences.
+
+    Raises:
+        DialogueError: there is such a thing, and the server is strict.
+    """
+    warnings = unknown_fields(request)
+    given = request.max_reply_tokens or 0
+    if given > limits.new_tokens:
+        warnings.append(f"max_tokens {given} was reduced to {limits.new_tokens}, the most that this server generates")
+    if isinstance(request, ChatRequest) and not limits.keep_system:
+        dropped = sum(message.role in SYSTEM_ROLES for message in request.messages)
+        if dropped:
+            warnings.append(f"{dropped} system messages were dropped; the model was not trained to follow them")
+    if warnings and limits.strict:
+        raise DialogueError(f"this server is strict: {'; '.join(warnings)}")
+    return warnings
+
+
+def unknown_fields(body: BaseModel) -> list[str]:
+    """Return a sentence for each field of a body that has no effect, with the name that may be meant."""
+    settings = [setting.name for setting in fields(GenerationConfig)]
+    known = [*type(body).model_fields, *settings, *WITHOUT_EFFECT, *NOT_IMPLEMENTED]
+    sentences: list[str] = []
+    for name in body.model_extra or {}:
+        if name not in known and len(sentences) < MAX_WARNINGS:
+            near = difflib.get_close_matches(name[:50], known, n=1)
+            sentences.append(f"{name[:50]!a} is unknown{f'; is {near[0]!r} meant?' if near else ''}")
+    return sentences
 
 
 def plan_of(request: GenerationRequest, limits: Limits, eos_id: int) -> Plan:
@@ -307,6 +373,10 @@ def _non_negative(name: str, given: Mapping[str, Any], default: int) -> int:
 
 def _refuse_contradictions(request: GenerationRequest, limits: Limits, candidates: int, beams: int) -> None:
     """Raise a `DialogueError` at what is not implemented, or contradicts something else."""
+    for name, harmless in NOT_IMPLEMENTED.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in harmless and not (name == "best_of" and value == request.replies):
+            raise DialogueError(f"{name} is not implemented; omit it")
     for name in ("presence_penalty", "frequency_penalty"):
         if getattr(request, name):
             raise DialogueError(f"{name} is {getattr(request, name)}, which is not implemented; see repetition_penalty")
@@ -344,11 +414,3 @@ def _size(value: Any, depth: int = 0) -> tuple[int, int]:
         raise DialogueError(f"a setting has lists within lists, more than {MAX_DEPTH} deep; none has so many")
     parts = [_size(part, depth + 1) for part in (value if isinstance(value, list) else value.values())]
     return sum(entries for entries, _ in parts), sum(characters for _, characters in parts)
-
-
-def _refuse_long_texts(texts: list[str]) -> None:
-    longest, total = max(map(len, texts)), sum(map(len, texts))
-    if longest > MAX_CHARACTERS:
-        raise DialogueError(f"a text has {longest:,} characters; at most {MAX_CHARACTERS:,} are accepted")
-    if total > MAX_TOTAL_CHARACTERS:
-        raise DialogueError(f"the texts have {total:,} characters together; {MAX_TOTAL_CHARACTERS:,} are the most")

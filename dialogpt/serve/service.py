@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from dialogpt.serve.access import Client
 from dialogpt.serve.engine import Engine
 from dialogpt.serve.errors import RequestError
 from dialogpt.serve.metrics import Metrics
@@ -21,6 +22,7 @@ class Service:
         name: what clients call the model.
         limits: what a request is granted.
         metrics: what is counted.
+        isolate_cache: whether clients without keys share no cached prefixes.
         created: when the server started, in seconds since 1970.
     """
 
@@ -28,6 +30,7 @@ class Service:
     name: str
     limits: Limits
     metrics: Metrics
+    isolate_cache: bool = False
     created: int = field(default_factory=lambda: int(time.time()))
 
     def require_model(self, asked: str | None) -> None:
@@ -35,6 +38,12 @@ class Service:
         if asked not in (None, "", self.name):
             sentence = f"there is no model {asked!r} here; there is {self.name!r}"
             raise RequestError(404, sentence, "model_not_found", "model")
+
+    def cache_owner(self, client: Client, user: str | None) -> str:
+        """Return whose cached prefixes a request may use: its key's, or where asked its `user`'s or connection's."""
+        if client.has_key:
+            return f"key {client.name}"
+        return f"user {user or client.connection}" if self.isolate_cache else ""
 
     @property
     def model_object(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from dialogpt import Tokenizer
+from dialogpt.serve.access import Access, Keys
 from dialogpt.serve.engine import Engine
 from dialogpt.weights import load
 from tests.serve.helpers import Served, serve
@@ -28,6 +29,6 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     honest = network.hidden
     monkeypatch.setattr(network, "hidden", lambda *arguments: (time.sleep(0.05), honest(*arguments))[1])
     engine = Engine(network, Tokenizer.load("tiny"), max_sequences=1, max_waiting=1)
-    with serve(engine, api_key="secret") as served:
+    with serve(engine, access=Access(Keys({"tester": "secret"}))) as served:
         yield served
     engine.close(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +15,10 @@ import uvicorn
 
 from dialogpt import GenerationConfig
 from dialogpt.ranking.rerankers import Reranker
+from dialogpt.serve.access import Access
 from dialogpt.serve.app import create_app
 from dialogpt.serve.engine import Engine
+from dialogpt.serve.protocol import TimedProtocol
 from dialogpt.serve.schemas import Limits
 from dialogpt.weights import open_checkpoint
 from tests.helpers import WAIT_SECONDS
@@ -40,11 +42,20 @@ class Served:
 
 
 @contextmanager
-def serve(engine: Engine, reranker: Reranker | None = None, **settings: Any) -> Iterator[Served]:
+def serve(
+    engine: Engine,
+    reranker: Reranker | None = None,
+    *,
+    access: Access | None = None,
+    origins: Sequence[str] = (),
+    isolate_cache: bool = False,
+    **granted: Any,
+) -> Iterator[Served]:
+    """Serve an engine from a thread of this process; what is granted are fields of `Limits`."""
     own = open_checkpoint("tiny").chat  # as `dialogpt serve` takes them
-    limits = Limits(GenerationConfig.chat(own), engine.model.config.n_positions, 64, 30, 256, reranker)
-    app = create_app(engine, "tiny", limits, **settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off"))
+    limits = Limits(GenerationConfig.chat(own), engine.model.config.n_positions, 64, 30, 256, reranker, **granted)
+    app = create_app(engine, "tiny", limits, access=access, origins=origins, isolate_cache=isolate_cache)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=TimedProtocol, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:

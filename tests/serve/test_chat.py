@@ -32,7 +32,8 @@ def test_a_dialogue_has_no_roles(served: Served) -> None:
     turns = ["Be kind.", "Hi!", "Hello.", "What is your name?"]
     roles = ["system", "user", "assistant", "user"]
     messages: Any = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=True)]
-    answer = served.client.chat.completions.create(model="tiny", messages=messages, temperature=0)
+    with serve(served.engine, keep_system=True) as other:
+        answer = other.client.chat.completions.create(model="tiny", messages=messages, temperature=0)
     tokenizer = Tokenizer.load("tiny")
     ids = [token for turn in turns for token in (*tokenizer.encode(turn), tokenizer.eos_id)]
     plain = served.client.completions.create(model="tiny", prompt=ids, temperature=0)
@@ -195,6 +196,11 @@ def test_probabilities(served: Served) -> None:
         assert best == sorted(best, reverse=True)
         assert best[0] >= token.logprob
         assert bytes(token.bytes or []).decode() == token.token
+    stream = served.client.chat.completions.create(
+        model="tiny", messages=HELLO, seed=7, logprobs=True, top_logprobs=3, stream=True
+    )
+    streamed = [choice.logprobs.content for chunk in stream for choice in chunk.choices if choice.logprobs]
+    assert [token for content in streamed for token in content or []] == answer.logprobs.content
     text = served.client.completions.create(model="tiny", prompt="I am", seed=7, logprobs=2, max_tokens=5).choices[0]
     assert text.logprobs is not None
     assert "".join(text.logprobs.tokens or []) == text.text

@@ -284,6 +284,24 @@ def test_who_cannot_be_told_is_let_go(engine: Engine, caplog: pytest.LogCaptureF
     assert "the callback of a request failed" in caplog.text
 
 
+def test_cached_prefixes_are_shared_with_nobody_else(network: GPT2) -> None:
+    """17 ms against 83 told a client what others had said."""
+    caches = PrefixCache(1 << 30)
+    ids = prompt_of(5, 40)
+
+    def filled() -> KVCache:
+        cache = KVCache.for_model(network)
+        network.hidden(torch.tensor([ids]), cache)
+        return cache
+
+    caches.put(filled(), "key alice")
+    assert caches.take([*ids, 1], "key bob") is caches.take([*ids, 1]) is None
+    longer = caches.take([*ids, 1], "key alice")
+    assert longer is not None
+    assert longer.ids[0] == ids
+    assert caches.take([*ids, 1], "key alice") is None  # it was handed over
+
+
 @pytest.mark.parametrize(
     "config",
     [GenerationConfig(do_sample=True, num_return_sequences=5), GenerationConfig(num_beams=5)],

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 from dialogpt import Tokenizer
 from dialogpt.serve.engine import Token
-from dialogpt.serve.responses import CompletionFormat, VisibleText
+from dialogpt.serve.responses import ChatFormat, Choice, CompletionFormat, VisibleText, json_pieces
 
 
 def test_what_may_begin_a_stop_is_held_back() -> None:
@@ -31,4 +33,19 @@ def test_offsets_are_those_of_the_text_where_tokens_hold_half_characters() -> No
     told = [choice["logprobs"] for choice in choices]
     assert [one["text_offset"] for one in told] == [[0], [0], [0], [0], [1], [2], [2], [2], [2]]
     assert told[0]["tokens"] + told[4]["tokens"] == ["bytes:\\xf0", "!"]
-    assert told[1]["top_logprobs"] == [{"bytes:\\x9f": -1.0, "bytes:\\xf0": -2.0}]
+    assert list(told[1]["top_logprobs"]) == [{"bytes:\\x9f": -1.0, "bytes:\\xf0": -2.0}]
+
+
+def test_json_is_written_in_pieces() -> None:
+    """An answer of 82,000 alternatives took 2.1 s at a stretch, in which nobody else was served."""
+    value = {"a": [{"b": iter([{"c": 1}, None])}, {"b": iter([])}], "d": {}, "e": [1, 2], "f": "é\n", "g": []}
+    pieces = list(json_pieces(value))
+    assert "".join(pieces) == '{"a":[{"b":[{"c":1},null]},{"b":[]}],"d":{},"e":[1,2],"f":"é\\n","g":[]}'
+    tokenizer = Tokenizer.load("tiny")
+    form = ChatFormat(tokenizer, "tiny")
+    for _ in range(1000):
+        form.record(0, Token(0, 5, -1.0, tuple((n, -2.0) for n in range(20))))
+    choice = Choice(VisibleText(tokenizer, ()), "x", 1000, "length")
+    pieces = list(json_pieces(form.whole([choice], {})))
+    assert max(map(len, pieces)) < 3000
+    assert len(json.loads("".join(pieces))["choices"][0]["logprobs"]["content"]) == 1000

@@ -6,13 +6,14 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 
 from dialogpt import GenerationConfig
 from dialogpt.serve.middleware import MAX_BODY_BYTES
 from dialogpt.serve.schemas import CompletionRequest, Limits, plan_of
 from tests.helpers import WAIT_SECONDS
-from tests.serve.helpers import HELLO, Served
+from tests.serve.helpers import HELLO, Served, serve
 
 
 def test_the_servers_own_shortest_reply_yields_to_a_request() -> None:
@@ -44,9 +45,12 @@ def test_what_is_always_so() -> None:
         ({"messages": HELLO, "presence_penalty": 1}, 400, "presence_penalty is 1.0, which is not implemented"),
         ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
         ({"messages": HELLO, "logit_bias": {"99999": 1}}, 400, "names the token 99999, and the vocabulary has 8,192"),
-        ({"messages": [{"role": "user", "content": "a" * 9000}]}, 400, "a text has 9,000 characters; at most 8,000"),
-        ({"messages": [{"role": "user", "content": "a" * 7000}] * 5}, 400, "35,000 characters together; 32,000 are"),
-        ({"messages": HELLO * 501}, 400, "at most 500 items"),
+        ({"messages": [{"role": "system", "content": "Be kind."}]}, 400, "all messages are system messages"),
+        ({"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools is not implemented; omit it"),
+        ({"messages": HELLO, "response_format": {"type": "json_object"}}, 400, "response_format is not implemented"),
+        ({"messages": HELLO, "functions": [{}]}, 400, "functions is not implemented"),
+        ({"messages": HELLO, "modalities": ["audio"]}, 400, "modalities is not implemented"),
+        ({"prompt": "a", "best_of": 4}, 400, "best_of is not implemented"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, 400, "text"),
         ({"messages": HELLO, "suppress_tokens": list(range(8192))}, 400, "longer than 1,000 entries"),
         ({"messages": HELLO, "bad_words": ["word"] * 2000}, 400, "bad_words is longer than 1,000 entries or 4,000"),
@@ -75,7 +79,11 @@ def test_what_is_always_so() -> None:
         ({"messages": HELLO, "n": 3, "num_beams": 2}, 400, "n 3 is above num_beams 2"),
         ({"prompt": [[""]] * 60_000}, 400, "prompt: expected a text, the ids of one, or a list of up to 32 of either"),
         ({"prompt": ["x"] * 60_000}, 400, "prompt: expected a text, the ids of one, or a list of up to 32 of either"),
-        ({"prompt": [7] * 600}, 400, "a prompt of 600 tokens and 64 new ones do not fit the network's 512 positions"),
+        (
+            {"prompt": [7] * 600},
+            400,
+            "the model's context length is 512 tokens; the prompt has 600, and 64 are reserved",
+        ),
         ({"prompt": [-1]}, 400, "ids outside the vocabulary"),
         ({"messages": HELLO, "stop": "a" * 5000}, 400, "stop has more than 4,000 characters"),
     ],
@@ -130,3 +138,63 @@ def test_bodies_that_are_none(served: Served) -> None:
     for path in ("/", "/health"):
         assert httpx.head(served.url + path).status_code == httpx.get(served.url + path).status_code == 200
     assert httpx.get(f"{served.url}/docs").status_code == 404  # FastAPI's own loads scripts from elsewhere
+
+
+def test_a_long_conversation_is_answered(served: Served) -> None:
+    """Clients send all of it: 331 messages of 100 characters, and 501 of any length, were refused for ever."""
+    for messages in (
+        [{"role": ("user", "assistant")[k % 2], "content": "word " * 20} for k in range(331)],
+        [{"role": "user", "content": "a"}] * 2001,
+        [{"role": "user", "content": "word " * 30_000}],
+    ):
+        answer = served.post({"messages": messages, "max_tokens": 2})
+        assert answer.status_code == 200, answer.text
+        usage = answer.json()["usage"]
+        assert usage["turns_left_out"] + usage["tokens_cut"] > 0
+        assert usage["prompt_tokens"] <= 510
+
+
+def test_what_cannot_fit_has_openais_code(served: Served) -> None:
+    """Clients look for it, and shorten the prompt."""
+    with pytest.raises(openai.BadRequestError, match="context length is 512 tokens") as refused:
+        served.client.completions.create(model="tiny", prompt="word " * 2000)
+    assert (refused.value.code, refused.value.param) == ("context_length_exceeded", "prompt")
+
+
+def test_fields_without_effect_are_told_or_refused(served: Served) -> None:
+    """A misspelt field was ignored in silence, and so was a limit beyond the server's."""
+    body = {"messages": [{"role": "system", "content": "Be kind."}, *HELLO], "max_tokens": 5000, "temprature": 0}
+    for stream in (False, True):
+        warning = served.post({**body, "stream": stream}).headers["x-dialogpt-warning"]
+        assert "'temprature' is unknown; is 'temperature' meant?" in warning
+        assert "max_tokens 5000 was reduced to 64" in warning
+        assert "1 system messages were dropped" in warning
+    harmless = {
+        "messages": HELLO,
+        "user": "me",
+        "metadata": {},
+        "tools": [],
+        "response_format": {"type": "text"},
+        "n": 1,
+    }
+    assert "x-dialogpt-warning" not in served.post({**harmless, "best_of": 1, "max_tokens": 3}).headers
+    odd = served.post({"messages": HELLO, "x\r\nSet-Cookie: é": 1, "max_tokens": 3})
+    assert (odd.status_code, "set-cookie" in odd.headers) == (200, False)
+    with serve(served.engine, strict=True) as strict:
+        refused = strict.post(body)
+        assert (refused.status_code, "this server is strict: 'temprature' is unknown" in refused.text) == (400, True)
+        assert strict.post(harmless).status_code == 200
+
+
+def test_a_system_message_is_no_turn_unless_asked(served: Served) -> None:
+    """As a turn, the bot repeated it."""
+    system = [
+        {"role": "system", "content": "You are a kind old sailor."},
+        {"role": "developer", "content": "Be brief."},
+    ]
+    plain = {"messages": HELLO, "temperature": 0}
+    without = served.post(plain).json()
+    assert served.post({**plain, "messages": [*system, *HELLO]}).json()["usage"] == without["usage"]
+    with serve(served.engine, keep_system=True) as other:
+        usage = other.post({**plain, "messages": [*system, *HELLO]}).json()["usage"]
+        assert usage["prompt_tokens"] > without["usage"]["prompt_tokens"]

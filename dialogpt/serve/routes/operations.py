@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from prometheus_client import generate_latest
 
-from dialogpt.serve.errors import RequestError
 from dialogpt.serve.service import Service
 
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add health and metrics."""
 
-    @app.head("/health", include_in_schema=False)
     @app.get("/health")
-    async def health() -> dict[str, Any]:
-        """Tell whether the server works, and how much it has to do."""
+    async def health() -> JSONResponse:
+        """Tell whether the server is alive, whether it accepts requests, and how much it has to do."""
         engine = service.engine
-        if not engine.alive:
-            raise RequestError(503, "decoding has ended; start the server again")
-        return {"status": "ok", "model": service.name, "running": engine.running, "waiting": engine.waiting}
+        status = "ok" if engine.ready else "shutting down" if engine.alive else "decoding has ended; start it again"
+        content = {"status": status, "alive": engine.alive, "ready": engine.ready, "model": service.name}
+        content |= {"running": engine.running, "waiting": engine.waiting}
+        return JSONResponse(content, 200 if engine.ready else 503)
+
+    @app.get("/health/live")
+    async def live() -> Response:
+        """Answer 200 while the decoding thread runs; else the process should be restarted."""
+        return Response(status_code=200 if service.engine.alive else 503)
+
+    @app.get("/health/ready")
+    async def ready() -> Response:
+        """Answer 200 while requests are accepted; else they should go elsewhere."""
+        return Response(status_code=200 if service.engine.ready else 503)
 
     @app.get("/metrics")
     async def metrics() -> Response:
