@@ -1,36 +1,70 @@
-"""The page for people, and what a browser may do with it."""
+"""The page for people: its files, compressed, and what a browser may do with them."""
 
 from __future__ import annotations
 
-import base64
+import gzip
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
+from starlette.exceptions import HTTPException
 
 STATIC = Path(__file__).parents[1] / "static"
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+# The page runs its own scripts and styles, and talks to this server alone.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+
+
+@dataclass(frozen=True)
+class StaticFile:
+    """A file of the page, as it is and compressed."""
+
+    content: bytes
+    compressed: bytes
+    media_type: str
+    tag: str
+
+    @classmethod
+    def read(cls, path: Path) -> StaticFile:
+        """Read a file once, when the application is created."""
+        content = path.read_bytes()
+        tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        return cls(content, gzip.compress(content, mtime=0), MEDIA_TYPES[path.suffix], tag)
+
+    def response(self, request: HTTPRequest) -> Response:
+        """Return the file, compressed where the browser takes it, or 304 where the browser has it already."""
+        headers = {"ETag": self.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        headers["Content-Security-Policy"] = POLICY
+        if request.headers.get("if-none-match") == self.tag:
+            return Response(status_code=304, headers=headers)
+        if "gzip" not in request.headers.get("accept-encoding", ""):
+            return Response(self.content, media_type=self.media_type, headers=headers)
+        return Response(self.compressed, media_type=self.media_type, headers={**headers, "Content-Encoding": "gzip"})
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add the page."""
-    page, policy = _page()
+    """Add the page, its files and the icon that browsers ask for."""
+    files = {path.name: StaticFile.read(path) for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 
-    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def show_page() -> Response:
+    @app.get("/", include_in_schema=False)
+    async def show_page(request: HTTPRequest) -> Response:
         """Return the page."""
-        return Response(page, media_type="text/html", headers={"Content-Security-Policy": policy})
+        return files["index.html"].response(request)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def favicon(request: HTTPRequest) -> Response:
+        """Return the icon."""
+        return files["favicon.svg"].response(request)
 
-def _page() -> tuple[bytes, str]:
-    """Return the page and its policy: it may run its own script and style, and talk to this server alone."""
-    page = (STATIC / "page.html").read_bytes()
-    allowed = {}
-    for kind, tag in (("script", b"script"), ("style", b"style")):
-        content = page.split(b"<" + tag + b">")[1].split(b"</" + tag + b">")[0]
-        allowed[kind] = base64.b64encode(hashlib.sha256(content).digest()).decode()
-    policy = (
-        f"default-src 'none'; script-src 'sha256-{allowed['script']}'; style-src 'sha256-{allowed['style']}'; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return page, policy
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static_file(name: str, request: HTTPRequest) -> Response:
+        """Return a file of the page."""
+        if name not in files:
+            raise HTTPException(404)
+        return files[name].response(request)
