@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dialogpt.model import GPT2
 
 
-@torch.no_grad()
+@torch.inference_mode(False)
 def copy_weights(model: GPT2) -> None:
     """Copy what is mapped from a file into memory.
 
@@ -20,9 +20,9 @@ def copy_weights(model: GPT2) -> None:
         model: on the CPU, its weights packed.
     """
     for module in model.modules():
-        for parameter in module.parameters(recurse=False):
+        for name, parameter in list(module.named_parameters(recurse=False)):
             if parameter.device.type == "cpu":
-                parameter.data = parameter.data.clone()
-        for name, value in vars(module).items():
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        for name, value in list(vars(module).items()):
             if isinstance(value, Tensor) and value.device.type == "cpu":
                 setattr(module, name, value.clone())
