@@ -14,7 +14,7 @@ from dialogpt.serve.engine import Engine
 from dialogpt.serve.errors import RequestError, on_http_error, on_not_valid, on_request_error
 from dialogpt.serve.metrics import Metrics
 from dialogpt.serve.middleware import Gate
-from dialogpt.serve.routes import completions, models, ollama, operations, page, responses_api
+from dialogpt.serve.routes import completions, inspect, models, ollama, operations, page, responses_api
 from dialogpt.serve.schemas import Limits
 from dialogpt.serve.service import Service
 
@@ -27,6 +27,7 @@ def create_app(
     access: Access | None = None,
     origins: Sequence[str] = (),
     isolate_cache: bool = False,
+    inspects: bool = True,
 ) -> FastAPI:
     """Create the application.
 
@@ -37,11 +38,12 @@ def create_app(
         access: who may connect; None is everyone.
         origins: other origins whose pages may send requests.
         isolate_cache: whether clients without keys share no cached prefixes.
+        inspects: whether replies may be looked into.
     """
     description = "A GPT-2 that talks, behind OpenAI's interface."
     # FastAPI's own documentation pages load scripts from elsewhere.
     app = FastAPI(title="dialogpt", description=description, docs_url=None, redoc_url=None)
-    service = Service(engine, name, limits, Metrics(engine), isolate_cache)
+    service = Service(engine, name, limits, Metrics(engine), isolate_cache, inspects)
     app.add_middleware(Gate, access=access or Access(), metrics=service.metrics)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
@@ -49,6 +51,8 @@ def create_app(
     app.add_exception_handler(RequestValidationError, on_not_valid)
     app.add_exception_handler(HTTPException, on_http_error)
     page.add_routes(app)
+    if inspects:
+        inspect.add_routes(app, service)
     for routes in (completions, responses_api, ollama, models, operations):
         routes.add_routes(app, service)
     return app

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from dialogpt.decoding.loop import Decoder, GenerationError, Row, Step, Stopped
+from dialogpt.decoding.loop import Decoder, GenerationError, Row, Step, Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies
@@ -33,6 +33,7 @@ SCORING_CHUNK = 64  # positions of a scored prompt; of GPT-2's vocabulary they t
 MIN_SHARED_TOKENS = 16  # tokens that a prompt shares with a kept cache of another conversation
 SHUTTING_DOWN = "the server is shutting down; retry later"
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class Busy(DialogueError):
@@ -212,32 +213,61 @@ class Engine:
         Raises:
             Busy, Closed: see `submit`.
         """
-        deadline = time.monotonic() + seconds
 
-        def work() -> list[list[Token]]:
+        def work(stop: Stop) -> list[list[Token]]:
             scored = []
             for ids in prompts:
-                if self._hard_deadline is not None and time.monotonic() > self._hard_deadline:
-                    raise Closed(SHUTTING_DOWN)
-                if time.monotonic() > deadline:
-                    raise TooLong(f"the prompts were not scored within {seconds:g} s; send fewer at a time")
+                if stop():
+                    raise Stopped
                 cache = KVCache.for_model(self.model)
                 scored.append(score_prompt(self.model, ids, alternatives, cache))
                 if keep:
                     self._prefixes.put(cache, cache_owner)
             return scored
 
-        def forget(_: Future[list[list[Token]]]) -> None:
+        return self.run_unbatched(work, seconds)
+
+    def run_unbatched(self, work: Callable[[Stop], Result], seconds: float) -> Future[Result]:
+        """Run other work with the network, in turn with unbatched requests.
+
+        Args:
+            work: receives a function that says whether to stop, and raises `Stopped` then.
+            seconds: the time limit, the queue included.
+
+        Returns:
+            The result; it raises `TooLong` or `Closed` if the work was stopped.
+
+        Raises:
+            Busy, Closed: see `submit`.
+        """
+        deadline = time.monotonic() + seconds
+
+        def stop() -> bool:
+            now = time.monotonic()
+            return now > deadline or (self._hard_deadline is not None and now > self._hard_deadline)
+
+        def run() -> Result:
+            try:
+                if stop():
+                    raise Stopped
+                return work(stop)
+            except Stopped:
+                if time.monotonic() > deadline:
+                    raise TooLong(f"this took longer than {seconds:g} s; ask for less at a time") from None
+                raise Closed(SHUTTING_DOWN) from None
+
+        def forget(_: Future[Result]) -> None:
             with self._condition:
-                del self._unbatched[id(work)]
+                del self._unbatched[id(run)]
 
         with self._condition:
             if self._hard_deadline is not None or not self.alive:
                 raise Closed(SHUTTING_DOWN)
             if len(self._unbatched) >= self.max_waiting:
                 raise Busy(f"{len(self._unbatched)} requests are waiting already; retry in a moment")
-            future = self._unbatched[id(work)] = self._unbatched_pool.submit(work)
-            future.add_done_callback(forget)
+            future = self._unbatched_pool.submit(run)
+            self._unbatched[id(run)] = future
+        future.add_done_callback(forget)
         return future
 
     def cancel(self, task: GenerationTask) -> None:

@@ -23,6 +23,7 @@ class Service:
         limits: what a request is granted.
         metrics: what is counted.
         isolate_cache: whether clients without keys share no cached prefixes.
+        inspects: whether replies may be looked into.
         created: when the server started, in seconds since 1970.
     """
 
@@ -31,6 +32,7 @@ class Service:
     limits: Limits
     metrics: Metrics
     isolate_cache: bool = False
+    inspects: bool = True
     created: int = field(default_factory=lambda: int(time.time()))
 
     def require_model(self, asked: str | None) -> None:
@@ -57,6 +59,7 @@ class Service:
             "context_length": limits.positions,
             "max_completion_tokens": limits.new_tokens,
             "history_tokens": limits.history_tokens,
+            "inspect": self.inspects,
             "defaults": {
                 "temperature": settings.temperature if settings.do_sample else 0,
                 "top_k": settings.top_k,

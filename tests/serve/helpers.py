@@ -49,12 +49,15 @@ def serve(
     access: Access | None = None,
     origins: Sequence[str] = (),
     isolate_cache: bool = False,
+    inspects: bool = True,
     **granted: Any,
 ) -> Iterator[Served]:
     """Serve an engine from a thread of this process; what is granted are fields of `Limits`."""
     own = open_checkpoint("tiny").chat  # as `dialogpt serve` takes them
     limits = Limits(GenerationConfig.chat(own), engine.model.config.n_positions, 64, 30, 256, reranker, **granted)
-    app = create_app(engine, "tiny", limits, access=access, origins=origins, isolate_cache=isolate_cache)
+    app = create_app(
+        engine, "tiny", limits, access=access, origins=origins, isolate_cache=isolate_cache, inspects=inspects
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=0, http=TimedProtocol, log_level="error", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

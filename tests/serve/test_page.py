@@ -227,6 +227,15 @@ def test_see_inside_a_reply(page: Any) -> None:
     assert chosen.count() == 1
     assert "%" in chosen.inner_text()
     picture(page, "inside")
+    faults: list[str] = []
+    with page.context.expect_page() as opened:
+        page.get_by_role("button", name="Look deeper").click()
+    tab = opened.value
+    tab.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    expect(tab.locator("h1")).to_be_visible(timeout=60_000)
+    assert tab.locator("svg, button").count() > 3  # its script has run
+    assert faults == []
+    tab.close()
     page.get_by_role("button", name="See inside").click()
     assert page.locator(".inside").count() == 0
 

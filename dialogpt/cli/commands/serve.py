@@ -107,6 +107,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default="drop",
         help="what a system message is, which the model was not trained to follow (default: drop)",
     )
+    server.add_argument("--no-inspect", action="store_true", help="do not let clients look inside replies")
     server.add_argument("--strict", action="store_true", help="refuse what is otherwise ignored with a warning")
     _add_operator_flags(parser.add_argument_group("operation"))
     add_network_flags(parser)
@@ -240,7 +241,13 @@ def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple
             prefix_cache_bytes=options.prefix_memory << 20,
         )
         app = create_app(
-            engine, name, limits, access=access, origins=options.cors or [], isolate_cache=options.isolate_cache
+            engine,
+            name,
+            limits,
+            access=access,
+            origins=options.cors or [],
+            isolate_cache=options.isolate_cache,
+            inspects=not options.no_inspect,
         )
         return engine, app
 

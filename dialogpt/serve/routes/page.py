@@ -12,12 +12,16 @@ from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
+from dialogpt.inspect import page_sources
+
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-# The page runs its own scripts and styles, and talks to this server alone.
+# The page runs its own scripts and styles, and talks to this server alone. What `/inspect` draws is opened from it as a
+# document of its own, which inherits this policy.
+INSIDE_SCRIPT, INSIDE_STYLE = page_sources()
 POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'"
+    f"default-src 'none'; script-src 'self' {INSIDE_SCRIPT}; style-src 'self' {INSIDE_STYLE}; connect-src 'self'; "
+    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 

@@ -1,10 +1,24 @@
 // "See inside": each token of a reply, how sure the model was of it, and what else could have come.
-import {element} from "./dom.js";
+import {element, problem} from "./dom.js";
+import {ask, server} from "./server.js";
 
 const visible = (text) => text.replaceAll("\n", "⏎").replaceAll(" ", "·") || "∅";
 const percent = (p) => p >= 0.001 ? `${(p * 100).toFixed(1)} %` : p > 0 ? "under 0.1 %" : "0 %";
 
-export function toggleInside(line, message, button) {
+// The server's own picture of a reply, in a tab of its own: layers, attention, and what each turn was worth.
+async function openPicture(dialogue, message) {
+  const tab = window.open("", "_blank");  // at once, while the browser knows that a person asked for it
+  try {
+    const body = {...dialogue, ended: message.ended};
+    const page = await (await ask("inspect", body, undefined, "text/html")).text();
+    const url = URL.createObjectURL(new Blob([page], {type: "text/html"}));
+    if (tab) tab.location = url;
+    else problem("The browser did not let the page open a tab.");
+    setTimeout(() => URL.revokeObjectURL(url), 60000);
+  } catch (error) { tab?.close(); problem(error.message); }
+}
+
+export function toggleInside(line, message, button, dialogue) {
   const open = line.querySelector(".inside");
   button.setAttribute("aria-expanded", String(!open));
   if (open) { open.remove(); return; }
@@ -31,6 +45,8 @@ export function toggleInside(line, message, button) {
   const legend = element("p", {className: "legend"}, "unsure", element("span"), "sure");
   const panel = element("div", {className: "inside"}, tokens, legend, table, element("p", {textContent:
     "Point at a token to see what else the model considered. These are its own probabilities, before the settings change them; a dot is a space."}));
+  if (server.inspect) panel.append(element("button", {type: "button", textContent: "Look deeper",
+    title: "Layers, attention, and what each turn was worth, in a new tab", onclick: () => openPicture(dialogue(), message)}));
   line.append(panel);
   pick(0);
   panel.scrollIntoView({block: "nearest"});

@@ -2,7 +2,7 @@
 import {atBottom, element, find, grow, MAX_CHARACTERS, problem} from "./dom.js";
 import {toggleInside} from "./inside.js";
 import {server} from "./server.js";
-import {conversation, keep} from "./store.js";
+import {conversation, keep, state} from "./store.js";
 
 const lines = new WeakMap();  // what shows each message, so that an open panel or edit stays as it is
 export const handlers = {busy: () => false, ask() {}, retry() {}, sayInstead() {}};  // what talk.js does
@@ -26,6 +26,12 @@ function lineOf(message, place) {
   if (lines.get(message)?.place !== place) lines.set(message, {place, line: lineFor(message, place)});
   return lines.get(message).line;
 }
+// A reply with all that was said before it, as the server takes it.
+function dialogueTo(message) {
+  const messages = conversation().messages;
+  const {n, ...settings} = state.settings;
+  return {...settings, messages: messages.slice(0, messages.indexOf(message) + 1).map(({role, content}) => ({role, content}))};
+}
 export function forget(message) { lines.delete(message); }
 
 export function lineFor(message, place) {
@@ -44,7 +50,7 @@ export function lineFor(message, place) {
   if (message.role === "assistant") {
     action("Retry", () => handlers.retry(place), "changes last");
     if (message.tokens?.length) {
-      action("See inside", (event) => toggleInside(line, message, event.target));
+      action("See inside", (event) => toggleInside(line, message, event.target, () => dialogueTo(message)));
       actions.lastChild.setAttribute("aria-expanded", "false");
     }
   }

@@ -11,8 +11,8 @@ export function setApiKey(given) {
   try { sessionStorage.setItem(KEY, key); } catch { /* it may not be used */ }
 }
 
-export async function ask(path, body, signal) {
-  const headers = {"Content-Type": "application/json"};
+export async function ask(path, body, signal, accept = "*/*") {
+  const headers = {"Content-Type": "application/json", Accept: accept};
   if (key && !/^[\x21-\x7e]+$/.test(key)) throw new Error("The API key in the settings holds characters that no key has.");
   if (key) headers.Authorization = `Bearer ${key}`;
   let answer;
