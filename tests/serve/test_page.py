@@ -25,6 +25,8 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
          "--disable-quic", "--disable-gpu"]  # fmt: skip
+PATIENCE = 60_000  # milliseconds; these machines are shared
+expect.set_options(timeout=PATIENCE)
 PICTURES = os.environ.get("DIALOGPT_PICTURES")  # a folder where screenshots are left to be looked at
 
 
@@ -70,7 +72,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, url: str) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(5_000)
+    page.set_default_timeout(PATIENCE)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(url)
@@ -82,7 +84,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 
 def new_page(browser: Any) -> Any:
     page = browser.new_page()
-    page.set_default_timeout(5_000)
+    page.set_default_timeout(PATIENCE)
     return page
 
 
@@ -232,7 +234,7 @@ def test_see_inside_a_reply(page: Any) -> None:
         page.get_by_role("button", name="Look deeper").click()
     tab = opened.value
     tab.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
-    expect(tab.locator("h1")).to_be_visible(timeout=60_000)
+    expect(tab.locator("h1")).to_be_visible()
     assert tab.locator("svg, button").count() > 3  # its script has run
     assert faults == []
     tab.close()
@@ -327,7 +329,7 @@ def test_what_is_kept_may_be_damaged(page: Any, kept: str, one: str) -> None:
 
 def test_two_tabs_keep_each_others_conversations(page: Any) -> None:
     other = page.context.new_page()
-    other.set_default_timeout(5_000)
+    other.set_default_timeout(PATIENCE)
     other.goto(page.url)
     say(other, "I am the second tab.")
     say(page, "I am the first tab.")
@@ -361,7 +363,7 @@ def test_two_tabs_talk_at_the_same_time(page: Any) -> None:
     """In one conversation: the later of two replies went over the earlier; now it becomes a conversation of its own."""
     say(page, "Hi!")
     other = page.context.new_page()
-    other.set_default_timeout(5_000)
+    other.set_default_timeout(PATIENCE)
     other.goto(page.url)
     held: list[Any] = []
     page.route("**/v1/chat/completions", lambda route: held.append(route))
@@ -432,7 +434,7 @@ def test_what_is_open_stays_open_and_a_reader_stays_where_they_are(page: Any) ->
     assert page.locator(".inside").count() == 1
     assert page.get_by_label("Edit your message").input_value() == "I am still writing."
     tab = page.context.new_page()
-    tab.set_default_timeout(5_000)
+    tab.set_default_timeout(PATIENCE)
     tab.goto(page.url)
     say(tab, "Here is another tab.")
     expect(page.locator("#log li")).to_have_count(16)
