@@ -8,6 +8,7 @@ import {showSidebar} from "./sidebar.js";
 let running = null;  // the AbortController of the reply that is being generated
 export function isBusy() { return Boolean(running); }
 export function stop() { running?.abort(); }
+const VISITOR = newId();  // whose cached words a server with --isolate-cache keeps apart
 const NO_ROOM = "This browser has no room to keep the conversation; save it before you leave.";
 const rounded = (p) => Number(Math.min(1, p).toPrecision(3));
 
@@ -93,7 +94,7 @@ export async function reply({before = [], from = 0, earlier = null, again = null
 }
 // Fill `found` with what the server sends, and show the first reply as it grows.
 async function receive(here, found, shown) {
-  const body = {...state.settings, messages: sent(here.messages), stream: true,
+  const body = {...state.settings, messages: sent(here.messages), stream: true, user: VISITOR,
     logprobs: true, top_logprobs: 5, stream_options: {include_usage: true}};
   const start = performance.now();
   for await (const content of events(await ask("v1/chat/completions", body, running.signal))) {
