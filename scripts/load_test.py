@@ -25,7 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
@@ -184,7 +184,8 @@ async def _stand_still(url: str, kind: str, end: float, tally: Tally) -> None:
                 writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
             if kind == "unread":
                 writer.write(body)
-                writer.transport.pause_reading()
+                transport: Any = writer.transport  # typed as one that writes only
+                transport.pause_reading()
             for byte in body:
                 if time.monotonic() >= end or writer.transport.is_closing() or reader.at_eof():
                     break

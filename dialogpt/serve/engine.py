@@ -315,10 +315,10 @@ class Engine:
         return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens, stops_in_prompt=False)
 
     def _run(self) -> None:
-        going = True
-        while going:
+        open_for_work = True
+        while open_for_work:
             try:
-                going = self._admit_and_evict()
+                open_for_work = self._admit_and_evict()
                 self._step()
             except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
                 logger.exception("decoding failed; all running replies are lost")
@@ -534,7 +534,7 @@ def _token(choice: int, alternatives: int | None, step: Step) -> Event:
 
 
 def _scored_token(choice: int, token: int, logits: torch.Tensor, alternatives: int, echoed: bool = False) -> Token:
-    """A token with its log-probability and the likeliest ones at its place, from the logits there, (V,)."""
+    """A token with its log-probability and the likeliest ones at its position, from the logits there, (V,)."""
     log_probabilities = logits.log_softmax(dim=-1)  # (V,)
     best = log_probabilities.topk(min(alternatives, len(log_probabilities)))
     found = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -553,8 +553,8 @@ def score_prompt(model: GPT2, ids: Sequence[int], alternatives: int, cache: KVCa
     """
     hidden = model.hidden(torch.tensor([list(ids)], device=model.device), cache)[0]  # (T, C)
     scored = [Token(0, ids[0], echoed=True)]
-    for place in range(0, len(ids) - 1, SCORING_CHUNK):
-        logits = model.logits(hidden[place : min(place + SCORING_CHUNK, len(ids) - 1)]).float()  # (chunk, V)
-        for row, token in zip(logits, ids[place + 1 :], strict=False):  # the last chunk ends before the ids do
+    for position in range(0, len(ids) - 1, SCORING_CHUNK):
+        logits = model.logits(hidden[position : min(position + SCORING_CHUNK, len(ids) - 1)]).float()  # (chunk, V)
+        for row, token in zip(logits, ids[position + 1 :], strict=False):  # the last chunk ends before the ids do
             scored.append(_scored_token(0, token, row, alternatives, echoed=True))
     return scored

@@ -89,21 +89,21 @@ async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
             RequestError(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"), request.url.path
         )
     problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union has one for each of its kinds
-    reported = [f"{place or 'the body'}: {sentence}" for place, sentence in problems.items()][:MAX_PROBLEMS]
+    reported = [f"{location or 'the body'}: {sentence}" for location, sentence in problems.items()][:MAX_PROBLEMS]
     return as_response(RequestError(400, "; ".join(reported), param=next(iter(problems)) or None), request.url.path)
 
 
 def _problem(problem: dict[str, Any]) -> tuple[str, str]:
     """Return where a body is not valid, and what was found and expected."""
-    place = [str(part) for part in problem["loc"] if part != "body"]
+    location = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
-        return "", f"no JSON ({problem['ctx']['error']}, at character {place[0]}); send an object"
-    union = next((depth for depth, part in enumerate(place, 1) if part in UNION_FIELDS), None)
+        return "", f"no JSON ({problem['ctx']['error']}, at character {location[0]}); send an object"
+    union = next((depth for depth, part in enumerate(location, 1) if part in UNION_FIELDS), None)
     found = problem["input"]
     found_suffix = "" if problem["type"] == "missing" else f"; found {_abbreviated(found)}"
-    if union is not None and len(place) > union:
-        return ".".join(place[:union]), UNION_FIELDS[place[union - 1]]
-    return ".".join(place), problem["msg"] + found_suffix
+    if union is not None and len(location) > union:
+        return ".".join(location[:union]), UNION_FIELDS[location[union - 1]]
+    return ".".join(location), problem["msg"] + found_suffix
 
 
 def _abbreviated(value: Any) -> str:

@@ -37,7 +37,7 @@ class VisibleText:
     def _release(self, last: bool) -> str:
         if self._stopped:
             return ""
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
         if found:
             self._stopped = True
             return self._held[: min(found)]
@@ -53,17 +53,17 @@ def json_pieces(value: Any) -> Iterator[str]:
     """
     if isinstance(value, Iterator):
         yield "["
-        for place, item in enumerate(value):
-            yield ("," if place else "") + compact_json(item)
+        for index, item in enumerate(value):
+            yield ("," if index else "") + compact_json(item)
         yield "]"
     elif isinstance(value, dict):
-        for place, (name, item) in enumerate(value.items()):
-            yield f"{',' if place else '{'}{compact_json(name)}:"
+        for index, (name, item) in enumerate(value.items()):
+            yield f"{',' if index else '{'}{compact_json(name)}:"
             yield from json_pieces(item)
         yield "}" if value else "{}"
     elif isinstance(value, list) and value and isinstance(value[0], dict):
-        for place, item in enumerate(value):
-            yield "," if place else "["
+        for index, item in enumerate(value):
+            yield "," if index else "["
             yield from json_pieces(item)
         yield "]"
     else:

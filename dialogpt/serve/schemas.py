@@ -367,7 +367,7 @@ def _non_negative(name: str, given: Mapping[str, Any], default: int) -> int:
     """Return a setting that is needed before `GenerationConfig` checks it."""
     value = given.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise DialogueError(f"{name} is {str(value)[:50]}, expected a whole number from 0 on")
+        raise DialogueError(f"{name} is {str(value)[:50]}, expected a non-negative integer")
     return value
 
 

@@ -35,6 +35,7 @@ from dialogpt.errors import DONE, DialogueError, install_hint
 from dialogpt.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
+    from dialogpt.serve.access import Access
     from dialogpt.serve.engine import Engine
     from dialogpt.weights import Checkpoint
 
@@ -76,32 +77,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--name", metavar="NAME", help="what clients call the model (default: the checkpoint's or run's)"
     )
     server.add_argument(
-        "--max-sequences", type=positive_number, default=32, metavar="N", help="replies decoded together (default: 32)"
-    )
-    server.add_argument(
-        "--max-waiting", type=positive_number, default=64, metavar="N", help="requests that may wait (default: 64)"
-    )
-    server.add_argument(
-        "--workers",
-        type=positive_number,
-        default=1,
-        metavar="N",
-        help="processes on the one port, which share the weights (default: 1)",
-    )
-    server.add_argument(
-        "--prefix-memory",
-        type=positive_number,
-        default=512,
-        metavar="MB",
-        help="for what was read of conversations, so that their next turn reads its own words only (default: 512)",
-    )
-    server.add_argument(
-        "--time-limit", type=positive_number, default=60, metavar="SECONDS", help="for a request (default: 60)"
-    )
-    server.add_argument(
-        "--grace", type=positive_number, default=10, metavar="SECONDS", help="to finish in when stopped (default: 10)"
-    )
-    server.add_argument(
         "--system",
         choices=("drop", "first-turn"),
         default="drop",
@@ -109,10 +84,41 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     server.add_argument("--no-inspect", action="store_true", help="do not let clients look inside replies")
     server.add_argument("--strict", action="store_true", help="refuse what is otherwise ignored with a warning")
+    _add_capacity_flags(parser.add_argument_group("capacity"))
     _add_operator_flags(parser.add_argument_group("operation"))
     add_network_flags(parser)
     add_choice_flags(parser)
     add_generation_flags(parser)
+
+
+def _add_capacity_flags(group: argparse._ArgumentGroup) -> None:
+    """Declare how much is done at a time, and for how long."""
+    group.add_argument(
+        "--max-sequences", type=positive_number, default=32, metavar="N", help="replies decoded together (default: 32)"
+    )
+    group.add_argument(
+        "--max-waiting", type=positive_number, default=64, metavar="N", help="requests that may wait (default: 64)"
+    )
+    group.add_argument(
+        "--workers",
+        type=positive_number,
+        default=1,
+        metavar="N",
+        help="processes on the one port, which share the weights (default: 1)",
+    )
+    group.add_argument(
+        "--prefix-memory",
+        type=positive_number,
+        default=512,
+        metavar="MB",
+        help="for what was read of conversations, so that their next turn reads its own words only (default: 512)",
+    )
+    group.add_argument(
+        "--time-limit", type=positive_number, default=60, metavar="SECONDS", help="for a request (default: 60)"
+    )
+    group.add_argument(
+        "--grace", type=positive_number, default=10, metavar="SECONDS", help="to finish in when stopped (default: 10)"
+    )
 
 
 def _add_operator_flags(group: argparse._ArgumentGroup) -> None:
@@ -136,7 +142,7 @@ def _add_operator_flags(group: argparse._ArgumentGroup) -> None:
 
 def _port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port; expected a whole number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port; expected an integer from 0 to 65535")
     return int(text)
 
 
@@ -148,7 +154,7 @@ def _origin(text: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns 0 after SIGTERM, and 130 after Ctrl-C."""
-    config = generation_from(options)  # what is wrong with the flags is said before anything is loaded
+    config = generation_from(options)  # wrong flags are reported before anything is loaded
     if config.num_beams > 1:
         raise wrong_usage(options, "--num-beams is for requests to ask; as the server's own it would allow no stream")
     rerankers_from(options)
@@ -192,7 +198,6 @@ def _run_loaded(options: argparse.Namespace, listener: socket.socket) -> int:
 def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple[Engine, Any]]:
     """Pack the weights, and return what makes an engine and its application, in a process of its own or in this one."""
     from dialogpt.generation import generate
-    from dialogpt.serve.access import Access, ClientLimits, Keys, read_keys
     from dialogpt.serve.app import create_app
     from dialogpt.serve.engine import Engine
     from dialogpt.serve.memory import copy_weights
@@ -206,11 +211,7 @@ def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple
             f"--max-new-tokens is {options.max_new_tokens}; at most {new_tokens} are served, "
             f"half of {positions} positions"
         )
-    key = options.api_key or os.environ.get(KEY)
-    keys = read_keys(Path(options.api_keys)) if options.api_keys else {"default": key} if key else {}
-    local = options.host in LOOPBACK
-    if not keys and not local:
-        logger.warning("anyone who reaches this machine can ask; --api-key keeps others out")
+    access = access_from(options)
     next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
     copy_weights(model)
     limits = Limits(
@@ -223,12 +224,6 @@ def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple
         num_candidates=opened.num_candidates,
         strict=options.strict,
         keep_system=options.system == "first-turn",
-    )
-    access = Access(
-        Keys(keys) if keys else None,
-        (*LOOPBACK, *(options.allowed_host or ())) if local else None,
-        options.public_metrics,
-        ClientLimits(options.rate_limit, options.max_concurrent),
     )
     name = options.name or model_name(opened.checkpoint)
 
@@ -252,6 +247,27 @@ def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple
         return engine, app
 
     return make_app
+
+
+def access_from(options: argparse.Namespace) -> Access:
+    """Return who may connect.
+
+    Raises:
+        DialogueError: the file of keys cannot be used.
+    """
+    from dialogpt.serve.access import Access, ClientLimits, Keys, read_keys
+
+    key = options.api_key or os.environ.get(KEY)
+    keys = read_keys(Path(options.api_keys)) if options.api_keys else {"default": key} if key else {}
+    local = options.host in LOOPBACK
+    if not keys and not local:
+        logger.warning("anyone who reaches this machine can ask; --api-key keeps others out")
+    return Access(
+        Keys(keys) if keys else None,
+        (*LOOPBACK, *(options.allowed_host or ())) if local else None,
+        options.public_metrics,
+        ClientLimits(options.rate_limit, options.max_concurrent),
+    )
 
 
 def model_name(checkpoint: Checkpoint) -> str:

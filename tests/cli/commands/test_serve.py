@@ -136,7 +136,7 @@ def test_sigterm_while_it_loads_ends_it_quietly() -> None:
     ("flags", "status", "sentence"),
     [
         (["--rerank", "mmi"], 2, "--rerank mmi needs --reverse-model"),
-        (["--port", "99999"], 2, "expected a whole number from 0 to 65535"),
+        (["--port", "99999"], 2, "expected an integer from 0 to 65535"),
         (["--num-beams", "3", "--greedy"], 2, "--num-beams is for requests to ask"),
         (["--api-key", ""], 2, "the API key is empty"),
         (["--host", "a..b"], 1, "--host 'a..b' is no name of this machine"),
