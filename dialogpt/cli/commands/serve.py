@@ -37,7 +37,6 @@ from dialogpt.generation_config import GenerationConfig
 if TYPE_CHECKING:
     from dialogpt.serve.access import Access
     from dialogpt.serve.engine import Engine
-    from dialogpt.weights import Checkpoint
 
 KEY = "DIALOGPT_API_KEY"  # where a key is not seen by everyone who lists processes
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -225,7 +224,7 @@ def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple
         strict=options.strict,
         keep_system=options.system == "first-turn",
     )
-    name = options.name or model_name(opened.checkpoint)
+    name = options.name or opened.checkpoint.shown_name
 
     def make_app() -> tuple[Engine, Any]:
         engine = Engine(
@@ -268,14 +267,6 @@ def access_from(options: argparse.Namespace) -> Access:
         options.public_metrics,
         ClientLimits(options.rate_limit, options.max_concurrent),
     )
-
-
-def model_name(checkpoint: Checkpoint) -> str:
-    """Return what clients call a model: the hub's name or its folder's; of a step of a run, the run's."""
-    if checkpoint.name is not None:
-        return checkpoint.name
-    path = checkpoint.path.resolve()
-    return path.parent.name if re.fullmatch(r"step-\d+", path.name) else path.name
 
 
 def _announce(options: argparse.Namespace, listener: socket.socket) -> None:
