@@ -29,7 +29,7 @@ class TimedProtocol(H11Protocol):
         """Take data, and stop the timer once the headers are complete."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
-            self._cancel_timers()
+            self._cancel_header_timer()
         else:
             self._await_headers()
 
@@ -42,24 +42,27 @@ class TimedProtocol(H11Protocol):
     def resume_writing(self) -> None:
         """Go on: the client has read."""
         super().resume_writing()
-        if self._write_timer is not None:
-            self._write_timer.cancel()
-            self._write_timer = None
+        self._cancel_write_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the timers."""
-        self._cancel_timers()
+        self._cancel_header_timer()
+        self._cancel_write_timer()
         super().connection_lost(exc)
 
     def _await_headers(self) -> None:
         if self._header_timer is None and not self.transport.is_closing():
             self._header_timer = self.loop.call_later(HEADER_TIMEOUT_SECONDS, self._headers_timed_out)
 
-    def _cancel_timers(self) -> None:
-        for timer in (self._header_timer, self._write_timer):
-            if timer is not None:
-                timer.cancel()
-        self._header_timer = self._write_timer = None
+    def _cancel_header_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _cancel_write_timer(self) -> None:
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
 
     def _headers_timed_out(self) -> None:
         """Answer 408 where the connection still may be answered, and close it."""

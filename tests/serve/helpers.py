@@ -32,6 +32,7 @@ class Served:
 
     engine: Engine
     url: str
+    listener: Any  # its socket
 
     @property
     def client(self) -> openai.OpenAI:
@@ -65,7 +66,8 @@ def serve(
         assert thread.is_alive()
         time.sleep(0.01)
     try:
-        yield Served(engine, f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}")
+        listener = server.servers[0].sockets[0]
+        yield Served(engine, f"http://127.0.0.1:{listener.getsockname()[1]}", listener)
     finally:
         server.should_exit = server.force_exit = True
         thread.join(30)

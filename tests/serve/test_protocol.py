@@ -10,7 +10,7 @@ import pytest
 
 from dialogpt.serve import pending, protocol
 from tests.helpers import WAIT_SECONDS
-from tests.serve.helpers import HELLO, Served
+from tests.serve.helpers import Served, serve
 
 
 def connected(served: Served) -> socket.socket:
@@ -64,27 +64,30 @@ def test_a_body_that_never_comes_closes_the_connection(served: Served, monkeypat
             answer = connection.recv(4000)
 
 
-def test_a_stream_that_nobody_reads_is_cancelled(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ended_by", ["queue", "timeout"])
+def test_a_stream_that_nobody_reads_ends(served: Served, monkeypatch: pytest.MonkeyPatch, ended_by: str) -> None:
     """Its events stayed queued, 73 MB a connection, and the time limit did not end it."""
-    monkeypatch.setattr(pending, "MAX_UNREAD_EVENTS", 32)
-    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_SECONDS", 0.3)
+    monkeypatch.setattr(pending, "MAX_UNREAD_EVENTS", 32 if ended_by == "queue" else 1 << 30)
+    monkeypatch.setattr(protocol, "WRITE_TIMEOUT_SECONDS", WAIT_SECONDS if ended_by == "queue" else 0.3)
     content = (
-        b'{"messages": [{"role": "user", "content": "%s"}], "stream": true, "n": 16, "min_new_tokens": 60, '
-        b'"max_tokens": 60, "logprobs": true, "top_logprobs": 20}' % HELLO[0]["content"].encode()
+        b'{"messages": [{"role": "user", "content": "Hi!"}], "stream": true, "n": 16, "min_new_tokens": 60, '
+        b'"max_tokens": 60, "logprobs": true, "top_logprobs": 20}'
     )
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    with socket.socket() as connection:
+    with serve(served.engine) as own, socket.socket() as connection:
+        own.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(WAIT_SECONDS)
-        connection.connect(("127.0.0.1", int(served.url.rsplit(":", 1)[1])))
+        connection.connect(own.listener.getsockname())
         connection.sendall(head + b"Content-Length: %d\r\n\r\n" % len(content) + content)
-        connection.recv(100)
+        received = connection.recv(100)
         deadline = time.monotonic() + WAIT_SECONDS
-        while served.engine.running and time.monotonic() < deadline:
+        while own.engine.running and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert served.engine.running == 0
-        received = 0
-        with suppress(ConnectionError):  # it is reset
+        time.sleep(1)
+        with suppress(ConnectionError, TimeoutError):  # it is reset, or kept alive after its end
+            connection.settimeout(3)
             while chunk := connection.recv(1 << 20):
-                received += len(chunk)
-        assert received < 16 * 60 * 2000  # not the whole of it
+                received += chunk
+    assert (pending.TOO_SLOW.encode() in received) == (ended_by == "queue")
+    assert (b"[DONE]" in received) == (ended_by == "queue")
