@@ -95,6 +95,7 @@ class _Sending:
     def __init__(self, send: Send, scope: Scope, metrics: Metrics) -> None:
         self._send, self._metrics, self._start = send, metrics, time.perf_counter()
         self._method, self._path = scope["method"], scope["path"]
+        self._address = (scope.get("client") or ("-",))[0]
         self.status: int | None = None
         self.client: Client | None = None
 
@@ -111,7 +112,7 @@ class _Sending:
     def log(self) -> None:
         """Log one line."""
         seconds = time.perf_counter() - self._start
-        name = self.client.name if self.client else "-"
+        name = self.client.name if self.client else self._address  # of one that was refused
         path = self._path[:200].encode("unicode_escape").decode()
         fields = {
             "client": name,

@@ -83,10 +83,12 @@ def test_named_keys_are_limited_and_counted_each(served: Served, caplog: pytest.
         assert int(refused.headers["retry-after"]) > 1
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert limited.post(body, headers=bob).status_code == 200
+        assert limited.post(body).status_code == 401
         metrics = httpx.get(f"{limited.url}/metrics", headers=bob).text
         assert 'dialogpt_key_requests_total{key="alice"} 4.0' in metrics
         assert 'dialogpt_key_requests_total{key="bob"} 1.0' in metrics
     assert "alice POST /v1/chat/completions 429" in caplog.text
+    assert "127.0.0.1 POST /v1/chat/completions 401" in caplog.text
     assert "a1" not in caplog.text
     with serve(served.engine, access=Access(Keys({"a": "k"}), public_metrics=True)) as public:
         assert httpx.get(f"{public.url}/metrics").status_code == httpx.get(f"{public.url}/health").status_code == 200

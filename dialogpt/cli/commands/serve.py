@@ -179,9 +179,9 @@ def _run_loaded(options: argparse.Namespace, listener: socket.socket) -> int:
     """Load the model, then serve it from this process or from several."""
     if options.workers > 1:  # see `run_workers`
         threads, options.threads = options.threads or 1, 1
+    access = access_from(options)
     logger.info("loading %s", options.model)
-    opened = open_model(options)
-    make_app = _prepared(options, opened)
+    make_app = _prepared(options, open_model(options), access)
 
     def work(index: int) -> int:
         if options.workers > 1:
@@ -194,7 +194,7 @@ def _run_loaded(options: argparse.Namespace, listener: socket.socket) -> int:
     return work(0) if options.workers == 1 else run_workers(options.workers, work)
 
 
-def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple[Engine, Any]]:
+def _prepared(options: argparse.Namespace, opened: Opened, access: Access) -> Callable[[], tuple[Engine, Any]]:
     """Pack the weights, and return what makes an engine and its application, in a process of its own or in this one."""
     from dialogpt.generation import generate
     from dialogpt.serve.app import create_app
@@ -210,7 +210,6 @@ def _prepared(options: argparse.Namespace, opened: Opened) -> Callable[[], tuple
             f"--max-new-tokens is {options.max_new_tokens}; at most {new_tokens} are served, "
             f"half of {positions} positions"
         )
-    access = access_from(options)
     next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
     copy_weights(model)
     limits = Limits(
