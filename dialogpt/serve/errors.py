@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from dialogpt.decoding.loop import NotFinite
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, SettingsError
 from dialogpt.serve.engine import Busy, Closed, Failed, TimedOut
 from dialogpt.serve.schemas import MAX_PROMPTS, OPENAI_NAMES, ContextLengthExceeded
 
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, TimedOut: 503, Failed: 500, NotFinite: 500}
+BODY_NAMES = {**OPENAI_NAMES, "max_new_tokens": "max_tokens"}  # what a body calls settings
 RETRY_AFTER = "1"  # seconds
 OLLAMA = "/api/"  # whose clients expect a sentence where OpenAI's expect an object
 MAX_PROBLEMS = 5  # of a body that are reported
@@ -46,9 +47,8 @@ class RequestError(Exception):
 
 def as_request_error(error: DialogueError) -> RequestError:
     """Turn an error of the library into a response; settings are named as in a body."""
-    status, message = STATUS.get(type(error), 400), str(error)
-    for setting, name in (*OPENAI_NAMES.items(), ("max_new_tokens", "max_tokens")):
-        message = message.replace(setting, name)
+    status = STATUS.get(type(error), 400)
+    message = error.worded(lambda name: BODY_NAMES.get(name, name)) if isinstance(error, SettingsError) else str(error)
     if isinstance(error, ContextLengthExceeded):
         return RequestError(status, message, "context_length_exceeded", error.param)
     return RequestError(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))

@@ -146,7 +146,7 @@ def test_the_best_of_several_candidates(served: Served) -> None:
         answer = judging.post(body).json()
         assert [choice["message"]["content"] for choice in answer["choices"]] == best
         for refused, sentence in (
-            ({**body, "temperature": 0}, "would all be the same without do_sample"),
+            ({**body, "temperature": 0}, "must be 1 without do_sample"),
             ({**body, "logprobs": True}, "omit logprobs"),
             ({**body, "num_beams": 2}, "rerank scores 5 candidates, and num_beams makes 2"),
         ):

@@ -37,7 +37,7 @@ def test_what_cannot_be_looked_into_is_a_sentence(served: Served) -> None:
         ({"messages": HELLO}, "the last message's role is 'user'; expected the reply"),
         ({"messages": DIALOGUE[1:]}, "turn"),
         ({"messages": []}, "at least 1 item"),
-        ({"messages": DIALOGUE, "top_k": "x"}, "top_k is 'x'"),
+        ({"messages": DIALOGUE, "top_k": "x"}, "top_k must be"),
     ):
         answer = served.post(body, "/inspect")
         assert (answer.status_code, sentence in answer.json()["error"]["message"]) == (400, True), answer.text

@@ -48,7 +48,7 @@ def test_errors_are_sentences(served: Served) -> None:
         ({"messages": HELLO, "tools": [{"type": "function"}]}, "/api/chat", 400, "tools is not implemented"),
         ({"messages": HELLO, "format": "json"}, "/api/chat", 400, "format is not implemented"),
         ({"messages": HELLO, "options": {"temperature": 9}}, "/api/chat", 400, "temperature: Input should be less"),
-        ({"messages": HELLO, "options": {"top_k": "x"}}, "/api/chat", 400, "top_k is 'x'"),
+        ({"messages": HELLO, "options": {"top_k": "x"}}, "/api/chat", 400, "top_k must be"),
         ({"messages": []}, "/api/chat", 400, "at least 1 item"),
         ({"prompt": "a", "suffix": "b"}, "/api/generate", 400, "suffix is not implemented"),
     ):
