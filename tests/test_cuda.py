@@ -15,7 +15,7 @@ from dialogpt.decoding.noise import fresh_generator
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.replies import Dialogue, Generators, Plan
-from dialogpt.serve.engine import End, Engine, Event, Job, Token
+from dialogpt.serve.engine import End, Engine, Event, GenerationTask, Token
 from dialogpt.weights import CheckpointError, load
 from tests.helpers import WAIT_SECONDS, pair, random_model, seeded, small_vocabulary
 
@@ -109,13 +109,13 @@ def test_a_draft_on_the_gpu_changes_nothing() -> None:
 def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2]) -> None:
     """The server's engine in its thread; the second turns go on from caches that were kept."""
     _, network = networks
-    engine = Engine(network, Tokenizer(small_vocabulary()), most_rows=3, prompt_tokens=8)
+    engine = Engine(network, Tokenizer(small_vocabulary()), max_sequences=3, prompt_tokens=8)
     config = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
     prompts = [*PROMPTS, *([*prompt, 50, 51] for prompt in PROMPTS)]
     heard: list[Queue[Event]] = [Queue() for _ in prompts]
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
         dialogue = Dialogue(Prompt(prompt, 0, 0), [], Generators(CUDA, seed))
-        engine.submit(Job(dialogue, Plan(config), events.put, seconds=60, alternatives=2))
+        engine.submit(GenerationTask(dialogue, Plan(config), events.put, seconds=60, alternatives=2))
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
         alone = generate(network, prompt, config, generator=fresh_generator(CUDA, seed))
         said: list[int] = []

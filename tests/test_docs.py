@@ -134,7 +134,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Folder]:
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The address of a `dialogpt serve`."""
-    command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "dialogpt", "serve", "--port", "0", "--log-level", "warning"]
     with started(command, env=environment(), stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         said = process.stderr.readline()

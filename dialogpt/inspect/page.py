@@ -24,8 +24,9 @@ PLACEHOLDER = re.compile(r"\{\{(\w+)\}\}")
 def render_page(inspection: Inspection) -> str:
     """The page, as a text to be written to a file or sent to a browser."""
     style, script = _static("page.css"), _static("page.js")
+    script_source, style_source = page_sources()
     parts = {
-        "policy": f"default-src 'none'; img-src data:; script-src {_hash(script)}; style-src {_hash(style)}; "
+        "policy": f"default-src 'none'; img-src data:; script-src {script_source}; style-src {style_source}; "
         "base-uri 'none'; form-action 'none'",
         "title": html.escape(f"Inside a reply: {' '.join(inspection['reply']['text'].split())[:60]}"),
         "style": style,
@@ -33,6 +34,11 @@ def render_page(inspection: Inspection) -> str:
         "data": page_data(inspection),
     }
     return PLACEHOLDER.sub(lambda place: parts[place[1]], _static("page.html"))
+
+
+def page_sources() -> tuple[str, str]:
+    """The page's own script and style, as the sources of a content security policy that allows nothing else."""
+    return _hash(_static("page.js")), _hash(_static("page.css"))
 
 
 def page_data(inspection: Inspection) -> str:

@@ -1,1 +1,1 @@
-"""One model for many conversations: `engine` decodes, `requests` says what may be asked, `api` speaks HTTP."""
+"""One model for many clients: `engine` decodes, `schemas` are the request bodies, `app` and `routes` speak HTTP."""

@@ -1,9 +1,8 @@
-"""Many requests, one network: they join and leave a running batch at every step.
+"""Continuous batching: requests are admitted to a running batch, and evicted from it, at every step.
 
-A thread of its own runs the loop of `dialogpt.decoding.loop`. Requests come from any thread; each gives a function
-that receives every token and must not block. Each sequence has its own settings and its own generator, so that its
-result does not depend on the others. What may be asked is left to `dialogpt.serve.schemas`, HTTP to
-`dialogpt.serve.app`.
+One thread runs the loop of `dialogpt.decoding.loop`. Any thread may submit a task; its callback receives every token in
+the decoding thread and must not block. Each sequence has its own settings and generator, so that its result does not
+depend on the others. Request bodies are left to `dialogpt.serve.schemas`, HTTP to `dialogpt.serve.routes`.
 """
 
 from __future__ import annotations
@@ -16,56 +15,57 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from dialogpt.decoding.loop import Decoder, Step
-from dialogpt.decoding.sequence import GenerationError, Stopped, TokenSequence
+from dialogpt.decoding.sequence import GenerationError, Stop, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies
 from dialogpt.tokenizer import Tokenizer
 
-MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
-MOST_WAITING = 64  # requests
-PROMPT_TOKENS = 256  # read in a step, beside the rows that run: 0.3 s for small in float32
-KEPT_BYTES = 512 << 20  # of caches of replies that ended, for the next turn of their conversation
-LOGITS_TOGETHER = 64  # positions of a scored prompt; of GPT-2's vocabulary they take 13 MB
-WORTH_COPYING = 16  # tokens that a prompt shares with a kept cache of another conversation
-STOPPED = "the server is being stopped; ask another one, or again when it is back"
+MAX_SEQUENCES = 32  # sequences decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
+MAX_WAITING = 64  # requests
+PROMPT_TOKENS = 256  # of prompts prefilled in a step, while other sequences are decoded: 0.3 s for small in float32
+PREFIX_CACHE_BYTES = 512 << 20  # of finished replies, for the next turn of their conversation
+SCORING_CHUNK = 64  # positions of a scored prompt; of GPT-2's vocabulary they take 13 MB
+MIN_SHARED_TOKENS = 16  # tokens that a prompt shares with a kept cache of another conversation
+SHUTTING_DOWN = "the server is shutting down; retry later"
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class Busy(DialogueError):
-    """Too many requests wait already; this one may be made again later."""
+    """The queue is full; the request may be retried later."""
 
 
 class Closed(DialogueError):
-    """No request is taken any more."""
+    """The server is shutting down and accepts no requests."""
 
 
-class OutOfTime(DialogueError):
-    """A request waited for longer than one may take."""
+class TimedOut(DialogueError):
+    """A request timed out in the queue."""
 
 
 class TooLong(DialogueError):
-    """What a request asks for takes longer than one may take; asking again will not help."""
+    """A request took longer than the time limit; retrying will not help."""
 
 
 class Failed(DialogueError):
-    """Something is wrong with the server, and not with the request."""
+    """The server failed; the request is not at fault."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """One token was said.
+    """One token was generated.
 
     Attributes:
-        choice: by which reply of the request.
+        choice: the index of the reply within the request.
         id: the token.
-        log_probability: the network's own, if it was asked for.
-        alternatives: the likeliest tokens at this place with theirs, as many as were asked for.
+        log_probability: the network's own, if the request asks for it.
+        alternatives: the likeliest tokens at this position with their log-probabilities, as many as requested.
         echoed: whether it is a token of the prompt.
     """
 
@@ -78,51 +78,53 @@ class Token:
 
 @dataclass(frozen=True)
 class End:
-    """One reply is over: "stop" or "length"."""
+    """One reply is complete, with finish reason "stop" or "length"."""
 
     choice: int
     finish_reason: str
 
 
-Event = Token | End | DialogueError  # an error is the last that a request hears
+Event = Token | End | DialogueError  # an error is the last event of a request
 
 
 @dataclass(eq=False)
-class Job:
-    """A request.
+class GenerationTask:
+    """One request as the engine sees it.
 
     Attributes:
-        dialogue: what is answered.
-        plan: how; see `dialogpt.replies`.
-        tell: receives every event, in the thread of the engine.
-        seconds: what it may take, waiting included.
-        alternatives: how many are sent with each token; None: not even its own probability.
+        dialogue: the dialogue that is answered.
+        plan: its resolved settings; see `dialogpt.replies`.
+        on_event: receives every event, in a thread of the engine.
+        seconds: its time limit, the queue included.
+        alternatives: how many alternatives each event has; None omits its own log-probability too.
+        cache_owner: only requests with the same owner share cached prefixes.
     """
 
     dialogue: Dialogue
     plan: Plan
-    tell: Callable[[Event], None]
+    on_event: Callable[[Event], None]
     seconds: float
     alternatives: int | None = None
+    cache_owner: str = ""
     deadline: float = field(init=False, default=0.0)
     cancelled: bool = field(init=False, default=False)
-    rows: list[TokenSequence] = field(init=False, default_factory=list, repr=False)  # those that are not finished
+    sequences: list[TokenSequence] = field(init=False, default_factory=list, repr=False)  # its unfinished sequences
 
 
 @dataclass(frozen=True, eq=False)
-class Running:
-    """A reply that is being generated in the batch: which one of which request."""
+class RunningReply:
+    """A reply that is being generated in the batch, and its index within its request."""
 
-    job: Job
+    task: GenerationTask
     choice: int
     stream: ReplyStream[Event]
 
 
 class Engine:
-    """Decodes all requests together, as many as fit, in the order in which they came.
+    """Decodes requests together, first come, first served, as many as fit.
 
-    Beams, and what is chosen among candidates, are known at the end only: such requests are answered unbatched, one
-    after the other. Both kinds reuse what was computed of earlier turns.
+    Beams and reranked candidates are known at the end only: such requests run unbatched, one after the other. Both
+    kinds reuse cached prefixes.
     """
 
     def __init__(
@@ -130,74 +132,81 @@ class Engine:
         model: GPT2,
         tokenizer: Tokenizer,
         *,
-        most_rows: int = MOST_ROWS,
-        most_waiting: int = MOST_WAITING,
+        max_sequences: int = MAX_SEQUENCES,
+        max_waiting: int = MAX_WAITING,
         prompt_tokens: int = PROMPT_TOKENS,
-        kept_bytes: int = KEPT_BYTES,
+        prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
         """Start the thread.
 
         Args:
             model: the network.
             tokenizer: of the same checkpoint.
-            most_rows: how many replies are decoded together.
-            most_waiting: how many requests may wait for a place.
-            prompt_tokens: how many tokens of prompts are read in a step.
-            kept_bytes: memory for what was read of conversations that may go on.
+            max_sequences: how many sequences are decoded together.
+            max_waiting: how many requests may wait in the queue.
+            prompt_tokens: how many tokens of prompts are prefilled in a step.
+            prefix_cache_bytes: memory for the caches of finished replies.
         """
         self.model, self.tokenizer = model, tokenizer
-        self.most_rows, self.most_waiting = most_rows, most_waiting
+        self.max_sequences, self.max_waiting = max_sequences, max_waiting
         self._prompt_tokens = prompt_tokens
-        self._decoder = self._fresh()
-        self._prefixes = Prefixes(kept_bytes)
-        self._running: dict[int, Running] = {}  # of each row, by its identity
-        self._condition = threading.Condition()  # for what follows, which other threads change
-        self._waiting: deque[Job] = deque()
-        self._cancelled: list[Job] = []
-        self._searches: dict[int, Future[Any]] = {}  # of each request that is answered unbatched, by its identity
-        self._cut: float | None = None  # when all ends, once it is being closed
-        self._search = ThreadPoolExecutor(1, thread_name_prefix="unbatched")
+        self._decoder = self._new_decoder()
+        self._prefixes = PrefixCache(prefix_cache_bytes)
+        self._running: dict[int, RunningReply] = {}  # by the identity of the sequence
+        self._condition = threading.Condition()  # guards what follows
+        self._waiting: deque[GenerationTask] = deque()
+        self._cancelled: list[GenerationTask] = []
+        self._unbatched: dict[int, Future[Any]] = {}  # unbatched requests, by identity
+        self._hard_deadline: float | None = None  # of a shutdown, in seconds of time.monotonic
+        self._unbatched_pool = ThreadPoolExecutor(1, thread_name_prefix="unbatched")
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
         self._thread.start()
 
     # ---- called from any thread ----
 
-    def submit(self, job: Job) -> None:
-        """Take a request.
+    def submit(self, task: GenerationTask) -> None:
+        """Queue a request.
 
         Raises:
-            Busy: too many wait already.
-            Closed: the engine is being closed, or its thread has ended.
-            DialogueError: it asks for more replies than are decoded together.
+            Busy: the queue is full.
+            Closed: the engine is shutting down, or its thread has ended.
+            DialogueError: it needs more sequences than are decoded together.
         """
-        together = max(job.plan.num_samples, job.plan.config.num_beams)
-        if together > self.most_rows:
+        together = max(task.plan.num_samples, task.plan.config.num_beams)
+        if together > self.max_sequences:
             raise DialogueError(
-                f"{together} replies, candidates or beams were asked for; this server decodes {self.most_rows} together"
+                f"{together} replies, candidates or beams were asked for; "
+                f"this server decodes {self.max_sequences} together"
             )
-        job.deadline = time.monotonic() + job.seconds
+        task.deadline = time.monotonic() + task.seconds
         with self._condition:
-            if self._cut is not None or not self.alive:
-                raise Closed(STOPPED)
-            waiting = len(self._waiting) if job.plan.streams else len(self._searches)
-            if waiting >= self.most_waiting:
-                raise Busy(f"{waiting} requests wait already; ask again in a moment")
-            if job.plan.streams:
-                self._waiting.append(job)
+            if self._hard_deadline is not None or not self.alive:
+                raise Closed(SHUTTING_DOWN)
+            waiting = len(self._waiting) if task.plan.streams else len(self._unbatched)
+            if waiting >= self.max_waiting:
+                raise Busy(f"{waiting} requests are waiting already; retry in a moment")
+            if task.plan.streams:
+                self._waiting.append(task)
                 self._condition.notify()
             else:
-                self._searches[id(job)] = self._search.submit(self._run_unbatched, job)
+                self._unbatched[id(task)] = self._unbatched_pool.submit(self._run_unbatched, task)
 
     def score_prompts(
-        self, prompts: Sequence[Sequence[int]], alternatives: int, seconds: float, keep: bool
+        self,
+        prompts: Sequence[Sequence[int]],
+        alternatives: int,
+        seconds: float,
+        keep: bool,
+        cache_owner: str = "",
     ) -> Future[list[list[Token]]]:
         """Score the tokens of prompts that are echoed, unbatched.
 
         Args:
             prompts: token ids.
             alternatives: how many of the likeliest tokens are returned beside each.
-            seconds: what it may take, waiting included.
+            seconds: the time limit, the queue included.
             keep: whether what was computed is kept, for continuations that follow.
+            cache_owner: see `GenerationTask`.
 
         Returns:
             What raises `TooLong` or `Closed` if it did not get that far.
@@ -205,264 +214,314 @@ class Engine:
         Raises:
             Busy, Closed: see `submit`.
         """
-        deadline = time.monotonic() + seconds
 
-        def work() -> list[list[Token]]:
+        def work(stop: Stop) -> list[list[Token]]:
             scored = []
             for ids in prompts:
-                if self._cut is not None and time.monotonic() > self._cut:
-                    raise Closed(STOPPED)
-                if time.monotonic() > deadline:
-                    raise TooLong(f"the prompts were not scored within {seconds:g} s; send fewer at a time")
+                if stop():
+                    raise Stopped
                 cache = KVCache.for_model(self.model)
                 scored.append(score_prompt(self.model, ids, alternatives, cache))
                 if keep:
-                    self._prefixes.put(cache)
+                    self._prefixes.put(cache, cache_owner)
             return scored
 
-        def forget(_: Future[list[list[Token]]]) -> None:
+        return self.run_unbatched(work, seconds)
+
+    def run_unbatched(self, work: Callable[[Stop], Result], seconds: float) -> Future[Result]:
+        """Run other work with the network, in turn with unbatched requests.
+
+        Args:
+            work: receives a function that says whether to stop, and raises `Stopped` then.
+            seconds: the time limit, the queue included.
+
+        Returns:
+            The result; it raises `TooLong` or `Closed` if the work was stopped.
+
+        Raises:
+            Busy, Closed: see `submit`.
+        """
+        deadline = time.monotonic() + seconds
+
+        def stop() -> bool:
+            now = time.monotonic()
+            return now > deadline or (self._hard_deadline is not None and now > self._hard_deadline)
+
+        def run() -> Result:
+            try:
+                if stop():
+                    raise Stopped
+                return work(stop)
+            except Stopped:
+                if time.monotonic() > deadline:
+                    raise TooLong(f"this took longer than {seconds:g} s; ask for less at a time") from None
+                raise Closed(SHUTTING_DOWN) from None
+
+        def forget(_: Future[Result]) -> None:
             with self._condition:
-                del self._searches[id(work)]
+                del self._unbatched[id(run)]
 
         with self._condition:
-            if self._cut is not None or not self.alive:
-                raise Closed(STOPPED)
-            if len(self._searches) >= self.most_waiting:
-                raise Busy(f"{len(self._searches)} requests wait already; ask again in a moment")
-            future = self._searches[id(work)] = self._search.submit(work)
-            future.add_done_callback(forget)
+            if self._hard_deadline is not None or not self.alive:
+                raise Closed(SHUTTING_DOWN)
+            if len(self._unbatched) >= self.max_waiting:
+                raise Busy(f"{len(self._unbatched)} requests are waiting already; retry in a moment")
+            future = self._unbatched_pool.submit(run)
+            self._unbatched[id(run)] = future
+        future.add_done_callback(forget)
         return future
 
-    def cancel(self, job: Job) -> None:
-        """Let go of a request, finished or not; after the step that is under way it hears nothing more."""
-        job.cancelled = True
+    def cancel(self, task: GenerationTask) -> None:
+        """Cancel a request, finished or not; it receives nothing after the current step."""
+        task.cancelled = True
         with self._condition:
-            search = self._searches.get(id(job))
+            search = self._unbatched.get(id(task))
             if search is not None and search.cancel():
-                del self._searches[id(job)]
-            self._cancelled.append(job)
+                del self._unbatched[id(task)]
+            self._cancelled.append(task)
             self._condition.notify()
 
     def close(self, seconds: float) -> None:
-        """Take no more requests, wait so long for those that were taken, then cut them at their step, and end."""
+        """Refuse new requests, give the others so many seconds to finish, then end them at their current step."""
         with self._condition:
-            self._cut = time.monotonic() + seconds
+            self._hard_deadline = time.monotonic() + seconds
             self._condition.notify()
         self._thread.join()
-        self._search.shutdown()
+        self._unbatched_pool.shutdown()
 
     @property
     def running(self) -> int:
-        """How many replies are being said."""
+        """How many replies are being generated."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for a place; one that is answered unbatched counts until it is done."""
-        return len(self._waiting) + len(self._searches)
+        """How many requests wait in the queue; an unbatched one counts until it is done."""
+        return len(self._waiting) + len(self._unbatched)
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are accepted."""
+        return self.alive and self._hard_deadline is None
 
     @property
     def alive(self) -> bool:
-        """Whether there is a thread that decodes."""
+        """Whether the decoding thread runs."""
         return self._thread.is_alive()
 
     # ---- in the thread ----
 
-    def _fresh(self) -> Decoder:
-        # Only what is said ends a reply, as OpenAI has it.
+    def _new_decoder(self) -> Decoder:
+        # As in OpenAI's interface, a stop string in the prompt ends nothing.
         return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens, stops_in_prompt=False)
 
     def _run(self) -> None:
-        going = True
-        while going:
+        open_for_work = True
+        while open_for_work:
             try:
-                going = self._take_changes()
+                open_for_work = self._admit_and_evict()
                 self._step()
             except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
-                logger.exception("decoding failed; all replies that were being said are lost")
-                lost = {id(running.job): running.job for running in self._running.values()}
-                self._decoder, self._running = self._fresh(), {}
-                for job in lost.values():
-                    job.rows = []
-                    self._tell(job, _failed(error))
+                logger.exception("decoding failed; all running replies are lost")
+                lost = {id(running.task): running.task for running in self._running.values()}
+                self._decoder, self._running = self._new_decoder(), {}
+                for task in lost.values():
+                    task.sequences = []
+                    self._send(task, _failed(error))
 
-    def _take_changes(self) -> bool:
-        """Wait until there is something to do, and let requests leave and join; false when all is over."""
+    def _admit_and_evict(self) -> bool:
+        """Wait for work, then evict cancelled requests and admit waiting ones; return false after the shutdown."""
         with self._condition:
-            self._condition.wait_for(lambda: self._waiting or self._running or self._cancelled or self._cut is not None)
+            self._condition.wait_for(
+                lambda: self._waiting or self._running or self._cancelled or self._hard_deadline is not None
+            )
             now = time.monotonic()
-            leaving, self._cancelled = self._cancelled, []
-            late = [job for job in self._waiting if now > job.deadline]
-            cut = self._cut is not None and now > self._cut
-            closed = list(self._waiting) if cut else []
-            gone = {id(job) for job in (*leaving, *late, *closed)}
-            self._waiting = deque(job for job in self._waiting if id(job) not in gone)
-            joining, free = [], self.most_rows - len(self._running)
+            cancelled, self._cancelled = self._cancelled, []
+            timed_out = [task for task in self._waiting if now > task.deadline]
+            expired = self._hard_deadline is not None and now > self._hard_deadline
+            closed = list(self._waiting) if expired else []
+            gone = {id(task) for task in (*cancelled, *timed_out, *closed)}
+            self._waiting = deque(task for task in self._waiting if id(task) not in gone)
+            admitted, free = [], self.max_sequences - len(self._running)
             while self._waiting and self._waiting[0].plan.num_samples <= free:
-                joining.append(self._waiting.popleft())
-                free -= joining[-1].plan.num_samples
-        for job in leaving:
-            self._leave(job)
-        for job in late:
-            self._tell(job, _out_of_time(job))
-        for job in closed:
-            self._tell(job, Closed(STOPPED))
-        for job in joining:
-            self._join(job)
-        if cut:
-            for row in list(self._decoder.sequences):
-                self._end(row, "length")
-        return bool(self._running) or self._cut is None or bool(self._waiting)
+                admitted.append(self._waiting.popleft())
+                free -= admitted[-1].plan.num_samples
+        for task in cancelled:
+            self._evict(task)
+        for task in timed_out:
+            self._send(task, _timed_out(task))
+        for task in closed:
+            self._send(task, Closed(SHUTTING_DOWN))
+        for task in admitted:
+            self._admit_task(task)
+        if expired:
+            for sequence in list(self._decoder.sequences):
+                self._end(sequence, "length")
+        return bool(self._running) or self._hard_deadline is None or bool(self._waiting)
 
-    def _join(self, job: Job) -> None:
+    def _admit_task(self, task: GenerationTask) -> None:
         try:
-            prompt, generators = job.dialogue.prompt, job.dialogue.generators.take(job.plan.num_samples)
-            cache = self._prefixes.take(prompt.ids)
+            prompt, generators = task.dialogue.prompt, task.dialogue.generators.take(task.plan.num_samples)
+            cache = self._prefixes.take(prompt.ids, task.cache_owner)
             for choice, generator in enumerate(generators):
-                describe = partial(_token, choice, job.alternatives)
+                describe = partial(_token, choice, task.alternatives)
                 stream: ReplyStream[Event] = ReplyStream(
-                    self._decoder, self.tokenizer, job.plan, prompt, generator, describe, None if choice else cache
+                    self._decoder, self.tokenizer, task.plan, prompt, generator, describe, None if choice else cache
                 )
-                stream.sequence.deadline = min(stream.sequence.deadline, job.deadline)
-                job.rows.append(stream.sequence)
-                self._running[id(stream.sequence)] = Running(job, choice, stream)
+                stream.sequence.deadline = min(stream.sequence.deadline, task.deadline)
+                task.sequences.append(stream.sequence)
+                self._running[id(stream.sequence)] = RunningReply(task, choice, stream)
         except DialogueError as error:
-            self._fail(job, error)
+            self._fail(task, error)
         except Exception as error:
-            logger.exception("a request could not join")
-            self._fail(job, _failed(error))
+            logger.exception("a request could not be admitted")
+            self._fail(task, _failed(error))
 
     def _step(self) -> None:
         try:
             steps = self._decoder.step()
         except GenerationError as error:
-            rows = error.sequences or self._decoder.sequences
-            failed = {id(job): job for job in (self._running[id(row)].job for row in rows)}
-            for job in failed.values():
-                self._fail(job, error)
+            sequences = error.sequences or self._decoder.sequences
+            failed = {id(task): task for task in (self._running[id(each)].task for each in sequences)}
+            for task in failed.values():
+                self._fail(task, error)
             return
         for step in steps:
             running = self._running.get(id(step.sequence))
-            if running is None:  # another reply of its request has failed just now
+            if running is None:  # its request failed in this step
                 continue
             for event in running.stream.advance(step):
-                self._tell(running.job, event)
+                self._send(running.task, event)
             if step.sequence.finish_reason is not None:
                 self._end(step.sequence, step.sequence.finish_reason)
 
-    def _end(self, row: TokenSequence, reason: str) -> None:
-        """One reply is over; what was read of it is kept for the next turn."""
-        running = self._running.pop(id(row))
-        running.job.rows.remove(row)
+    def _end(self, sequence: TokenSequence, reason: str) -> None:
+        """Complete one reply, and keep its cache for the next turn."""
+        running = self._running.pop(id(sequence))
+        running.task.sequences.remove(sequence)
         for event in (*running.stream.release(), End(running.choice, reason)):
-            self._tell(running.job, event)
+            self._send(running.task, event)
         try:
-            cache = self._decoder.cache_of(row)
+            cache = self._decoder.cache_of(sequence)
             if cache is not None:
-                self._prefixes.put(cache)
-        except RuntimeError:  # memory is full; the next turn is read anew
-            logger.exception("what was read of a reply could not be kept")
-        self._decoder.drop(row)
+                self._prefixes.put(cache, running.task.cache_owner)
+        except RuntimeError:  # memory is full; the next turn is prefilled from its start
+            logger.exception("the cache of a reply could not be kept")
+        self._decoder.drop(sequence)
 
-    def _leave(self, job: Job) -> None:
-        for row in job.rows:
-            self._decoder.drop(row)
-            del self._running[id(row)]
-        job.rows = []
+    def _evict(self, task: GenerationTask) -> None:
+        for sequence in task.sequences:
+            self._decoder.drop(sequence)
+            del self._running[id(sequence)]
+        task.sequences = []
 
-    def _fail(self, job: Job, error: DialogueError) -> None:
-        self._leave(job)
-        self._tell(job, error)
+    def _fail(self, task: GenerationTask, error: DialogueError) -> None:
+        self._evict(task)
+        self._send(task, error)
 
-    def _tell(self, job: Job, event: Event) -> None:
-        """Tell a request something; if that fails, it is alone in failing."""
+    def _send(self, task: GenerationTask, event: Event) -> None:
+        """Send an event; a callback that fails cancels its own request only."""
         try:
-            job.tell(event)
+            task.on_event(event)
         except Exception:
-            logger.exception("a request could not be told, and is let go")
-            self.cancel(job)
+            logger.exception("the callback of a request failed; the request is cancelled")
+            self.cancel(task)
 
     # ---- in a thread of its own ----
 
-    def _run_unbatched(self, job: Job) -> None:
+    def _run_unbatched(self, task: GenerationTask) -> None:
         def stop() -> bool:
             now = time.monotonic()
-            return job.cancelled or now > job.deadline or (self._cut is not None and now > self._cut)
+            return (
+                task.cancelled or now > task.deadline or (self._hard_deadline is not None and now > self._hard_deadline)
+            )
 
         try:
-            if time.monotonic() > job.deadline:
-                raise _out_of_time(job)
-            cache = self._prefixes.take(job.dialogue.prompt.ids) or KVCache.for_model(self.model)
+            if time.monotonic() > task.deadline:
+                raise _timed_out(task)
+            cache = self._prefixes.take(task.dialogue.prompt.ids, task.cache_owner) or KVCache.for_model(self.model)
             try:
                 (replies,) = generate_replies(
                     self.model,
                     self.tokenizer,
-                    job.plan,
-                    [job.dialogue],
+                    task.plan,
+                    [task.dialogue],
                     cache=cache,
                     stop=stop,
                     stops_in_prompt=False,
                 )
             finally:
                 if cache.ids[0]:
-                    self._prefixes.put(cache)
+                    self._prefixes.put(cache, task.cache_owner)
         except Stopped:
-            late = TooLong(f"the replies were not there within {job.seconds:g} s; ask for fewer, or for less")
-            if not job.cancelled:
-                self._tell(job, late if time.monotonic() > job.deadline else Closed(STOPPED))
+            late = TooLong(f"the replies took longer than {task.seconds:g} s; ask for fewer or shorter ones")
+            if not task.cancelled:
+                self._send(task, late if time.monotonic() > task.deadline else Closed(SHUTTING_DOWN))
         except DialogueError as error:
-            self._tell(job, error)
+            self._send(task, error)
         except Exception as error:
-            logger.exception("a request that is answered unbatched failed")
-            self._tell(job, _failed(error))
+            logger.exception("an unbatched request failed")
+            self._send(task, _failed(error))
         else:
             for choice, reply in enumerate(replies):
                 for token in reply.ids:
-                    self._tell(job, Token(choice, token))
-                self._tell(job, End(choice, reply.finish_reason))
+                    self._send(task, Token(choice, token))
+                self._send(task, End(choice, reply.finish_reason))
         finally:
             with self._condition:
-                self._searches.pop(id(job), None)
+                self._unbatched.pop(id(task), None)
 
 
-class Prefixes:
-    """Caches of conversations whose next turn may come; the oldest go first. Threads may share it."""
+class PrefixCache:
+    """The caches of finished replies, for the next turns of their conversations; the oldest are evicted first.
 
-    def __init__(self, most_bytes: int) -> None:
-        """Begin empty, for so many bytes."""
-        self.most_bytes = most_bytes
-        self._caches: list[KVCache] = []  # the oldest first
+    Threads may share it.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Create an empty cache of at most so many bytes."""
+        self.max_bytes = max_bytes
+        self._caches: list[tuple[str, KVCache]] = []  # with their owners, the oldest first
         self._lock = threading.Lock()
 
-    def take(self, ids: Sequence[int]) -> KVCache | None:
-        """A cache that holds a beginning of these ids, to be changed by who takes it.
+    def take(self, ids: Sequence[int], owner: str = "") -> KVCache | None:
+        """Return a cache that holds a prefix of these ids, for the caller to change; None if there is none.
 
-        The conversation's own is given away, as it will come back longer; of another's, a copy is made if it is worth
-        it.
+        A whole cache is handed over, as the conversation will bring it back longer; one that shares only a prefix is
+        copied if the prefix is long enough. How long a prompt takes tells what is cached, so that other owners' caches
+        are not looked at.
         """
         with self._lock:
-            if not self._caches:
+            shared, index = max(
+                (
+                    (shared_prefix(cache.ids[0], ids), index)
+                    for index, (cache_owner, cache) in enumerate(self._caches)
+                    if cache_owner == owner
+                ),
+                default=(0, -1),
+            )
+            if index < 0:
                 return None
-            shared, place = max((shared_prefix(cache.ids[0], ids), place) for place, cache in enumerate(self._caches))
-            cache = self._caches[place]
+            _, cache = self._caches[index]
             if shared == len(cache.ids[0]):
-                return self._caches.pop(place)
-            if shared < WORTH_COPYING:
+                del self._caches[index]
+                return cache
+            if shared < MIN_SHARED_TOKENS:
                 return None
             copy = cache.copy()
             copy.crop(0, shared)
             return copy
 
-    def put(self, cache: KVCache) -> None:
-        """Keep a cache of one row."""
+    def put(self, cache: KVCache, owner: str = "") -> None:
+        """Keep a cache of one sequence."""
         with self._lock:
-            self._caches.append(cache)
-            while self._caches and sum(each.buffer.nbytes for each in self._caches) > self.most_bytes:
+            self._caches.append((owner, cache))
+            while self._caches and sum(each.buffer.nbytes for _, each in self._caches) > self.max_bytes:
                 self._caches.pop(0)
 
 
-def _out_of_time(job: Job) -> OutOfTime:
-    return OutOfTime(f"no place was free within {job.seconds:g} s; ask again in a moment")
+def _timed_out(task: GenerationTask) -> TimedOut:
+    return TimedOut(f"no slot was free within {task.seconds:g} s; retry in a moment")
 
 
 def _failed(error: Exception) -> Failed:
@@ -472,11 +531,11 @@ def _failed(error: Exception) -> Failed:
 def _token(choice: int, alternatives: int | None, step: Step) -> Event:
     if alternatives is None:
         return Token(choice, step.id)
-    return _described(choice, step.id, step.logits, alternatives)
+    return _scored_token(choice, step.id, step.logits, alternatives)
 
 
-def _described(choice: int, token: int, logits: torch.Tensor, alternatives: int, echoed: bool = False) -> Token:
-    """A token with its log-probability and the likeliest ones at its place, from the logits there, (V,)."""
+def _scored_token(choice: int, token: int, logits: torch.Tensor, alternatives: int, echoed: bool = False) -> Token:
+    """A token with its log-probability and the likeliest ones at its position, from the logits there, (V,)."""
     log_probabilities = logits.log_softmax(dim=-1)  # (V,)
     best = log_probabilities.topk(min(alternatives, len(log_probabilities)))
     found = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
@@ -495,8 +554,8 @@ def score_prompt(model: GPT2, ids: Sequence[int], alternatives: int, cache: KVCa
     """
     hidden = model.hidden(torch.tensor([list(ids)], device=model.device), cache)[0]  # (T, C)
     scored = [Token(0, ids[0], echoed=True)]
-    for place in range(0, len(ids) - 1, LOGITS_TOGETHER):
-        logits = model.logits(hidden[place : min(place + LOGITS_TOGETHER, len(ids) - 1)]).float()  # (chunk, V)
-        for row, token in zip(logits, ids[place + 1 :], strict=False):  # the last chunk ends before the ids do
-            scored.append(_described(0, token, row, alternatives, echoed=True))
+    for position in range(0, len(ids) - 1, SCORING_CHUNK):
+        logits = model.logits(hidden[position : min(position + SCORING_CHUNK, len(ids) - 1)]).float()  # (chunk, V)
+        for row, token in zip(logits, ids[position + 1 :], strict=False):  # the last chunk ends before the ids do
+            scored.append(_scored_token(0, token, row, alternatives, echoed=True))
     return scored

@@ -1,6 +1,6 @@
-"""What is answered where a request is refused or fails: OpenAI's error object, a status, and a sentence.
+"""Error responses: a status, and OpenAI's error object with a sentence.
 
-It says what was found, what is expected and what to do, and names no path of this machine.
+The sentence says what was found, what was expected and what to do; it names no path of this machine.
 """
 
 from __future__ import annotations
@@ -15,22 +15,23 @@ from starlette.exceptions import HTTPException
 
 from dialogpt.decoding.sequence import NotFinite
 from dialogpt.errors import DialogueError, SettingsError
-from dialogpt.serve.engine import Busy, Closed, Failed, OutOfTime
-from dialogpt.serve.schemas import MOST_PROMPTS, SAID_BY
+from dialogpt.serve.engine import Busy, Closed, Failed, TimedOut
+from dialogpt.serve.schemas import MAX_PROMPTS, OPENAI_NAMES, ContextLengthExceeded
 
-STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
-BODY_NAMES = {**SAID_BY, "max_new_tokens": "max_tokens"}  # what a body calls settings
+STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, TimedOut: 503, Failed: 500, NotFinite: 500}
+BODY_NAMES = {**OPENAI_NAMES, "max_new_tokens": "max_tokens"}  # what a body calls settings
 RETRY_AFTER = "1"  # seconds
-MOST_PROBLEMS = 5  # of a body that are told
-UNIONS = {  # what is expected of fields that take several kinds of values
+OLLAMA = "/api/"  # whose clients expect a sentence where OpenAI's expect an object
+MAX_PROBLEMS = 5  # of a body that are reported
+UNION_FIELDS = {  # what is expected of fields that take several types
     "content": "expected text, or a list of parts that are text",
-    "prompt": f"expected a text, the ids of one, or a list of up to {MOST_PROMPTS} of either",
+    "prompt": f"expected a text, the ids of one, or a list of up to {MAX_PROMPTS} of either",
     "stop": "expected a text, or a list of at most 4",
 }
 
 
-class Refused(Exception):
-    """A request that is not answered: status, and what OpenAI's error object holds."""
+class RequestError(Exception):
+    """A request that gets an error response: its status, and the fields of OpenAI's error object."""
 
     def __init__(
         self,
@@ -44,71 +45,77 @@ class Refused(Exception):
         self.status, self.message, self.code, self.param, self.headers = status, message, code, param, headers or {}
 
 
-def as_refused(error: DialogueError) -> Refused:
-    """The answer to what is wrong with a request, or with the server; settings are named as a body names them."""
+def as_request_error(error: DialogueError) -> RequestError:
+    """Turn an error of the library into a response; settings are named as in a body."""
     status = STATUS.get(type(error), 400)
     message = error.worded(lambda name: BODY_NAMES.get(name, name)) if isinstance(error, SettingsError) else str(error)
-    return Refused(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
+    if isinstance(error, ContextLengthExceeded):
+        return RequestError(status, message, "context_length_exceeded", error.param)
+    return RequestError(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
 
 
-def as_response(refused: Refused) -> JSONResponse:
-    """The answer, with the headers that tell a client whether to ask again."""
+def as_response(refused: RequestError, path: str) -> JSONResponse:
+    """Return the response as the clients of a path expect it, with headers that tell them whether to retry."""
     kind = "invalid_request_error" if refused.status < 429 else "server_error"
     kind = "rate_limit_error" if refused.status == 429 else kind
-    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else dict(refused.headers)
-    if refused.status == 500:  # OpenAI's client would ask again, and again
+    headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else {}
+    headers |= refused.headers
+    if refused.status == 500:  # OpenAI's client would retry
         headers["x-should-retry"] = "false"
     if refused.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    content = {"error": error_object(refused.message, kind, refused.code, refused.param)}
+    error = error_object(refused.message, kind, refused.code, refused.param)
+    content = {"error": refused.message if path.startswith(OLLAMA) else error}
     return JSONResponse(content, refused.status, headers)
 
 
 def error_object(message: str, kind: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
-    """OpenAI's error object."""
+    """Return OpenAI's error object."""
     return {"message": message, "type": kind, "param": param, "code": code}
 
 
-async def on_refused(_: HTTPRequest, error: Exception) -> Response:
-    """Answer `Refused`."""
-    assert isinstance(error, Refused)
-    return as_response(error)
+async def on_request_error(request: HTTPRequest, error: Exception) -> Response:
+    """Answer `RequestError`."""
+    assert isinstance(error, RequestError)
+    return as_response(error, request.url.path)
 
 
 async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
-    """Answer a body that pydantic refuses, or that is none."""
+    """Answer a body that is not valid."""
     assert isinstance(error, RequestValidationError)
     kind = request.headers.get("content-type", "none")
     if "json" not in kind:
-        return as_response(Refused(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"))
-    problems = dict(map(_problem, error.errors()[: 4 * MOST_PROBLEMS]))  # a union has one for each of its kinds
-    told = [f"{place or 'the body'}: {sentence}" for place, sentence in problems.items()][:MOST_PROBLEMS]
-    return as_response(Refused(400, "; ".join(told), param=next(iter(problems)) or None))
+        return as_response(
+            RequestError(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"), request.url.path
+        )
+    problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union has one for each of its kinds
+    reported = [f"{location or 'the body'}: {sentence}" for location, sentence in problems.items()][:MAX_PROBLEMS]
+    return as_response(RequestError(400, "; ".join(reported), param=next(iter(problems)) or None), request.url.path)
 
 
 def _problem(problem: dict[str, Any]) -> tuple[str, str]:
-    """Where something is wrong in a body, and what was found and expected."""
-    place = [str(part) for part in problem["loc"] if part != "body"]
+    """Return where a body is not valid, and what was found and expected."""
+    location = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
-        return "", f"no JSON ({problem['ctx']['error']}, at character {place[0]}); send an object"
-    union = next((depth for depth, part in enumerate(place, 1) if part in UNIONS), None)
+        return "", f"no JSON ({problem['ctx']['error']}, at character {location[0]}); send an object"
+    union = next((depth for depth, part in enumerate(location, 1) if part in UNION_FIELDS), None)
     found = problem["input"]
-    seen = "" if problem["type"] == "missing" else f"; found {_shown(found)}"
-    if union is not None and len(place) > union:
-        return ".".join(place[:union]), UNIONS[place[union - 1]]
-    return ".".join(place), problem["msg"] + seen
+    found_suffix = "" if problem["type"] == "missing" else f"; found {_abbreviated(found)}"
+    if union is not None and len(location) > union:
+        return ".".join(location[:union]), UNION_FIELDS[location[union - 1]]
+    return ".".join(location), problem["msg"] + found_suffix
 
 
-def _shown(value: Any) -> str:
+def _abbreviated(value: Any) -> str:
     if isinstance(value, (list, dict)):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value):,}"
     return repr(value)[:50]
 
 
 async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
-    """Answer what there is not, and what the framework refuses."""
+    """Answer unknown paths and methods, and what the framework refuses."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
     if error.status_code == 400:  # FastAPI's, before anything is checked
         message = "the body cannot be read as JSON (not UTF-8, or nested too deep); send an object"
-    return as_response(Refused(error.status_code, message, headers=error.headers))
+    return as_response(RequestError(error.status_code, message, headers=error.headers), request.url.path)

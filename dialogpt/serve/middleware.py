@@ -1,130 +1,202 @@
-"""What every request passes: the names this server is called by, the key, the size of a body; and what is counted.
-
-Each is answered here before anything is parsed.
-"""
+"""What every request passes before anything is parsed: names, keys, limits, body size; and what is logged."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import time
+import zlib
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dialogpt.serve.engine import Engine
-from dialogpt.serve.errors import Refused, as_response
+from dialogpt.serve.access import Access, Client
+from dialogpt.serve.errors import RequestError, as_response
+from dialogpt.serve.metrics import Metrics
 
-MOST_BYTES = 512 << 10  # of a body; 32,000 characters, each escaped as two surrogates, are 384 KB
-MOST_SECONDS = 5  # for a body to come
+MAX_BODY_BYTES = 1 << 20  # about 200,000 tokens of dialogue; decompressed
+BODY_TIMEOUT_SECONDS = 5
+PROTECTED = ("/v1/", "/api/", "/inspect")  # what needs a key
+OPERATORS = ("/health", "/metrics", "/openapi.json")  # what needs one unless it is made public
+PROBES = ("/health/live", "/health/ready")  # of an orchestrator, which has no key; they tell nothing but a status
 logger = logging.getLogger(__name__)
-
-
-class Metrics:
-    """What ``/metrics`` shows."""
-
-    def __init__(self, engine: Engine) -> None:
-        """Begin at zero."""
-        self.registry = CollectorRegistry()
-        self.requests = Counter("dialogpt_requests", "Requests by status.", ["status"], registry=self.registry)
-        self.prompt = Counter("dialogpt_prompt_tokens", "Tokens of prompts.", registry=self.registry)
-        self.said = Counter("dialogpt_tokens", "Tokens that were said.", registry=self.registry)
-        self.first = Histogram("dialogpt_first_token_seconds", "From request to first token.", registry=self.registry)
-        running = Gauge("dialogpt_replies_running", "Replies that are being said.", registry=self.registry)
-        running.set_function(lambda: engine.running)
-        waiting = Gauge("dialogpt_requests_waiting", "Requests that wait for a place.", registry=self.registry)
-        waiting.set_function(lambda: engine.waiting)
+access_logger = logging.getLogger("dialogpt.serve.access")
 
 
 class Gate:
-    """Keeps out what is too large or has no key, counts what is answered, and answers where a fault of ours did not."""
+    """Refuses requests that may not be answered, counts and logs the others, and answers 500 where one failed."""
 
-    def __init__(self, app: ASGIApp, api_key: str | None, hosts: Sequence[str] | None, metrics: Metrics) -> None:
-        self.app, self.api_key, self.hosts, self.metrics = app, api_key, hosts, metrics
+    def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
+        self.app, self.access, self.metrics = app, access, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Pass a request on, or refuse it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        path = scope["path"]
-
-        begun = False
-
-        async def counted(message: Message) -> None:
-            nonlocal begun
-            if message["type"] == "http.response.start":
-                begun = True
-                if path.startswith("/v1/"):
-                    self.metrics.requests.labels(str(message["status"])).inc()
-            await send(message)
-
+        sending = _Sending(send, scope, self.metrics)
+        scope = _normalized(scope)
+        acquired = ""
         try:
-            self._admit(path, headers)
-            body = await _body(receive)
-        except Refused as refused:
-            await as_response(refused)(scope, receive, counted)
-            return
-        messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replayed() -> Message:
-            return messages.pop() if messages else await receive()
-
-        try:
-            await self.app(scope, replayed, counted)
-        except Exception as error:  # a fault of ours, which the log tells; the client gets no more than its kind
-            logger.exception("%s failed", path)
-            if begun:
+            headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            client = self._client(scope, headers)
+            sending.client = client
+            if scope["method"] == "POST":
+                self.access.limits.acquire(client.name)
+                acquired = client.name
+            body = await _body(receive, headers.get("content-encoding", ""))
+            scope["state"] = {**scope.get("state", {}), "client": client}
+            await self.app(scope, _replaying(body, receive), sending)
+        except RequestError as error:
+            await as_response(error, scope["path"])(scope, receive, sending)
+        except Exception as error:  # the log has the details, the client the type only
+            logger.exception("%s failed", scope["path"])
+            if sending.status is not None:
                 raise
-            failed = Refused(500, f"the server failed ({type(error).__name__}); its log says more")
-            await as_response(failed)(scope, receive, counted)
+            failed = RequestError(500, f"the server failed ({type(error).__name__}); its log says more")
+            await as_response(failed, scope["path"])(scope, receive, sending)
+        finally:
+            if acquired:
+                self.access.limits.release(acquired)
+            sending.log()
 
-    def _admit(self, path: str, headers: Mapping[str, str]) -> None:
-        """Raise `Refused` if it may not be answered."""
+    def _client(self, scope: Scope, headers: Mapping[str, str]) -> Client:
+        """Return who sent a request.
+
+        Raises:
+            RequestError: the request may not be answered.
+        """
         host = _host_of(headers.get("host", ""))
-        if self.hosts is not None and host not in self.hosts:  # a page elsewhere whose name leads here
-            raise Refused(
+        if self.access.hosts is not None and host not in self.access.hosts:  # DNS rebinding: a foreign name leads here
+            raise RequestError(
                 403,
                 f"this server answers this machine alone, and is not known as {str(host)[:80]!r}; start it with "
                 "--allowed-host for a proxy's name, or with --host for other machines",
             )
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        known = hmac.compare_digest(given.encode("latin-1"), (self.api_key or "").encode(errors="surrogateescape"))
-        if self.api_key is not None and path.startswith("/v1/") and not (scheme.lower() == "bearer" and known):
-            raise Refused(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
+        address, port = scope.get("client") or ("", 0)
+        owner = None
+        if self.access.keys is not None:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            owner = self.access.keys.owner(given) if scheme.lower() == "bearer" else None
+            if owner is None and self._needs_key(scope["path"]):
+                raise RequestError(401, "the API key is missing or wrong; send it as a Bearer token", "invalid_api_key")
+        return Client(owner or address, f"{address}:{port}", owner is not None)
+
+    def _needs_key(self, path: str) -> bool:
+        operators = path.startswith(OPERATORS) and path not in PROBES
+        return path.startswith(PROTECTED) or (operators and not self.access.public_metrics)
+
+
+class _Sending:
+    """Sends a response with the headers that all have, and keeps what the log and the metrics say of it."""
+
+    def __init__(self, send: Send, scope: Scope, metrics: Metrics) -> None:
+        self._send, self._metrics, self._start = send, metrics, time.perf_counter()
+        self._method, self._path = scope["method"], scope["path"]
+        self._address = (scope.get("client") or ("-",))[0]
+        self.status: int | None = None
+        self.client: Client | None = None
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message = {**message, "headers": [*message["headers"], (b"x-content-type-options", b"nosniff")]}
+            if self._path.startswith(PROTECTED):
+                self._metrics.requests.labels(str(self.status)).inc()
+                if self.client is not None and self.client.has_key:
+                    self._metrics.key_requests.labels(self.client.name).inc()
+        await self._send(message)
+
+    def log(self) -> None:
+        """Log one line."""
+        seconds = time.perf_counter() - self._start
+        name = self.client.name if self.client else self._address  # of one that was refused
+        path = self._path[:200].encode("unicode_escape").decode()
+        fields = {
+            "client": name,
+            "method": self._method,
+            "path": path,
+            "status": self.status,
+            "seconds": round(seconds, 3),
+        }
+        access_logger.info(
+            "%s %s %s %s %.3f s", name, self._method, path, self.status or "-", seconds, extra={"fields": fields}
+        )
+
+
+def _normalized(scope: Scope) -> Scope:
+    """Return a request as routes expect it: HEAD as GET, whose body the protocol omits, and no doubled slashes."""
+    path = re.sub("/{2,}", "/", scope["path"])
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "path": path, "raw_path": path.encode(errors="surrogateescape"), "method": method}
+
+
+def _replaying(body: bytes, receive: Receive) -> Receive:
+    """Return a `receive` that gives a body that was read already, then what comes after it."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
 
 
 def _host_of(header: str) -> str | None:
-    """The name in a Host header, without port and brackets; None if it is no name."""
+    """Return the name in a Host header, without port and brackets; None if it is not a name."""
     try:
         return urlsplit(f"//{header}").hostname
     except ValueError:
         return None
 
 
-async def _body(receive: Receive) -> bytes:
-    """The whole body of a request.
+async def _body(receive: Receive, encoding: str) -> bytes:
+    """Read the whole body of a request, and decompress it.
 
     Raises:
-        Refused: it is larger than may be, or does not come.
+        RequestError: it is too large, does not arrive in time, or is compressed in another way than by gzip.
     """
 
     async def collect() -> bytes:
-        body, more = b"", True
+        chunks, size, more = [], 0, True
         while more:
             message = await receive()
             if message["type"] == "http.disconnect":
-                raise Refused(499, "the client went away")  # nobody reads it
-            body += message.get("body", b"")
+                raise RequestError(499, "the client disconnected")  # nobody reads it
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
             more = message.get("more_body", False)
-            if len(body) > MOST_BYTES:
-                raise Refused(413, f"the body is larger than {MOST_BYTES >> 10} KB")
-        return body
+            if size > MAX_BODY_BYTES:
+                raise _too_large()
+        return b"".join(chunks)
 
     try:
-        return await asyncio.wait_for(collect(), MOST_SECONDS)
+        body = await asyncio.wait_for(collect(), BODY_TIMEOUT_SECONDS)
     except asyncio.TimeoutError:
-        raise Refused(408, f"the body did not come within {MOST_SECONDS} seconds; send it again") from None
+        sentence = f"the body did not arrive within {BODY_TIMEOUT_SECONDS} seconds; send it again"
+        raise RequestError(408, sentence, headers={"Connection": "close"}) from None
+    if encoding.lower() in ("", "identity") or not body:
+        return body
+    if encoding.lower() not in ("gzip", "x-gzip"):
+        raise RequestError(415, f"the body's Content-Encoding is {encoding[:50]!r}; send it as it is, or as gzip")
+    return _decompressed(body)
+
+
+def _decompressed(body: bytes) -> bytes:
+    """Decompress gzip, and no more of it than a body may have."""
+    decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        plain = decompressor.decompress(body, MAX_BODY_BYTES + 1)
+    except zlib.error:
+        raise RequestError(400, "the body is not gzip, as its Content-Encoding says; send it as it is") from None
+    if len(plain) > MAX_BODY_BYTES:
+        raise _too_large()
+    if not decompressor.eof:
+        raise RequestError(400, "the body's gzip ends in the middle; send it again")
+    return plain
+
+
+def _too_large() -> RequestError:
+    sentence = f"the body is larger than {MAX_BODY_BYTES >> 10} KB; send less of the dialogue"
+    return RequestError(413, sentence, headers={"Connection": "close"})

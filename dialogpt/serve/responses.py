@@ -1,95 +1,143 @@
-"""How replies are written: OpenAI's objects for chat and text completions, whole and in chunks.
+"""OpenAI's response objects for chat and text completions, whole and in chunks.
 
-Deciding what is said is left to `dialogpt.serve.engine`, sending it to `dialogpt.serve.app`.
+Generating is left to `dialogpt.serve.engine`, sending to `dialogpt.serve.routes`.
 """
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dialogpt.serve.engine import End, Token
+from dialogpt.serve.errors import error_object
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
 
-class ShownText:
-    """The text of a reply as a client is shown it: whole characters, and nothing of what ends it."""
+class VisibleText:
+    """The text of a reply as a client sees it: whole characters, without the stop string that ended it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
         self._decoder, self._stops = StreamDecoder(tokenizer), stops
         self._held, self._stopped = "", False
 
     def feed(self, token: int) -> str:
-        """The text that a token makes sure of; the beginning of a stop string is held back."""
+        """Add a token, and return the text that is certain now; a possible prefix of a stop string is held back."""
         self._held += self._decoder.feed(token)
         return self._release(last=False)
 
     def finish(self) -> str:
-        """What was held back and is no stop string."""
+        """Return what was held back and turned out to be no stop string."""
         self._held += self._decoder.finish()
         return self._release(last=True)
 
     def _release(self, last: bool) -> str:
         if self._stopped:
             return ""
-        found = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
+        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
         if found:
             self._stopped = True
             return self._held[: min(found)]
-        begun = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown, self._held = self._held[: len(self._held) - begun], self._held[len(self._held) - begun :]
+        prefix = 0 if last else max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        shown, self._held = self._held[: len(self._held) - prefix], self._held[len(self._held) - prefix :]
         return shown
 
 
+def json_pieces(value: Any) -> Iterator[str]:
+    """Write JSON in pieces: an iterator is a list, each item of which is computed and written when it is asked for.
+
+    So an answer with 82,000 alternatives, which takes two seconds to write, need not be written at a stretch.
+    """
+    if isinstance(value, Iterator):
+        yield "["
+        for index, item in enumerate(value):
+            yield ("," if index else "") + compact_json(item)
+        yield "]"
+    elif isinstance(value, dict):
+        for index, (name, item) in enumerate(value.items()):
+            yield f"{',' if index else '{'}{compact_json(name)}:"
+            yield from json_pieces(item)
+        yield "}" if value else "{}"
+    elif isinstance(value, list) and value and isinstance(value[0], dict):
+        for index, item in enumerate(value):
+            yield "," if index else "["
+            yield from json_pieces(item)
+        yield "]"
+    else:
+        yield compact_json(value)
+
+
+def compact_json(value: Any) -> str:
+    """Write JSON without spaces, and with characters as they are."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of a text may be the beginning of a stop string."""
+    """Count the characters at the end of a text that may begin a stop string."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
 @dataclass
-class Reply:
-    """One choice, as far as it is known."""
+class Choice:
+    """One reply, as far as it is generated.
 
-    text: ShownText
-    whole: str = ""
+    Attributes:
+        visible: turns its tokens into text.
+        text: its text so far.
+        tokens: how many were generated.
+        finish_reason: "stop" or "length" once it is complete.
+    """
+
+    visible: VisibleText
+    text: str = ""
     tokens: int = 0
     finish_reason: str | None = None
 
 
-class Form:
-    """How one endpoint writes what is said; an instance writes one answer."""
+class ResponseFormat:
+    """How one endpoint writes its response; an instance writes one response."""
 
     kind, chunk_kind, prefix = "", "", ""
+    media_type, end_of_stream = "text/event-stream", "data: [DONE]\n\n"
 
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
-        """Begin an answer."""
-        self.tokenizer, self.model = tokenizer, model
+    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool = False) -> None:
+        """Start a response; `include_usage` is that of OpenAI's `stream_options`."""
+        self.tokenizer, self.model, self.include_usage = tokenizer, model, include_usage
         self.id, self.created = f"{self.prefix}-{uuid.uuid4().hex}", int(time.time())
-        self.noted: dict[int, list[Token]] = {}
+        self.recorded: dict[int, list[Token]] = {}
 
     def head(self, chunk: bool) -> dict[str, Any]:
-        """What every object begins with."""
-        return {
-            "id": self.id,
-            "object": self.chunk_kind if chunk else self.kind,
-            "created": self.created,
-            "model": self.model,
-        }
+        """Return the fields that every object begins with."""
+        kind = self.chunk_kind if chunk else self.kind
+        unknown = {"usage": None} if chunk and self.include_usage else {}
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.model, **unknown}
 
-    def note(self, choice: int, token: Token) -> None:
-        """Remember a token for the probabilities of a whole answer."""
+    def frame(self, content: Any) -> str:
+        """Return a chunk as it is sent."""
+        return f"data: {''.join(json_pieces(content))}\n\n"
+
+    def error_chunk(self, sentence: str) -> Any:
+        """Return the chunk that ends a stream early."""
+        return {"error": error_object(sentence, "server_error")}
+
+    def closing(self, choices: Sequence[Choice], usage: dict[str, int]) -> list[Any]:
+        """Return the chunks after the last event."""
+        return [self.head(chunk=True) | {"choices": [], "usage": usage}] if self.include_usage else []
+
+    def record(self, choice: int, token: Token) -> None:
+        """Keep a token, for the probabilities of a whole response."""
         if token.log_probability is not None:
-            self.noted.setdefault(choice, []).append(token)
+            self.recorded.setdefault(choice, []).append(token)
 
     def opening(self, choice: int) -> list[dict[str, Any]]:
-        """The chunks before the first token."""
+        """Return the chunks before the first token."""
         return []
 
     def chunks(self, choice: int, text: str, event: Token | End) -> list[dict[str, Any]]:
-        """What a token, or the end, is in a stream."""
+        """Return the chunks of one event of a stream."""
         found = []
         if text or (isinstance(event, Token) and event.log_probability is not None):
             found.append(self._chunk(choice, text, [event] if isinstance(event, Token) else [], None))
@@ -97,28 +145,28 @@ class Form:
             found.append(self._chunk(choice, None, [], event.finish_reason))
         return found
 
-    def whole(self, replies: Sequence[Reply], usage: dict[str, int]) -> dict[str, Any]:
-        """An answer that is not streamed."""
-        choices = [
-            self._choice(place, reply.whole, self.noted.get(place, []), reply.finish_reason)
-            for place, reply in enumerate(replies)
+    def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
+        """Return the response that is not streamed."""
+        written = [
+            self._choice_object(index, choice.text, self.recorded.get(index, []), choice.finish_reason)
+            for index, choice in enumerate(choices)
         ]
-        return self.head(chunk=False) | {"choices": choices, "usage": usage}
+        return self.head(chunk=False) | {"choices": written, "usage": usage}
 
     def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
         raise NotImplementedError
 
-    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+    def _choice_object(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
         raise NotImplementedError
 
 
-class Chat(Form):
+class ChatFormat(ResponseFormat):
     """``chat.completion``."""
 
     kind, chunk_kind, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
     def opening(self, choice: int) -> list[dict[str, Any]]:
-        """Who speaks."""
+        """Name the speaker."""
         return [self._delta(choice, {"role": "assistant", "content": ""}, None, None)]
 
     def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
@@ -130,7 +178,7 @@ class Chat(Form):
         one = {"index": choice, "delta": delta, "logprobs": log_probabilities, "finish_reason": reason}
         return self.head(chunk=True) | {"choices": [one]}
 
-    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+    def _choice_object(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
         message = {"role": "assistant", "content": text, "refusal": None}
         return {
             "index": choice,
@@ -140,56 +188,61 @@ class Chat(Form):
         }
 
     def _log_probabilities(self, tokens: list[Token]) -> dict[str, Any] | None:
-        told = [token for token in tokens if token.log_probability is not None]
-        if not told:
+        scored = [token for token in tokens if token.log_probability is not None]
+        if not scored:
             return None
-        return {
-            "content": [
-                self._described(token.id, token.log_probability)
-                | {"top_logprobs": [self._described(*each) for each in token.alternatives]}
-                for token in told
-            ],
-            "refusal": None,
-        }
+        content = (  # an iterator: see `json_pieces`
+            self._token_object(token.id, token.log_probability)
+            | {"top_logprobs": [self._token_object(*each) for each in token.alternatives]}
+            for token in scored
+        )
+        return {"content": content, "refusal": None}
 
-    def _described(self, token: int, log_probability: float | None) -> dict[str, Any]:
+    def _token_object(self, token: int, log_probability: float | None) -> dict[str, Any]:
         spelled = self.tokenizer.bytes_of(token)
         return {"token": self.tokenizer.decode([token]), "logprob": log_probability, "bytes": list(spelled)}
 
 
-class Completion(Form):
+class CompletionFormat(ResponseFormat):
     """``text_completion``."""
 
     kind = chunk_kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, tokenizer: Tokenizer, model: str) -> None:
-        """Begin an answer."""
-        super().__init__(tokenizer, model)
-        self._read: dict[int, tuple[StreamDecoder, int]] = {}  # of each choice, and its characters so far
+    def __init__(self, tokenizer: Tokenizer, model: str, include_usage: bool = False) -> None:
+        """Start a response."""
+        super().__init__(tokenizer, model, include_usage)
+        self._offsets: dict[int, tuple[StreamDecoder, int]] = {}  # of each choice, and its characters so far
 
     def continued(
-        self, prompt: int, text: str, scored: list[Token], replies: Sequence[Reply], noted: Mapping[int, list[Token]]
+        self,
+        prompt: int,
+        text: str,
+        scored: list[Token],
+        choices: Sequence[Choice],
+        recorded: Mapping[int, list[Token]],
     ) -> list[dict[str, Any]]:
-        """The replies to one of several prompts.
+        """Return the choices of one of several prompts.
 
         Args:
             prompt: which one.
             text: what is echoed before each reply.
             scored: the tokens of that text, if probabilities were asked for.
-            replies: to this prompt.
-            noted: the tokens of each.
+            choices: the replies to this prompt.
+            recorded: the tokens of each.
         """
-        first = prompt * len(replies)
+        first = prompt * len(choices)
         return [
-            self._choice(first + place, text + reply.whole, [*scored, *noted.get(place, [])], reply.finish_reason)
-            for place, reply in enumerate(replies)
+            self._choice_object(
+                first + index, text + choice.text, [*scored, *recorded.get(index, [])], choice.finish_reason
+            )
+            for index, choice in enumerate(choices)
         ]
 
     def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
-        return self.head(chunk=True) | {"choices": [self._choice(choice, text or "", tokens, reason)]}
+        return self.head(chunk=True) | {"choices": [self._choice_object(choice, text or "", tokens, reason)]}
 
-    def _choice(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
+    def _choice_object(self, choice: int, text: str, tokens: list[Token], reason: str | None) -> dict[str, Any]:
         return {
             "index": choice,
             "text": text,
@@ -198,28 +251,28 @@ class Completion(Form):
         }
 
     def _log_probabilities(self, choice: int, tokens: list[Token]) -> dict[str, Any] | None:
-        told = [token for token in tokens if token.log_probability is not None or token.echoed]
-        if not told:
+        scored = [token for token in tokens if token.log_probability is not None or token.echoed]
+        if not scored:
             return None
         offsets = []
-        for token in told:
-            decoder, length = self._read.get(choice, (StreamDecoder(self.tokenizer), 0))
+        for token in scored:
+            decoder, length = self._offsets.get(choice, (StreamDecoder(self.tokenizer), 0))
             offsets.append(length)
-            self._read[choice] = decoder, length + len(decoder.feed(token.id))
+            self._offsets[choice] = decoder, length + len(decoder.feed(token.id))
         return {
-            "tokens": [self._spelled(token.id) for token in told],
-            "token_logprobs": [token.log_probability for token in told],
-            "top_logprobs": [
+            "tokens": [self._spelled(token.id) for token in scored],
+            "token_logprobs": [token.log_probability for token in scored],
+            "top_logprobs": (  # an iterator: see `json_pieces`
                 None  # of the first token of a prompt, which nothing precedes
                 if token.log_probability is None
                 else {self._spelled(n): value for n, value in (*token.alternatives, (token.id, token.log_probability))}
-                for token in told
-            ],
+                for token in scored
+            ),
             "text_offset": offsets,
         }
 
     def _spelled(self, token: int) -> str:
-        """A token's text; of one that holds half a character its bytes, as OpenAI writes them."""
+        """Return a token's text, or its bytes, as OpenAI writes them, if it holds part of a character."""
         spelled = self.tokenizer.bytes_of(token)
         try:
             return spelled.decode()

@@ -1,12 +1,14 @@
-"""What a client may ask, and what it comes to: a prompt, settings and a number of replies.
+"""Request bodies, and what they resolve to: a prompt, settings and a number of replies.
 
 The fields are OpenAI's. Beyond them a body may hold `rerank` with `num_candidates`, and any setting of
-`GenerationConfig`, by its name; what is unknown is ignored, as servers of this interface do. HTTP is left to
-`dialogpt.serve.app`.
+`GenerationConfig`, by its name. Fields of OpenAI's that would change the answer and are not implemented are refused;
+unknown ones are ignored with a warning. HTTP is left to
+`dialogpt.serve.routes`.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,18 +22,53 @@ from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Plan
 from dialogpt.tokenizer import Tokenizer
 
-MOST_TURNS, MOST_CHARACTERS, MOST_CHARACTERS_IN_ALL = 500, 8_000, 32_000
-MOST_REPLIES, MOST_CANDIDATES, MOST_BEAMS = 16, 64, 16
-MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 4, 20, 300
-MOST_ENTRIES, MOST_SPELLED = 1_000, 4_000  # of a setting that is a list: its numbers or words, and their characters
-MOST_DEPTH = 4  # of lists within lists; no setting has more than three
-MOST_PARTS, MOST_PROMPT_IDS, MOST_PROMPTS = 100, 10_000, 32
-SAID_BY = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}  # settings, by OpenAI
+MAX_REPLIES, MAX_CANDIDATES, MAX_BEAMS = 16, 64, 16
+MAX_STOPS, MAX_ALTERNATIVES, MAX_BIASES = 4, 20, 300
+MAX_ENTRIES, MAX_SETTING_CHARACTERS = 1_000, 4_000  # of a setting that is a list: its numbers or words
+MAX_DEPTH = 4  # of lists within lists; no setting has more than three
+MAX_PARTS, MAX_PROMPT_IDS, MAX_PROMPTS = 100, 10_000, 32
+MAX_WARNINGS = 5  # of one request; a body may hold thousands of unknown fields
+OPENAI_NAMES = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}
+SYSTEM_ROLES = ("system", "developer")
+NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {  # OpenAI's fields that would change the answer, and values that do not
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "best_of": (1,),
+    "modalities": ([], ["text"]),
+    "audio": (),
+    "web_search_options": (),
+    "reasoning_effort": ("none",),
+}
+WITHOUT_EFFECT = (  # OpenAI's fields that ask for nothing that a client could miss in the answer
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+    "prediction",
+    "verbosity",
+)
 
 Item = TypeVar("Item")
-Several = Annotated[list[Item], Field(min_length=1, max_length=MOST_PROMPTS)]
-Ids = Annotated[list[int], Field(max_length=MOST_PROMPT_IDS, fail_fast=True)]
+Several = Annotated[list[Item], Field(min_length=1, max_length=MAX_PROMPTS)]
+Ids = Annotated[list[int], Field(max_length=MAX_PROMPT_IDS, fail_fast=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class ContextLengthExceeded(DialogueError):
+    """A prompt does not fit the network's window.
+
+    Attributes:
+        param: the field of the body that holds it.
+    """
+
+    param = "prompt"
 
 
 class Part(BaseModel):
@@ -45,24 +82,24 @@ class Message(BaseModel):
     """One turn. The network is shown no roles; settings about the bot's own turns go by the role "assistant"."""
 
     role: str
-    content: str | Annotated[list[Part], Field(max_length=MOST_PARTS)] | None = None
+    content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
 
     @property
     def text(self) -> str:
-        """What was said."""
+        """Its text, all parts joined."""
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
 
 
 class StreamOptions(BaseModel):
-    """What a stream holds beside the reply."""
+    """What a stream contains beside the reply."""
 
     include_usage: bool = False
 
 
-class Request(BaseModel):
-    """What both kinds of request have in common."""
+class GenerationRequest(BaseModel):
+    """What all requests for generation have in common."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -70,61 +107,62 @@ class Request(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Probability | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_REPLIES)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_REPLIES)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=MAX_STOPS)] | None = None
     seed: int | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MOST_BIASES)] | None = (
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=MAX_BIASES)] | None = (
         None
     )
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     history_tokens: Annotated[int, Field(ge=1)] | None = None
     rerank: bool | None = None
-    num_candidates: Annotated[int, Field(ge=1, le=MOST_CANDIDATES)] | None = None
+    num_candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] | None = None
+    user: str | None = None
 
     @property
-    def most_tokens(self) -> int | None:
-        """How many tokens a reply may have, if the request says it."""
+    def max_reply_tokens(self) -> int | None:
+        """How many tokens a reply may have; None if the request sets no limit."""
         return self.max_tokens
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The texts that end a reply, and are no part of it."""
+        """The strings that end a reply and are not part of it."""
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return tuple(stop for stop in stops if stop)
 
     @property
     def replies(self) -> int:
-        """How many replies are wanted."""
+        """How many replies are requested."""
         return self.n or 1
 
     @property
     def alternatives(self) -> int | None:
-        """How many tokens are wanted beside each that was said; None if not even its own probability is."""
+        """How many alternatives to each token are requested; None omits its own log-probability too."""
         raise NotImplementedError
 
     @property
     def resample(self) -> bool:
-        """Whether a blank reply is no answer, and is generated again."""
+        """Whether a blank reply is resampled."""
         return False
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
-        """What to go on from.
+    def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
+        """Return the prompt.
 
         Args:
             tokenizer: of the model.
-            history_tokens: how many tokens of a dialogue are shown.
-            window: how many the network has room for beside the reply.
+            limits: how many tokens of a dialogue the network is shown, and whether system messages count as turns.
+            window: how many tokens fit besides the reply.
 
         Raises:
-            DialogueError: there is nothing to go on from, or too much.
+            DialogueError: there is no prompt, or it is too long.
         """
         raise NotImplementedError
 
-    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
-        """The dialogue, for who judges candidates.
+    def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
+        """Return the dialogue, for a reranker.
 
         Raises:
             DialogueError: there is none.
@@ -132,41 +170,43 @@ class Request(BaseModel):
         raise NotImplementedError
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     """The body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=MOST_TURNS)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=MOST_ALTERNATIVES)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
 
     @property
-    def most_tokens(self) -> int | None:
-        """See `Request`; the newer name counts."""
+    def max_reply_tokens(self) -> int | None:
+        """See `GenerationRequest`; the newer name wins."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def alternatives(self) -> int | None:
-        """See `Request`."""
+        """See `GenerationRequest`."""
         return (self.top_logprobs or 0) if self.logprobs or self.top_logprobs else None
 
     @property
     def resample(self) -> bool:
-        """See `Request`."""
+        """See `GenerationRequest`."""
         return True
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
-        """Every message a turn with its end, the oldest left out where there is no room, as `dialogpt chat` does it."""
-        return History(tokenizer.eos_id, self.turns(tokenizer)).prompt(self.history_tokens or history_tokens, window)
+    def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
+        """Make each message a turn, and drop the oldest turns that do not fit, as `dialogpt chat` does."""
+        history = History(tokenizer.eos_id, self.turns(tokenizer, limits))
+        return history.prompt(self.history_tokens or limits.history_tokens, window)
 
-    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
-        """The messages, without end tokens, and who wrote each."""
-        texts = [message.text for message in self.messages]
-        _limit(texts)
-        return [Turn(tokenizer.encode(text), message.role) for text, message in zip(texts, self.messages, strict=True)]
+    def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
+        """Return the messages, without end tokens, with their roles."""
+        kept = [message for message in self.messages if limits.keep_system or message.role not in SYSTEM_ROLES]
+        if not kept:
+            raise DialogueError("all messages are system messages, which are dropped here; send one of the user's")
+        return [Turn(tokenizer.encode(message.text), message.role) for message in kept]
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     """The body of ``POST /v1/completions``: texts that are continued, without turns."""
 
     max_tokens: Annotated[int, Field(ge=0)] | None = None
@@ -177,7 +217,7 @@ class CompletionRequest(Request):
 
     @property
     def alternatives(self) -> int | None:
-        """See `Request`."""
+        """See `GenerationRequest`."""
         return self.logprobs
 
     @property
@@ -186,43 +226,43 @@ class CompletionRequest(Request):
         given = self.prompt_text
         if not isinstance(given, list) or not given or isinstance(given[0], int):
             return [self]
-        if sum(map(len, given)) > MOST_CHARACTERS_IN_ALL:
-            raise DialogueError(
-                f"the prompts hold {sum(map(len, given)):,} "
-                f"{'characters' if isinstance(given[0], str) else 'tokens'} together, at most "
-                f"{MOST_CHARACTERS_IN_ALL:,} are accepted; send fewer prompts at a time"
-            )
         return [self.model_copy(update={"prompt_text": prompt}) for prompt in given]
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
+    def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
         """The one text, whole; an empty one begins after the end of a turn."""
         if self.suffix:
-            raise DialogueError("suffix is not implemented; leave it out")
+            raise DialogueError("suffix is not implemented; omit it")
         given = self.prompt_text
         if isinstance(given, str):
-            _limit([given])
             ids = tokenizer.encode(given)
         else:
             ids = [token for token in given if isinstance(token, int)]
+        if len(ids) > window:
+            raise ContextLengthExceeded(
+                f"the model's context length is {limits.positions:,} tokens; the prompt has {len(ids):,}, and "
+                f"{limits.positions - window:,} are reserved for the completion; shorten the prompt or the completion"
+            )
         return Prompt(ids or [tokenizer.eos_id], 0, 0)
 
-    def turns(self, tokenizer: Tokenizer) -> list[Turn]:
-        """See `Request`."""
+    def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
+        """See `GenerationRequest`."""
         raise DialogueError("a text without turns cannot be reranked; ask under /v1/chat/completions")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the server grants.
+    """What a request is granted.
 
     Attributes:
-        settings: of a request that says nothing.
-        positions: of the network.
-        new_tokens: the most that a reply may have.
-        seconds: the most that a request may take.
+        settings: the defaults of a request.
+        positions: how many tokens the network can take, prompt and reply together.
+        new_tokens: how many tokens a reply may have.
+        seconds: how long a request may take.
         history_tokens: how many tokens of a dialogue are shown to the network.
-        reranker: judges candidates, where a request asks for it.
-        num_candidates: how many, of a request that does not say.
+        reranker: scores candidates, for requests that ask for it.
+        num_candidates: the default number of candidates.
+        strict: whether fields without effect are refused rather than warned of.
+        keep_system: whether a system message is a turn; else it is dropped, as the model would repeat it.
     """
 
     settings: GenerationConfig
@@ -232,31 +272,66 @@ class Limits:
     history_tokens: int
     reranker: Reranker | None = None
     num_candidates: int = DEFAULT_CANDIDATES
+    strict: bool = False
+    keep_system: bool = False
 
 
-def plan_of(request: Request, limits: Limits, eos_id: int) -> Plan:
-    """Resolve what a request asks for, on top of the server's settings.
+def warnings_for(request: GenerationRequest, limits: Limits) -> list[str]:
+    """Return what a request asks for and does not get, in sentences.
 
     Raises:
-        DialogueError: they are out of range, contradict each other, or ask for what is not implemented.
+        DialogueError: there is such a thing, and the server is strict.
     """
-    given = _given(request)
+    warnings = unknown_fields(request)
+    given = request.max_reply_tokens or 0
+    if given > limits.new_tokens:
+        warnings.append(f"max_tokens {given} was reduced to {limits.new_tokens}, the most that this server generates")
+    if isinstance(request, ChatRequest) and not limits.keep_system:
+        dropped = sum(message.role in SYSTEM_ROLES for message in request.messages)
+        if dropped:
+            warnings.append(f"{dropped} system messages were dropped; the model was not trained to follow them")
+    if warnings and limits.strict:
+        raise DialogueError(f"this server is strict: {'; '.join(warnings)}")
+    return warnings
+
+
+def unknown_fields(body: BaseModel) -> list[str]:
+    """Return a sentence for each field of a body that has no effect, with the name that may be meant."""
+    settings = [setting.name for setting in fields(GenerationConfig)]
+    known = [*type(body).model_fields, *settings, *WITHOUT_EFFECT, *NOT_IMPLEMENTED]
+    sentences: list[str] = []
+    for name in body.model_extra or {}:
+        if name not in known and len(sentences) < MAX_WARNINGS:
+            near = difflib.get_close_matches(name[:50], known, n=1)
+            sentences.append(f"{name[:50]!a} is unknown{f'; is {near[0]!r} meant?' if near else ''}")
+    return sentences
+
+
+def plan_of(request: GenerationRequest, limits: Limits, eos_id: int) -> Plan:
+    """Merge the settings of a request into the server's.
+
+    Raises:
+        DialogueError: one is out of range or not implemented, or two contradict each other.
+    """
+    given = _settings_in(request)
     candidates = max(request.num_candidates or limits.num_candidates, request.replies)
-    beams = _number("num_beams", given, 1)
-    _refuse(request, limits, candidates, beams)
+    beams = _non_negative("num_beams", given, 1)
+    _refuse_contradictions(request, limits, candidates, beams)
     defaults = limits.settings
     if request.logit_bias:
         given["sequence_bias"] = _biases(request.logit_bias)
-    asked = request.most_tokens or _number("max_new_tokens", given, defaults.max_new_tokens or limits.new_tokens)
-    most = min(asked, limits.new_tokens)
-    shortest = defaults.min_new_tokens  # None, where min_length counts
-    if shortest is not None or "min_new_tokens" in given:
-        shortest = _number("min_new_tokens", given, min(shortest or 0, most))
+    limit = request.max_reply_tokens or _non_negative(
+        "max_new_tokens", given, defaults.max_new_tokens or limits.new_tokens
+    )
+    max_tokens = min(limit, limits.new_tokens)
+    min_tokens = defaults.min_new_tokens  # None, where min_length counts
+    if min_tokens is not None or "min_new_tokens" in given:
+        min_tokens = _non_negative("min_new_tokens", given, min(min_tokens or 0, max_tokens))
     if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
-        shortest = max(1, shortest or 0)  # evaluation harnesses drop the last token, and an end token is never sent
-    if (shortest or 0) > limits.new_tokens:
-        raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
-    given |= {"max_new_tokens": most, "min_new_tokens": shortest, "stop_strings": request.stops or None}
+        min_tokens = max(1, min_tokens or 0)  # evaluation harnesses drop the last token, and an end token is never sent
+    if (min_tokens or 0) > limits.new_tokens:
+        raise DialogueError(f"min_new_tokens is {min_tokens}; this server generates at most {limits.new_tokens} tokens")
+    given |= {"max_new_tokens": max_tokens, "min_new_tokens": min_tokens, "stop_strings": request.stops or None}
     return Plan.of(
         defaults.merged(given).with_bans_of(defaults),
         eos_id,
@@ -267,49 +342,55 @@ def plan_of(request: Request, limits: Limits, eos_id: int) -> Plan:
     )
 
 
-def _given(request: Request) -> dict[str, Any]:
-    """The settings of `GenerationConfig` in a body, by their names; what is unknown is left out.
+def _settings_in(request: GenerationRequest) -> dict[str, Any]:
+    """Return the settings of `GenerationConfig` that a body holds, by name.
 
     Raises:
-        DialogueError: one is too long, or is said in another way.
+        DialogueError: one is too long, or has another name in this interface.
     """
     known = [setting.name for setting in fields(GenerationConfig)]
     given = {name: value for name in known if (value := getattr(request, name, None)) is not None}
     for name, value in given.items():
-        if name in SAID_BY:
-            raise DialogueError(f"the setting for {name.replace('_', ' ')} is {SAID_BY[name]} here")
+        if name in OPENAI_NAMES:
+            raise DialogueError(f"the setting for {name.replace('_', ' ')} is {OPENAI_NAMES[name]} here")
         entries, characters = _size(value)
-        if entries > MOST_ENTRIES or characters > MOST_SPELLED:
-            raise DialogueError(f"{name} is longer than {MOST_ENTRIES:,} entries or {MOST_SPELLED:,} characters")
-    if sum(map(len, request.stops)) > MOST_SPELLED:
-        raise DialogueError(f"stop has more than {MOST_SPELLED:,} characters")
+        if entries > MAX_ENTRIES or characters > MAX_SETTING_CHARACTERS:
+            raise DialogueError(
+                f"{name} is longer than {MAX_ENTRIES:,} entries or {MAX_SETTING_CHARACTERS:,} characters"
+            )
+    if sum(map(len, request.stops)) > MAX_SETTING_CHARACTERS:
+        raise DialogueError(f"stop has more than {MAX_SETTING_CHARACTERS:,} characters")
     return given
 
 
-def _number(name: str, given: Mapping[str, Any], default: int) -> int:
-    """A setting that is counted with before `GenerationConfig` looks at it."""
+def _non_negative(name: str, given: Mapping[str, Any], default: int) -> int:
+    """Return a setting that is needed before `GenerationConfig` checks it."""
     value = given.get(name, default)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise DialogueError(f"{name} is {str(value)[:50]}, expected a whole number from 0 on")
+        raise DialogueError(f"{name} is {str(value)[:50]}, expected a non-negative integer")
     return value
 
 
-def _refuse(request: Request, limits: Limits, candidates: int, beams: int) -> None:
-    """Raise a `DialogueError` at what is not implemented, or does not go together."""
+def _refuse_contradictions(request: GenerationRequest, limits: Limits, candidates: int, beams: int) -> None:
+    """Raise a `DialogueError` at what is not implemented, or contradicts something else."""
+    for name, harmless in NOT_IMPLEMENTED.items():
+        value = getattr(request, name, None)
+        if value is not None and value not in harmless and not (name == "best_of" and value == request.replies):
+            raise DialogueError(f"{name} is not implemented; omit it")
     if request.rerank and limits.reranker is None:
-        raise DialogueError("nothing judges replies here; start the server with --rerank")
+        raise DialogueError("no reranker is loaded; start the server with --rerank")
     if request.num_candidates and not request.rerank:
         raise DialogueError("num_candidates goes with rerank")
-    if beams > MOST_BEAMS:
-        raise DialogueError(f"num_beams is {beams}; at most {MOST_BEAMS} are searched here")
+    if beams > MAX_BEAMS:
+        raise DialogueError(f"num_beams is {beams}; at most {MAX_BEAMS} are allowed here")
     if (request.rerank or beams > 1) and request.alternatives is not None:
-        raise DialogueError("leave logprobs out: beams and candidates are known at their end only, without them")
+        raise DialogueError("omit logprobs: beams and candidates are known at their end only, without them")
     if request.rerank and 1 < beams < candidates:
-        raise DialogueError(f"rerank judges {candidates} candidates, and num_beams makes {beams}; ask for as many")
+        raise DialogueError(f"rerank scores {candidates} candidates, and num_beams makes {beams}; ask for as many")
 
 
 def _biases(biases: Mapping[str, float]) -> list[list[Any]]:
-    """OpenAI's form of biases, a dictionary of ids, as `sequence_bias` has them."""
+    """Convert OpenAI's `logit_bias`, a dictionary of ids, to `sequence_bias`."""
     foreign = next((name for name in biases if not name.isdecimal() or len(name) > 9), None)
     if foreign is not None:
         raise DialogueError(f"logit_bias names the token {foreign[:20]!r}; expected a number")
@@ -317,24 +398,16 @@ def _biases(biases: Mapping[str, float]) -> list[list[Any]]:
 
 
 def _size(value: Any, depth: int = 0) -> tuple[int, int]:
-    """How many entries a setting has, down to the last list, and how many characters.
+    """Count the entries of a setting, in nested lists too, and its characters.
 
     Raises:
-        DialogueError: it goes on too deep.
+        DialogueError: it is nested too deep.
     """
     if isinstance(value, str):
         return 1, len(value)
     if not isinstance(value, (list, dict)):
         return 1, 0
-    if depth >= MOST_DEPTH:
-        raise DialogueError(f"a setting has lists within lists, more than {MOST_DEPTH} deep; none has so many")
+    if depth >= MAX_DEPTH:
+        raise DialogueError(f"a setting has lists within lists, more than {MAX_DEPTH} deep; none has so many")
     parts = [_size(part, depth + 1) for part in (value if isinstance(value, list) else value.values())]
     return sum(entries for entries, _ in parts), sum(characters for _, characters in parts)
-
-
-def _limit(texts: list[str]) -> None:
-    longest, total = max(map(len, texts)), sum(map(len, texts))
-    if longest > MOST_CHARACTERS:
-        raise DialogueError(f"a text has {longest:,} characters; at most {MOST_CHARACTERS:,} are taken")
-    if total > MOST_CHARACTERS_IN_ALL:
-        raise DialogueError(f"the texts have {total:,} characters together; {MOST_CHARACTERS_IN_ALL:,} are the most")

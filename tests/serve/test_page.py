@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
@@ -24,12 +25,26 @@ CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
 QUIET = ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
          "--disable-quic", "--disable-gpu"]  # fmt: skip
+PATIENCE = 60_000  # milliseconds; these machines are shared
+expect.set_options(timeout=PATIENCE)
 PICTURES = os.environ.get("DIALOGPT_PICTURES")  # a folder where screenshots are left to be looked at
 
 
 @contextmanager
 def server(port: int = 0, *flags: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "dialogpt", "serve", "--port", str(port), "--grace", "1", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "dialogpt",
+        "serve",
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+        "--grace",
+        "1",
+        *flags,
+    ]
     with started(command, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
@@ -57,7 +72,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, url: str) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1000, "height": 800})
     page = context.new_page()
-    page.set_default_timeout(5_000)
+    page.set_default_timeout(PATIENCE)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     page.goto(url)
@@ -69,7 +84,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
 
 def new_page(browser: Any) -> Any:
     page = browser.new_page()
-    page.set_default_timeout(5_000)
+    page.set_default_timeout(PATIENCE)
     return page
 
 
@@ -83,6 +98,16 @@ def say(page: Any, text: str) -> str:
     return reply
 
 
+def open_conversation(page: Any, index: int) -> None:
+    """Open a conversation of the list, the newest of which is the first."""
+    page.locator("#conversations .open").nth(index).click()
+
+
+def remove_conversation(page: Any) -> None:
+    page.locator(".item.current").get_by_role("button", name="Delete").click()
+    page.click("#confirm-delete")
+
+
 def picture(page: Any, name: str) -> None:
     if PICTURES:
         page.screenshot(path=Path(PICTURES) / f"{name}.png")
@@ -92,14 +117,14 @@ def test_talk_and_find_it_again_after_a_reload(page: Any) -> None:
     first = say(page, "Hi! How are you?")
     second = say(page, "What is your name?")
     assert first.strip()
-    assert page.locator("#window-text").inner_text().endswith("of 512 tokens")
+    assert page.locator("#window-text").inner_text().endswith("of 256 tokens")  # of the dialogue, not of the network
     assert "tokens/s" in page.locator("#speed").inner_text()
     page.reload()
     texts = page.locator("#log .text").all_inner_texts()
     assert texts == ["Hi! How are you?", first, "What is your name?", second]
     page.click("#new")
     assert page.locator("#log li").count() == 0
-    page.select_option("#conversations", index=0)
+    open_conversation(page, 1)
     assert page.locator("#log li").count() == 4
     picture(page, "talk-light")
     page.emulate_media(color_scheme="dark")
@@ -204,6 +229,15 @@ def test_see_inside_a_reply(page: Any) -> None:
     assert chosen.count() == 1
     assert "%" in chosen.inner_text()
     picture(page, "inside")
+    faults: list[str] = []
+    with page.context.expect_page() as opened:
+        page.get_by_role("button", name="Look deeper").click()
+    tab = opened.value
+    tab.on("console", lambda message: faults.append(message.text) if message.type == "error" else None)
+    expect(tab.locator("h1")).to_be_visible()
+    assert tab.locator("svg, button").count() > 3  # its script has run
+    assert faults == []
+    tab.close()
     page.get_by_role("button", name="See inside").click()
     assert page.locator(".inside").count() == 0
 
@@ -237,8 +271,8 @@ def test_settings_and_a_key(browser: Any) -> None:
         assert "asks for an API key" in page.locator("#problem").inner_text()
         page.click("#open-settings")
         page.get_by_label("API key").fill("secret")
-        page.get_by_label("Temperature").fill("0")
-        page.get_by_label("Most tokens").fill("3")
+        page.get_by_label("Temperature", exact=True).fill("0")
+        page.get_by_label("Longest reply", exact=True).fill("3")
         picture(page, "settings")
         page.get_by_role("button", name="Done").click()
         expect(page.locator("#model")).to_have_text("dialogpt: tiny")
@@ -254,15 +288,12 @@ def test_settings_and_a_key(browser: Any) -> None:
 
 def test_export_and_import(page: Any, tmp_path: Path) -> None:
     reply = say(page, "Hi!")
-    page.click("#open-settings")
     with page.expect_download() as download:
-        page.get_by_role("button", name="Export all").click()
+        page.get_by_role("button", name="Save all").click()
     file = tmp_path / "kept.json"
     download.value.save_as(file)
-    page.get_by_role("button", name="Done").click()
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.click("#remove")
-    assert page.locator("#log li").count() == 0
+    remove_conversation(page)
+    expect(page.locator("#log li")).to_have_count(0)
     page.locator("#file").set_input_files(file)
     expect(page.locator("#log li")).to_have_count(2)
     assert page.locator("#log .text").all_inner_texts() == ["Hi!", reply]
@@ -298,27 +329,26 @@ def test_what_is_kept_may_be_damaged(page: Any, kept: str, one: str) -> None:
 
 def test_two_tabs_keep_each_others_conversations(page: Any) -> None:
     other = page.context.new_page()
-    other.set_default_timeout(5_000)
+    other.set_default_timeout(PATIENCE)
     other.goto(page.url)
     say(other, "I am the second tab.")
     say(page, "I am the first tab.")
     page.reload()
-    names = page.locator("#conversations option").all_inner_texts()
+    names = page.locator("#conversations .open").all_inner_texts()
     assert {"I am the first tab.", "I am the second tab."} <= set(names)
-    page.select_option("#conversations", label="I am the second tab.")
+    open_conversation(page, names.index("I am the second tab."))
     say(page, "And I am here, too.")  # in the conversation that the other tab has open
     expect(other.locator("#log li")).to_have_count(4)
     other.click("#open-settings")
-    other.get_by_role("button", name="Defaults").click()  # keeps, and overwrites nothing
+    other.get_by_role("button", name="Reset all").click()  # keeps, and overwrites nothing
     other.get_by_role("button", name="Done").click()
     page.reload()
     assert page.locator("#log li").count() == 4
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.click("#remove")
-    expect(other.locator("#conversations option")).to_have_text(["I am the first tab."])
+    remove_conversation(page)
+    expect(other.locator("#conversations .open")).to_have_text(["I am the first tab."])
     say(other, "Is it gone?")
     page.reload()
-    assert page.locator("#conversations option").all_inner_texts() == ["I am the first tab."]
+    assert page.locator("#conversations .open").all_inner_texts() == ["I am the first tab."]
 
 
 def test_a_browser_without_room_says_so_and_goes_on(page: Any) -> None:
@@ -333,7 +363,7 @@ def test_two_tabs_talk_at_the_same_time(page: Any) -> None:
     """In one conversation: the later of two replies went over the earlier; now it becomes a conversation of its own."""
     say(page, "Hi!")
     other = page.context.new_page()
-    other.set_default_timeout(5_000)
+    other.set_default_timeout(PATIENCE)
     other.goto(page.url)
     held: list[Any] = []
     page.route("**/v1/chat/completions", lambda route: held.append(route))
@@ -345,11 +375,9 @@ def test_two_tabs_talk_at_the_same_time(page: Any) -> None:
     expect(page.locator("#log li .actions")).to_have_count(4)
     page.reload()
     shown = [page.locator("#log .text").all_inner_texts()]
-    assert page.locator("#conversations option").count() == 2
+    assert page.locator("#conversations .open").count() == 2
     for tab in (page, other):
-        tab.select_option(
-            "#conversations", index=1 - tab.evaluate("document.getElementById('conversations').selectedIndex")
-        )
+        tab.locator(".item:not(.current) .open").click()
         shown.append(tab.locator("#log .text").all_inner_texts())
     assert {texts[3] == "I am fast." for texts in shown} == {True, False}
     assert {len(texts) for texts in shown} == {4, 5}  # what was written first is in both
@@ -366,7 +394,7 @@ def test_an_edit_that_is_not_answered_takes_nothing_away(page: Any) -> None:
     expect(page.locator("#problem")).to_contain_text("The server does not answer.")
     assert page.locator("#log .text").all_inner_texts() == before[1:]
     assert page.get_by_label("Edit your message").input_value() == "Another."
-    page.get_by_role("button", name="Leave it").click()
+    page.get_by_role("button", name="Cancel").click()
     assert page.locator("#log .text").all_inner_texts() == before
     page.unroute("**/v1/chat/completions")
     page.click("#again")
@@ -406,7 +434,7 @@ def test_what_is_open_stays_open_and_a_reader_stays_where_they_are(page: Any) ->
     assert page.locator(".inside").count() == 1
     assert page.get_by_label("Edit your message").input_value() == "I am still writing."
     tab = page.context.new_page()
-    tab.set_default_timeout(5_000)
+    tab.set_default_timeout(PATIENCE)
     tab.goto(page.url)
     say(tab, "Here is another tab.")
     expect(page.locator("#log li")).to_have_count(16)
@@ -437,8 +465,7 @@ def test_a_browser_that_keeps_nothing_can_talk(browser: Any, url: str) -> None:
     page.click("#open-settings")
     page.get_by_label("API key").fill("key")
     page.get_by_role("button", name="Done").click()
-    page.on("dialog", lambda dialog: dialog.accept())
-    page.click("#remove")
+    remove_conversation(page)
     expect(page.locator("#log li")).to_have_count(0)
     assert faults == []
     page.close()
@@ -491,9 +518,9 @@ def test_everything_has_a_name_and_a_place_in_the_order_of_tabs(page: Any) -> No
     assert nameless == 0
     reply = page.locator("#log .text").last.inner_text()
     assert page.locator("[role=status]").text_content() == reply  # the whole reply is read out, once
-    page.focus("#conversations")
-    places = []
-    for _ in range(12):
+    page.focus("#new")
+    places = ["new"]
+    for _ in range(16):
         page.keyboard.press("Tab")
         places.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
     for wanted in ("new", "open-settings", "Copy", "Edit", "Retry", "See inside", "input", "send"):
@@ -509,4 +536,139 @@ def test_it_needs_nothing_from_elsewhere(browser: Any, url: str) -> None:
     expect(page.locator("#model")).to_have_text("dialogpt: tiny")
     assert all(each.startswith((url, "data:")) for each in asked)
     assert "default-src 'none'" in answer.headers["content-security-policy"]
+    context.close()
+
+
+def test_an_opening_begins_a_conversation(page: Any) -> None:
+    expect(page.locator("#empty-title")).to_have_text("Talk with tiny")
+    page.locator("#openings button").first.click()
+    expect(page.locator("#log li .actions")).to_have_count(2)
+    assert page.locator("#empty").is_hidden()
+    assert page.locator("#log .text").first.inner_text() == page.locator(".item.current .open").inner_text()
+
+
+def test_conversations_are_found_and_renamed(page: Any) -> None:
+    """Four entries were called "Hi!"."""
+    for text in ("Hi!", "I like the sea."):
+        say(page, text)
+        page.click("#new")
+    page.fill("#search", "SEA")
+    assert page.locator("#conversations .open").all_inner_texts() == ["I like the sea."]
+    page.fill("#search", "nowhere to be found")
+    expect(page.locator(".nothing")).to_be_visible()
+    page.fill("#search", "")
+    page.locator(".item", has_text="Hi!").hover()
+    page.get_by_role("button", name="Rename Hi!").click()
+    page.get_by_label("Name of the conversation").fill("Greetings <b>")
+    page.keyboard.press("Enter")
+    page.reload()
+    assert "Greetings <b>" in page.locator("#conversations .open").all_inner_texts()
+
+
+def test_a_retry_keeps_the_earlier_reply_as_a_version(page: Any) -> None:
+    first = say(page, "Tell me a story.")
+    reply = page.locator("#log li").last
+    for number in (2, 3):
+        reply.get_by_role("button", name="Retry").click()
+        expect(page.locator(".versions")).to_contain_text(f"{number}/{number}")
+    reply.get_by_role("button", name="Later reply").click()  # round to the first
+    expect(page.locator(".versions")).to_contain_text("1/3")
+    assert reply.locator(".text").inner_text() == first
+    page.reload()
+    expect(page.locator(".versions")).to_contain_text("1/3")
+    sent: list[Any] = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if request.method == "POST" else None)
+    say(page, "And then?")
+    assert sent[0]["messages"][1]["content"] == first
+
+
+def test_several_replies_to_choose_from(page: Any) -> None:
+    page.click("#open-settings")
+    page.get_by_label("Replies to choose from", exact=True).fill("3")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Done").click()
+    say(page, "Tell me a story.")
+    expect(page.locator(".versions")).to_contain_text("1/3")
+
+
+def test_settings_show_the_values_in_force(page: Any) -> None:
+    page.click("#open-settings")
+    defaults = page.request.get(page.url + "v1/models").json()["data"][0]["defaults"]
+    temperature = page.get_by_label("Temperature", exact=True)
+    assert float(temperature.input_value()) == defaults["temperature"]
+    temperature.fill("1.5")
+    page.keyboard.press("Tab")
+    page.get_by_role("button", name="Reset Temperature").click()
+    assert float(temperature.input_value()) == defaults["temperature"]
+    temperature.fill("7")
+    page.keyboard.press("Tab")
+    assert json.loads(page.evaluate("localStorage.getItem('dialogpt')"))["settings"] == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '["Hi!", "Hello."]',
+        '[{"role": "system", "content": ""}, {"role": "user", "content": "Hi!"}, '
+        '{"role": "assistant", "content": "Hello."}]',
+        '{"messages": [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello."}]}',
+        '{"turns": ["Hi!", "Hello."]}\n{"turns": ["Hi!", "Hello."]}\n',
+    ],
+)
+def test_a_file_of_dialogue_is_opened(page: Any, content: str) -> None:
+    file = {"name": "d.json", "mimeType": "application/json", "buffer": content.encode()}
+    page.locator("#file").set_input_files(files=[file])
+    expect(page.locator("#log .text")).to_have_text(["Hi!", "Hello."])
+
+
+@pytest.mark.parametrize("answer", ["", "<html>", "null", "[]", '{"data": [{"id": 5}]}', '{"data": [{"id": "x"}]}'])
+def test_a_proxy_that_answers_in_its_place_gets_a_sentence(browser: Any, url: str, answer: str) -> None:
+    """The page showed JavaScript's own errors."""
+    page = new_page(browser)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    for path in ("**/v1/models", "**/v1/chat/completions"):
+        page.route(path, lambda route: route.fulfill(body=answer, content_type="application/json"))
+    page.goto(url)
+    expect(page.locator("#problem")).to_contain_text("What answered is not this page's server")
+    page.fill("#input", "Hi!")
+    page.press("#input", "Enter")
+    expect(page.locator("#problem")).to_contain_text("What answered is not this page's server")
+    assert faults == []
+    page.close()
+
+
+def test_the_page_is_small(url: str) -> None:
+    """What a phone loads before it can talk: at most 60 kB."""
+    folder = Path(__file__).parents[2] / "dialogpt" / "serve" / "static"
+    total = 0
+    for path in folder.iterdir():
+        answer = httpx.get(f"{url}static/{path.name}", headers={"Accept-Encoding": "gzip"})
+        assert answer.headers["content-encoding"] == "gzip"
+        total += int(answer.headers["content-length"])
+        known = httpx.get(f"{url}static/{path.name}", headers={"If-None-Match": answer.headers["etag"]})
+        assert (known.status_code, known.content) == (304, b"")
+    assert 5_000 < total < 60_000
+    assert httpx.get(f"{url}static/..%2fapp.py").status_code == httpx.get(f"{url}static/nothing.js").status_code == 404
+
+
+def test_on_a_phone_conversations_are_in_a_drawer(browser: Any, url: str) -> None:
+    context = browser.new_context(viewport={"width": 360, "height": 640}, has_touch=True, is_mobile=True)
+    page = context.new_page()
+    page.goto(url)
+    say(page, "Hi!")
+    assert page.locator("#sidebar").is_hidden()
+    page.click("#menu")
+    picture(page, "drawer")
+    page.keyboard.press("Escape")
+    assert page.locator("#sidebar").is_hidden()
+    page.click("#menu")
+    page.click("#new")
+    assert page.locator("#sidebar").is_hidden()
+    assert page.locator("#log li").count() == 0
+    small = page.evaluate(
+        """[...document.querySelectorAll('.actions button')].filter((each) => each.getBoundingClientRect().height < 44)
+        .length"""
+    )
+    assert small == 0
     context.close()

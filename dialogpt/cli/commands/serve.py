@@ -6,19 +6,20 @@ What it answers is left to `dialogpt.serve.app`; this file imports no torch and 
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib.util
+import json
 import logging
 import os
 import re
 import signal
 import socket
 import sys
-import threading
-from contextlib import suppress
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.cli.opening import open_model
+from dialogpt.cli import logs
+from dialogpt.cli.opening import Opened, open_model
 from dialogpt.cli.options import (
     add_choice_flags,
     add_generation_flags,
@@ -28,11 +29,13 @@ from dialogpt.cli.options import (
     rerankers_from,
     wrong_usage,
 )
+from dialogpt.cli.server_process import listen, run_workers, serve, urls
 from dialogpt.cli.signals import leaving_at_once
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
+from dialogpt.errors import DONE, DialogueError, install_hint
 from dialogpt.generation_config import GenerationConfig
 
 if TYPE_CHECKING:
+    from dialogpt.serve.access import Access
     from dialogpt.serve.engine import Engine
 
 KEY = "DIALOGPT_API_KEY"  # where a key is not seen by everyone who lists processes
@@ -70,32 +73,75 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="on this machine alone: another name in requests, as a proxy's; may be given again",
     )
     server.add_argument(
-        "--most-rows", type=positive_number, default=32, metavar="N", help="replies decoded together (default: 32)"
+        "--name", metavar="NAME", help="what clients call the model (default: the checkpoint's or run's)"
     )
     server.add_argument(
-        "--most-waiting", type=positive_number, default=64, metavar="N", help="requests that may wait (default: 64)"
+        "--system",
+        choices=("drop", "first-turn"),
+        default="drop",
+        help="what a system message is, which the model was not trained to follow (default: drop)",
     )
-    server.add_argument(
+    server.add_argument("--no-inspect", action="store_true", help="do not let clients look inside replies")
+    server.add_argument("--strict", action="store_true", help="refuse what is otherwise ignored with a warning")
+    _add_capacity_flags(parser.add_argument_group("capacity"))
+    _add_operator_flags(parser.add_argument_group("operation"))
+    add_network_flags(parser)
+    add_choice_flags(parser)
+    add_generation_flags(parser)
+
+
+def _add_capacity_flags(group: argparse._ArgumentGroup) -> None:
+    """Declare how much is done at a time, and for how long."""
+    group.add_argument(
+        "--max-sequences", type=positive_number, default=32, metavar="N", help="replies decoded together (default: 32)"
+    )
+    group.add_argument(
+        "--max-waiting", type=positive_number, default=64, metavar="N", help="requests that may wait (default: 64)"
+    )
+    group.add_argument(
+        "--workers",
+        type=positive_number,
+        default=1,
+        metavar="N",
+        help="processes on the one port, which share the weights (default: 1)",
+    )
+    group.add_argument(
         "--prefix-memory",
         type=positive_number,
         default=512,
         metavar="MB",
         help="for what was read of conversations, so that their next turn reads its own words only (default: 512)",
     )
-    server.add_argument(
+    group.add_argument(
         "--time-limit", type=positive_number, default=60, metavar="SECONDS", help="for a request (default: 60)"
     )
-    server.add_argument(
+    group.add_argument(
         "--grace", type=positive_number, default=10, metavar="SECONDS", help="to finish in when stopped (default: 10)"
     )
-    add_network_flags(parser)
-    add_choice_flags(parser)
-    add_generation_flags(parser)
+
+
+def _add_operator_flags(group: argparse._ArgumentGroup) -> None:
+    """Declare keys, limits for each client, and logs."""
+    group.add_argument("--api-keys", metavar="FILE", help="several keys: a name and a key on each line")
+    group.add_argument("--rate-limit", type=positive_number, metavar="N", help="requests per minute of each client")
+    group.add_argument(
+        "--max-concurrent", type=positive_number, metavar="N", help="requests of each client at the same time"
+    )
+    group.add_argument(
+        "--isolate-cache",
+        action="store_true",
+        help="share no cached prefixes between clients without keys, which could measure what others said",
+    )
+    group.add_argument(
+        "--public-metrics", action="store_true", help="show /health, /metrics and /openapi.json without a key"
+    )
+    group.add_argument("--log-level", choices=logs.LEVELS, default="info", help="info logs requests (default)")
+    group.add_argument("--log-format", choices=logs.FORMATS, default="text", help="default: text")
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or len(text) > 5 or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port; expected a whole number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port; expected an integer from 0 to 65535")
     return int(text)
 
 
@@ -107,121 +153,128 @@ def _origin(text: str) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """Serve until a signal ends it; returns 0 after SIGTERM, and 130 after Ctrl-C."""
-    config = generation_from(options)  # what is wrong with the flags is said before anything is loaded
+    config = generation_from(options)  # wrong flags are reported before anything is loaded
     if config.num_beams > 1:
         raise wrong_usage(options, "--num-beams is for requests to ask; as the server's own it would allow no stream")
     rerankers_from(options)
+    if options.api_keys and (options.api_key or os.environ.get(KEY)):
+        raise wrong_usage(options, f"--api-keys names all keys; omit --api-key and {KEY}")
     if options.api_key == "" or os.environ.get(KEY) == "":
-        raise wrong_usage(options, f"the API key is empty; leave --api-key and {KEY} away to have none")
+        raise wrong_usage(options, f"the API key is empty; omit --api-key and {KEY} to have none")
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise DialogueError(f"a server needs {' and '.join(missing)}; install with: {install_hint('serve')}")
-    listener = _listener(options.host, options.port)
+    if options.workers > 1 and not hasattr(os, "fork"):
+        raise DialogueError("--workers needs a system that can fork; start one server for each port instead")
+    listener = listen(options.host, options.port)
+    logs.configure(options.log_level, options.log_format)
     try:
-        with leaving_at_once(signal.SIGTERM, DONE):  # until the server listens to signals itself
-            engine, app = _loaded(options)
-            return _serve(app, engine, listener, options)
+        with leaving_at_once(signal.SIGTERM, DONE):  # until the server handles signals itself
+            return _run_loaded(options, listener)
     finally:
         listener.close()
 
 
-def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens, or a sentence; before anything is loaded."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=2048)
-        # Connections inherit it. asyncio sets it only where a socket names its protocol, and without it each short
-        # answer waited 40 ms for the client's acknowledgement of its head.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return listener
-    except (socket.gaierror, UnicodeError):
-        raise DialogueError(f"--host {host!r} is no name of this machine; 127.0.0.1 is, and 0.0.0.0 is all") from None
-    except OSError as error:
-        reason = (error.strerror or str(error)).partition(" (while attempting")[0]  # Windows' numbers are not errno's
-        flag = "--host" if error.errno == errno.EADDRNOTAVAIL else "--port"
-        raise DialogueError(f"{host} port {port} cannot be listened on ({reason}); choose another {flag}") from None
+def _run_loaded(options: argparse.Namespace, listener: socket.socket) -> int:
+    """Load the model, then serve it from this process or from several."""
+    if options.workers > 1:  # see `run_workers`
+        threads, options.threads = options.threads or 1, 1
+    access = access_from(options)
+    logger.info("loading %s", options.model)
+    make_app = _prepared(options, open_model(options), access)
+
+    def work(index: int) -> int:
+        if options.workers > 1:
+            import torch
+
+            torch.set_num_threads(threads)
+        engine, app = make_app()
+        return serve(app, engine, listener, options.grace, lambda: _announce(options, listener) if index == 0 else None)
+
+    return work(0) if options.workers == 1 else run_workers(options.workers, work)
 
 
-def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
-    """The engine and the application, with the weights packed."""
-    opened = open_model(options)
+def _prepared(options: argparse.Namespace, opened: Opened, access: Access) -> Callable[[], tuple[Engine, Any]]:
+    """Pack the weights, and return what makes an engine and its application, in a process of its own or in this one."""
     from dialogpt.generation import generate
     from dialogpt.serve.app import create_app
     from dialogpt.serve.engine import Engine
+    from dialogpt.serve.memory import copy_weights
     from dialogpt.serve.schemas import Limits
 
-    checkpoint, model, tokenizer = opened.checkpoint, opened.model, opened.tokenizer
+    model, tokenizer = opened.model, opened.tokenizer
     positions = model.config.n_positions
-    most = positions // 2  # tokens of a reply
-    if options.max_new_tokens and options.max_new_tokens > most:
+    new_tokens = positions // 2
+    if options.max_new_tokens and options.max_new_tokens > new_tokens:
         raise DialogueError(
-            f"--max-new-tokens is {options.max_new_tokens}; at most {most} are served, half of {positions} positions"
+            f"--max-new-tokens is {options.max_new_tokens}; at most {new_tokens} are served, "
+            f"half of {positions} positions"
         )
     next(generate(model, [tokenizer.eos_id], GenerationConfig(max_new_tokens=1)), None)  # packs the weights
+    copy_weights(model)
     limits = Limits(
         opened.generation,
         positions,
-        new_tokens=most,
+        new_tokens=new_tokens,
         seconds=options.time_limit,
         history_tokens=opened.history_tokens,
         reranker=opened.reranker,
         num_candidates=opened.num_candidates,
+        strict=options.strict,
+        keep_system=options.system == "first-turn",
     )
-    engine = Engine(
-        model,
-        tokenizer,
-        most_rows=options.most_rows,
-        most_waiting=options.most_waiting,
-        kept_bytes=options.prefix_memory << 20,
-    )
-    name = checkpoint.shown_name
+    name = options.name or opened.checkpoint.shown_name
+
+    def make_app() -> tuple[Engine, Any]:
+        engine = Engine(
+            model,
+            tokenizer,
+            max_sequences=options.max_sequences,
+            max_waiting=options.max_waiting,
+            prefix_cache_bytes=options.prefix_memory << 20,
+        )
+        app = create_app(
+            engine,
+            name,
+            limits,
+            access=access,
+            origins=options.cors or [],
+            isolate_cache=options.isolate_cache,
+            inspects=not options.no_inspect,
+        )
+        return engine, app
+
+    return make_app
+
+
+def access_from(options: argparse.Namespace) -> Access:
+    """Return who may connect.
+
+    Raises:
+        DialogueError: the file of keys cannot be used.
+    """
+    from dialogpt.serve.access import Access, ClientLimits, Keys, read_keys
+
     key = options.api_key or os.environ.get(KEY)
+    keys = read_keys(Path(options.api_keys)) if options.api_keys else {"default": key} if key else {}
     local = options.host in LOOPBACK
-    if key is None and not local:
+    if not keys and not local:
         logger.warning("anyone who reaches this machine can ask; --api-key keeps others out")
-    hosts = (*LOOPBACK, *(options.allowed_host or ())) if local else None
-    return engine, create_app(engine, name, limits, api_key=key, origins=options.cors or [], hosts=hosts)
-
-
-def _serve(app: Any, engine: Engine, listener: socket.socket, options: argparse.Namespace) -> int:
-    import uvicorn
-
-    received: list[int] = []
-
-    def status() -> int:
-        return INTERRUPTED if received[:1] == [signal.SIGINT] else DONE
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(options.host, options.host)  # of all addresses, this one
-            host = f"[{near}]" if ":" in near else near
-            url = f"http://{host}:{listener.getsockname()[1]}/"
-            print(f"dialogpt: {options.model} answers at {url} (programs: /v1); Ctrl-C ends it", file=sys.stderr)
-            sys.stderr.flush()
-
-        def handle_exit(self, sig: int, frame: Any) -> None:
-            """Let what is being said be finished or cut, and its streams end as they should; once more ends at once."""
-            if received:
-                os._exit(status())
-            received.append(sig)  # at once: the next signal may come in the middle of this
-            going = engine.running + engine.waiting
-            threading.Thread(target=engine.close, args=(options.grace,), daemon=True).start()
-            super().handle_exit(sig, frame)
-            if sig == signal.SIGINT and going:
-                told = f"finishing {going} replies, within {options.grace} seconds; Ctrl-C again ends at once"
-                with suppress(OSError, RuntimeError):  # nobody reads it any more, or it is being written to
-                    print(f"dialogpt: {told}", file=sys.stderr, flush=True)
-
-    def leave(number: int, _frame: Any) -> None:
-        """Before uvicorn listens to signals, end at once; when it is done, it raises them once more."""
-        if not received:
-            os._exit(INTERRUPTED if number == signal.SIGINT else DONE)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, leave)
-    settings = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=options.grace + 5
+    return Access(
+        Keys(keys) if keys else None,
+        (*LOOPBACK, *(options.allowed_host or ())) if local else None,
+        options.public_metrics,
+        ClientLimits(options.rate_limit, options.max_concurrent),
     )
-    Server(settings).run(sockets=[listener])
-    return status()
+
+
+def _announce(options: argparse.Namespace, listener: socket.socket) -> None:
+    """Tell where the server answers."""
+    here, *elsewhere = urls(options.host, listener.getsockname()[1])
+    others = f"; other machines reach it at {', '.join(elsewhere)}" if elsewhere else ""
+    sentence = f"{options.model} answers at {here} (programs: /v1); Ctrl-C ends it{others}"
+    if options.log_format == "json":
+        sentence = json.dumps({"level": "info", "message": sentence, "url": here})
+    else:
+        sentence = f"dialogpt: {sentence}"
+    print(sentence, file=sys.stderr, flush=True)

@@ -1,9 +1,13 @@
-"""Many clients at once against `dialogpt serve`, as its users are: each talks, waits, and some go away in the middle.
+"""Many clients at once against `dialogpt serve`: each talks and waits, some disconnect, others only hold connections.
 
-    python scripts/load.py [--model tiny] [--clients 32] [--seconds 60] [--vanish 0.0]
+    python scripts/load_test.py [--model tiny] [--clients 32] [--seconds 60] [--vanish 0.0]
+                                [--idle 0] [--slow 0] [--unread 0]
 
 Every client holds a conversation of its own, streams each reply, and begins anew after six turns. First one client
-talks alone for a quarter of the time: what serving them one after the other would give. The last line is JSON.
+talks alone for a quarter of the time: what serving them one after the other would give. Beside them, --idle connections
+send nothing, --slow ones send a body byte by byte, and --unread ones ask for a long stream and read none of it; each is
+opened again when the server closes it. An hour of mixed load is `--seconds 3600 --vanish 0.1 --idle 500 --slow 20
+--unread 8`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,11 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
 
@@ -45,6 +49,8 @@ class Tally:
         errors: what went wrong, in words.
         conversations: how many were begun.
         memory: bytes of the server, every second.
+        descriptors: open files and connections of the server, every second.
+        closed: how many of the connections that stand still the server has closed.
     """
 
     tokens: int = 0
@@ -53,6 +59,8 @@ class Tally:
     gaps: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     memory: list[int] = field(default_factory=list)
+    descriptors: list[int] = field(default_factory=list)
+    closed: int = 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,14 +71,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--vanish", type=float, default=0.0, help="the share of replies that are not read to the end")
+    for name, does in (
+        ("idle", "send nothing"),
+        ("slow", "send a body byte by byte"),
+        ("unread", "read nothing of a stream"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=0, help=f"connections that {does}")
     options = parser.parse_args(argv)
     require_proc()
     with _server(options.model, options.dtype) as (url, process):
-        alone = asyncio.run(_talk(url, process.pid, 1, options.seconds / 4, 0.0))
-        together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish))
+        still = {"idle": options.idle, "slow": options.slow, "unread": options.unread}
+        alone = asyncio.run(_talk(url, process.pid, 1, options.seconds / 4, 0.0, {}))
+        together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish, still))
         time.sleep(1)
         left = httpx.get(f"{url}/health").json()["running"]
-    memory = [together.memory[(len(together.memory) - 1) * part // 10] >> 20 for part in (1, 2, 4, 6, 8, 10)]
+    memory = [value >> 20 for value in _over_time(together.memory)]
+    descriptors = _over_time(together.descriptors)
     speed, speed_alone = together.tokens / options.seconds, alone.tokens / (options.seconds / 4)
     print(f"one client: {speed_alone:.0f} tokens/s, first token after {statistics.median(alone.first):.3f} s")
     print(
@@ -80,6 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{len(together.errors)} errors, {left} places left behind"
     )
     print(f"memory of the server after 10, 20, 40, 60, 80, 100 % of the time: {', '.join(map(str, memory))} MiB")
+    print(f"its descriptors: {', '.join(map(str, descriptors))}; still connections that it closed: {together.closed}")
     for error in together.errors[:5]:
         print(error)
     result = {
@@ -92,6 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "longest_gap_s": round(max(together.gaps), 2),
         "conversations": together.conversations,
         "memory_mib": memory,
+        "descriptors": descriptors,
+        "closed": together.closed,
         "errors": len(together.errors),
         "left": left,
     }
@@ -121,18 +140,63 @@ def _content(log: IO[str]) -> str:
     return log.read()
 
 
-async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float) -> Tally:
+def _over_time(values: Sequence[int]) -> list[int]:
+    """Return the values after 10, 20, 40, 60, 80 and 100 % of the time."""
+    return [values[(len(values) - 1) * part // 10] for part in (1, 2, 4, 6, 8, 10)]
+
+
+async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float, still: Mapping[str, int]) -> Tally:
     tally, end = Tally(), time.monotonic() + seconds
 
     async def watch() -> None:
         while time.monotonic() < end:
             tally.memory.append(_memory(pid))
+            tally.descriptors.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
             await asyncio.sleep(1)
 
     limits = httpx.Limits(max_connections=clients * 2)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        await asyncio.gather(watch(), *(_one(client, number, end, vanish, tally) for number in range(clients)))
+        standing = (_stand_still(url, kind, end, tally) for kind, count in still.items() for _ in range(count))
+        talking = (_one(client, number, end, vanish, tally) for number in range(clients))
+        await asyncio.gather(watch(), *talking, *standing)
     return tally
+
+
+async def _stand_still(url: str, kind: str, end: float, tally: Tally) -> None:
+    """Hold a connection that is idle, slow or unread until the server closes it, and open the next."""
+    host, port = url.removeprefix("http://").split(":")
+    body = json.dumps(
+        {
+            "messages": [{"role": "user", "content": SAYINGS[0]}],
+            "stream": True,
+            "n": 16,
+            "min_new_tokens": 200,
+            "max_tokens": 200,
+            "logprobs": True,
+            "top_logprobs": 20,
+        }
+    ).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    while time.monotonic() < end:
+        try:
+            reader, writer = await asyncio.open_connection(host, int(port), limit=1 << 12)
+            if kind != "idle":
+                writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            if kind == "unread":
+                writer.write(body)
+                transport: Any = writer.transport  # typed as one that writes only
+                transport.pause_reading()
+            for byte in body:
+                if time.monotonic() >= end or writer.transport.is_closing() or reader.at_eof():
+                    break
+                if kind == "slow":
+                    writer.write(bytes([byte]))
+                await asyncio.sleep(0.5)
+            tally.closed += time.monotonic() < end
+            writer.transport.abort()
+        except OSError:
+            tally.closed += 1
+            await asyncio.sleep(0.1)
 
 
 async def _one(client: httpx.AsyncClient, number: int, end: float, vanish: float, tally: Tally) -> None:

@@ -1,0 +1,28 @@
+"""Keep a served network in memory of its own, so that it does not depend on the checkpoint's file any more."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dialogpt.model import GPT2
+
+
+@torch.inference_mode(False)
+def copy_weights(model: GPT2) -> None:
+    """Copy what is mapped from a file into memory.
+
+    A mapped file that another program overwrites in place (`cp NEW OLD`, `rsync --inplace`) ends every process that
+    reads it with SIGBUS, or changes its weights. Most weights are packed, and so copied, when they are first used; this
+    copies the others: embeddings, norms and biases. Processes that are forked afterwards share the copy.
+
+    Args:
+        model: on the CPU, its weights packed.
+    """
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type == "cpu":
+                setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor) and value.device.type == "cpu":
+                setattr(module, name, value.clone())
