@@ -291,13 +291,13 @@ def test_a_network_that_says_nothing_is_believed_in_the_end(
 def test_a_turn_that_is_too_long_is_cut_and_the_user_is_told(chat: Chat, caplog: pytest.LogCaptureFixture) -> None:
     tokens = len(chat.tokenizer.encode("x y z " * 100)) + 1
     chat.reply("x y z " * 100)
-    assert f"its first {tokens - (128 - 8)} tokens were cut off" in caplog.text
+    assert f"its first {tokens - (128 - 8)} tokens were truncated" in caplog.text
     assert chat.texts()[0] == "x y z " * 100  # the whole history is kept
     chat.reply("short")
     assert len(chat.texts()) == 4
     caplog.clear()
     chat.candidates(["x y z " * 100], 2)
-    assert f"its first {tokens - (128 - 8)} tokens were cut off" in caplog.text
+    assert f"its first {tokens - (128 - 8)} tokens were truncated" in caplog.text
 
 
 def test_other_end_tokens_end_a_reply_too(
