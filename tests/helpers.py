@@ -36,7 +36,7 @@ WAIT_SECONDS = 300  # how long a test waits for what takes a second: these machi
 
 # What a kernel promises is tested where it runs; the probes are the code's own.
 needs_float16 = pytest.mark.skipif(not kernels.Float16.runs_here(), reason="fbgemm's float16 does not run here")
-needs_int8 = pytest.mark.skipif(not kernels.Int8.runs_here(), reason="fbgemm's int8 is not exact without VNNI")
+needs_int8 = pytest.mark.skipif(not kernels.Int8.runs_here(), reason="8 bits overflow without VNNI")
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "checkpoints" / "chitchat-reference"
 NO_REFERENCE = "the trained reference checkpoint is not beside this checkout"

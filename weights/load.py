@@ -50,7 +50,10 @@ def load(
         model = GPT2(checkpoint.config)
     packed: set[str] = set()
     if place.type == "cpu" and dtype in CPU_PRECISIONS and not trainable:
-        packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
+        try:
+            packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
+        except ValueError as error:  # DIALOGPT_KERNELS asks for what cannot be
+            raise CheckpointError(str(error)) from None
     target = torch.float32 if packed else DTYPES[dtype]
     state = {
         name: stored.read().to(place, target).contiguous()

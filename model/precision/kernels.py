@@ -1,8 +1,7 @@
 """The products: one class each, which packs a weight for one of torch's fast operators and says whether that runs here.
 
 A decoding step reads every weight once, so its floor is weight bytes over memory bandwidth; `F.linear` in float32
-reaches a third of that for one row. Some of the operators below are private to torch, and a processor may lack the
-instructions of others, hence `runs_here`. Which kernel a precision uses is left to `choice.py`.
+reaches a third of that for one row. Which kernel a precision uses is left to `choice.py`.
 
 A product takes float32 and gives float32, in every precision: on a CPU, attention and norms in float32 are the fastest,
 and the most exact. It changes no setting of the process, so any number of threads may share a network.
@@ -10,14 +9,15 @@ and the most exact. It changes no setting of the process, so any number of threa
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import warnings
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PACKED_FOR_ROWS = 64  # float32 weights are packed for many rows; for one row that is within 5 % of packed for one
-MIN_ROWS = 4  # oneDNN reads a weight at 30 GB/s for one row and at 36 for four
 CHUNK = 256  # rows of a weight that are rounded at a time, so that a head of 150 MB is not in memory twice for int8
 GROUP = 32  # weights that share a scale in int4
 INT4_OUTPUTS = 64  # what its kernel packs together
@@ -25,7 +25,17 @@ MIN_SCALE = 6.1e-5  # what fbgemm uses for a smaller scale of activations (SMALL
 
 
 class Kernel:
-    """A product with a packed weight: (..., in) in float32 -> (..., out) in float32. It is immutable."""
+    """A product with a packed weight: (..., in) in float32 -> (..., out) in float32. It is immutable.
+
+    Attributes:
+        name: what `DIALOGPT_KERNELS` and `dialogpt bench --kernels` call it.
+        max_error: the largest error of a product of the probe's numbers, relative to the largest result.
+        group: the number of inputs is a multiple of it.
+    """
+
+    name: ClassVar[str]
+    max_error: ClassVar[float] = 1e-5
+    group: ClassVar[int] = 1
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         """Pack a weight (out, in) with its bias (out,); `gelu` says whether a GELU follows."""
@@ -36,9 +46,27 @@ class Kernel:
         raise NotImplementedError
 
     @classmethod
+    @functools.cache
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def runs_here(cls) -> bool:
-        """Whether this torch and this processor have the product, and compute it right."""
-        raise NotImplementedError
+        """Whether a product of known numbers comes out right on this machine; it is tried once.
+
+        Flags of torch do not tell: some of the operators are private and missing from other builds, some refuse a
+        processor when they are called, and 8-bit products overflow without a word where VNNI is missing. A third of the
+        weights are the largest of their output, and all activations are positive: these products overflow first.
+        """
+        weight, x = _probe()
+        expected = F.linear(x.double(), weight.double())
+        try:
+            with warnings.catch_warnings():  # torch will drop quantized tensors, and says so once a process
+                warnings.simplefilter("ignore")
+                kernel = cls(weight, None, gelu=False)
+                found = torch.cat([kernel(x), kernel(x[:1])])
+        except Exception:  # every backend raises another type
+            return False
+        error = (found - torch.cat([expected, expected[:1]])).abs().max() / expected.abs().max()
+        return bool(error <= cls.max_error)  # false for NaN
 
     def __deepcopy__(self, _: object) -> Kernel:
         return self
@@ -47,6 +75,8 @@ class Kernel:
 class Plain(Kernel):
     """By `F.linear`, where there is no better one."""
 
+    name = "plain"
+
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.weight, self.bias, self.gelu = weight.float().contiguous(), bias, gelu
 
@@ -54,14 +84,12 @@ class Plain(Kernel):
         """See `Kernel`."""
         return _activated(F.linear(x, self.weight, self.bias), self.gelu)
 
-    @classmethod
-    def runs_here(cls) -> bool:
-        """Everywhere."""
-        return True
-
 
 class Float32(Kernel):
     """float32, packed for oneDNN, with the GELU in the same pass; macOS has Accelerate, with which `Plain` is fast."""
+
+    name = "onednn"
+    min_rows: ClassVar[int] = 1
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.weight: Tensor = _pack_float32(weight.float().contiguous(), PACKED_FOR_ROWS)
@@ -71,9 +99,9 @@ class Float32(Kernel):
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         rows = x.numel() // x.size(-1)
-        if rows >= MIN_ROWS or rows == 0:
+        if rows >= self.min_rows or rows == 0:
             return self.multiply(x)
-        filled = torch.cat([x.reshape(rows, -1)] * MIN_ROWS)[:MIN_ROWS]  # (4, in)
+        filled = torch.cat([x.reshape(rows, -1)] * self.min_rows)[: self.min_rows]  # (4, in)
         return self.multiply(filled)[:rows].view(*x.shape[:-1], -1)
 
     def multiply(self, x: Tensor) -> Tensor:
@@ -81,11 +109,12 @@ class Float32(Kernel):
         y: Tensor = _linear_float32(x, self.weight, self.bias, *self.activation)
         return y
 
-    @classmethod
-    def runs_here(cls) -> bool:
-        """Where torch was built with oneDNN."""
-        available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        return _all_exist(_pack_float32, _linear_float32) and available
+
+class Float32FourRows(Float32):
+    """The same with at least four rows, which oneDNN's kernels for AVX-512 read a weight faster for than for one."""
+
+    name = "onednn-4-rows"
+    min_rows = 4
 
 
 class Float16(Kernel):
@@ -93,6 +122,9 @@ class Float16(Kernel):
 
     Every number of float16 is one of float32, so where a weight was stored in float16 this is the product in float32.
     """
+
+    name = "fbgemm-float16"
+    max_error = 1e-3
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.packed = _pack_float16(weight.float().contiguous(), bias)
@@ -104,14 +136,12 @@ class Float16(Kernel):
             return self(x[None])[0]
         return _activated(_linear_float16(x, self.packed), self.gelu)
 
-    @classmethod
-    def runs_here(cls) -> bool:
-        """On x86 with AVX2."""
-        return _all_exist(_pack_float16, _linear_float16) and torch.cpu._is_avx2_supported()
-
 
 class BFloat16(Kernel):
     """Weights of bfloat16, and activations rounded to it, by `F.linear`: where fbgemm is not, as on ARM."""
+
+    name = "bfloat16"
+    max_error = 2e-2
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.weight, self.gelu = weight.bfloat16().contiguous(), gelu
@@ -120,11 +150,6 @@ class BFloat16(Kernel):
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         return _activated(F.linear(x.bfloat16(), self.weight, self.bias).float(), self.gelu)
-
-    @classmethod
-    def runs_here(cls) -> bool:
-        """Everywhere."""
-        return True
 
 
 class Int8(Kernel):
@@ -137,6 +162,10 @@ class Int8(Kernel):
     ``(q - 128) @ W.T + bias``. Of that, ``(zero_point - 128) * W.sum(dim=1)`` is too much, and the rest is in units of
     the row's scale.
     """
+
+    name = "fbgemm-int8"
+    max_error = 2e-2
+    levels: ClassVar[int] = 255  # the largest level of an activation
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.gelu = gelu
@@ -153,22 +182,52 @@ class Int8(Kernel):
         if x.dim() == 1:
             return self(x[None])[0]
         if x.numel() == x.size(-1):
-            return _activated(_linear_int8(x, self.packed), self.gelu)
+            return _activated(_linear_int8(x, self.packed, self.levels < 255), self.gelu)
         low, high = x.aminmax(dim=-1, keepdim=True)  # (..., 1) each
         low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = ((high - low) / 255).clamp(min=MIN_SCALE)
+        scale = ((high - low) / self.levels).clamp(min=MIN_SCALE)
         offset = (-low / scale).round() - 128  # the zero point, less what the operator adds
         y = _linear_scaled_int8(x / scale + offset, 1.0, 128, self.packed)  # (..., out), in units of scale, plus bias
         return _activated(torch.addcmul(self.bias, y - self.bias - offset * self.weight_sums, scale), self.gelu)
 
-    @classmethod
-    def runs_here(cls) -> bool:
-        """On x86 with VNNI: without it fbgemm adds pairs of products in 16 bits, which 8-bit activations overflow."""
-        return _all_exist(_pack_int8, _linear_int8, _linear_scaled_int8) and torch.cpu._is_vnni_supported()
+
+class Int8SevenBit(Int8):
+    """The same with 7 bits an activation, for a processor without VNNI.
+
+    There fbgemm adds pairs of products in 16 bits: 2 x 127 x 127 fits below 32,768, and 2 x 255 x 127 does not.
+    """
+
+    name = "fbgemm-int8-7-bit"
+    levels = 127
+
+
+class Int8Weights(Kernel):
+    """8 bits a weight with a scale for each output, and activations in bfloat16, by torch's own kernel.
+
+    It is slower than `Int8`, and as slow as float32 where only this one runs: it saves memory.
+    """
+
+    name = "int8-weights"
+    max_error = 2e-2
+    group = 32  # it reads vectors beyond the end of rows of 8 or 24, and crashes
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
+        self.levels, scales = quantized(weight)
+        self.scales, self.bias, self.gelu = scales.bfloat16(), bias, gelu
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Kernel`."""
+        y = _linear_int8_weights(x.reshape(-1, x.size(-1)).bfloat16(), self.levels, self.scales)  # (rows, out)
+        y = y.float().view(*x.shape[:-1], -1)
+        return _activated(y if self.bias is None else y + self.bias, self.gelu)
 
 
 class Int4(Kernel):
     """4 bits a weight, with a scale and a middle for each group of 32; activations in bfloat16."""
+
+    name = "int4"
+    max_error = 1e-1
+    group = GROUP
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.gelu = gelu
@@ -196,10 +255,13 @@ class Int4(Kernel):
         y = y[:, : self.outputs].float().view(*x.shape[:-1], self.outputs)
         return _activated(y if self.bias is None else y + self.bias, self.gelu)
 
-    @classmethod
-    def runs_here(cls) -> bool:
-        """Wherever this torch has its operators."""
-        return _all_exist(_pack_int4, _linear_int4)
+
+def _probe() -> tuple[Tensor, Tensor]:
+    """A weight (96, 64) and activations (5, 64) in which large products of one sign meet."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(96, 64, generator=generator).clamp(-3, 3)
+    weight[:32] = 3.0
+    return weight, torch.rand(5, 64, generator=generator) + 1.0
 
 
 def _activated(y: Tensor, gelu: bool) -> Tensor:
@@ -222,7 +284,9 @@ def quantized(weight: Tensor) -> tuple[Tensor, Tensor]:
 def _operator(library: str, name: str) -> Any:
     """One of torch's operators, or None where this torch has none of that name."""
     operator = getattr(getattr(torch.ops, library), name, None)
-    return None if operator is None else operator.default
+    if operator is None:
+        return None
+    return getattr(operator.default, "_op", operator.default)  # a call without torch's dispatch in Python, 3 us less
 
 
 _pack_float32 = _operator("mkldnn", "_reorder_linear_weight")
@@ -232,9 +296,6 @@ _linear_float16 = _operator("quantized", "linear_dynamic_fp16")
 _pack_int8 = _operator("quantized", "linear_prepack")
 _linear_int8 = _operator("quantized", "linear_dynamic")
 _linear_scaled_int8 = _operator("quantized", "linear_with_input_q_dq_qweight_dq_output_fp32")
+_linear_int8_weights = _operator("aten", "_weight_int8pack_mm")
 _pack_int4 = _operator("aten", "_convert_weight_to_int4pack_for_cpu")
 _linear_int4 = _operator("aten", "_weight_int4pack_mm_for_cpu")
-
-
-def _all_exist(*operators: Any) -> bool:
-    return None not in operators

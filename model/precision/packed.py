@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dialogpt.model.gpt2 import TokenEmbedding
-from dialogpt.model.precision.choice import kernel_for
-from dialogpt.model.precision.kernels import Float16, Float32, Kernel, Plain, quantized
+from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
+from dialogpt.model.precision.kernels import Float16, Kernel, quantized
 
 FLOAT16_MAX = 65504  # below 2^-14 float16's numbers are 2^-24 apart, so bfloat16's move by up to 2^-25
 INFERENCE_ONLY = "a network with packed weights cannot be trained and gives no gradients; load it with trainable=True"
@@ -134,8 +134,8 @@ def _refuse_conversion(convert: Callable[[Tensor], Tensor]) -> None:
 @torch.no_grad()
 def pack(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Kernel:
     """Pack a weight for a precision: rounded to it, in the kernel that this machine has for it."""
-    if precision == "float32" and weight.dtype == torch.float16 and Float16.runs_here():
-        precision = "float16"  # the same numbers in half the bytes
+    if precision == "float32" and weight.dtype == torch.float16:
+        precision = FLOAT32_OF_FLOAT16  # the same numbers in half the bytes
     elif precision == "bfloat16":
         weight = weight.bfloat16()
     kernel = kernel_for(precision, weight.size(1))
@@ -143,12 +143,18 @@ def pack(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Ker
     if becomes_float16 and float(torch.stack(weight.aminmax()).abs().max()) > FLOAT16_MAX:
         warn_once(f"a weight is beyond float16, whose largest number is {FLOAT16_MAX:,}: its layer is kept in float32")
         precision, kernel = "float32", kernel_for("float32", weight.size(1))
-    if kernel in (Float32, Plain) and precision == "float16":
-        weight = weight.half()
-    elif kernel in (Float32, Plain) and precision in ("int8", "int4"):
-        levels, scales = quantized(weight)
-        weight = levels * scales[:, None]
+    if kernel is None:
+        weight, kernel = rounded(weight, precision), kernel_for("float32", weight.size(1))
+    assert kernel is not None  # float32 has one everywhere
     return kernel(weight, bias, gelu)
+
+
+def rounded(weight: Tensor, precision: str) -> Tensor:
+    """Round a weight to float16, or to the 8 bits that take the place of int8 and int4, for a product in float32."""
+    if precision == "float16":
+        return weight.half()
+    levels, scales = quantized(weight)
+    return levels * scales[:, None]
 
 
 @functools.cache

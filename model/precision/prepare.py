@@ -4,16 +4,13 @@ nothing is swapped.
 
 from __future__ import annotations
 
-import functools
-import warnings
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from dialogpt.model.gpt2 import GPT2, MLP
 from dialogpt.model.precision.choice import kernel_for
-from dialogpt.model.precision.kernels import GROUP, Float32, Int8, Plain
+from dialogpt.model.precision.kernels import GROUP, Int4, Int8Weights
 from dialogpt.model.precision.packed import PackedEmbedding, PackedLinear, Read, warn_once
 
 
@@ -35,8 +32,6 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         ValueError: there is no such precision.
     """
     _warn_of_substitutes(precision, model)
-    if precision in ("int8", "int4") and Int8.runs_here():
-        _suppress_deprecation()
     placed = {"token_embedding.weight"}
     for name, module in list(model.named_modules()):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -53,28 +48,16 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
 
 
 def _warn_of_substitutes(precision: str, model: GPT2) -> None:
-    """Warn once that another kernel takes the place of the one that was asked for."""
+    """Warn once that another kernel takes the place of the one that was asked for; this also tries what runs here."""
     inputs = {module.in_features for module in model.modules() if isinstance(module, nn.Linear)}
     for kernel in {kernel_for(precision, each) for each in inputs}:
-        if precision == "int4" and kernel is Int8:
-            warn_once(
-                f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place"
-            )
-        elif precision in ("float16", "int8", "int4") and kernel in (Float32, Plain):
+        if kernel is None:
             warn_once(
                 f"this torch or processor has no products of {precision}: the weights are rounded, but kept in float32"
             )
-
-
-@functools.cache
-def _suppress_deprecation() -> None:
-    """Use up the warning that torch gives once a process: it will drop quantized tensors, whose kernel is the fastest.
-
-    It is suppressed while a network is prepared: filters of warnings belong to the whole process, and a forward pass,
-    which packs, may run in many threads.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch._make_per_channel_quantized_tensor(
-            torch.zeros(1, 1, dtype=torch.int8), torch.ones(1).double(), torch.zeros(1, dtype=torch.long), 0
-        )
+        elif precision == "int4" and kernel is not Int4:
+            warn_once(
+                f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place"
+            )
+        if kernel is Int8Weights:
+            warn_once("products of int8 are no faster than those of float32 here: int8 only saves memory")

@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 from dialogpt import GenerationConfig, Tokenizer, generate_batch
 from dialogpt.model import GPT2, KVCache, precision
 from dialogpt.model.precision import kernels, packed
-from dialogpt.model.precision.choice import kernel_for
+from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
 from dialogpt.ranking.scoring import score
 from dialogpt.weights import CheckpointError, load, open_checkpoint
 from scripts.train_tiny import conversations
@@ -91,11 +91,14 @@ def test_that_test_sees_a_scale_that_rows_share(wide: Path) -> None:
     assert difference(beside, alone) > 1e-2
 
 
-@needs_int8
+@pytest.mark.parametrize("kind", [kernels.Int8, kernels.Int8SevenBit, kernels.Int8Weights])
 @pytest.mark.parametrize("x", [torch.zeros(2, 8), torch.full((2, 8), 1e-6), -torch.rand(2, 8), torch.rand(2, 8) + 5])
-def test_int8_takes_rows_of_any_range(x: Tensor) -> None:
-    weight, bias = torch.randn(5, 8), torch.randn(5)
-    kernel = kernels.Int8(weight, bias, gelu=False)
+def test_int8_takes_rows_of_any_range(kind: type[kernels.Kernel], x: Tensor) -> None:
+    if not kind.runs_here():
+        pytest.skip(f"{kind.name} does not run here")
+    x = x.repeat(1, 4)
+    weight, bias = torch.randn(5, 32), torch.randn(5)
+    kernel = kind(weight, bias, gelu=False)
     expected = x.double() @ weight.double().T + bias
     for found in (kernel(x), torch.cat([kernel(row[None]) for row in x])):
         assert difference(found, expected) < 2e-2
@@ -231,7 +234,8 @@ def test_what_is_stored_in_float16_is_float32_when_packed_so(tmp_path: Path, row
     ids = torch.tensor(ids_of(*[6] * rows))
     for step in (ids, ids[:, :1]):
         assert difference(network(step), exact(step)) < BOUNDS["float32"]
-    expected = kernel_for("float16", 64)  # float32's own where there are no products of float16
+    expected = kernel_for(FLOAT32_OF_FLOAT16, 64)
+    assert expected is not None
     assert isinstance(network.blocks[0].mlp.up.kernel, expected)
     assert isinstance(network.token_embedding.kernel, expected)
     rounded = exact.state_dict()
@@ -264,10 +268,10 @@ def test_a_hidden_state_alone_has_logits(wide: Path) -> None:
 def test_without_its_kernel_float16_is_rounded_all_the_same(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = torch.tensor(ids_of(6))
     expected = load(wide, dtype="float16")(ids)
-    monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
+    monkeypatch.setattr(kernels.Float16, "runs_here", lambda: False)
     network = load(wide, dtype="float16")
     assert difference(network(ids), expected) < 1e-5 < difference(load(wide)(ids), expected)
-    assert isinstance(network.token_embedding.kernel, kernel_for("float32", 64))
+    assert type(network.token_embedding.kernel) is kernel_for("float32", 64)
 
 
 @torch.no_grad()
@@ -275,10 +279,10 @@ def test_without_its_kernel_float32_stays_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_published(tmp_path / "half", deviation=0.1, dtype=torch.float16, **SIZES)
-    monkeypatch.setattr(kernels, "_linear_float16", None)
+    monkeypatch.setattr(kernels.Float16, "runs_here", lambda: False)
     network, ids = load(tmp_path / "half"), torch.tensor(ids_of(6))
     assert difference(network(ids), load(tmp_path / "half", dtype="float64")(ids)) < BOUNDS["float32"]
-    assert isinstance(network.token_embedding.kernel, kernel_for("float32", 64))
+    assert type(network.token_embedding.kernel) is kernel_for("float32", 64)
     assert not caplog.records
 
 
@@ -361,7 +365,7 @@ def test_a_file_that_was_replaced_is_not_read(wide: Path, tmp_path: Path) -> Non
         assert torch.equal(fresh(ids), found(ids))
 
 
-OPTIONAL = ("Float32", "Float16", "Int8", "Int4")
+OPTIONAL = ("Float32", "Float16", "Int8", "Int8SevenBit", "Int8Weights", "Int4")
 
 
 @pytest.mark.parametrize(
@@ -371,8 +375,11 @@ OPTIONAL = ("Float32", "Float16", "Int8", "Int4")
         ("float32", ("Float32",), None),
         ("float16", ("Float32",), "no products of float16: the weights are rounded, but kept in float32"),
         ("bfloat16", ("Float32",), None),
+        ("int8", ("Float32", "Int8SevenBit"), None),
+        ("int8", ("Float32", "Float16", "Int4", "Int8Weights"), "int8 only saves memory"),
         ("int8", ("Float32", "Float16", "Int4"), "no products of int8: the weights are rounded"),
         ("int4", ("Float32", "Float16", "Int8"), "int8 takes their place"),
+        ("int4", ("Int8SevenBit",), "int8 takes their place"),
         ("int4", (), "no products of int4: the weights are rounded"),
     ],
 )
@@ -389,6 +396,8 @@ def test_without_a_kernel_another_takes_its_place(
     for kernel in OPTIONAL:
         if kernel not in present:
             monkeypatch.setattr(getattr(kernels, kernel), "runs_here", lambda: False)
+        elif kernel == "Int8SevenBit":
+            monkeypatch.setattr(kernels.Int8SevenBit, "runs_here", lambda: True)  # else it inherits Int8's answer
         elif not getattr(kernels, kernel).runs_here():
             pytest.skip(f"{kernel} does not run here")
     with caplog.at_level(logging.WARNING):
@@ -407,10 +416,7 @@ def test_a_width_that_int4_cannot_group(tmp_path: Path, caplog: pytest.LogCaptur
     ids = torch.tensor(ids_of(6))
     found = load(tmp_path / "narrow", dtype="int4")(ids)
     assert difference(found, load(tmp_path / "narrow", dtype="float64")(ids)) < BOUNDS["int8"]
-    if kernels.Int8.runs_here():
-        assert "a width is no multiple of 32" in caplog.text
-    else:
-        assert "no products of int4: the weights are rounded" in caplog.text
+    assert "a width is no multiple of 32" in caplog.text
 
 
 def test_int8_is_for_a_processor(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
