@@ -72,7 +72,7 @@ def processor() -> str:
     """The processor's name and those of its instructions that kernels depend on."""
     import torch
 
-    found = getattr(torch.cpu, "get_capabilities", dict)()
+    found: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has no such function
     names = ("avx2", "avx_vnni", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_tile", "asimd", "bf16", "i8mm", "sve")
     features = [name for name in names if found.get(name)]
     return " ".join([str(found.get("cpu_name") or platform.processor() or platform.machine()), *features])
