@@ -101,7 +101,9 @@ class KVCache:
                     f"{self.max_length} positions; drop the oldest turns or generate fewer tokens"
                 )
         self.make_room(end)
-        self._start, self._end = held[0], end
+        # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
+        self._held = [layer.unbind() for layer in self.buffer[..., :end, :].unbind()]  # per layer two (B, H, S, D)
+        self._new = self.buffer[..., held[0] : end, :]  # (L, 2, B, H, T, D), where all rows are equally long
         self._aligned = len(set(held)) == 1 and len(set(new)) == 1
         if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
             device = self.buffer.device
@@ -121,11 +123,11 @@ class KVCache:
             length; they are zero, as `crop` clears what it removes.
         """
         if self._aligned:
-            self.buffer[layer, :, :, :, self._start : self._end] = new[:, :, :, : self._end - self._start]
+            self._new[layer].copy_(new[:, :, :, : self._new.size(4)])
         else:
             # two index tensors with a slice between them: their common dimension moves to the front
             self.buffer[layer][:, self._rows, :, self._slots] = new[:, self._rows, :, self._steps]  # (all new, 2, H, D)
-        keys, values = self.buffer[layer, :, :, :, : self._end].unbind()  # (B, H, S, D) each
+        keys, values = self._held[layer]
         return keys, values
 
     def advance(self, ids: Sequence[Sequence[int]]) -> None:

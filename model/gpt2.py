@@ -151,8 +151,8 @@ class Attention(nn.Module):
             is_causal=mask is None and T > 1,
             dropout_p=self.attention_dropout if self.training else 0.0,
         )  # (B, H, T, D), scores scaled by 1 / sqrt(D)
-        mixed: Tensor = self.dropout(self.output(heads.transpose(1, 2).reshape(B, T, C)))  # (B, T, C)
-        return mixed
+        mixed: Tensor = self.output(heads.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
+        return self.dropout(mixed) if self.training else mixed
 
 
 class MLP(nn.Module):
@@ -167,8 +167,8 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.dropout(self.down(self.gelu(self.up(x))))
-        return out
+        out: Tensor = self.down(self.gelu(self.up(x)))
+        return self.dropout(out) if self.training else out
 
 
 def _uninitialized(kind: type[Table], rows: int, width: int) -> Table:

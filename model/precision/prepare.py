@@ -11,7 +11,7 @@ from torch import nn
 from dialogpt.model.gpt2 import GPT2, MLP
 from dialogpt.model.precision.choice import kernel_for
 from dialogpt.model.precision.kernels import GROUP, Int4, Int8Weights
-from dialogpt.model.precision.packed import PackedEmbedding, PackedLinear, Read, warn_once
+from dialogpt.model.precision.packed import DirectLayerNorm, PackedEmbedding, PackedLinear, Read, warn_once
 
 
 def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:
@@ -43,6 +43,10 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
             if gelu:
                 parent.gelu = nn.Identity()
             placed |= {f"{name}.weight", f"{name}.bias"}
+        elif type(module) is nn.LayerNorm:
+            norm = DirectLayerNorm(module.normalized_shape, eps=module.eps, device="meta")
+            norm.weight, norm.bias = module.weight, module.bias
+            setattr(parent, own, norm)
     model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
     return placed
 
