@@ -15,6 +15,7 @@ import torch
 
 from dialogpt.model.precision.kernels import (
     BFloat16,
+    BFloat16Widened,
     Float16,
     Float32,
     Float32FourRows,
@@ -38,7 +39,7 @@ Kernels = tuple[type[Kernel], ...]
 _X86: dict[str, Kernels] = {
     "float32": (Float32, Plain),
     FLOAT32_OF_FLOAT16: (Float16, Float32, Plain),
-    "bfloat16": (Float16, BFloat16),
+    "bfloat16": (Float16, BFloat16Widened),
     "float16": (Float16,),
     "int8": (Int8, Int8SevenBit, Int8Weights),
     "int4": (Int4, Int8, Int8SevenBit),
@@ -49,6 +50,7 @@ TABLE: Mapping[str, Mapping[str, Kernels]] = MappingProxyType(
         "AVX512": _X86 | {"float32": (Float32FourRows, Plain), FLOAT32_OF_FLOAT16: (Float16, Float32FourRows, Plain)},
         "AVX2": _X86,
         "ARM": _OTHER,
+        "ARM-BF16": _OTHER | {"bfloat16": (BFloat16,)},
         "Accelerate": _OTHER | {"float32": (Plain,), FLOAT32_OF_FLOAT16: (Plain,)},
         "other": _OTHER,
     }
@@ -58,7 +60,9 @@ TABLE: Mapping[str, Mapping[str, Kernels]] = MappingProxyType(
 def capability() -> str:
     """The row of `TABLE` that this processor has, as torch uses it (ATEN_CPU_CAPABILITY=avx2 hides AVX-512)."""
     if platform.machine().lower() in ("arm64", "aarch64"):
-        return "Accelerate" if platform.system() == "Darwin" else "ARM"
+        if platform.system() == "Darwin":
+            return "Accelerate"
+        return "ARM-BF16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "ARM"
     found: str = torch.backends.cpu.get_cpu_capability()
     return found if found in TABLE else "other"
 

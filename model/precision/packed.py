@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dialogpt.model.gpt2 import TokenEmbedding
+from dialogpt.model.gpt2 import GPT2, TokenEmbedding
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
 from dialogpt.model.precision.kernels import Float16, Kernel, quantized
 
@@ -136,6 +136,19 @@ def _refuse_conversion(convert: Callable[[Tensor], Tensor]) -> None:
     probe = torch.empty(0)
     if convert(probe).dtype != probe.dtype or convert(probe).device != probe.device:
         raise RuntimeError("packed weights keep their dtype, on the CPU; load the network again as it should be")
+
+
+def bytes_per_step(model: GPT2) -> float:
+    """How many bytes of weights a decoding step reads, on which its time depends; packed or not."""
+    config, head = model.config, model.token_embedding
+    count = (
+        config.vocab_size * config.n_embd + config.n_layer * (4 * config.n_embd + 2 * config.inner_dim) * config.n_embd
+    )
+    if not isinstance(head, PackedEmbedding):
+        return float(count * head.weight.element_size())
+    stored_in_float16 = head.precision == "float32" and head.weight.dtype == torch.float16
+    kernel = kernel_for(FLOAT32_OF_FLOAT16 if stored_in_float16 else head.precision, config.n_embd)
+    return count * (32 if kernel is None else kernel.bits) / 8
 
 
 @torch.inference_mode(False)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from dialogpt.cli.main import main
+from dialogpt.cli.opening import warn_of_slow_draft
 from dialogpt.model import GPT2Config
-from dialogpt.model.precision import kernels
+from dialogpt.model.precision import bytes_per_step, kernels
 from dialogpt.model.precision.choice import CPU_PRECISIONS, TABLE, candidates, capability, kernel_for, overrides
 from dialogpt.model.precision.measure import Timing, contradictions, measure_kernels
 from dialogpt.weights import CheckpointError, load
@@ -39,7 +40,12 @@ def test_each_kernel_computes_each_row_alone(kind: type[kernels.Kernel], rows: i
         (found - expected).abs().max() / expected.abs().max()
     ) <= 2 * kind.max_error  # the probe's numbers are kinder
     loud = torch.cat([x, 30 * torch.randn(3, 64, generator=generator)])
-    rounds = kind in (kernels.BFloat16, kernels.Int8Weights, kernels.Int4)  # sums to 8 bits of bfloat16
+    rounds = kind in (
+        kernels.BFloat16,
+        kernels.BFloat16Widened,
+        kernels.Int8Weights,
+        kernels.Int4,
+    )  # sums to 8 bits of bfloat16
     assert torch.allclose(
         kernel(loud)[:rows], found, rtol=0, atol=(2e-2 if rounds else 1e-5) * float(found.abs().max())
     )
@@ -68,7 +74,7 @@ def test_a_product_that_is_missing_or_wrong_does_not_run(operator: Any, monkeypa
 
 PROGRAM = """
 from dialogpt.model.precision.choice import kernel_for
-from dialogpt.model.precision import kernels
+from dialogpt.model.precision import bytes_per_step, kernels
 print(kernels.Int8.runs_here(), kernel_for("int8", 64).name)
 """
 
@@ -101,9 +107,9 @@ def test_the_table_has_a_kernel_of_float32_everywhere_and_each_name_once() -> No
 
 
 def test_the_variable_overrides_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DIALOGPT_KERNELS", " float32 = plain, bfloat16=bfloat16,")
+    monkeypatch.setenv("DIALOGPT_KERNELS", " float32 = plain, bfloat16=bfloat16-widened,")
     assert kernel_for("float32", 64) is kernels.Plain
-    assert kernel_for("bfloat16", 64) is kernels.BFloat16
+    assert kernel_for("bfloat16", 64) is kernels.BFloat16Widened
     network = load("tiny")
     network(torch.tensor([[1, 2, 3]]))
     assert type(network.blocks[0].mlp.up.kernel) is kernels.Plain
@@ -156,6 +162,57 @@ def test_a_contradiction_names_how_to_override() -> None:
         "DIALOGPT_KERNELS='float32=onednn'"
     ]
     assert contradictions([faster]) == []
+
+
+@torch.no_grad()
+def test_many_rows_of_bfloat16_are_multiplied_in_float32_and_few_are_not() -> None:
+    weight, bias = torch.randn(600, 64), torch.randn(600)
+    kernel = kernels.BFloat16Widened(weight, bias, gelu=False)
+    x = torch.randn(8, 64)
+    exact = F.linear(x.double(), weight.bfloat16().double(), bias.bfloat16().double())
+    assert ((kernel(x) - exact).abs().max() / exact.abs().max()) < 1e-6
+    assert ((kernel(x[:7]) - exact[:7]).abs().max() / exact.abs().max()) < 2e-2
+    assert kernel(x.view(2, 4, 64)).shape == (2, 4, 600)
+    assert kernel.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("machine", "system", "bfloat16", "expected"),
+    [
+        ("aarch64", "Linux", True, "ARM-BF16"),
+        ("aarch64", "Linux", False, "ARM"),
+        ("arm64", "Darwin", True, "Accelerate"),
+        ("x86_64", "Linux", True, torch.backends.cpu.get_cpu_capability()),
+    ],
+)
+def test_the_capability_of_a_processor(
+    machine: str, system: str, bfloat16: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("platform.system", lambda: system)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
+    if machine == "x86_64" and expected not in TABLE:
+        expected = "other"
+    assert capability() == expected
+
+
+@pytest.mark.parametrize(("dtype", "draft", "warned"), [("float64", "int8", False), ("int8", "int8", True)])
+def test_a_draft_that_reads_as_much_is_warned_of(
+    dtype: str, draft: str, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In int8 on a processor without VNNI, float32 with a draft was slower than alone."""
+    if kernel_for("int8", 256) not in (kernels.Int8, kernels.Int8SevenBit):
+        pytest.skip("int8 is as slow as float32 here")
+    warn_of_slow_draft(load("tiny", dtype=dtype), load("tiny", dtype=draft))
+    assert ("is not likely to make it faster" in caplog.text) == warned
+
+
+def test_bytes_of_a_step() -> None:
+    config = load("tiny", dtype="float64").config
+    count = config.vocab_size * config.n_embd + config.n_layer * 12 * config.n_embd**2
+    assert bytes_per_step(load("tiny", dtype="float64")) == 8 * count
+    expected = kernel_for("float16", 256)
+    assert bytes_per_step(load("tiny", dtype="float16")) == (4 if expected is None else 2) * count
 
 
 def test_bench_wants_to_know_what(capsys: pytest.CaptureFixture[str]) -> None:
