@@ -25,6 +25,7 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "cli/test_main.py",
         "cli/test_verify.py",
         "parity/test_training.py",
+        "data/reddit",
         "inspect/test_page.py",
         "serve",
         "test_docs.py",

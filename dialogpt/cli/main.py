@@ -18,13 +18,35 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from dialogpt.cli.commands import bench, cache, chat, convert, explain, info, reply, serve, train
+from dialogpt.cli.commands import (
+    bench,
+    cache,
+    chat,
+    convert,
+    data,
+    explain,
+    info,
+    reply,
+    serve,
+    train,
+)
 from dialogpt.cli.options import installed_version, wrong_usage
 from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.signals import leaving_at_once
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
 
-COMMANDS = (chat, reply, explain, convert, train, serve, info, cache, bench)  # in the order of --help
+COMMANDS = (  # in the order of --help
+    chat,
+    reply,
+    explain,
+    convert,
+    train,
+    data,
+    serve,
+    info,
+    cache,
+    bench,
+)
 
 
 def console() -> NoReturn:
