@@ -170,7 +170,7 @@ class BFloat16Widened(BFloat16):
         """See `Kernel`."""
         if x.numel() < self.min_rows * x.size(-1):
             return super().__call__(x)
-        y = torch.cat([F.linear(x, chunk.float()) for chunk in self.weight.split(CHUNK)], dim=-1)  # (..., out)
+        y = torch.cat([F.linear(x, chunk.float()) for chunk in torch.split(self.weight, CHUNK)], dim=-1)  # (..., out)
         return _activated(y if self.bias is None else y.add_(self.bias), self.gelu)
 
 
