@@ -16,10 +16,11 @@ from dialogpt.cli.output import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.decoding.loop import Stop, Stopped
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, Problem, SettingsError
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting
 from dialogpt.history import USER
 from dialogpt.sampler import check_tokens
+from dialogpt.settings import TYPED_COUNT, parsed, required
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
@@ -83,7 +84,7 @@ class Terminal:
                 self.notice("Ctrl-C again, or Ctrl-D, leaves (/save FILE keeps the conversation)")
                 continue
             except DialogueError as error:
-                self.notice(str(error))
+                self.notice(_worded(error))
                 continue
             interrupted = False
             try:
@@ -98,7 +99,7 @@ class Terminal:
                 self.write("\n")
                 self.notice("stopped")
             except DialogueError as error:
-                self.notice(str(error))
+                self.notice(_worded(error))
 
     def _ask(self, prompt: str, prefill: str = "") -> str:
         """Read one line; one that is no text is a sentence, whoever asked."""
@@ -203,7 +204,7 @@ class Terminal:
         if name not in SETTINGS:
             raise DialogueError(f"there is no setting {name!r}; there are {', '.join(SETTINGS).replace('_', '-')}")
         if name == "history_tokens":
-            self.chat.history_tokens = positive(name, value)
+            self.chat.history_tokens = required(name, parsed(name, value, TYPED_COUNT), TYPED_COUNT)
         else:
             self.chat.generation = self._changed(name, value)
         if self.chat.generation.do_sample:
@@ -220,7 +221,7 @@ class Terminal:
         config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
         check_tokens(config.with_end_token(self.chat.tokenizer.eos_id), self.chat.model.config.vocab_size)
         if config.prompt_room(positions) < 1:
-            raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
+            raise SettingsError([Problem(name, value, f"below the network's {positions} positions")])
         return config
 
     def _line(self, name: str) -> str:
@@ -268,3 +269,8 @@ class Terminal:
             self.write("\n")
         if any(line.strip() for line in lines):
             self.say(partial(self.chat.stream, "\n".join(lines)))
+
+
+def _worded(error: DialogueError) -> str:
+    """Return the message of an error, with settings named as ``/set`` names them."""
+    return error.worded(lambda name: name.replace("_", "-")) if isinstance(error, SettingsError) else str(error)
