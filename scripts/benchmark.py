@@ -9,9 +9,12 @@
     python scripts/benchmark.py convert [--size large] [--runs 5]
     python scripts/benchmark.py train  [--size tiny]  [--runs 5]
     python scripts/benchmark.py prepare
+    python scripts/benchmark.py all    [--runs 5] [--picture FILE]    every one of these, one after the other: an hour
 
 Weights are random. Comparisons alternate in one run, as machines are shared and noisy: quote the
-medians and their ratio. The last line is JSON. transformers is compared with where it is installed.
+medians and their ratio, and the processor, which the last line, JSON, names. transformers is compared with where it is
+installed. A newer processor shows what one with AVX2 alone does, but for its clock and memory, with
+``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2``.
 """
 
 from __future__ import annotations
@@ -41,11 +44,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dialogpt import Chat, Draft, GenerationConfig, Tokenizer, generate_batch
+from dialogpt.cli.commands.bench import processor
 from dialogpt.cli.main import guarded
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, PRESETS, GPT2Config
 from dialogpt.model.precision import CPU_PRECISIONS
+from dialogpt.model.precision.choice import VARIABLE, candidates
 from dialogpt.ranking.scoring import score
 from dialogpt.train.data.batches import Batches
 from dialogpt.train.data.dialogues import Format
@@ -127,24 +132,29 @@ if __name__ == "__main__":
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
     parser = argparse.ArgumentParser(description="Measure what a user waits for.")
-    parser.add_argument("what", choices=("decode", "quality", *RIVALS, "memory", "convert", "train", "prepare"))
+    parser.add_argument("what", choices=(*MEASUREMENTS, "all"))
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
     options = parser.parse_args(argv)
-    if options.what in ("memory", "convert", "train", "prepare"):
+    chosen = MEASUREMENTS if options.what == "all" else (options.what,)
+    if {"memory", "convert", "train", "prepare"} & {*chosen}:
         require_proc()
-    size = options.size or {"train": "tiny", "convert": "large"}.get(options.what, "small")
-    if options.what == "quality":
-        print(json.dumps({"what": "quality", "model": options.model, **measure_quality(options.model)}))
-        return 0
-    with tempfile.TemporaryDirectory() as temporary:
-        result = measure(options.what, size, options.runs, options.only, Path(temporary))
-    if options.picture is not None:
-        draw_decoding(result, f"{size}'s shape", options.picture)
-    print(json.dumps({"what": options.what, "size": size, "threads": torch.get_num_threads(), **result}))
+    for what in chosen:
+        size = options.size or {"train": "tiny", "convert": "large"}.get(what, "small")
+        about = {"what": what, "processor": processor(), "threads": torch.get_num_threads()}
+        if len(chosen) > 1:
+            print(f"---- {what}")
+        if what == "quality":
+            print(json.dumps({**about, "model": options.model, **measure_quality(options.model)}), flush=True)
+            continue
+        with tempfile.TemporaryDirectory() as temporary:
+            result = measure(what, size, options.runs, options.only, Path(temporary))
+        if options.picture is not None and what == "decode":
+            draw_decoding(result, f"{size}'s shape", options.picture)
+        print(json.dumps({**about, "size": size, **result}), flush=True)
     return 0
 
 
@@ -206,7 +216,7 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
 
 
 def measure_quality(source: str) -> dict[str, float]:
-    """Perplexity of a checkpoint on the held-out conversations of chitchat-dataset, in every precision.
+    """Perplexity of a checkpoint on the held-out conversations of chitchat-dataset, with every kernel that runs here.
 
     A conversation is cut to windows of the network's length; all but the first token of each count.
     """
@@ -219,10 +229,19 @@ def measure_quality(source: str) -> dict[str, float]:
         ids = [token for turn in turns for token in (*tokenizer.encode(turn), tokenizer.eos_id)]
         pieces += [ids[start : start + window] for start in range(0, len(ids) - 1, window)]
     result: dict[str, float] = {}
-    for dtype in CPU_PRECISIONS:
+    asked = os.environ.get(VARIABLE)
+    pairs = [(dtype, kernel) for dtype in CPU_PRECISIONS for kernel in candidates(dtype) if kernel.runs_here()]
+    for dtype, kernel in pairs:
+        name, os.environ[VARIABLE] = f"{dtype} {kernel.name}", f"{dtype}={kernel.name}"
         found = score(load(checkpoint, dtype=dtype), pieces)
-        result[dtype] = math.exp(-sum(each.total for each in found) / sum(len(each.ids) for each in found))
-        print(f"{dtype:<9} perplexity {result[dtype]:8.3f}, {result[dtype] / result['float32'] - 1:+.3%}")
+        result[name] = math.exp(-sum(each.total for each in found) / sum(len(each.ids) for each in found))
+        print(
+            f"{name:<28} perplexity {result[name]:8.3f}, {result[name] / next(iter(result.values())) - 1:+.3%}",
+            flush=True,
+        )
+    os.environ.pop(VARIABLE)
+    if asked is not None:
+        os.environ[VARIABLE] = asked
     return result
 
 
@@ -453,6 +472,7 @@ RIVALS: dict[str, Callable[[Path, Path], dict[str, Callable[[], float]]]] = {
     "candidates": candidate_rivals,
     "beams": beam_rivals,
 }
+MEASUREMENTS = ("decode", "quality", *RIVALS, "memory", "convert", "train", "prepare")
 
 
 def alternate(rivals: dict[str, Callable[[], float]], runs: int) -> dict[str, object]:

@@ -201,8 +201,11 @@ def take_kernels_away(module: ModuleType) -> None:
     """Set a module's operators of oneDNN and fbgemm to None, and let torch say that it has neither."""
     import torch
 
+    libraries = [torch.ops.mkldnn, torch.ops.quantized]
+    theirs = [getattr(library, name).default for library in libraries for name in library]
+    operators = {id(getattr(each, "_op", each)) for each in theirs}
     for name, value in list(vars(module).items()):
-        if getattr(value, "namespace", None) in ("mkldnn", "onednn", "quantized"):
+        if id(value) in operators:
             setattr(module, name, None)
     cpu: Any = torch.cpu
     for name in vars(torch.cpu):
@@ -215,16 +218,8 @@ def take_kernels_away(module: ModuleType) -> None:
 
 
 def without_vnni() -> None:
-    """Take away an instruction that most x86 processors have not."""
-    sys.meta_path.insert(0, ChangedProducts(take_vnni_away))
-
-
-def take_vnni_away(_: ModuleType) -> None:
-    """Let torch say that this processor has no VNNI."""
-    import torch
-
-    cpu: Any = torch.cpu
-    cpu._is_vnni_supported = lambda: False
+    """Take away an instruction that most x86 processors have not: fbgemm then adds products in 16 bits, as there."""
+    os.environ["FBGEMM_ENABLE_INSTRUCTIONS"] = "AVX2"
 
 
 def replace_imports(modules: dict[str, ModuleType | None]) -> None:

@@ -24,7 +24,7 @@ def load(
 
     It is built without memory of its own, and takes the file's mapped tensors where dtype, device and orientation allow
     it; else each tensor is converted alone. On a CPU, in all but float64, its products are those of
-    `model/precision.py`: what they compute is float32, and their weights are packed, and no parameters.
+    `model/precision/`: what they compute is float32, and their weights are packed, and no parameters.
 
     Args:
         source: see `open_checkpoint`.
@@ -50,7 +50,10 @@ def load(
         model = GPT2(checkpoint.config)
     packed: set[str] = set()
     if place.type == "cpu" and dtype in CPU_PRECISIONS and not trainable:
-        packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
+        try:
+            packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
+        except ValueError as error:  # DIALOGPT_KERNELS asks for what cannot be
+            raise CheckpointError(str(error)) from None
     target = torch.float32 if packed else DTYPES[dtype]
     state = {
         name: stored.read().to(place, target).contiguous()

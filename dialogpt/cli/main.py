@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from dialogpt.cli.commands import (
+    bench,
     cache,
     chat,
     convert,
@@ -48,6 +49,7 @@ COMMANDS = (  # in the order of --help
     serve,
     info,
     cache,
+    bench,
 )
 
 

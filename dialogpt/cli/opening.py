@@ -6,6 +6,7 @@ Flags are parsed in `dialogpt.cli.options`. This file imports torch only when it
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from dialogpt.ranking.rerankers import Reranker
     from dialogpt.tokenizer import Tokenizer
     from dialogpt.weights import Checkpoint
+
+MAX_DRAFT_SHARE = 0.5  # of the bytes that a step reads
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def open_chat(options: argparse.Namespace) -> Chat:
         same = options.draft_model == options.model  # then --n-head holds for the draft too
         draft = Draft.load(opened.checkpoint if same else options.draft_model, opened.tokenizer, device=options.device)
         draft.require_fits(opened.model)
+        warn_of_slow_draft(opened.model, draft.model)
     return Chat(
         opened.model,
         opened.tokenizer,
@@ -101,3 +106,20 @@ def open_chat(options: argparse.Namespace) -> Chat:
         draft=draft,
         normalize=options.normalize_text,
     )
+
+
+def warn_of_slow_draft(model: GPT2, draft: GPT2) -> None:
+    """Warn where speculative decoding hardly pays: a draft token takes half of the time of one of the network, or more.
+
+    Time goes into reading weights. A draft of half the bytes gained 5 % at an acceptance rate of 95 %, and a lower rate
+    needs a smaller one (docs/benchmarks.md, Speculative decoding).
+    """
+    from dialogpt.model.precision import bytes_per_step
+
+    share = bytes_per_step(draft) / bytes_per_step(model)
+    if share >= MAX_DRAFT_SHARE:
+        logger.warning(
+            "--draft-model: a step of the draft reads %.0f %% of the bytes that one of the model reads, and is not "
+            "likely to make it faster; choose a smaller draft, or omit it",
+            100 * share,
+        )

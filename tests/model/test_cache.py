@@ -166,3 +166,12 @@ def test_rows_join_where_others_left(network: GPT2) -> None:
         assert cache.ids == expected.ids
         assert torch.allclose(follows(network, cache.copy()), follows(network, expected), atol=1e-12)
     assert len(memories) < len(rows) - 1  # not every row that joins takes new memory
+
+
+@pytest.mark.parametrize("name", ["dropout", "blocks.1.attention.dropout", "blocks.1.mlp.dropout"])
+def test_each_dropout_acts_in_training_alone(name: str) -> None:
+    """Its module is called in training only: a step of generation calls no module that does nothing."""
+    model, ids = random_model(embd_pdrop=0.0, resid_pdrop=0.0, attn_pdrop=0.0), torch.tensor([[1, 2, 3]])
+    model.get_submodule(name).p = 0.5
+    assert torch.equal(model(ids), model(ids))
+    assert not torch.equal(model.train()(ids), model.eval()(ids))
