@@ -27,8 +27,7 @@ from dialogpt.ranking.rerankers import Reranker
 from dialogpt.ranking.scoring import Score, score
 from dialogpt.replies import Dialogue, Generators, Plan, cached_tokens, generate_replies, stream_reply
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from dialogpt.weights import Checkpoint, load, open_checkpoint
-from dialogpt.weights.checkpoint import Source
+from dialogpt.weights import Checkpoint, Source, load, open_checkpoint
 
 logger = logging.getLogger(__name__)
 

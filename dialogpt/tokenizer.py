@@ -18,8 +18,7 @@ import tiktoken
 from numpy.typing import NDArray
 
 from dialogpt.errors import DialogueError
-from dialogpt.weights import CheckpointError, Vocabulary, open_checkpoint
-from dialogpt.weights.checkpoint import Checkpoint, Source
+from dialogpt.weights import Checkpoint, CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
 # GPT-2 cuts text before it merges: English contractions; then words, numbers and other signs, each with one space

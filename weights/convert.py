@@ -1,7 +1,7 @@
 """Checkpoints on the disk: from published to ours, `convert`; back, `export`; and from a network in memory, `save`.
 
 All stream: one tensor at a time is read, checked and written, and a folder takes its final name only when all of it is
-on the disk. What a source is, is left to `checkpoint.py`.
+on the disk. Opening a source is left to `sources.py`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,21 @@ import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2Config
-from dialogpt.weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin, Source, open_checkpoint
-from dialogpt.weights.files import new_folder, write_json, write_safetensors
-from dialogpt.weights.load import count_non_finite, dtype_of, refuse_damage
+from dialogpt.weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin
+from dialogpt.weights.formats import (
+    CheckpointError,
+    Progress,
+    StoredTensor,
+    count_non_finite,
+    dtype_name,
+    new_folder,
+    non_finite,
+    refuse,
+    write_json,
+    write_safetensors,
+)
+from dialogpt.weights.load import differing_heads, dtype_of
 from dialogpt.weights.names import to_published
-from dialogpt.weights.stored import CheckpointError, Progress, StoredTensor, dtype_name
 from dialogpt.weights.vocabulary import END_OF_TEXT, Vocabulary
 
 
@@ -47,8 +57,8 @@ class Report:
     ignored: dict[str, str]
 
 
-def convert(
-    source: Source,
+def write_ours(
+    checkpoint: Checkpoint,
     destination: str | os.PathLike[str],
     *,
     dtype: str | None = None,
@@ -57,20 +67,21 @@ def convert(
     """Write a checkpoint in this project's own format.
 
     Args:
-        source: see `open_checkpoint`.
+        checkpoint: of any form.
         destination: a new folder.
         dtype: a name in `DTYPES`; None keeps the source's.
         progress: called before each tensor is written.
 
     Raises:
-        CheckpointError: the source cannot be used or holds NaN, or the destination exists or cannot be written.
+        CheckpointError: the weights hold NaN or infinity, or the destination exists or cannot be written.
     """
-    checkpoint = open_checkpoint(source)
     target = checkpoint.dtype if dtype is None else dtype_of(dtype)
-    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
+    damage: list[str] = []
+    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target, damage).items()]
     notes = _notes(checkpoint.origin(), target, checkpoint.ignored)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, notes, _our_config(checkpoint), progress)
+        refuse(checkpoint.path, sorted(damage) + differing_heads(checkpoint))
     return _report(checkpoint, Path(destination), tensors)
 
 
@@ -104,23 +115,26 @@ def _notes(origin: Origin, dtype: torch.dtype, ignored: Mapping[str, str]) -> di
     }
 
 
-def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
+def write_published(
+    checkpoint: Checkpoint, destination: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Report:
     """Write a checkpoint as transformers' `save_pretrained` does: every tensor equal to the bit.
 
     Args:
-        source: see `open_checkpoint`.
+        checkpoint: of any form.
         destination: a new folder, which transformers and the tools that read its folders load.
         progress: called before each tensor is written.
 
     Raises:
-        CheckpointError: as `convert`.
+        CheckpointError: as `write_ours`.
     """
-    checkpoint = open_checkpoint(source)
-    tensors = to_published(_cast(checkpoint, checkpoint.dtype))
+    damage: list[str] = []
+    tensors = to_published(_cast(checkpoint, checkpoint.dtype, damage))
     config = {**_architecture(checkpoint), **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
     settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, {"format": "pt"}, config, progress)
+        refuse(checkpoint.path, sorted(damage) + differing_heads(checkpoint))
         if settings:
             write_json(folder / "tokenizer_config.json", settings)
     return _report(checkpoint, Path(destination), tensors)
@@ -154,14 +168,22 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor]:
-    """The network's tensors in another dtype, each checked when it is read: float16 ends at 65,504."""
-    refuse_damage(checkpoint)
+def _cast(checkpoint: Checkpoint, target: torch.dtype, damage: list[str]) -> dict[str, StoredTensor]:
+    """The network's tensors in another dtype, each checked when it is read to be written: weights are read once.
+
+    Args:
+        checkpoint: where they are.
+        target: the dtype.
+        damage: receives a sentence for each tensor that holds NaN or infinity.
+    """
 
     def read(stored: StoredTensor) -> Tensor:
-        tensor = stored.read().to(target)
-        if tensor.dtype != stored.dtype and (count := count_non_finite(tensor)):
-            raise CheckpointError(
+        values = stored.read()
+        found = non_finite(stored, values)
+        damage.extend(found)
+        tensor = values.to(target)
+        if not found and tensor.dtype != stored.dtype and (count := count_non_finite(tensor)):
+            raise CheckpointError(  # float16 ends at 65,504
                 f"{stored.name} has {count:,} values too large for {dtype_name(target)}; keep {stored.dtype}"
             )
         return tensor

@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dialogpt.errors import install_hint
-from dialogpt.weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
-from dialogpt.weights.convert import convert
+from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
+from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of
-from dialogpt.weights.files import read_json, sha256_of
-from dialogpt.weights.stored import CheckpointError
+from dialogpt.weights.folders import WEIGHT_FILES, no_weights, shard_names, weights_among
+from dialogpt.weights.formats import CheckpointError, read_json, sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 logger = logging.getLogger(__name__)
-PATIENCE = 10.0  # seconds that the hub may take to answer; huggingface_hub's own default for files
+HUB_TIMEOUT_SECONDS = 10.0  # seconds that the hub may take to answer; huggingface_hub's own default for files
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -159,7 +159,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
             for left in filter(_is_partial, folder.iterdir()):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             if not entry.exists():
-                convert(checkpoint, entry)
+                write_ours(checkpoint, entry)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except OSError as error:
@@ -217,7 +217,7 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
     name = repository if revision == "main" else f"{repository}@{revision}"
     try:
         hub = huggingface_hub.HfApi()
-        listing = hub.model_info(repository, revision=revision, files_metadata=True, timeout=PATIENCE)
+        listing = hub.model_info(repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_SECONDS)
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{repository} has no revision {revision!r} on the hub; look it up on its page") from None
     except errors.GatedRepoError:

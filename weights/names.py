@@ -1,7 +1,7 @@
 """Whose tensor is whose: one table from the published GPT-2 names to ours, read in both directions.
 
 The published names are those of `GPT2LMHeadModel` in transformers, with or without their `transformer.` prefix, and
-behind the `module.` that training on several GPUs leaves. Which file a tensor lies in is left to `files.py`.
+behind the `module.` that training on several GPUs leaves. Reading files is left to `dialogpt.weights.formats`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from dialogpt.model import ConfigError, GPT2Config
-from dialogpt.weights.stored import CheckpointError, StoredTensor
+from dialogpt.weights.formats import CheckpointError, StoredTensor
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dialogpt.weights.files import read_json, read_text, write_json
-from dialogpt.weights.stored import CheckpointError
+from dialogpt.weights.formats import CheckpointError, read_json, read_text, write_json
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_SIZE = 50257

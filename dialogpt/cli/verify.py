@@ -27,8 +27,7 @@ from dialogpt.generation_config import GenerationConfig
 from dialogpt.model import GPT2, KVCache
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Checkpoint, export, load, load_ranking_head
-from dialogpt.weights.files import container
-from dialogpt.weights.load import count_non_finite, equal_values
+from dialogpt.weights.formats import container, count_non_finite, equal_values
 from dialogpt.weights.names import EMBEDDING, PARALLEL_PREFIX, PREFIX, RANKING_HEAD, bare_name
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of the largest value compared

@@ -35,8 +35,7 @@ from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.weights import load, open_checkpoint
-from dialogpt.weights.checkpoint import Source
+from dialogpt.weights import Source, load, open_checkpoint
 from dialogpt.weights.load import device_of
 
 FIRST, MOST = 4, 8  # tokens that are guessed in a pass: at first, and at most

@@ -33,9 +33,8 @@ from dialogpt import Chat, Tokenizer
 from dialogpt.cli.main import build_parser, main
 from dialogpt.cli.options import generation_from
 from dialogpt.weights import CheckpointError, convert, export, load, names, open_checkpoint
-from dialogpt.weights.checkpoint import TINY
-from dialogpt.weights.files import ALIGNMENT, read_safetensors, write_safetensors
-from dialogpt.weights.stored import StoredTensor
+from dialogpt.weights.formats import ALIGNMENT, StoredTensor, read_safetensors, write_safetensors
+from dialogpt.weights.sources import TINY
 from tests.helpers import needs_posix, needs_proc, random_model, same_weights, seeded, write_published
 
 
@@ -691,7 +690,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dialogpt.weights.files.os.fsync", interrupt)
+    monkeypatch.setattr("dialogpt.weights.formats.writer.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(published, tmp_path / "ours")
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 from dialogpt import Chat
 from dialogpt.cli.main import main
 from dialogpt.weights import CheckpointError, convert, export, load, load_ranking_head, open_checkpoint
-from dialogpt.weights.stored import ALIGNMENT
+from dialogpt.weights.formats import ALIGNMENT
 from tests.helpers import same_weights, their_model, write_published
 
 State = dict[str, Tensor]

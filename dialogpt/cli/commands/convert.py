@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     if options.to == "hf" and options.dtype is not None:
         raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
     from dialogpt import weights
-    from dialogpt.weights.files import require_new
+    from dialogpt.weights.formats import require_new
 
     require_new(options.destination)  # before anything is downloaded
     checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head)

@@ -30,8 +30,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    from dialogpt.weights.load import count_non_finite
-    from dialogpt.weights.stored import dtype_name
+    from dialogpt.weights.formats import count_non_finite, dtype_name
 
     config = checkpoint.config
     rows = [

@@ -39,7 +39,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.dialogues import LINE_LIMIT, Format, parse_line, parser_of
 from dialogpt.weights import Vocabulary
-from dialogpt.weights.files import new_folder, read_json, write_json
+from dialogpt.weights.formats import new_folder, read_json, write_json
 
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again

@@ -27,7 +27,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dialogpt.weights.stored import ALIGNMENT, DTYPES, CheckpointError, MappedFile, StoredTensor
+from dialogpt.weights.formats.tensors import ALIGNMENT, DTYPES, CheckpointError, MappedFile, StoredTensor
 
 OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
 _OLD_VERSION = 1001
@@ -169,7 +169,7 @@ class _Mapped:
     def tensor(self, described: _Described) -> Tensor:
         """One tensor, in the file's own memory, or in a copy of it where it would not be aligned there.
 
-        The older format puts numbers at any place, and float32 products of misaligned rows differ in the last bit.
+        The older format puts numbers at any offset, and float32 products of misaligned rows differ in the last bit.
         """
         if not described.plain:
             raise CheckpointError(f"{self.path}: a tensor is not stored row by row; save it as tensor.contiguous()")
@@ -207,14 +207,14 @@ def _read_old(path: Path) -> tuple[Any, dict[str, _Span]]:
             raise CheckpointError(f"{path} was written by another machine or version of torch; it cannot be read here")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) != len(keys):
             raise _damaged(path)
-        spans, place = {}, pickles.tell()
+        spans, offset = {}, pickles.tell()
         for key in keys:
-            file.seek(place)
+            file.seek(offset)
             count = int.from_bytes(file.read(8), "little")
-            if key not in known or count != known[key].count or place + 8 + known[key].nbytes > size:
+            if key not in known or count != known[key].count or offset + 8 + known[key].nbytes > size:
                 raise CheckpointError(f"{path} is cut short, or declares other sizes than it has; fetch it again")
-            spans[key] = _Span(place + 8, known[key].nbytes)
-            place += 8 + known[key].nbytes
+            spans[key] = _Span(offset + 8, known[key].nbytes)
+            offset += 8 + known[key].nbytes
     return content, spans
 
 
@@ -262,11 +262,11 @@ def _find_directory(file: IO[bytes]) -> int:
     locator, end = file.read(20), file.read(22)
     if end[:4] != b"PK\5\6":
         raise zipfile.BadZipFile("its end is missing")
-    length, offset = (int.from_bytes(end[place : place + 4], "little") for place in (12, 16))
+    length, offset = (int.from_bytes(end[start : start + 4], "little") for start in (12, 16))
     if locator[:4] == b"PK\6\7":  # the form for more than 4 GB; what is too large for the short form is all ones there
         file.seek(max(0, size - 98))  # Python reads the long form just before its locator, wherever that points
         long = file.read(56)
-        long_length, long_offset = (int.from_bytes(long[place : place + 8], "little") for place in (40, 48))
+        long_length, long_offset = (int.from_bytes(long[start : start + 8], "little") for start in (40, 48))
         adjacent = long[:4] == b"PK\6\6" and int.from_bytes(locator[8:16], "little") == size - 98
         if not adjacent or length not in (0xFFFFFFFF, long_length) or offset not in (0xFFFFFFFF, long_offset):
             raise zipfile.BadZipFile("its end contradicts itself")
@@ -292,7 +292,7 @@ def _span(file: IO[bytes], record: zipfile.ZipInfo, end: int) -> _Span:
     """Where a record's data lies: behind its local header."""
     file.seek(record.header_offset)
     header = file.read(30)
-    start = record.header_offset + 30 + sum(int.from_bytes(header[place : place + 2], "little") for place in (26, 28))
+    start = record.header_offset + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     if header[:4] != b"PK\3\4" or start + record.file_size > end:
         raise zipfile.BadZipFile(f"the record {record.filename!r} does not lie where its list says")
     return _Span(start, record.file_size, record.CRC or None)  # torch can be told to write no checksums: all are 0 then
@@ -482,6 +482,6 @@ class _Machine:
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if math.prod(shape) and last >= storage.count:
             raise CheckpointError(f"{self.path} holds a tensor that reaches beyond its storage; fetch it again")
-        rows = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        rows = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         plain = all(n <= 1 or stride == row for n, stride, row in zip(shape, strides, rows, strict=True))
         return _Described(storage, offset, shape, plain)
