@@ -26,7 +26,7 @@ BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32
 
 
 def ordinary(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run a method outside inference mode: a tensor made inside it could not be changed in place outside it."""
+    """Run a method outside inference mode: tensors made in inference mode cannot be changed in place outside it."""
     return torch.inference_mode(False)(torch.no_grad()(method))
 
 
@@ -41,7 +41,7 @@ class KVCache:
     ``advance([[7, 8], [9, 7]])`` they hold 5 and 3.
 
     Attributes:
-        buffer: keys and values, (L, 2, B, H, capacity, D); a part of memory that may have room for more rows.
+        buffer: keys and values, (L, 2, B, H, capacity, D); after `join` a view of memory that has room for more rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """
@@ -123,6 +123,7 @@ class KVCache:
         if self._aligned:
             self.buffer[layer, :, :, :, self._start : self._end] = new[:, :, :, : self._end - self._start]
         else:
+            # two index tensors with a slice between them: their common dimension moves to the front
             self.buffer[layer][:, self._rows, :, self._slots] = new[:, self._rows, :, self._steps]  # (all new, 2, H, D)
         keys, values = self.buffer[layer, :, :, :, : self._end].unbind()  # (B, H, S, D) each
         return keys, values
@@ -191,13 +192,13 @@ class KVCache:
         if list(rows) == list(range(len(self.ids))):
             return
         index = torch.tensor(rows, dtype=torch.long, device=self.buffer.device)
-        if len(rows) == len(self.ids):  # beams share their beginning, which need not be copied
+        if len(rows) == len(self.ids):  # beams: only the slots after the prefix that all share differ
             end = max(map(len, self.ids))
             start = min(shared_prefix(ids, self.ids[row]) for ids, row in zip(self.ids, rows, strict=True))
             differing = self.buffer[:, :, :, :, start:end]
             differing.copy_(differing.index_select(2, index))
         elif all(row == place or row >= len(rows) for place, row in enumerate(rows)) and len({*rows}) == len(rows):
-            for place, row in enumerate(rows):  # rows from the end fill the places of those that leave
+            for place, row in enumerate(rows):  # as the decoder asks: the last rows replace those that finished
                 if row != place:
                     self.buffer[:, :, place] = self.buffer[:, :, row]
             self.buffer = self.buffer[:, :, : len(rows)]

@@ -31,24 +31,24 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config = config
-        self.token_embedding = _undrawn(TokenEmbedding, config.vocab_size, config.n_embd)
-        self.position_embedding = _undrawn(nn.Embedding, config.n_positions, config.n_embd)
+        self.token_embedding = _uninitialized(TokenEmbedding, config.vocab_size, config.n_embd)
+        self.position_embedding = _uninitialized(nn.Embedding, config.n_positions, config.n_embd)
         self.dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        if not self.token_embedding.weight.is_meta:  # a network built to be filled from a file has no memory yet
+        if not self.token_embedding.weight.is_meta:  # `weights.load` builds it without memory, to fill it from a file
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw fresh weights as GPT-2 does: deviation 0.02, less for what is added 2L times to the residual stream."""
+        """Sample fresh weights as GPT-2 does: deviation 0.02, over sqrt(2L) in the two output layers of a block."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif "norm" in name:
                 nn.init.ones_(parameter)
             else:
-                added = name.endswith(("attention.output.weight", "mlp.down.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if added else 0.02)
+                residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer) if residual else 0.02)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -73,8 +73,8 @@ class GPT2(nn.Module):
 
         Args:
             ids: token ids; rows shorter than T are padded on the right with any valid id.
-            cache: what the rows have read before. It is extended by the new tokens.
-            lengths: (B,) new tokens of each row, where they differ. Results at padded places mean nothing.
+            cache: keys and values of the rows' earlier tokens. It is extended by the new ones.
+            lengths: (B,) new tokens of each row, where they differ. Results at padded positions mean nothing.
 
         Raises:
             CacheFull: a row would be longer than `n_positions`; nothing is changed.
@@ -86,7 +86,7 @@ class GPT2(nn.Module):
             cache.reserve(new)
         positions = positions_of(held, ids.size(1), ids.device)  # (B or 1, T)
         mask = attention_mask(held, positions, max(h + n for h, n in zip(held, new, strict=True)))
-        positions = positions.clamp(max=self.config.n_positions - 1)  # padding may run past the table
+        positions = positions.clamp(max=self.config.n_positions - 1)  # only now: padding may run past the table
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
@@ -138,7 +138,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        """(B, T, C) -> (B, T, C). Without a mask, several new tokens are a whole prompt: plainly causal."""
+        """(B, T, C) -> (B, T, C). Without a mask, T > 1 is a prompt from its start, and T = 1 attends to every slot."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         queries, new = qkv[0], qkv[1:]  # (B, H, T, D), (2, B, H, T, D)
@@ -171,8 +171,8 @@ class MLP(nn.Module):
         return out
 
 
-def _undrawn(kind: type[Table], rows: int, width: int) -> Table:
-    """An embedding that is not drawn yet; drawing one without memory would import torch's compiler, for a second."""
+def _uninitialized(kind: type[Table], rows: int, width: int) -> Table:
+    """An embedding with memory but no values yet: sampling them on the meta device imports torch's compiler, in 1 s."""
     embedding: Table = kind.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
     return embedding
 

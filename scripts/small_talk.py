@@ -21,6 +21,7 @@ FOLDER = Path(__file__).parents[1] / "weights" / "tiny" / "dialogues"
 HELD_OUT = 20  # one dialogue in so many is never trained on
 LOWER_CASE, NO_FULL_STOP, NO_APOSTROPHE, SHORT_FORMS, SLIP = 0.35, 0.3, 0.15, 0.1, 0.06  # shares of the user's turns
 INVENTED = 0.25  # share of swapped names that are in no list
+REMEMBERING = 3  # times as often as others come those in which something is remembered
 SEVERAL = (1, 1, 2, 2, 3)  # how many dialogues make a conversation
 WORD = re.compile(r"[A-Za-z]+|[0-9]+")
 SHORT = {"you": "u", "are": "r", "your": "ur", "please": "pls", "because": "cuz", "okay": "ok", "going to": "gonna"}
@@ -57,14 +58,14 @@ def weights_of(turns: Turns, user: float = 0.0) -> list[float]:
 def varied(dialogues: Sequence[Turns], copies: int, seed: int) -> Iterator[Turns]:
     """Every dialogue `copies` times, each time in another form, as conversations of one to three of them.
 
-    Those in which something is remembered come twice as often, as nothing is harder to learn than to copy.
+    Those in which something is remembered come REMEMBERING times as often, as nothing is harder to learn than to copy.
     """
     draw = random.Random(seed)
     for _ in range(copies):
         pool = [
             [*_careless(_swapped(turns, draw), draw)]
             for turns in dialogues
-            for _ in range(2 if _remembers(turns) else 1)
+            for _ in range(REMEMBERING if _remembers(turns) else 1)
         ]
         draw.shuffle(pool)
         while pool:

@@ -16,12 +16,44 @@ import pytest
 import transformers
 from hypothesis import settings
 
-from tests.helpers import write_published
+from tests.helpers import ROOT, write_published
+
+TIERS = {  # files and folders of tests that the default run leaves out; see tests/README.md
+    "integration": (  # programs, servers and training runs are started, or every form of a file is tried
+        "cli/commands",
+        "cli/terminal/test_keyboard.py",
+        "cli/test_main.py",
+        "cli/test_verify.py",
+        "parity/test_training.py",
+        "serve",
+        "test_docs.py",
+        "test_package.py",
+        "test_played_systems.py",
+        "test_scripts.py",
+        "test_small_talk.py",
+        "test_tiny.py",
+        "train",
+        "weights/test_damaged_files.py",
+        "weights/test_hub.py",
+        "weights/test_published_forms.py",
+    ),
+    "browser": ("serve/test_page.py",),
+}
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 settings.register_profile("offline", deadline=None, derandomize=True)  # shared machines: no time limit, same examples
 settings.load_profile("offline")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests their tier, before pytest selects by markers."""
+    for item in items:
+        path = item.path.relative_to(ROOT / "tests").as_posix()
+        for tier, places in TIERS.items():
+            if any(path == place or path.startswith(f"{place}/") for place in places):
+                item.add_marker(tier)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,8 @@ import torch
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
-from dialogpt.model import GPT2, GPT2Config, precision
+from dialogpt.model import GPT2, GPT2Config
+from dialogpt.model.precision import kernels
 from dialogpt.weights import Vocabulary, load
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters, gpt2_merges
 
@@ -34,8 +35,8 @@ needs_proc = pytest.mark.skipif(not LINUX, reason="only Linux has /proc, /dev/fu
 WAIT_SECONDS = 300  # how long a test waits for what takes a second: these machines are shared
 
 # What a kernel promises is tested where it runs; the probes are the code's own.
-needs_float16 = pytest.mark.skipif(not precision.has_float16(), reason="fbgemm's float16 does not run here")
-needs_int8 = pytest.mark.skipif(not precision.has_int8(), reason="fbgemm's int8 is not exact without VNNI")
+needs_float16 = pytest.mark.skipif(not kernels.Float16.runs_here(), reason="fbgemm's float16 does not run here")
+needs_int8 = pytest.mark.skipif(not kernels.Int8.runs_here(), reason="fbgemm's int8 is not exact without VNNI")
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "checkpoints" / "chitchat-reference"
 NO_REFERENCE = "the trained reference checkpoint is not beside this checkout"

@@ -43,11 +43,11 @@ with (here / "folder" / "file").open("wb") as file:
     os.fsync(file)
     print("inside", refused(lambda: (here / "folder").rename(here / "moved")))
 from dialogpt.cli.terminal import keyboard
-from dialogpt.model import precision
+from dialogpt.model.precision import kernels
 print("keyboard", keyboard.readline is not None and keyboard._can_prefill(), keyboard.termios is not None)
-operators = [getattr(value, "namespace", None) for value in vars(precision).values()]
+operators = [getattr(value, "namespace", None) for value in vars(kernels).values()]
 print("products", "mkldnn" in operators or "quantized" in operators)
-print("int8 is exact", precision.has_int8() or not VNNI, flush=True)
+print("int8 is exact", kernels.Int8.runs_here() or not VNNI, flush=True)
 subprocess.run([sys.executable, "-c", "import os; print('child', hasattr(os, 'fork'))"], check=True)
 """
 LINUX = ["fcntl - resource - fork True", "folder -", "link -", "sync -", "busy - -", "inside -", "sysconf True proc -",

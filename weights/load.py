@@ -22,7 +22,7 @@ def build_network(
 
     It is built without memory of its own, and takes the file's mapped tensors where dtype, device and orientation allow
     it; else each tensor is converted alone. On a CPU, in all but float64, its products are those of
-    `model/precision.py`: what they compute is float32, and their weights are packed, and no parameters.
+    `model/precision/`: what they compute is float32, and their weights are packed, and no parameters.
 
     Args:
         checkpoint: where its weights are.

@@ -18,7 +18,7 @@ from dialogpt.cli.main import main
 from dialogpt.decoding.loop import GenerationError, Stopped
 from dialogpt.decoding.speculative import SpeculativeDecoder
 from dialogpt.model import GPT2, KVCache
-from dialogpt.model.precision import PackedEmbedding
+from dialogpt.model.precision.packed import PackedEmbedding
 from dialogpt.weights import load
 from tests.helpers import NO_REFERENCE, REFERENCE, counted_reads, random_model, seeded
 from tests.parity.test_settings import V, chosen_settings

@@ -19,6 +19,8 @@ from transformers import GPT2LMHeadModel
 
 from dialogpt import GenerationConfig, Tokenizer, generate_batch
 from dialogpt.model import GPT2, KVCache, precision
+from dialogpt.model.precision import kernels, packed
+from dialogpt.model.precision.choice import kernel_for
 from dialogpt.ranking.scoring import score
 from dialogpt.weights import CheckpointError, load, open_checkpoint
 from scripts.train_tiny import conversations
@@ -39,8 +41,8 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def notices_again() -> None:
-    precision._notice.cache_clear()
+def warn_again() -> None:
+    packed.warn_once.cache_clear()
 
 
 def ids_of(*lengths: int) -> list[list[int]]:
@@ -73,7 +75,7 @@ def test_a_loud_neighbour_moves_no_row(wide: Path, dtype: str) -> None:
     quiet, loud = torch.randn(1, 64), 20 * torch.randn(3, 64)
     for layer in (network.blocks[0].attention.qkv, network.blocks[0].mlp.up, network.token_embedding.logits):
         alone, beside = layer(quiet), layer(torch.cat([quiet, loud]))[:1]
-        rounds = dtype == "bfloat16" and not precision.has_float16()  # activations, to 8 bits
+        rounds = dtype == "bfloat16" and not kernels.Float16.runs_here()  # activations, to 8 bits
         assert difference(beside, alone) < (1e-2 if rounds else 1e-5)
 
 
@@ -82,10 +84,10 @@ def test_a_loud_neighbour_moves_no_row(wide: Path, dtype: str) -> None:
 def test_that_test_sees_a_scale_that_rows_share(wide: Path) -> None:
     network = load(wide, dtype="int8")
     network(torch.tensor(ids_of(5)))
-    packed = network.blocks[0].attention.qkv.kernel.packed  # type: ignore[union-attr]
+    quantized = network.blocks[0].attention.qkv.kernel.packed  # type: ignore[union-attr]
     quiet, loud = torch.randn(1, 64), 20 * torch.randn(3, 64)
-    alone = torch.ops.quantized.linear_dynamic(quiet, packed)
-    beside = torch.ops.quantized.linear_dynamic(torch.cat([quiet, loud]), packed)[:1]
+    alone = torch.ops.quantized.linear_dynamic(quiet, quantized)
+    beside = torch.ops.quantized.linear_dynamic(torch.cat([quiet, loud]), quantized)[:1]
     assert difference(beside, alone) > 1e-2
 
 
@@ -93,7 +95,7 @@ def test_that_test_sees_a_scale_that_rows_share(wide: Path) -> None:
 @pytest.mark.parametrize("x", [torch.zeros(2, 8), torch.full((2, 8), 1e-6), -torch.rand(2, 8), torch.rand(2, 8) + 5])
 def test_int8_takes_rows_of_any_range(x: Tensor) -> None:
     weight, bias = torch.randn(5, 8), torch.randn(5)
-    kernel = precision.Int8(weight, bias, gelu=False)
+    kernel = kernels.Int8(weight, bias, gelu=False)
     expected = x.double() @ weight.double().T + bias
     for found in (kernel(x), torch.cat([kernel(row[None]) for row in x])):
         assert difference(found, expected) < 2e-2
@@ -160,7 +162,7 @@ def test_a_product_of_16_bits_is_that_of_the_rounded_weight(wide: Path, dtype: s
     weight = plain.blocks[1].mlp.down.weight.to(getattr(torch, dtype)).double()
     x = torch.randn(1, 256, generator=torch.Generator().manual_seed(0))
     expected = F.linear(x.double(), weight, plain.blocks[1].mlp.down.bias.double())
-    rounds = dtype == "bfloat16" and not precision.has_float16()
+    rounds = dtype == "bfloat16" and not kernels.Float16.runs_here()
     assert difference(network.blocks[1].mlp.down(x), expected) < (1e-2 if rounds else 1e-6)
 
 
@@ -169,20 +171,20 @@ def test_bfloat16_has_small_and_large_numbers(caplog: pytest.LogCaptureFixture) 
     weight = torch.tensor([[1e-6, 3e-5, -6e-8], [1e-30, 0.5, 65504.0]])  # the last becomes 65,536
     x = torch.tensor([[1.0, -2.0, 0.25]])
     for each in (weight[:, :2], weight):
-        kernel = precision._packed(each, None, "bfloat16", gelu=False)
+        kernel = packed.pack(each, None, "bfloat16", gelu=False)
         expected = x[:, : each.size(1)].double() @ each.bfloat16().double().T
-        relative = 1e-6 if precision.has_float16() else 1e-2  # without fbgemm the sum is rounded to bfloat16, too
+        relative = 1e-6 if kernels.Float16.runs_here() else 1e-2  # without fbgemm the sum is rounded to bfloat16, too
         assert (kernel(x[:, : each.size(1)]) - expected).abs().max() <= 2 * 2**-25 + relative * expected.abs().max()
-    assert ("its layer is kept in float32" in caplog.text) == precision.has_float16()
+    assert ("its layer is kept in float32" in caplog.text) == kernels.Float16.runs_here()
 
 
 @torch.no_grad()
 def test_without_fbgemm_bfloat16_is_multiplied_as_it_is(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "has_float16", lambda: False)
+    monkeypatch.setattr(kernels.Float16, "runs_here", lambda: False)
     network, ids = load(wide, dtype="bfloat16"), torch.tensor(ids_of(6))
     assert difference(network(ids), load(wide, dtype="float64")(ids)) < BOUNDS["bfloat16"]
     kernel = network.token_embedding.kernel
-    assert isinstance(kernel, precision.BFloat16)
+    assert isinstance(kernel, kernels.BFloat16)
     assert kernel.weight.dtype == torch.bfloat16
 
 
@@ -195,7 +197,7 @@ def test_an_unknown_precision_is_refused_by_name(wide: Path, unknown: str) -> No
     with pytest.raises(ValueError, match=sentence):
         precision.prepare(GPT2(checkpoint.config), unknown, reads)
     weight = checkpoint.tensors["blocks.0.mlp.up.weight"].read
-    layer = precision.PackedLinear(weight, checkpoint.tensors["blocks.0.mlp.up.bias"].read, unknown, gelu=False)
+    layer = packed.PackedLinear(weight, checkpoint.tensors["blocks.0.mlp.up.bias"].read, unknown, gelu=False)
     with pytest.raises(ValueError, match=sentence):
         layer.eval()(torch.randn(1, 64))
 
@@ -215,7 +217,7 @@ def test_every_number_of_float16_is_kept() -> None:
     numbers = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16).view(torch.float16)
     numbers = numbers[torch.isfinite(numbers)].float()  # 63,488 of them
     weight = numbers.view(-1, 32)
-    kernel = precision.Float16(weight, None, gelu=False)
+    kernel = kernels.Float16(weight, None, gelu=False)
     for rows in (1, 5, 32):
         assert torch.equal(torch.cat([kernel(part) for part in torch.eye(32).split(rows)]).T, weight)
 
@@ -229,7 +231,7 @@ def test_what_is_stored_in_float16_is_float32_when_packed_so(tmp_path: Path, row
     ids = torch.tensor(ids_of(*[6] * rows))
     for step in (ids, ids[:, :1]):
         assert difference(network(step), exact(step)) < BOUNDS["float32"]
-    expected = precision.kernel_for("float16", 64)  # float32's own where there are no products of float16
+    expected = kernel_for("float16", 64)  # float32's own where there are no products of float16
     assert isinstance(network.blocks[0].mlp.up.kernel, expected)
     assert isinstance(network.token_embedding.kernel, expected)
     rounded = exact.state_dict()
@@ -265,7 +267,7 @@ def test_without_its_kernel_float16_is_rounded_all_the_same(wide: Path, monkeypa
     monkeypatch.setattr(torch.cpu, "_is_avx2_supported", lambda: False)
     network = load(wide, dtype="float16")
     assert difference(network(ids), expected) < 1e-5 < difference(load(wide)(ids), expected)
-    assert isinstance(network.token_embedding.kernel, precision.kernel_for("float32", 64))
+    assert isinstance(network.token_embedding.kernel, kernel_for("float32", 64))
 
 
 @torch.no_grad()
@@ -273,10 +275,10 @@ def test_without_its_kernel_float32_stays_float32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_published(tmp_path / "half", deviation=0.1, dtype=torch.float16, **SIZES)
-    monkeypatch.setattr(precision, "_linear_float16", None)
+    monkeypatch.setattr(kernels, "_linear_float16", None)
     network, ids = load(tmp_path / "half"), torch.tensor(ids_of(6))
     assert difference(network(ids), load(tmp_path / "half", dtype="float64")(ids)) < BOUNDS["float32"]
-    assert isinstance(network.token_embedding.kernel, precision.kernel_for("float32", 64))
+    assert isinstance(network.token_embedding.kernel, kernel_for("float32", 64))
     assert not caplog.records
 
 
@@ -359,18 +361,18 @@ def test_a_file_that_was_replaced_is_not_read(wide: Path, tmp_path: Path) -> Non
         assert torch.equal(fresh(ids), found(ids))
 
 
-PROBES = ("has_onednn", "has_float16", "has_int8", "has_int4")
+OPTIONAL = ("Float32", "Float16", "Int8", "Int4")
 
 
 @pytest.mark.parametrize(
     ("dtype", "present", "sentence"),
     [
         ("float32", (), None),  # a Mac's plain product is its fastest, and gives the same numbers
-        ("float32", ("has_onednn",), None),
-        ("float16", ("has_onednn",), "no products of float16: the weights are rounded, but kept in float32"),
-        ("bfloat16", ("has_onednn",), None),
-        ("int8", ("has_onednn", "has_float16", "has_int4"), "no products of int8: the weights are rounded"),
-        ("int4", ("has_onednn", "has_float16", "has_int8"), "int8 takes their place"),
+        ("float32", ("Float32",), None),
+        ("float16", ("Float32",), "no products of float16: the weights are rounded, but kept in float32"),
+        ("bfloat16", ("Float32",), None),
+        ("int8", ("Float32", "Float16", "Int4"), "no products of int8: the weights are rounded"),
+        ("int4", ("Float32", "Float16", "Int8"), "int8 takes their place"),
         ("int4", (), "no products of int4: the weights are rounded"),
     ],
 )
@@ -384,11 +386,11 @@ def test_without_a_kernel_another_takes_its_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As on a processor or a torch that has no more; what is there must run here too, else the test is skipped."""
-    for probe in PROBES:
-        if probe not in present:
-            monkeypatch.setattr(precision, probe, lambda: False)
-        elif not getattr(precision, probe)():
-            pytest.skip(f"{probe} is false here")
+    for kernel in OPTIONAL:
+        if kernel not in present:
+            monkeypatch.setattr(getattr(kernels, kernel), "runs_here", lambda: False)
+        elif not getattr(kernels, kernel).runs_here():
+            pytest.skip(f"{kernel} does not run here")
     with caplog.at_level(logging.WARNING):
         network = load(wide, dtype=dtype)
         told = [record.message for record in caplog.records]  # once, when it is loaded
@@ -405,7 +407,7 @@ def test_a_width_that_int4_cannot_group(tmp_path: Path, caplog: pytest.LogCaptur
     ids = torch.tensor(ids_of(6))
     found = load(tmp_path / "narrow", dtype="int4")(ids)
     assert difference(found, load(tmp_path / "narrow", dtype="float64")(ids)) < BOUNDS["int8"]
-    if precision.has_int8():
+    if kernels.Int8.runs_here():
         assert "a width is no multiple of 32" in caplog.text
     else:
         assert "no products of int4: the weights are rounded" in caplog.text

@@ -1,0 +1,80 @@
+"""Swap a network's products for faster ones. The network stays what `gpt2.py` says; on other devices, and in float64,
+nothing is swapped.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from dialogpt.model.gpt2 import GPT2, MLP
+from dialogpt.model.precision.choice import kernel_for
+from dialogpt.model.precision.kernels import GROUP, Float32, Int8, Plain
+from dialogpt.model.precision.packed import PackedEmbedding, PackedLinear, Read, warn_once
+
+
+def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:
+    """Swap a network's products, in place, before its weights are put into it.
+
+    The network is for inference only from then on: packed weights are no parameters. The token embedding, which looks
+    tokens up, stays one, of any dtype: mapped from a file, it takes no memory beside the head.
+
+    Args:
+        model: on a CPU, or without memory yet.
+        precision: one of `CPU_PRECISIONS`.
+        weights: each reads a weight, by the parameter's name, whenever it is called.
+
+    Returns:
+        The names of the weights that are in the network already; all others are to be loaded, in float32.
+
+    Raises:
+        ValueError: there is no such precision.
+    """
+    _warn_of_substitutes(precision, model)
+    if precision in ("int8", "int4") and Int8.runs_here():
+        _suppress_deprecation()
+    placed = {"token_embedding.weight"}
+    for name, module in list(model.named_modules()):
+        parent = model.get_submodule(name.rpartition(".")[0])
+        own = name.rpartition(".")[2]
+        if isinstance(module, nn.Linear):
+            read, read_bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+            gelu = isinstance(parent, MLP) and own == "up"
+            setattr(parent, own, PackedLinear(read, read_bias, precision, gelu))
+            if gelu:
+                parent.gelu = nn.Identity()
+            placed |= {f"{name}.weight", f"{name}.bias"}
+    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
+    return placed
+
+
+def _warn_of_substitutes(precision: str, model: GPT2) -> None:
+    """Warn once that another kernel takes the place of the one that was asked for."""
+    inputs = {module.in_features for module in model.modules() if isinstance(module, nn.Linear)}
+    for kernel in {kernel_for(precision, each) for each in inputs}:
+        if precision == "int4" and kernel is Int8:
+            warn_once(
+                f"there are no products of int4 here, or a width is no multiple of {GROUP}: int8 takes their place"
+            )
+        elif precision in ("float16", "int8", "int4") and kernel in (Float32, Plain):
+            warn_once(
+                f"this torch or processor has no products of {precision}: the weights are rounded, but kept in float32"
+            )
+
+
+@functools.cache
+def _suppress_deprecation() -> None:
+    """Use up the warning that torch gives once a process: it will drop quantized tensors, whose kernel is the fastest.
+
+    It is suppressed while a network is prepared: filters of warnings belong to the whole process, and a forward pass,
+    which packs, may run in many threads.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch._make_per_channel_quantized_tensor(
+            torch.zeros(1, 1, dtype=torch.int8), torch.ones(1).double(), torch.zeros(1, dtype=torch.long), 0
+        )
