@@ -223,7 +223,7 @@ class Chat:
 
     def texts(self) -> list[str]:
         """What was said so far, the person first."""
-        return [self.tokenizer.decode(turn) for turn in self.history.turns]
+        return [self.tokenizer.reply_text(turn) for turn in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
         """Go on from these turns, the last of them the network's; errors are those of `History.add`."""
@@ -364,7 +364,7 @@ class Chat:
             computed = len(prompt.ids) - cached_tokens(self._cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
-            decoder = StreamDecoder(self.tokenizer)
+            decoder = StreamDecoder(self.tokenizer, reply=True)
             for tokens in stream_reply(
                 self.model,
                 self.tokenizer,

@@ -34,6 +34,11 @@ class GPT2Config:
     embd_pdrop: float = 0.1  # the three dropout rates act in training only
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
+    activation_function: str = "gelu_new"  # of the MLP; one of `ACTIVATIONS`
+    scale_attn_weights: bool = True  # whether scores are divided by sqrt(head_dim)
+    scale_attn_by_inverse_layer_idx: bool = False  # whether they are divided by the layer's number, from 1, besides
+    reorder_and_upcast_attn: bool = False  # scores in float32: torch's attention computes them so in every dtype
+    tie_word_embeddings: bool = True  # whether the output head is the token embedding
     eos_token_id: int | tuple[int, ...] | None = 50256  # the network does not use it; it travels with the sizes
 
     def __post_init__(self) -> None:
@@ -76,6 +81,8 @@ class GPT2Config:
         for alias, name in ALIASES.items():
             if alias in values and known.setdefault(name, values[alias]) != values[alias]:
                 problems.append(f"{alias} is {values[alias]!r} and {name}, another name for it, is {known[name]!r}")
+        if "n_ctx" in values:  # the older name, which says nothing where the newer one is there
+            known.setdefault("n_positions", values["n_ctx"])
         if isinstance(known.get("eos_token_id"), list):
             known["eos_token_id"] = tuple(known["eos_token_id"])
         try:
@@ -100,14 +107,12 @@ ALIASES = {  # other models' names for the sizes, which transformers takes too
     "num_hidden_layers": "n_layer",
 }
 
+TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three spellings of one formula, equal to 1e-10
+ACTIVATIONS = (*TANH_GELUS, "gelu", "relu", "silu", "swish")
+
 # Settings that would change the result: key -> the values that this network computes.
 FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh approximation
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "tie_word_embeddings": (True,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "pruned_heads": ({}, None),
@@ -154,6 +159,12 @@ def _is_token(value: Any) -> bool:
     return value is None or all(_is_whole(i) and i >= 0 for i in (value if isinstance(value, tuple) else (value,)))
 
 
+_SWITCHES = (
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "tie_word_embeddings",
+)
 _SIZE = (_is_size, "a whole number above 0 and below 2^31")
 _RATE = (_is_rate, "a number from 0 up to, but not including, 1")
 _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -161,6 +172,8 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "n_inner": (lambda value: value is None or _is_size(value), "a whole number above 0, or nothing"),
     "layer_norm_epsilon": (lambda value: _is_number(value) and value > 0, "a number above 0"),
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), _RATE),
+    "activation_function": (lambda value: value in ACTIVATIONS, f"one of {', '.join(ACTIVATIONS)}"),
+    **dict.fromkeys(_SWITCHES, (lambda value: isinstance(value, bool), "true or false")),
     "eos_token_id": (_is_token, "a token id, several, or nothing"),
 }
 

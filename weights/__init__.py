@@ -3,7 +3,7 @@
 from dialogpt.weights.checkpoint import Checkpoint
 from dialogpt.weights.convert import Report, save
 from dialogpt.weights.formats import DTYPES, CheckpointError
-from dialogpt.weights.sources import Source, convert, export, load, load_ranking_head, open_checkpoint
+from dialogpt.weights.sources import Source, convert, export, export_gguf, load, load_ranking_head, open_checkpoint
 from dialogpt.weights.vocabulary import Vocabulary
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Vocabulary",
     "convert",
     "export",
+    "export_gguf",
     "load",
     "load_ranking_head",
     "open_checkpoint",

@@ -19,11 +19,28 @@ import torch
 
 from dialogpt.model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
 from dialogpt.weights.folders import read_all, weight_files
-from dialogpt.weights.formats import CheckpointError, StoredTensor, read_json, safetensors_metadata, sha256_of
-from dialogpt.weights.names import RANKING_HEAD, from_ours, from_published, infer_config
-from dialogpt.weights.vocabulary import GPT2_SIZE, Vocabulary, gpt2_vocabulary, read_vocabulary
+from dialogpt.weights.formats import (
+    CheckpointError,
+    FileContent,
+    StoredTensor,
+    read_json,
+    read_text,
+    safetensors_metadata,
+    sha256_of,
+)
+from dialogpt.weights.names import (
+    RANKING_HEAD,
+    config_of_nanogpt,
+    from_ours,
+    from_published,
+    infer_config,
+    is_linear,
+    is_usual,
+)
+from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
+MAX_GPT2_ROWS = 50304  # GPT-2's tokens, padded to a multiple of 128 as nanoGPT does
 logger = logging.getLogger(__name__)
 _OUR_KEYS = ("format_version", "history_tokens", "chat", "about")  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
@@ -56,6 +73,9 @@ class Checkpoint:
         read_sha256: gives `sha256()`.
         heads_assumed: whether no file and nobody said how many heads of attention there are.
         ours: whether it is in this project's own format.
+        merged_from: where weights come from that are made of several files, such as a base and an adapter.
+        linear: whether the file's matrices are nanoGPT's (out, in).
+        usual: whether names, matrices and files are as transformers itself reads them.
         settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
         ignored: tensors of the published file that are not needed, with the reason.
         heads: a published file's own copies of the output head.
@@ -79,6 +99,9 @@ class Checkpoint:
     name: str | None = None
     read_sha256: Callable[[], str] = lambda: sha256_of(())
     heads_assumed: bool = False
+    usual: bool = False
+    linear: bool = False
+    merged_from: Origin | None = None
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -91,6 +114,22 @@ class Checkpoint:
             CheckpointError: it is damaged, or larger than the embedding.
         """
         return self.read_vocabulary()
+
+    @property
+    def tokenizer_files(self) -> list[Path]:
+        """The source's own files of its tokenizer, which conversions carry along."""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        return [folder / name for name in TOKENIZER_FILES if os.path.lexists(folder / name)]
+
+    @property
+    def chat_template(self) -> str | None:
+        """How its tokenizer joins messages to a prompt, where it says so."""
+        files = {path.name: path for path in self.tokenizer_files}
+        if "chat_template.jinja" in files:
+            return read_text(files["chat_template.jinja"])
+        settings = read_json(files["tokenizer_config.json"]) if "tokenizer_config.json" in files else {}
+        template = settings.get("chat_template")
+        return template if isinstance(template, str) else None
 
     @property
     def stored(self) -> dict[str, StoredTensor]:
@@ -113,6 +152,8 @@ class Checkpoint:
 
     def origin(self) -> Origin:
         """Where the weights come from: of a converted checkpoint, what was converted; may read all of them."""
+        if self.merged_from is not None:
+            return self.merged_from
         if self.ours:
             notes = safetensors_metadata(self.files[0])
             return Origin(notes.get("origin", "unknown"), notes.get("origin_sha256", "unknown"))
@@ -139,10 +180,12 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     ours = "format_version" in values
     if ours:
         _check_format(path, values, files)
-    stored = read_all(files)
+    content = read_all(files)
+    stored = content.tensors
     try:
-        config = _config(values, n_head) if values else infer_config(stored, n_head)
+        config = _config(values, n_head, content)
         mapped = from_ours(stored, config) if ours else from_published(stored, config)
+        config = replace(config, tie_word_embeddings=mapped.tied)
     except ConfigError as error:
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     except CheckpointError as error:
@@ -167,7 +210,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         config=config,
         tensors=mapped.tensors,
         read_vocabulary=vocabulary,
-        generation_config=read_json(generation) if generation.exists() else {},
+        generation_config=read_json(generation) if os.path.lexists(generation) else {},
         history_tokens=_history_tokens(values, folder),
         chat=_checked(values, "chat", dict, "settings and their values", folder) or {},
         about=_checked(values, "about", str, "a sentence", folder),
@@ -175,16 +218,22 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         files=files,
         ours=ours,
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
-        ignored=_ignored(files[0]) if ours else mapped.ignored,
+        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored,
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
-        heads_assumed=not values and n_head is None,
+        heads_assumed=not values and n_head is None and not content.settings,
+        linear=is_linear(stored),
+        usual=not ours and not content.ignored and is_usual(stored),
         read_sha256=cache(partial(sha256_of, files)),
     )
 
 
-def _config(values: dict[str, Any], n_head: int | None) -> GPT2Config:
-    """The sizes in a ``config.json``, which what was asked for must not contradict."""
+def _config(values: dict[str, Any], n_head: int | None, content: FileContent) -> GPT2Config:
+    """The sizes in a ``config.json``, which the flags must not contradict; without one, those that the tensors have."""
+    if not values and content.settings and n_head is None:
+        return config_of_nanogpt(content.settings, content.tensors)
+    if not values:
+        return infer_config(content.tensors, n_head)
     config = GPT2Config.from_dict(values)
     if n_head not in (None, config.n_head):
         raise ConfigError(f"n_head is {config.n_head}, and {n_head} was asked for (--n-head)")
@@ -220,18 +269,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:
     """Read the vocabulary, see that the network has a row for each token, and say what a user should know."""
     vocabulary = read_vocabulary(path if path.is_dir() else path.parent)
-    if vocabulary is None and config.vocab_size == GPT2_SIZE:
+    if vocabulary is None and GPT2_SIZE <= config.vocab_size <= MAX_GPT2_ROWS:
         vocabulary = gpt2_vocabulary()
         logger.warning("%s has no vocabulary; GPT-2's is used, as its %d tokens fit", path, GPT2_SIZE)
     elif vocabulary is None:
         logger.warning(
-            "%s has no vocabulary, and GPT-2's %d tokens do not fit its %d embedding rows: it cannot read or write "
-            "text until vocab.json and merges.txt lie beside it",
+            "%s has no vocabulary, and its %d embedding rows are not those of GPT-2's %d tokens: it cannot read or "
+            "write text until vocab.json and merges.txt lie beside it",
             path,
-            GPT2_SIZE,
             config.vocab_size,
+            GPT2_SIZE,
         )
         return None
+    vocabulary = vocabulary.limited(config.vocab_size)
+    if vocabulary.without_row:
+        names = ", ".join(sorted(vocabulary.without_row)[:8])
+        logger.warning(
+            "%s: tokens without an embedding row are dropped, as nothing was trained for them: %s", path, names
+        )
     if vocabulary.size > config.vocab_size:
         raise CheckpointError(
             f"{path}: the vocabulary needs {vocabulary.size:,} embedding rows and the network has "

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2Config
+from dialogpt.weights.card import write_card
 from dialogpt.weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin
 from dialogpt.weights.formats import (
     CheckpointError,
@@ -27,13 +28,14 @@ from dialogpt.weights.formats import (
     dtype_name,
     new_folder,
     non_finite,
+    read_json,
     refuse,
     write_json,
     write_safetensors,
 )
-from dialogpt.weights.load import differing_heads, dtype_of
+from dialogpt.weights.load import dtype_of
 from dialogpt.weights.names import to_published
-from dialogpt.weights.vocabulary import END_OF_TEXT, Vocabulary
+from dialogpt.weights.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ def write_ours(
     notes = _notes(checkpoint.origin(), target, checkpoint.ignored)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, notes, _our_config(checkpoint), progress)
-        refuse(checkpoint.path, sorted(damage) + differing_heads(checkpoint))
-    return _report(checkpoint, Path(destination), tensors)
+        refuse(checkpoint.path, sorted(damage))
+    return make_report(checkpoint, Path(destination), dtype_name(tensors[0].dtype or checkpoint.dtype))
 
 
 def save(folder: Path, like: Checkpoint, tensors: Mapping[str, Tensor], origin: Origin) -> None:
@@ -131,13 +133,13 @@ def write_published(
     damage: list[str] = []
     tensors = to_published(_cast(checkpoint, checkpoint.dtype, damage))
     config = {**_architecture(checkpoint), **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
-    settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, {"format": "pt"}, config, progress)
-        refuse(checkpoint.path, sorted(damage) + differing_heads(checkpoint))
-        if settings:
-            write_json(folder / "tokenizer_config.json", settings)
-    return _report(checkpoint, Path(destination), tensors)
+        refuse(checkpoint.path, sorted(damage))
+        if checkpoint.vocabulary is not None:
+            _complete_tokenizer(folder, checkpoint, checkpoint.vocabulary)
+        write_card(folder, checkpoint)
+    return make_report(checkpoint, Path(destination), dtype_name(tensors[0].dtype or checkpoint.dtype))
 
 
 def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def published_config(config: GPT2Config) -> dict[str, Any]:
     """A config's content under transformers' names, with the choices that this network has made."""
-    return {"model_type": "gpt2", "activation_function": "gelu_new", **asdict(config)}
+    return {"model_type": "gpt2", **asdict(config)}
 
 
 def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -162,7 +164,6 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     own = {"history_tokens": checkpoint.history_tokens, "chat": checkpoint.chat, "about": checkpoint.about}
     return {
         **published_config(checkpoint.config),
-        "tie_word_embeddings": True,
         **checkpoint.settings,
         **{key: value for key, value in own.items() if value},
     }
@@ -193,6 +194,15 @@ def _cast(checkpoint: Checkpoint, target: torch.dtype, damage: list[str]) -> dic
     }
 
 
+def _complete_tokenizer(folder: Path, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Write what transformers needs beyond the source's own files: a tokenizer_config and a chat template."""
+    if not (folder / "tokenizer_config.json").exists():
+        named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").exists() else {}
+        write_json(folder / "tokenizer_config.json", {**_tokenizer_config(vocabulary, checkpoint.config), **named})
+    if checkpoint.chat_template is None:
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+
+
 def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, Any]:
     """What transformers needs to know of the tokenizer beyond ``vocab.json`` and ``merges.txt``."""
     added = {token: n for token, n in vocabulary.ids.items() if token in vocabulary.special | vocabulary.added.keys()}
@@ -204,7 +214,12 @@ def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, A
         "eos_token": vocabulary.eos_token,
         "unk_token": other,
         "added_tokens_decoder": {
-            str(n): {"content": token, "special": token not in vocabulary.added} for token, n in added.items()
+            str(n): {
+                "content": token,
+                "special": token not in vocabulary.added,
+                **dict.fromkeys(vocabulary.flags.get(token, ()), True),
+            }
+            for token, n in added.items()
         },
     }
 
@@ -222,17 +237,18 @@ def _write(
     if checkpoint.generation_config:
         write_json(folder / "generation_config.json", checkpoint.generation_config)
     if checkpoint.vocabulary is not None:
-        checkpoint.vocabulary.write(folder)
+        checkpoint.vocabulary.write(folder, checkpoint.tokenizer_files)
     write_safetensors(folder / "model.safetensors", tensors, notes, progress)
 
 
-def _report(checkpoint: Checkpoint, destination: Path, tensors: list[StoredTensor]) -> Report:
+def make_report(checkpoint: Checkpoint, destination: Path, dtype: str) -> Report:
+    """What a conversion of a checkpoint did."""
     return Report(
         source=checkpoint.path,
         destination=destination,
-        tensors=len(tensors),
+        tensors=len(checkpoint.stored),
         parameters=checkpoint.parameters,
-        dtype=dtype_name(tensors[0].dtype or checkpoint.dtype),
+        dtype=dtype,
         sha256=checkpoint.sha256(),
         ignored=checkpoint.ignored,
     )

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dialogpt.weights.disk import LINK_LIMIT
-from dialogpt.weights.formats import CheckpointError, StoredTensor, read_json, read_tensors
+from dialogpt.weights.formats import CheckpointError, FileContent, read_json, read_tensors
 
 WEIGHT_FILES = (  # in the order of preference
     "model.safetensors",
@@ -20,11 +20,29 @@ WEIGHT_FILES = (  # in the order of preference
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".pkl")  # others are weights only if their content says so
+WEIGHT_SUFFIXES = (
+    ".safetensors",
+    ".bin",
+    ".pt",
+    ".pth",
+    ".pkl",
+    ".ckpt",
+)  # others are weights only if their content says so
 MAX_SHARDS = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
+_RUN_STEP = re.compile(r"(?:checkpoint|step|checkpoint_step)[-_]([0-9]{1,18})")
 _STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
-_NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")  # what training leaves
+_NO_WEIGHTS = (  # what training leaves beside them
+    "training_args.bin",
+    "optimizer*",
+    "*optim_states.pt",
+    "scheduler*",
+    "scaler*",
+    "sampler*",
+    "rng_state*",
+    "random_states*",
+    "adapter_model.*",
+)
 _BESIDE = (
     "fetch the model.safetensors or pytorch_model.bin that is published beside it, or convert it with transformers 4 "
     "and its framework (from_pretrained with from_tf or from_flax, then save_pretrained)"
@@ -33,12 +51,18 @@ _FOREIGN = {  # other systems' files: what each is, and what helps
     "*.h5": ("TensorFlow's weights", _BESIDE),
     "*.msgpack": ("Flax's weights", _BESIDE),
     "*.ot": ("rust-bert's weights", "fetch the model.safetensors or pytorch_model.bin that is published beside it"),
-    "*.ckpt*": (
-        "OpenAI's original TensorFlow checkpoint",
-        "the same weights are published for PyTorch: openai-community/gpt2 on the Hugging Face hub, and gpt2-medium, "
-        "gpt2-large and gpt2-xl there",
+    **dict.fromkeys(
+        ("*.ckpt*.index", "*.ckpt*.meta", "*.ckpt*.data-*"),
+        (
+            "a part of OpenAI's original TensorFlow checkpoint",
+            "the same weights are published for PyTorch: openai-community/gpt2 on the Hugging Face hub, or gpt2-medium,"
+            " gpt2-large and gpt2-xl there",
+        ),
     ),
-    "*.gguf": ("llama.cpp's weights", "fetch the checkpoint that they were made from"),
+    "*.gguf": (
+        "llama.cpp's weights, mostly rounded to few bits",
+        "run it with llama.cpp, or fetch the checkpoint that it was made from (convert --to gguf makes one of any)",
+    ),
     "*.gz": ("a packed file", "unpack it first"),
     "*.zip": ("a packed file", "unpack it first"),
     "*.onnx": ("an ONNX program", "fetch the checkpoint that it was made from"),
@@ -110,7 +134,23 @@ def no_weights(folder: str | Path, names: list[str]) -> str:
         more = f" and {len(several) - 4} more" if len(several) > 4 else ""
         return f"{folder} holds several files of weights ({', '.join(several[:4])}{more}); pass the one that is meant"
     usual = ", ".join(WEIGHT_FILES)
+    if "adapter_config.json" in names:
+        return (
+            f"{folder} is a PEFT adapter, which changes a base checkpoint's weights; pass the base as the model, and "
+            f"this folder with --adapter"
+        )
+    if checkpoints := _checkpoints_in(Path(folder), names):
+        return (
+            f"{folder} has no weights, but checkpoints of a training run: {', '.join(checkpoints[-4:])}; pass one of "
+            f"them, such as {Path(folder) / checkpoints[-1]}"
+        )
     return foreign_file(folder, names) or f"{folder} has no weights; expected one of {usual}, or one .pkl of any name"
+
+
+def _checkpoints_in(folder: Path, names: Iterable[str]) -> list[str]:
+    """The folders that transformers' Trainer, accelerate or a run of ours wrote into a folder, by their steps."""
+    steps = sorted((int(match[1]), name) for name in names if (match := _RUN_STEP.fullmatch(name)))
+    return [name for _, name in steps if (folder / name).is_dir()]
 
 
 def foreign_file(folder: str | Path, names: Iterable[str]) -> str | None:
@@ -140,13 +180,13 @@ def shard_names(index: Path) -> list[str]:
     return names
 
 
-def read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
+def read_all(files: tuple[Path, ...]) -> FileContent:
     """List the tensors of all files of one checkpoint.
 
     Raises:
         CheckpointError: files are missing, damaged, or hold the same tensor twice.
     """
-    stored: dict[str, StoredTensor] = {}
+    content = FileContent({})
     missing = [file.name for file in files if not os.path.isfile(file)]  # noqa: PTH113 - says no where a Path would raise
     if missing:
         more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
@@ -154,8 +194,10 @@ def read_all(files: tuple[Path, ...]) -> dict[str, StoredTensor]:
         raise CheckpointError(f"{files[0].parent} lacks files of weights: {names}{more}; fetch them into it")
     for file in files:
         part = read_tensors(file)
-        twice = sorted(stored.keys() & part.keys())
+        twice = sorted(content.tensors.keys() & part.tensors.keys())
         if twice:
             raise CheckpointError(f"{file} holds tensors that another shard holds too: {', '.join(twice[:4])}")
-        stored |= part
-    return stored
+        content.tensors.update(part.tensors)
+        content.ignored.update(part.ignored)
+        content.settings.update(part.settings)
+    return content

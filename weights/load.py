@@ -11,8 +11,7 @@ from torch import Tensor
 from dialogpt.model import GPT2
 from dialogpt.model.precision import CPU_PRECISIONS, prepare
 from dialogpt.weights.checkpoint import Checkpoint
-from dialogpt.weights.formats import DTYPES, PRECISIONS, CheckpointError, equal_values, find_damage, non_finite, refuse
-from dialogpt.weights.names import EMBEDDING
+from dialogpt.weights.formats import DTYPES, PRECISIONS, CheckpointError, find_damage, non_finite, refuse
 
 
 def build_network(
@@ -42,7 +41,7 @@ def build_network(
         use = "training" if trainable else target_device.type
         raise CheckpointError(f"{dtype} is for inference on a CPU; for {use} choose bfloat16 or float16")
     if not checkpoint.ours:
-        refuse(checkpoint.path, find_damage(checkpoint.stored.values()) + differing_heads(checkpoint))
+        refuse(checkpoint.path, find_damage(checkpoint.stored.values()))
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
     packed: set[str] = set()
@@ -110,13 +109,3 @@ def device_of(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"the device {str(name)!r} cannot be used here ({reason}); try cpu") from None
     return device
-
-
-def differing_heads(checkpoint: Checkpoint) -> list[str]:
-    """A sentence for each output head in a published file that is not the token embedding."""
-    return [
-        f"{head.name} differs from the token embedding, and an output head of its own (tie_word_embeddings false) is "
-        f"not implemented"
-        for head in checkpoint.heads
-        if not equal_values(head.read(), checkpoint.tensors[EMBEDDING].read())
-    ]

@@ -17,18 +17,24 @@ from torch import Tensor
 
 from dialogpt.model import GPT2
 from dialogpt.weights import hub
+from dialogpt.weights.adapters import merge_adapter
 from dialogpt.weights.checkpoint import Checkpoint, open_path
 from dialogpt.weights.convert import Report, write_ours, write_published
+from dialogpt.weights.device_check import check_device
 from dialogpt.weights.folders import WEIGHT_SUFFIXES, foreign_file, pointed_folder
-from dialogpt.weights.formats import CheckpointError, Progress, container
-from dialogpt.weights.load import build_network, read_ranking_head
+from dialogpt.weights.formats import DTYPES, CheckpointError, Progress, container
+from dialogpt.weights.llama_cpp import write_gguf
+from dialogpt.weights.load import build_network, device_of, read_ranking_head, require_dtype
 
 TINY = Path(__file__).parent / "tiny"
+_HUB_URL = re.compile(r"https?://[\w.-]+/(\w[\w.-]*/\w[\w.-]*)", re.ASCII)
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 Source = str | os.PathLike[str] | Checkpoint
 
 
-def open_checkpoint(source: Source, *, n_head: int | None = None) -> Checkpoint:
+def open_checkpoint(
+    source: Source, *, n_head: int | None = None, adapter: str | os.PathLike[str] | None = None
+) -> Checkpoint:
     """Open a source and check that its parts fit each other.
 
     A name on the hub is downloaded and converted when it is first asked for, and found in the cache from then on.
@@ -36,10 +42,13 @@ def open_checkpoint(source: Source, *, n_head: int | None = None) -> Checkpoint:
     Args:
         source: see this file's opening; an open checkpoint is returned as it is.
         n_head: heads of attention, for a file without a ``config.json`` whose heads are not 64 wide.
+        adapter: the folder of a PEFT adapter that is merged into the weights as they are read.
 
     Raises:
         CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
     """
+    if adapter is not None:
+        return merge_adapter(open_checkpoint(source, n_head=n_head), adapter)
     if isinstance(source, Checkpoint):
         return source
     path = _find(source)
@@ -65,6 +74,8 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
             f"the checkpoint that this package carries is missing ({TINY}); install the package again, or pass a folder"
         )
     name, path = os.fspath(source), Path(source)
+    if match := _HUB_URL.match(name):
+        raise CheckpointError(f"{name} is an address; name the checkpoint alone: {match[1]}")
     if not name:
         raise CheckpointError("the name of the checkpoint is empty; expected a folder, a file, or a name on the hub")
     try:
@@ -82,7 +93,7 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
             or f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint"
         )
     if folder or file:
-        return path
+        return path.resolve() if path.is_symlink() and folder else path  # once: a run moves its links while it is read
     if exists:
         raise CheckpointError(f"{name} is neither a folder nor a plain file")
     if _HUB_NAME.fullmatch(name) and not (path.parent.is_dir() and "@" not in name):
@@ -107,7 +118,11 @@ def load(
     trainable: bool = False,
 ) -> GPT2:
     """Open a source and build its network; see `open_checkpoint` and `dialogpt.weights.load.build_network`."""
-    return build_network(open_checkpoint(source), dtype=dtype, device=device, trainable=trainable)
+    checkpoint = open_checkpoint(source)
+    if dtype in DTYPES and device_of(device).type != "cpu":
+        require_dtype(dtype, device)
+        check_device(device_of(device), DTYPES[dtype], hub.cache_folder())
+    return build_network(checkpoint, dtype=dtype, device=device, trainable=trainable)
 
 
 def load_ranking_head(
@@ -131,3 +146,14 @@ def convert(
 def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
     """Write a source as transformers' folders are; see `dialogpt.weights.convert.write_published`."""
     return write_published(open_checkpoint(source), destination, progress=progress)
+
+
+def export_gguf(
+    source: Source,
+    destination: str | os.PathLike[str],
+    *,
+    dtype: str = "float16",
+    progress: Progress | None = None,
+) -> Report:
+    """Write a source for llama.cpp; see `dialogpt.weights.llama_cpp.write_gguf`."""
+    return write_gguf(open_checkpoint(source), destination, dtype=dtype, progress=progress)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from dialogpt import json_input
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described
 from dialogpt.cli.signals import flagged
@@ -206,8 +207,8 @@ def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
             yield Line(number, [], {}, "it is empty")
             continue
         try:
-            content = json.loads(raw.decode(), parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
+            content = json_input.parse(raw.decode())
+        except ValueError as error:
             yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]})")
             continue
         turns = content.get("turns") if isinstance(content, dict) else None
@@ -219,10 +220,6 @@ def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
         yield Line(number, turns, others)
     if number < done:
         raise DialogueError(f"the output has {done} lines and the input {number}; it belongs to another input")
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _grouped(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:

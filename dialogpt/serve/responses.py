@@ -19,7 +19,7 @@ class ShownText:
     """The text of a reply as a client is shown it: whole characters, and nothing of what ends it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._decoder, self._stops = StreamDecoder(tokenizer), stops
+        self._decoder, self._stops = StreamDecoder(tokenizer, reply=True), stops
         self._held, self._stopped = "", False
 
     def feed(self, token: int) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
+from dialogpt.model.config import TANH_GELUS
 from dialogpt.model.gpt2 import GPT2, MLP
 from dialogpt.model.precision.choice import kernel_for
 from dialogpt.model.precision.kernels import GROUP, Float32, Int8, Plain
@@ -42,13 +43,14 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         parent = model.get_submodule(name.rpartition(".")[0])
         own = name.rpartition(".")[2]
         if isinstance(module, nn.Linear):
-            read, read_bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            gelu = isinstance(parent, MLP) and own == "up"
+            read, read_bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")  # an output head has no bias
+            gelu = isinstance(parent, MLP) and own == "up" and model.config.activation_function in TANH_GELUS
             setattr(parent, own, PackedLinear(read, read_bias, precision, gelu))
             if gelu:
-                parent.gelu = nn.Identity()
-            placed |= {f"{name}.weight", f"{name}.bias"}
-    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
+                parent.activation = nn.Identity()
+            placed |= {f"{name}.weight"} | (set() if read_bias is None else {f"{name}.bias"})
+    tied = model.output_head is None
+    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision, is_head=tied)
     return placed
 
 

@@ -422,7 +422,7 @@ def test_int8_is_for_a_processor(wide: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_network_itself_is_not_changed() -> None:
     network = GPT2(load("tiny").config)
     assert type(network.blocks[0].mlp.up) is nn.Linear
-    assert type(network.blocks[0].mlp.gelu) is nn.GELU
+    assert type(network.blocks[0].mlp.activation) is nn.GELU
 
 
 @pytest.mark.parametrize(("dtype", "most"), [("bfloat16", 0.005), ("float16", 0.001), ("int8", 0.01), ("int4", 0.05)])

@@ -1,6 +1,6 @@
 """Files as hostile bytes: readers that run no code and believe no size, a writer that leaves no half-written file."""
 
-from dialogpt.weights.formats.checks import count_non_finite, equal_values, find_damage, non_finite, refuse
+from dialogpt.weights.formats.checks import count_non_finite, equal_values, find_damage, non_finite, refuse, same_values
 from dialogpt.weights.formats.containers import container, read_tensors, sha256_of
 from dialogpt.weights.formats.safetensors import read_safetensors, safetensors_metadata
 from dialogpt.weights.formats.tensors import (
@@ -8,6 +8,7 @@ from dialogpt.weights.formats.tensors import (
     DTYPES,
     PRECISIONS,
     CheckpointError,
+    FileContent,
     Progress,
     StoredTensor,
     dtype_name,
@@ -20,6 +21,7 @@ __all__ = [
     "DTYPES",
     "PRECISIONS",
     "CheckpointError",
+    "FileContent",
     "Progress",
     "StoredTensor",
     "container",
@@ -36,6 +38,7 @@ __all__ = [
     "refuse",
     "require_new",
     "safetensors_metadata",
+    "same_values",
     "sha256_of",
     "write_json",
     "write_safetensors",

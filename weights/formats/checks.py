@@ -10,6 +10,8 @@ from torch import Tensor
 
 from dialogpt.weights.formats.tensors import CheckpointError, StoredTensor
 
+_ROWS = 4096  # of a matrix that are compared at a time
+
 
 def non_finite(stored: StoredTensor, values: Tensor) -> list[str]:
     """The sentence about a tensor's values that are NaN or infinite; none where all are finite."""
@@ -36,6 +38,13 @@ def equal_values(left: Tensor, right: Tensor) -> bool:
     """Whether all values are the same, in the dtype that holds both."""
     dtype = torch.promote_types(left.dtype, right.dtype)
     return torch.equal(left.to(dtype), right.to(dtype))
+
+
+def same_values(left: StoredTensor, right: StoredTensor) -> bool:
+    """Whether two stored matrices of one shape hold the same numbers; read in chunks of rows, up to a difference."""
+    one, other = left.read(), right.read()
+    rows = range(0, one.size(0), _ROWS)
+    return all(equal_values(one[start : start + _ROWS], other[start : start + _ROWS]) for start in rows)
 
 
 def count_non_finite(tensor: Tensor) -> int:

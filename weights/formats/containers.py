@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dialogpt.weights.formats.pickles import OLD_MAGIC, read_pickle
 from dialogpt.weights.formats.safetensors import read_safetensors
-from dialogpt.weights.formats.tensors import CheckpointError, StoredTensor
+from dialogpt.weights.formats.tensors import CheckpointError, FileContent
 
 
 def container(path: Path) -> str | None:
@@ -29,7 +29,7 @@ def container(path: Path) -> str | None:
     return "safetensors" if head[8:9] == b"{" else None
 
 
-def read_tensors(path: Path) -> dict[str, StoredTensor]:
+def read_tensors(path: Path) -> FileContent:
     """List the tensors of a file, whatever its name says: safetensors, or what torch.save writes.
 
     Raises:
@@ -41,7 +41,7 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
     if kind in ("torch", "old torch"):
         return read_pickle(path, old=kind == "old torch")
     if kind == "safetensors" or path.suffix == ".safetensors":
-        return read_safetensors(path)
+        return FileContent(read_safetensors(path))
     raise CheckpointError(
         f"{path} is empty, cut short, or no file of tensors; expected safetensors, or what torch.save writes. Fetch it "
         f"again"

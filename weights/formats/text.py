@@ -5,15 +5,15 @@ What their content means is left to `vocabulary.py` and `checkpoint.py`.
 
 from __future__ import annotations
 
-import json
 import stat
 from pathlib import Path
 from typing import Any
 
+from dialogpt import json_input
+from dialogpt.json_input import require_bounded
 from dialogpt.weights.formats.tensors import CheckpointError
 
 MAX_TEXT_BYTES = 8 << 20  # GPT-2's tokenizer.json has 3.6 MB
-MAX_VALUES = 600_000  # characters that begin one more value or line; GPT-2's tokenizer.json has 250,000
 
 
 def read_text(path: Path) -> str:
@@ -32,8 +32,10 @@ def read_text(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise CheckpointError(f"{path} is not UTF-8 text; fetch it again") from None
-    if sum(map(text.count, "\n,[{")) > MAX_VALUES:  # small values take up to a hundred times their bytes in memory
-        raise CheckpointError(f"{path} holds more than {MAX_VALUES:,} values; expected a small text file")
+    try:
+        require_bounded(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; expected a small text file") from None
     return text
 
 
@@ -53,23 +55,9 @@ def parse_json(text: str, path: Path) -> dict[str, Any]:
         CheckpointError: it is not JSON, or not an object.
     """
     try:
-        content = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
+        content = json_input.parse(text, unique_keys=True)
+    except ValueError as error:
         raise CheckpointError(f"{path} is not valid JSON ({error}); fetch it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a JSON {type(content).__name__}; expected an object {{...}}")
     return content
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are there once; readers differ in which of two they believe."""
-    made: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in made:
-            raise ValueError(f"the key {key!r} is there twice")
-        made[key] = value
-    return made
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.options import SOURCE, add_n_head
+from dialogpt.cli.options import SOURCE, add_adapter, add_n_head
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.errors import DONE
 
@@ -18,6 +18,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("info", help="what a checkpoint is")
     parser.add_argument("source", help=SOURCE)
     add_n_head(parser)
+    add_adapter(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Say what a checkpoint is; reads all of it."""
     from dialogpt.weights import open_checkpoint
 
-    print(table(_info_rows(open_checkpoint(options.source, n_head=options.n_head))))
+    print(table(_info_rows(open_checkpoint(options.source, n_head=options.n_head, adapter=options.adapter))))
     return DONE
 
 
