@@ -274,10 +274,18 @@ class Chat:
         plan = self._plan(number)
         asked = []
         for texts, sources in zip(dialogues, generators, strict=True):
-            history = History(self.tokenizer.eos_id, alternating([*map(self._turn, texts)]))
+            history = History(self.tokenizer.eos_id, self.turns_from(texts))
             asked.append(Dialogue(self._prompt(history), history.turns, sources))
         cache = self._cache if len(asked) == 1 else None
         return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
+
+    def turns_from(self, texts: Sequence[str]) -> list[Turn]:
+        """Encode a dialogue as turns: the user speaks last.
+
+        Raises:
+            DialogueError: a text is not valid.
+        """
+        return alternating([*map(self._turn, texts)])
 
     def _plan(self, num_replies: int = 1) -> Plan:
         """Resolve the settings of the next replies.

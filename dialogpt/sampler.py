@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ class Seen:
         return [*(self.own_turns if scope == "own" else ()), self.said]
 
 
+Processor = Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor]
+Warper = Callable[[Tensor, GenerationConfig], Tensor]
+
+
 def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """The distribution that the next token is drawn from: (B, V) -> (B, V), in float32.
 
@@ -64,14 +69,38 @@ def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[S
 
     Arguments are those of `next_token_probabilities`; beam search passes log-probabilities as logits.
     """
-    processors = [process for process, settings in PROCESSORS if _acts(config, settings)]
-    warpers = [warp for warp, setting in WARPERS if config.do_sample and _acts(config, (setting,))]
-    scores = logits.to(torch.float32, copy=bool(processors or warpers))
-    for process in processors:
-        scores = process(scores, config, seen)
-    for warp in warpers:
-        scores = warp(scores, config)
+    active = active_processors(config, seen)
+    scores = logits.to(torch.float32, copy=bool(active))
+    for processor in active:
+        scores = processor.apply(scores)
     return scores.log_softmax(dim=-1) if config.renormalize_logits else scores
+
+
+class ActiveProcessor(NamedTuple):
+    """A processor or warper that the settings ask for: its name, its settings, and a function of the scores (B, V)."""
+
+    name: str
+    settings: tuple[str, ...]
+    apply: Callable[[Tensor], Tensor]
+
+
+def active_processors(config: GenerationConfig, seen: Sequence[Seen]) -> list[ActiveProcessor]:
+    """What changes the scores with these settings, in transformers' order; arguments as for `next_token_scores`."""
+
+    def processor(process: Processor) -> Callable[[Tensor], Tensor]:
+        return lambda scores: process(scores, config, seen)
+
+    def warper(warp: Warper) -> Callable[[Tensor], Tensor]:
+        return lambda scores: warp(scores, config)
+
+    return [
+        *(ActiveProcessor(p.__name__, names, processor(p)) for p, names in PROCESSORS if _acts(config, names)),
+        *(
+            ActiveProcessor(w.__name__, (name,), warper(w))
+            for w, name in WARPERS
+            if config.do_sample and _acts(config, (name,))
+        ),
+    ]
 
 
 def _acts(config: GenerationConfig, settings: Sequence[str]) -> bool:
@@ -213,7 +242,7 @@ def suppressed_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[S
 
 
 # Each with the settings that make it act.
-PROCESSORS: tuple[tuple[Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor], tuple[str, ...]], ...] = (
+PROCESSORS: tuple[tuple[Processor, tuple[str, ...]], ...] = (
     (sequence_bias, ("sequence_bias",)),
     (repetition_penalty, ("repetition_penalty",)),
     (no_repeat_ngram, ("no_repeat_ngram_size",)),
@@ -362,7 +391,7 @@ def eta_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
     return _cut_below(scores, scores.softmax(dim=-1), eta, config)
 
 
-WARPERS: tuple[tuple[Callable[[Tensor, GenerationConfig], Tensor], str], ...] = (
+WARPERS: tuple[tuple[Warper, str], ...] = (
     (temperature, "temperature"),
     (top_h, "top_h"),
     (top_k, "top_k"),

@@ -25,6 +25,8 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "cli/test_main.py",
         "cli/test_verify.py",
         "parity/test_training.py",
+        "data/reddit",
+        "inspect/test_page.py",
         "serve",
         "test_docs.py",
         "test_package.py",
@@ -32,12 +34,13 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "test_scripts.py",
         "test_small_talk.py",
         "test_tiny.py",
+        "test_tour.py",
         "train",
         "weights/test_damaged_files.py",
         "weights/test_hub.py",
         "weights/test_published_forms.py",
     ),
-    "browser": ("serve/test_page.py",),
+    "browser": ("inspect/test_page.py", "serve/test_page.py"),
 }
 
 transformers.logging.set_verbosity_error()

@@ -78,7 +78,8 @@ MARKDOWN = sorted([*ROOT.glob("*.md"), *(path for part in ("dialogpt", "docs", "
                                          for path in (ROOT / part).rglob("*.md"))])  # fmt: skip
 BLOCKS = [block for page in PAGES for block in blocks_of(page)]
 SHELL = [block for block in BLOCKS if block.language in ("", "sh") and not block.is_transcript]
-PYTHON = [block for block in BLOCKS if block.language == "python"]
+TOUR = "docs/tour.md"  # whose blocks follow from each other; `tests/test_tour.py` runs them
+PYTHON = [block for block in BLOCKS if block.language == "python" and block.page != TOUR]
 TRANSCRIPTS = [block for block in BLOCKS if block.is_transcript]
 SHOWN = ("text", "powershell")  # the diagram, and Windows
 

@@ -39,12 +39,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
+def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     """Write a small file so that at any instant, also after a power cut, the old content or the new one is there.
 
     Args:
         path: the file; only one process at a time may write it.
-        text: its content.
+        content: text is written as UTF-8, its line ends as they are.
         mode: its permissions, from which the umask is taken.
 
     Raises:
@@ -53,8 +53,8 @@ def write_atomically(path: Path, text: str, mode: int = 0o666) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     sync(temporary)
     _replace(temporary, path)
     sync(path.parent)

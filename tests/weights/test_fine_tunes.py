@@ -151,7 +151,7 @@ def test_code_among_the_weights_is_refused(base: Path, state: State, tmp_path: P
 
 def test_several_sets_of_weights_are_named(base: Path, state: State, tmp_path: Path) -> None:
     folder = beside(base, tmp_path / "copy")
-    torch.save({"teacher": state, "student": state}, folder / "both.pt")
+    torch.save({"teacher": dict(state), "student": dict(state)}, folder / "both.pt")
     with pytest.raises(CheckpointError, match="several dictionaries of tensors .'teacher', 'student'.; save the one"):
         open_checkpoint(folder)
 

@@ -15,7 +15,7 @@ from dialogpt.chat import Chat
 from dialogpt.cli.output import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
-from dialogpt.decoding.loop import Stop
+from dialogpt.decoding.loop import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
 from dialogpt.history import USER
@@ -61,6 +61,8 @@ class Terminal:
             "load": (self.load, "FILE", "go on with a saved conversation"),
             "set": (self.set, "NAME VALUE", "change a setting, such as temperature 0.6"),
             "show": (self.show, "", "settings, the window, and what the last reply cost"),
+            "explain": (self.explain, "[FILE]", "look inside the last reply: write a page that shows it"),
+            "why": (self.why, "[TOKEN]", "the same for one token, here; without one, list them"),
             "multi": (self.multi, "", "say several lines; a line with only a dot ends them"),
         }
 
@@ -88,7 +90,11 @@ class Terminal:
                 self.take(line)
             except Leave:
                 return DONE
-            except (KeyboardInterrupt, EOFError):  # a reply that was not waited for, or a question that a command asked
+            except (
+                KeyboardInterrupt,
+                EOFError,
+                Stopped,
+            ):  # a reply that was not waited for, or a question of a command
                 self.write("\n")
                 self.notice("stopped")
             except DialogueError as error:
@@ -235,6 +241,22 @@ class Terminal:
             )
         if (draft := self.chat.draft) is not None and draft.guessed:
             self.notice(f"  draft: {draft.right} of {draft.guessed} guesses were right, since the start")
+
+    def explain(self, name: str) -> None:
+        """Write the page of the last reply."""
+        from dialogpt.cli.terminal.inspection import write_page
+
+        with flagged() as interrupted:
+            path = write_page(self.chat, name, interrupted)
+        self.notice(f"written to {printable(str(path))}; open {path.as_uri()} in a browser")
+
+    def why(self, wanted: str) -> None:
+        """Show one token of the last reply from inside."""
+        from dialogpt.cli.terminal.inspection import why
+
+        with flagged() as interrupted:
+            text = why(self.chat, wanted, interrupted)
+        self.write(f"{text}\n")
 
     def multi(self, _: str) -> None:
         """Read several lines as one turn."""
