@@ -74,7 +74,7 @@ def write_card(folder: Path, checkpoint: Checkpoint) -> None:
     name = " ".join(origin.name.split())
     text = _TEXT.format(
         name=name,
-        sha256=origin.sha256,
+        sha256=origin.sha256 or "none: they were trained here",
         licence=f"{licence.name}, {licence.source}" if licence.name else "not known; ask its publisher",
         licence_line=f"license: {licence.name}\n" if licence.name else "",
         left_out="; ".join(f"`{key}` ({why})" for key, why in list(checkpoint.ignored.items())[:20]) or "nothing",

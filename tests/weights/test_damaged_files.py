@@ -6,6 +6,7 @@ no format can notice (in safetensors' and the older pickles' numbers, which have
 
 from __future__ import annotations
 
+import argparse
 import copy
 import ctypes
 import json
@@ -28,6 +29,7 @@ from dialogpt.weights import CheckpointError, convert
 from tests.helpers import LINUX, WINDOWS, weights_of, write_published
 
 SECONDS, MEGABYTES = 2, 200  # of the processor: other programs may run beside it
+CONTAINERS = ["model.safetensors", "pytorch_model.bin", "old pytorch_model.bin", "last.ckpt", "old last.ckpt"]
 FLIPS, CUTS = 60, 25  # of each container, in the parts that a reader can judge
 
 
@@ -46,7 +48,14 @@ def containers(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     state = load_file(small / "model.safetensors")
     torch.save(state, folder / "new")
     torch.save(state, folder / "old", _use_new_zipfile_serialization=False)
+    optimizer = {"state": {0: {"exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1e-4}]}
+    options = argparse.Namespace(lr=1e-4)
+    training = {"state_dict": state, "optimizer_states": [optimizer], "hyper_parameters": options, "epoch": 3}
+    torch.save(training, folder / "training")
+    torch.save(training, folder / "old training", _use_new_zipfile_serialization=False)
     return {
+        "last.ckpt": (folder / "training").read_bytes(),
+        "old last.ckpt": (folder / "old training").read_bytes(),
         "model.safetensors": (small / "model.safetensors").read_bytes(),
         "pytorch_model.bin": (folder / "new").read_bytes(),
         "old pytorch_model.bin": (folder / "old").read_bytes(),
@@ -114,13 +123,13 @@ def judged_part(container: str, data: bytes) -> list[int]:
     """The places whose change a reader can see: all but numbers that no checksum guards."""
     if container == "model.safetensors":
         return list(range(8 + int.from_bytes(data[:8], "little")))
-    if container == "pytorch_model.bin":
+    if container in ("pytorch_model.bin", "last.ckpt"):
         return list(range(len(data)))
     end = data.rindex(b"e.") + 2  # of the last pickle, the list of storages
     return list(range(end))
 
 
-@pytest.mark.parametrize("container", ["model.safetensors", "pytorch_model.bin", "old pytorch_model.bin"])
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_flipped_bits_are_refused_or_harmless(
     small: Path, containers: dict[str, bytes], tmp_path: Path, container: str
 ) -> None:
@@ -139,7 +148,7 @@ def test_flipped_bits_are_refused_or_harmless(
     assert refused > FLIPS // 4
 
 
-@pytest.mark.parametrize("container", ["model.safetensors", "pytorch_model.bin", "old pytorch_model.bin"])
+@pytest.mark.parametrize("container", CONTAINERS)
 def test_files_that_are_cut_short_are_refused(
     small: Path, containers: dict[str, bytes], tmp_path: Path, container: str
 ) -> None:

@@ -225,8 +225,8 @@ def _read_old(path: Path) -> tuple[State, dict[str, int | None], dict[str, _Span
         pickles = io.BytesIO(file.read(_PICKLE_LIMIT))
         machine = _Machine(path)
         _, version, system = (_follow(path, pickles, _Machine(path)) for _ in range(3))
-        state = _find_state(path, _follow(path, pickles, machine), machine)
-        keys = _follow(path, pickles, _Machine(path))
+        content, keys = _follow(path, pickles, machine), _follow(path, pickles, _Machine(path))
+        state = _find_state(path, content, machine)
         if not isinstance(system, dict) or version != _OLD_VERSION or system.get("little_endian") is not True:
             raise CheckpointError(f"{path} was written by another machine or version of torch; it cannot be read here")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) != len(keys):
