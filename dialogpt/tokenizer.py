@@ -68,7 +68,7 @@ class Tokenizer:
         self._added = re.compile(f"({'|'.join(patterns)})") if patterns else None
         self._dropped = sorted(vocabulary.without_row - vocabulary.special)
         hidden = {ids[token] for token in vocabulary.special if token in ids}
-        self._shown = {n: data for n, data in self._bytes.items() if n not in hidden}
+        self._shown = self._bytes.keys() - hidden
         self.skip_special_tokens = True
 
     @classmethod
@@ -147,12 +147,12 @@ class Tokenizer:
             skip_special_tokens: whether special tokens and ids without text are left out.
         """
         if skip_special_tokens:
-            return b"".join(self._shown.get(int(n), b"") for n in ids).decode(errors="replace")
+            return b"".join(self.bytes_of(n) for n in ids if int(n) in self._shown).decode(errors="replace")
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
 
     def shown_bytes(self, token_id: int) -> bytes:
         """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown."""
-        return self._shown.get(int(token_id), b"") if self.skip_special_tokens else self.bytes_of(token_id)
+        return b"" if self.skip_special_tokens and int(token_id) not in self._shown else self.bytes_of(token_id)
 
     def reply_text(self, ids: Iterable[int]) -> str:
         """The text of a reply, as people see it."""

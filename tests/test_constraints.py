@@ -62,7 +62,7 @@ def test_all_pins_go_together(python: str) -> None:
     pytest.importorskip("uv")
     extras = [
         argument
-        for extra in ("train", "reddit", "spark", "hub", "serve", "test", "lint")
+        for extra in ("train", "data", "log", "reddit", "spark", "hub", "serve", "test", "lint")
         for argument in ("--extra", extra)
     ]
     command = ["uv", "pip", "compile", "-q", "pyproject.toml", *extras, "-c", "constraints.txt"]

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from dialogpt.model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
-from dialogpt.weights.folders import read_all, weight_files
+from dialogpt.weights.folders import RUN, STEP, read_all, weight_files
 from dialogpt.weights.formats import (
     CheckpointError,
     FileContent,
@@ -149,6 +149,18 @@ class Checkpoint:
     def parameters(self) -> int:
         """How many numbers were learned."""
         return sum(torch.Size(tensor.shape).numel() for tensor in self.stored.values())
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the training run that it is a checkpoint of."""
+        here = self.path if self.path.is_dir() else self.path.parent
+        of_run = STEP.fullmatch(here.name) is not None and (here.parent / RUN).is_file()
+        return here.parent.resolve() if of_run else None
+
+    @property
+    def shown_name(self) -> str:
+        """What it is called: by the hub, by its training run, or by its folder or file."""
+        return self.name or (self.run or self.path.resolve()).name
 
     def origin(self) -> Origin:
         """Where the weights come from: of a converted checkpoint, what was converted; may read all of them."""

@@ -30,8 +30,10 @@ WEIGHT_SUFFIXES = (
 )  # others are weights only if their content says so
 MAX_SHARDS = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
+_RUN = "run.json"  # what a training run's folder has
 _RUN_STEP = re.compile(r"(?:checkpoint|step|checkpoint_step)[-_]([0-9]{1,18})")
-_STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
+RUN = "run.json"  # what a training run's folder has
+STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
 _NO_WEIGHTS = (  # what training leaves beside them
     "training_args.bin",
     "optimizer*",
@@ -86,12 +88,19 @@ def pointed_folder(path: Path) -> Path | None:
         name = path.read_bytes().strip().decode("ascii", "replace")
     except OSError:
         return None
-    if not _STEP.fullmatch(name):
+    if not STEP.fullmatch(name):
         return None
     folder = path.parent.resolve() / name
     if not folder.is_dir():
         raise CheckpointError(f"{path} names {name}, which is not beside it; pass another checkpoint of the run")
     return folder
+
+
+def best_of_run(folder: Path) -> Path | None:
+    """The best checkpoint of a training run, else its last; None if the folder is no run's."""
+    if not (folder / RUN).is_file():
+        return None
+    return pointed_folder(folder / "best") or pointed_folder(folder / "last")
 
 
 def weights_among(names: Iterable[str]) -> str | None:

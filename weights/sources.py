@@ -21,7 +21,7 @@ from dialogpt.weights.adapters import merge_adapter
 from dialogpt.weights.checkpoint import Checkpoint, open_path
 from dialogpt.weights.convert import Report, write_ours, write_published
 from dialogpt.weights.device_check import check_device
-from dialogpt.weights.folders import WEIGHT_SUFFIXES, foreign_file, pointed_folder
+from dialogpt.weights.folders import WEIGHT_SUFFIXES, best_of_run, foreign_file, pointed_folder
 from dialogpt.weights.formats import DTYPES, CheckpointError, Progress, container
 from dialogpt.weights.llama_cpp import write_gguf
 from dialogpt.weights.load import build_network, device_of, read_ranking_head, require_dtype
@@ -92,6 +92,8 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
             foreign_file(path.parent, [path.name])
             or f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint"
         )
+    if folder and (chosen := best_of_run(path)) is not None:
+        return chosen
     if folder or file:
         return path.resolve() if path.is_symlink() and folder else path  # once: a run moves its links while it is read
     if exists:

@@ -1,1 +1,1 @@
-"""Tests of `dialogpt.data`."""
+"""Tests of the room of the same name."""
