@@ -30,7 +30,6 @@ WEIGHT_SUFFIXES = (
 )  # others are weights only if their content says so
 MAX_SHARDS = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
-_RUN = "run.json"  # what a training run's folder has
 _RUN_STEP = re.compile(r"(?:checkpoint|step|checkpoint_step)[-_]([0-9]{1,18})")
 RUN = "run.json"  # what a training run's folder has
 STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints

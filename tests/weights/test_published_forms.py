@@ -109,7 +109,7 @@ def test_every_combination_loads_to_the_bit(
     shutil.copytree(published, folder, ignore=shutil.ignore_patterns("model.safetensors"))
     CONTAINERS[container]({NAMINGS[naming](name): tensor for name, tensor in whole.items()}, folder)
     report = convert(folder, tmp_path / "ours")
-    assert report.dtype == dtype
+    assert report.dtype == ("float32" if head == "untied lm_head.decoder" else dtype)  # the widest of all
     own = HEADS[head](state) if head.startswith("untied") else {}
     assert len(report.ignored) == len(masks) + len(values) + (head != "tied" and not own)
     for source in (folder, tmp_path / "ours"):
@@ -120,7 +120,7 @@ def test_every_combination_loads_to_the_bit(
     back = load_file(tmp_path / "back" / "model.safetensors")
     expected = state | dict.fromkeys(["lm_head.weight"] if own else [], next(iter(own.values()), None))
     assert back.keys() == expected.keys()
-    assert all(torch.equal(back[name], expected[name]) for name in expected)
+    assert all(torch.equal(back[name].float(), expected[name].float()) for name in expected)
 
 
 @pytest.mark.parametrize("container", ["safetensors", "bin", "old bin", "pkl", "old pkl"])
