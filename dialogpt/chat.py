@@ -33,8 +33,7 @@ from dialogpt.replies import Dialogue, Generators, Plan, Statistics, generate_re
 from dialogpt.sampler import check_tokens
 from dialogpt.settings import POSITIVE, Checked, required
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from dialogpt.weights import Checkpoint, load, open_checkpoint
-from dialogpt.weights.checkpoint import Source
+from dialogpt.weights import Checkpoint, Source, load, open_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +224,7 @@ class Chat:
 
     def texts(self) -> list[str]:
         """Return the text of each turn."""
-        return [self.tokenizer.decode(turn) for turn in self.history.turns]
+        return [self.tokenizer.reply_text(turn) for turn in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
         """Continue from these turns, the last of them the bot's; errors are those of `History.add`."""
@@ -355,7 +354,7 @@ class Chat:
             computed = len(prompt.ids) - cached_tokens(self._cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
-            decoder = StreamDecoder(self.tokenizer)
+            decoder = StreamDecoder(self.tokenizer, reply=True)
             for tokens in stream_reply(
                 self.model,
                 self.tokenizer,

@@ -9,6 +9,8 @@ from itertools import pairwise
 from dialogpt.weights import CheckpointError, Vocabulary
 from dialogpt.weights.vocabulary import byte_letters, gpt2_merges
 
+MAX_CHECK = 6_000_000  # bytes squared, summed over tokens: about a second; 50,000 ordinary merges have 2,500,000
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -69,6 +71,11 @@ def check_order(spelled: list[bytes], vocabulary: Vocabulary, ranks: Mapping[byt
     """
     if vocabulary.merges == gpt2_merges()[: len(vocabulary.merges)]:
         return
+    if sum(len(token) ** 2 for token in spelled) > MAX_CHECK:  # 16 merges that double reach 65,536 bytes
+        raise CheckpointError(
+            f"the merges of {vocabulary.origin} make tokens of up to {max(map(len, spelled)):,} bytes, too long to be "
+            f"checked; GPT-2's longest has 128"
+        )
     for merge, token in zip(vocabulary.merges, spelled[256:], strict=True):
         *_, parts = [[bytes([byte]) for byte in token], *merge_steps(token, ranks, ranks[token])]
         if len(parts) != 2 or len(parts[0]) != merge.index(" "):  # a letter of the merge is a byte of the token

@@ -187,7 +187,7 @@ class ReplyStream(Generic[Item]):
 
     def _begin(self) -> None:
         self.attempt += 1
-        self._text, self._blank = StreamDecoder(self._tokenizer), True
+        self._text, self._blank = StreamDecoder(self._tokenizer, reply=True), True
         self._withheld: list[Item] = []
 
     def advance(self, step: Step) -> list[Item]:
@@ -342,7 +342,7 @@ def _best(
     if plan.reranker is None:
         return list(replies[: plan.num_replies])
     best_first = ranked(plan.reranker, dialogue.turns, replies, stop)
-    return sorted(best_first, key=lambda reply: not tokenizer.decode(reply.ids).strip())[: plan.num_replies]
+    return sorted(best_first, key=lambda reply: not tokenizer.reply_text(reply.ids).strip())[: plan.num_replies]
 
 
 def _token_id(step: Step) -> int:

@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from dialogpt.errors import DialogueError
 from dialogpt.merges import Piece, check_order, explained
-from dialogpt.weights import CheckpointError, Vocabulary, open_checkpoint
-from dialogpt.weights.checkpoint import Checkpoint, Source
+from dialogpt.weights import Checkpoint, CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
 # GPT-2 splits text before it merges: English contractions; then words, numbers and other signs, each with one space
@@ -28,6 +27,7 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 # The pattern splits a run before its last character where other text follows, so long ones are split there first.
 _GAP = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # what \s is in Rust
 _LONG_GAP = 1000
+_SPACES = _GAP.pattern.removesuffix("+") + "*"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -37,6 +37,7 @@ class Tokenizer:
     Attributes:
         vocabulary: where it comes from.
         eos_id: the id that ends every turn; `encode` never returns it.
+        skip_special_tokens: whether replies are shown without special tokens, and without ids that have no text.
     """
 
     def __init__(self, vocabulary: Vocabulary) -> None:
@@ -61,7 +62,12 @@ class Tokenizer:
         self._ids_or_end = np.array([*self._ids, self.eos_id], dtype=np.uint32)
         self._bytes = {n: token.encode() for token, n in ids.items()} | dict(zip(self._ids, spelled, strict=True))
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
-        self._added = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+        patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
+        self._added = re.compile(f"({'|'.join(patterns)})") if patterns else None
+        self._dropped = sorted(vocabulary.without_row - vocabulary.special)
+        hidden = {ids[token] for token in vocabulary.special if token in ids}
+        self._shown = self._bytes.keys() - hidden
+        self.skip_special_tokens = True
 
     @classmethod
     def load(cls, source: Source) -> Tokenizer:
@@ -78,7 +84,7 @@ class Tokenizer:
             DialogueError: as said.
         """
         own, other = self.vocabulary, checkpoint.vocabulary
-        if other is None or (other.ids, other.merges) != (own.ids, own.merges):
+        if other is None or other.merges != own.merges or not _one_extends(own, other):
             raise DialogueError(
                 f"{checkpoint.name or checkpoint.path} has another vocabulary than the model that it is to help; "
                 f"expected one that was trained from the same checkpoint, or at least with the same tokens"
@@ -91,11 +97,18 @@ class Tokenizer:
             DialogueError: the text holds half a surrogate pair, which no UTF-8 has.
         """
         _refuse_surrogates(text)
+        for token in self._dropped:
+            if token in text:
+                raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
         if self._added is None:
             return self._encode(text)
         pieces = self._added.split(text)  # text, added token, text, added token, ..., text
         added = self.vocabulary.added
-        return [n for k, piece in enumerate(pieces) for n in ([added[piece]] if k % 2 else self._encode(piece))]
+        return [
+            n
+            for k, piece in enumerate(pieces)
+            for n in ([added.get(piece) or added[piece.strip()]] if k % 2 else self._encode(piece))
+        ]
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
         """The ids of whole turns, each with its end token: what `encode` gives, in one call where that is possible.
@@ -105,21 +118,43 @@ class Tokenizer:
         """
         text = END_OF_TEXT.join([*turns, ""])
         typed = text.count(END_OF_TEXT) > len(turns)  # typed text never becomes the end token
-        if typed or self._added is not None or any(len(turn) > _LONG_GAP for turn in turns):
+        if (
+            typed
+            or self.vocabulary.add_prefix_space
+            or self._added is not None
+            or any(len(turn) > _LONG_GAP for turn in turns)
+        ):
             return np.array([n for turn in turns for n in (*self.encode(turn), self.eos_id)], dtype=np.uint32)
         _refuse_surrogates(text)
         ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return self._ids_or_end[ranks]
 
     def _encode(self, text: str) -> list[int]:
+        if self.vocabulary.add_prefix_space and text and text[0] != " ":
+            text = f" {text}"
         gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > _LONG_GAP and gap.end() < len(text)]
         cuts = [gap.end() - 1 for gap in gaps]
         parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)] if cuts else [text]
         return [self._ids[rank] for part in parts for rank in self._encoding.encode_ordinary(part)]
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of any ids; bytes that are not UTF-8, and ids without text, become U+FFFD."""
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of any ids; bytes that are not UTF-8, and ids without text, become U+FFFD.
+
+        Args:
+            ids: of a vocabulary's tokens, or any others.
+            skip_special_tokens: whether special tokens and ids without text are left out.
+        """
+        if skip_special_tokens:
+            return b"".join(self.bytes_of(n) for n in ids if int(n) in self._shown).decode(errors="replace")
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown."""
+        return b"" if self.skip_special_tokens and int(token_id) not in self._shown else self.bytes_of(token_id)
+
+    def reply_text(self, ids: Iterable[int]) -> str:
+        """The text of a reply, as people see it."""
+        return self.decode(ids, skip_special_tokens=self.skip_special_tokens)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that an id stands for: a whole character, several, or a part of one."""
@@ -137,6 +172,27 @@ class Tokenizer:
         return [explained(match[0], self._ranks, self._ids) for match in regex.finditer(PATTERN, text)]
 
 
+def _pattern_of(token: str, flags: frozenset[str]) -> str:
+    """How an added token is found in a text, with the white space that it takes in (as tokenizers' AddedVocabulary)."""
+    pattern = re.escape(token)
+    if "single_word" in flags:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    before, after = (_SPACES if flag in flags else "" for flag in ("lstrip", "rstrip"))
+    return f"{before}{pattern}{after}"
+
+
+def _one_extends(own: Vocabulary, other: Vocabulary) -> bool:
+    """Whether two vocabularies differ at most by special or added tokens that one of them has at its end."""
+    small, large = sorted((own, other), key=lambda vocabulary: len(vocabulary.ids))
+    more = large.ids.keys() - small.ids.keys()
+    return (
+        small.ids.items() <= large.ids.items()
+        and own.eos_id == other.eos_id
+        and more <= large.special | large.added.keys()
+        and all(large.ids[token] >= small.size for token in more)
+    )
+
+
 def _refuse_surrogates(text: str) -> None:
     try:
         text.encode()
@@ -150,8 +206,14 @@ def _refuse_surrogates(text: str) -> None:
 class StreamDecoder:
     """Ids to text while they arrive: a character is returned with its last byte, never half of it."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, reply: bool = False) -> None:
+        """Begin a text.
+
+        Args:
+            tokenizer: spells the tokens.
+            reply: whether special tokens are left out as in replies; see `Tokenizer.skip_special_tokens`.
+        """
+        self._spell = tokenizer.shown_bytes if reply else tokenizer.bytes_of
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     @property
@@ -161,7 +223,7 @@ class StreamDecoder:
 
     def feed(self, token_id: int) -> str:
         """Return the text that this id completes; it is empty in the middle of a character."""
-        return self._decoder.decode(self._tokenizer.bytes_of(token_id))
+        return self._decoder.decode(self._spell(token_id))
 
     def finish(self) -> str:
         """Return the rest: U+FFFD for a character that was never completed."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dialogpt.errors import Problem, SettingsError
-from dialogpt.settings import Kind, integer, is_ids, is_integer, number, problems_of
+from dialogpt.settings import SWITCH, Kind, choice, integer, is_ids, is_integer, number, problems_of
 
 
 class ConfigError(SettingsError):
@@ -36,6 +36,11 @@ class GPT2Config:
     embd_pdrop: float = 0.1  # the three dropout rates act in training only
     attn_pdrop: float = 0.1
     resid_pdrop: float = 0.1
+    activation_function: str = "gelu_new"  # of the MLP; one of `ACTIVATIONS`
+    scale_attn_weights: bool = True  # whether scores are divided by sqrt(head_dim)
+    scale_attn_by_inverse_layer_idx: bool = False  # whether they are divided by the layer's number, from 1, besides
+    reorder_and_upcast_attn: bool = False  # scores in float32: torch's attention computes them so in every dtype
+    tie_word_embeddings: bool = True  # whether the output head is the token embedding
     eos_token_id: int | tuple[int, ...] | None = 50256  # the network does not use it; it travels with the sizes
 
     def __post_init__(self) -> None:
@@ -74,6 +79,8 @@ class GPT2Config:
         for alias, name in ALIASES.items():
             if alias in values and known.setdefault(name, values[alias]) != values[alias]:
                 problems.append(Problem(alias, values[alias], f"{known[name]!r} like {name}, its other name"))
+        if "n_ctx" in values:  # the older name, which says nothing where the newer one is there
+            known.setdefault("n_positions", values["n_ctx"])
         if isinstance(known.get("eos_token_id"), list):
             known["eos_token_id"] = tuple(known["eos_token_id"])
         try:
@@ -98,14 +105,12 @@ ALIASES = {  # other models' names for the sizes, which transformers takes too
     "num_hidden_layers": "n_layer",
 }
 
+TANH_GELUS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three spellings of one formula, equal to 1e-10
+ACTIVATIONS = (*TANH_GELUS, "gelu", "relu", "silu", "swish")
+
 # Settings that would change the result: key -> the values that this network computes.
 FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": ("gpt2",),
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of the tanh approximation
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
-    "tie_word_embeddings": (True,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
     "pruned_heads": ({}, None),
@@ -132,6 +137,12 @@ IGNORABLE = frozenset({
 # fmt: on
 
 
+_SWITCHES = (
+    "scale_attn_weights",
+    "scale_attn_by_inverse_layer_idx",
+    "reorder_and_upcast_attn",
+    "tie_word_embeddings",
+)
 _SIZE = integer(1, (1 << 31) - 1)
 _RATE = number(minimum=0, below=1)
 _IDS = Kind(lambda value: value is None or is_integer(value) or is_ids(value), "a token id, several, or null", str)
@@ -139,6 +150,8 @@ _KINDS: dict[str, Kind] = {
     **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"), _SIZE),
     "layer_norm_epsilon": number(above=0),
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), _RATE),
+    "activation_function": choice(*ACTIVATIONS),
+    **dict.fromkeys(_SWITCHES, SWITCH),
     "eos_token_id": _IDS,
 }
 

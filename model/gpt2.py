@@ -1,9 +1,9 @@
 """GPT-2, written to be read from top to bottom.
 
-A decoder-only transformer with pre-norm blocks, learned absolute positions, a tanh GELU, and an output head tied to the
-token embedding (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.3). It equals
-`GPT2LMHeadModel` of transformers (models/gpt2/modeling_gpt2.py). It knows tensors only: text, sampling and files are
-left to the other packages, and what has been read before is in the cache that the caller passes in.
+A decoder-only transformer with pre-norm blocks, learned absolute positions, a tanh GELU, and the token embedding as its
+output head, but for a few fine-tunes (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019). It
+equals `GPT2LMHeadModel` of transformers (models/gpt2/modeling_gpt2.py). It knows tensors only: text, sampling and files
+are left to the other packages, and earlier tokens are in the cache that the caller passes in.
 
 Shape letters, here and everywhere: B rows, T new tokens, S cached + new tokens, C width, H heads, D head width,
 V vocabulary, L layers.
@@ -23,6 +23,8 @@ from dialogpt.model.cache import CacheFull, KVCache
 from dialogpt.model.config import GPT2Config
 
 Table = TypeVar("Table", bound=nn.Embedding)
+# All others are spellings of the tanh GELU; erf differs from it by 4.7e-4 near |x| = 2.7.
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU}
 
 
 class GPT2(nn.Module):
@@ -30,12 +32,13 @@ class GPT2(nn.Module):
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
-        self.config = config
-        self.token_embedding = _uninitialized(TokenEmbedding, config.vocab_size, config.n_embd)
-        self.position_embedding = _uninitialized(nn.Embedding, config.n_positions, config.n_embd)
+        self.config, C, V = config, config.n_embd, config.vocab_size
+        self.token_embedding = _uninitialized(TokenEmbedding, V, C)
+        self.position_embedding = _uninitialized(nn.Embedding, config.n_positions, C)
         self.dropout = nn.Dropout(config.embd_pdrop)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
-        self.final_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(C, eps=config.layer_norm_epsilon)
+        self.output_head = None if config.tie_word_embeddings else nn.Linear(C, V, bias=False)
         if not self.token_embedding.weight.is_meta:  # `weights.load` builds it without memory, to fill it from a file
             self.reset_parameters()
 
@@ -66,7 +69,8 @@ class GPT2(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Score every token of the vocabulary: (..., C) -> (..., V)."""
-        return self.token_embedding.logits(hidden)
+        scores: Tensor = (self.output_head or self.token_embedding.logits)(hidden)
+        return scores
 
     def hidden(self, ids: Tensor, cache: KVCache | None = None, lengths: Tensor | None = None) -> Tensor:
         """Read new tokens: (B, T) -> (B, T, C), after the final norm.
@@ -97,7 +101,7 @@ class GPT2(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """What each token is, and the output head that is tied to it."""
+    """What each token is, and mostly the output head."""
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -112,10 +116,10 @@ class TokenEmbedding(nn.Embedding):
 class Block(nn.Module):
     """Attention, then an MLP; each reads a normed copy of the residual stream and adds its answer to it."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
@@ -129,9 +133,11 @@ class Block(nn.Module):
 class Attention(nn.Module):
     """Multi-head causal self-attention over what is cached and what is new."""
 
-    def __init__(self, config: GPT2Config) -> None:
+    def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
         self.n_head = config.n_head
+        self.scale = config.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        self.scale /= layer + 1 if config.scale_attn_by_inverse_layer_idx else 1
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.output = nn.Linear(config.n_embd, config.n_embd)
         self.attention_dropout = config.attn_pdrop
@@ -143,31 +149,25 @@ class Attention(nn.Module):
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
         queries, new = qkv[0], qkv[1:]  # (B, H, T, D), (2, B, H, T, D)
         keys, values = new.unbind() if cache is None else cache.append(layer, new)  # each (B, H, S, D)
-        heads = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            is_causal=mask is None and T > 1,
-            dropout_p=self.attention_dropout if self.training else 0.0,
-        )  # (B, H, T, D), scores scaled by 1 / sqrt(D)
+        dropout, causal = self.attention_dropout if self.training else 0.0, mask is None and T > 1
+        heads = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale=self.scale)
         mixed: Tensor = self.output(heads.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
         return self.dropout(mixed) if self.training else mixed
 
 
 class MLP(nn.Module):
-    """Two linear layers with a GELU between them, applied to each position alone."""
+    """Two linear layers with an activation between them, applied to each position alone."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.inner_dim)
-        self.gelu = nn.GELU(approximate="tanh")  # transformers' gelu_new; erf differs by 4.7e-4 near |x| = 2.7
+        self.activation = ACTIVATIONS.get(config.activation_function, lambda: nn.GELU(approximate="tanh"))()
         self.down = nn.Linear(config.inner_dim, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        out: Tensor = self.down(self.gelu(self.up(x)))
+        out: Tensor = self.down(self.activation(self.up(x)))
         return self.dropout(out) if self.training else out
 
 

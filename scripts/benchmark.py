@@ -60,9 +60,8 @@ from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from dialogpt.weights import convert, load, open_checkpoint
 from dialogpt.weights.convert import published_config
-from dialogpt.weights.files import write_json, write_safetensors
+from dialogpt.weights.formats import StoredTensor, dtype_name, write_json, write_safetensors
 from dialogpt.weights.names import to_published
-from dialogpt.weights.stored import StoredTensor, dtype_name
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 from scripts.peers import installed, served, weight_bytes
 

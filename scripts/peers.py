@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import time
@@ -25,7 +24,8 @@ import torch
 from dialogpt import Draft, GenerationConfig, generate
 from dialogpt.model import GPT2Config, KVCache
 from dialogpt.model.precision import CPU_PRECISIONS
-from dialogpt.weights import convert, load, open_checkpoint
+from dialogpt.weights import convert, export_gguf, load, open_checkpoint
+from dialogpt.weights.llama_cpp import FILE, KINDS
 
 Timing = tuple[float, float]  # seconds until the first token, and for all that follow
 Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens follow the first
@@ -179,8 +179,9 @@ def _apart(say: Callable[[int], float], new: int) -> Timing:
 def _llama(folder: Path, kind: str) -> Peer:
     from llama_cpp import Llama
 
-    file = folder.parent / f"{kind}.gguf"
-    write_gguf(folder, file, kind)
+    dtype = next(dtype for dtype, name in KINDS.items() if name == kind.upper())
+    export_gguf(folder, folder.parent / kind, dtype=dtype)
+    file = folder.parent / kind / FILE
     threads = torch.get_num_threads()
     network: Any = Llama(str(file), n_ctx=1024, n_threads=threads, n_threads_batch=threads, verbose=False)
 
@@ -196,56 +197,6 @@ def _llama(folder: Path, kind: str) -> Peer:
         return first - start, time.perf_counter() - first
 
     return run
-
-
-GGUF_NAMES = {  # llama.cpp's names of our layers, whose matrices it has in the same orientation
-    "token_embedding": ("token_embd", "output"), "position_embedding": ("position_embd",),
-    "final_norm": ("output_norm",), "attention_norm": ("attn_norm",), "attention.qkv": ("attn_qkv",),
-    "attention.output": ("attn_output",), "mlp_norm": ("ffn_norm",), "mlp.up": ("ffn_up",), "mlp.down": ("ffn_down",),
-}  # fmt: skip
-
-
-def write_gguf(folder: Path, file: Path, kind: str) -> None:
-    """Write a checkpoint of ours as a file of llama.cpp's.
-
-    Args:
-        folder: the checkpoint, with a vocabulary.
-        file: a new file.
-        kind: f32, f16 or q8_0, for its matrices.
-    """
-    import gguf
-
-    checkpoint = open_checkpoint(folder)
-    config, vocabulary = checkpoint.config, checkpoint.vocabulary
-    assert vocabulary is not None
-    quantized = getattr(gguf.GGMLQuantizationType, kind.upper())
-    writer = gguf.GGUFWriter(str(file), "gpt2")
-    writer.add_block_count(config.n_layer)
-    writer.add_context_length(config.n_positions)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(config.inner_dim)
-    writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(sorted(vocabulary.ids, key=vocabulary.ids.__getitem__))
-    writer.add_token_merges(list(vocabulary.merges))
-    writer.add_eos_token_id(vocabulary.eos_id)
-    for name, stored in checkpoint.tensors.items():
-        match = re.fullmatch(r"(?:blocks\.(\d+)\.)?(.+)\.(weight|bias)", name)
-        assert match is not None
-        layer, own, part = match.groups()
-        values = stored.read().float().numpy()
-        for theirs in GGUF_NAMES[own]:
-            title = f"{theirs}.{part}" if layer is None else f"blk.{layer}.{theirs}.{part}"
-            if values.ndim == 2 and kind != "f32" and own != "position_embedding":
-                writer.add_tensor(title, gguf.quants.quantize(values, quantized), raw_dtype=quantized)
-            else:
-                writer.add_tensor(title, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ import torch
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli.main import main
 from dialogpt.weights import CheckpointError, export, load, open_checkpoint
-from dialogpt.weights import checkpoint as module
-from dialogpt.weights.checkpoint import TINY
+from dialogpt.weights import sources as module
+from dialogpt.weights.sources import TINY
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 from scripts import small_talk
 from scripts.train_tiny import conversations

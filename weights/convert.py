@@ -1,7 +1,7 @@
 """Checkpoints on the disk: from published to ours, `convert`; back, `export`; and from a network in memory, `save`.
 
 All stream: one tensor at a time is read, checked and written, and a folder takes its final name only when all of it is
-on the disk. What a source is, is left to `checkpoint.py`.
+on the disk. Opening a source is left to `sources.py`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,24 @@ import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2Config
-from dialogpt.weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin, Source, open_checkpoint
-from dialogpt.weights.files import new_folder, write_json, write_safetensors
-from dialogpt.weights.load import count_non_finite, dtype_of, refuse_damage
+from dialogpt.weights.card import write_card
+from dialogpt.weights.checkpoint import FORMAT_VERSION, Checkpoint, Origin
+from dialogpt.weights.formats import (
+    CheckpointError,
+    Progress,
+    StoredTensor,
+    count_non_finite,
+    dtype_name,
+    new_folder,
+    non_finite,
+    read_json,
+    refuse,
+    write_json,
+    write_safetensors,
+)
+from dialogpt.weights.load import dtype_of
 from dialogpt.weights.names import to_published
-from dialogpt.weights.stored import CheckpointError, Progress, StoredTensor, dtype_name
-from dialogpt.weights.vocabulary import END_OF_TEXT, Vocabulary
+from dialogpt.weights.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -47,8 +59,8 @@ class Report:
     ignored: dict[str, str]
 
 
-def convert(
-    source: Source,
+def write_ours(
+    checkpoint: Checkpoint,
     destination: str | os.PathLike[str],
     *,
     dtype: str | None = None,
@@ -57,21 +69,22 @@ def convert(
     """Write a checkpoint in this project's own format.
 
     Args:
-        source: see `open_checkpoint`.
+        checkpoint: of any form.
         destination: a new folder.
         dtype: a name in `DTYPES`; None keeps the source's.
         progress: called before each tensor is written.
 
     Raises:
-        CheckpointError: the source cannot be used or holds NaN, or the destination exists or cannot be written.
+        CheckpointError: the weights hold NaN or infinity, or the destination exists or cannot be written.
     """
-    checkpoint = open_checkpoint(source)
     target = checkpoint.dtype if dtype is None else dtype_of(dtype)
-    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target).items()]
+    damage: list[str] = []
+    tensors = [replace(tensor, name=name) for name, tensor in _cast(checkpoint, target, damage).items()]
     notes = _notes(checkpoint.origin(), target, checkpoint.ignored)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, notes, _our_config(checkpoint), progress)
-    return _report(checkpoint, Path(destination), tensors)
+        refuse(checkpoint.path, sorted(damage))
+    return make_report(checkpoint, Path(destination), dtype_name(tensors[0].dtype or checkpoint.dtype))
 
 
 def save(folder: Path, like: Checkpoint, tensors: Mapping[str, Tensor], origin: Origin) -> None:
@@ -104,26 +117,29 @@ def _notes(origin: Origin, dtype: torch.dtype, ignored: Mapping[str, str]) -> di
     }
 
 
-def export(source: Source, destination: str | os.PathLike[str], *, progress: Progress | None = None) -> Report:
+def write_published(
+    checkpoint: Checkpoint, destination: str | os.PathLike[str], *, progress: Progress | None = None
+) -> Report:
     """Write a checkpoint as transformers' `save_pretrained` does: every tensor equal to the bit.
 
     Args:
-        source: see `open_checkpoint`.
+        checkpoint: of any form.
         destination: a new folder, which transformers and the tools that read its folders load.
         progress: called before each tensor is written.
 
     Raises:
-        CheckpointError: as `convert`.
+        CheckpointError: as `write_ours`.
     """
-    checkpoint = open_checkpoint(source)
-    tensors = to_published(_cast(checkpoint, checkpoint.dtype))
+    damage: list[str] = []
+    tensors = to_published(_cast(checkpoint, checkpoint.dtype, damage))
     config = {**_architecture(checkpoint), **_config(checkpoint), "dtype": dtype_name(checkpoint.dtype)}
-    settings = {} if checkpoint.vocabulary is None else _tokenizer_config(checkpoint.vocabulary, checkpoint.config)
     with new_folder(Path(destination)) as folder:
         _write(folder, checkpoint, tensors, {"format": "pt"}, config, progress)
-        if settings:
-            write_json(folder / "tokenizer_config.json", settings)
-    return _report(checkpoint, Path(destination), tensors)
+        refuse(checkpoint.path, sorted(damage))
+        if checkpoint.vocabulary is not None:
+            _complete_tokenizer(folder, checkpoint, checkpoint.vocabulary)
+        write_card(folder, checkpoint)
+    return make_report(checkpoint, Path(destination), dtype_name(tensors[0].dtype or checkpoint.dtype))
 
 
 def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -136,7 +152,7 @@ def _architecture(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def published_config(config: GPT2Config) -> dict[str, Any]:
     """A config's content under transformers' names, with the choices that this network has made."""
-    return {"model_type": "gpt2", "activation_function": "gelu_new", **asdict(config)}
+    return {"model_type": "gpt2", **asdict(config)}
 
 
 def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -148,20 +164,27 @@ def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     own = {"history_tokens": checkpoint.history_tokens, "chat": checkpoint.chat, "about": checkpoint.about}
     return {
         **published_config(checkpoint.config),
-        "tie_word_embeddings": True,
         **checkpoint.settings,
         **{key: value for key, value in own.items() if value},
     }
 
 
-def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor]:
-    """The network's tensors in another dtype, each checked when it is read: float16 ends at 65,504."""
-    refuse_damage(checkpoint)
+def _cast(checkpoint: Checkpoint, target: torch.dtype, damage: list[str]) -> dict[str, StoredTensor]:
+    """The network's tensors in another dtype, each checked when it is read to be written: weights are read once.
+
+    Args:
+        checkpoint: where they are.
+        target: the dtype.
+        damage: receives a sentence for each tensor that holds NaN or infinity.
+    """
 
     def read(stored: StoredTensor) -> Tensor:
-        tensor = stored.read().to(target)
-        if tensor.dtype != stored.dtype and (count := count_non_finite(tensor)):
-            raise CheckpointError(
+        values = stored.read()
+        found = non_finite(stored, values)
+        damage.extend(found)
+        tensor = values.to(target)
+        if not found and tensor.dtype != stored.dtype and (count := count_non_finite(tensor)):
+            raise CheckpointError(  # float16 ends at 65,504
                 f"{stored.name} has {count:,} values too large for {dtype_name(target)}; keep {stored.dtype}"
             )
         return tensor
@@ -169,6 +192,15 @@ def _cast(checkpoint: Checkpoint, target: torch.dtype) -> dict[str, StoredTensor
     return {
         name: replace(stored, dtype=target, read=partial(read, stored)) for name, stored in checkpoint.stored.items()
     }
+
+
+def _complete_tokenizer(folder: Path, checkpoint: Checkpoint, vocabulary: Vocabulary) -> None:
+    """Write what transformers needs beyond the source's own files: a tokenizer_config and a chat template."""
+    if not (folder / "tokenizer_config.json").exists():
+        named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").exists() else {}
+        write_json(folder / "tokenizer_config.json", {**_tokenizer_config(vocabulary, checkpoint.config), **named})
+    if checkpoint.chat_template is None:
+        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
 
 
 def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, Any]:
@@ -182,7 +214,12 @@ def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, A
         "eos_token": vocabulary.eos_token,
         "unk_token": other,
         "added_tokens_decoder": {
-            str(n): {"content": token, "special": token not in vocabulary.added} for token, n in added.items()
+            str(n): {
+                "content": token,
+                "special": token not in vocabulary.added,
+                **dict.fromkeys(vocabulary.flags.get(token, ()), True),
+            }
+            for token, n in added.items()
         },
     }
 
@@ -200,17 +237,18 @@ def _write(
     if checkpoint.generation_config:
         write_json(folder / "generation_config.json", checkpoint.generation_config)
     if checkpoint.vocabulary is not None:
-        checkpoint.vocabulary.write(folder)
+        checkpoint.vocabulary.write(folder, checkpoint.tokenizer_files)
     write_safetensors(folder / "model.safetensors", tensors, notes, progress)
 
 
-def _report(checkpoint: Checkpoint, destination: Path, tensors: list[StoredTensor]) -> Report:
+def make_report(checkpoint: Checkpoint, destination: Path, dtype: str) -> Report:
+    """What a conversion of a checkpoint did."""
     return Report(
         source=checkpoint.path,
         destination=destination,
-        tensors=len(tensors),
+        tensors=len(checkpoint.stored),
         parameters=checkpoint.parameters,
-        dtype=dtype_name(tensors[0].dtype or checkpoint.dtype),
+        dtype=dtype,
         sha256=checkpoint.sha256(),
         ignored=checkpoint.ignored,
     )

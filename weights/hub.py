@@ -28,17 +28,17 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dialogpt.errors import install_hint
-from dialogpt.weights.checkpoint import FORMAT_VERSION, WEIGHT_FILES, no_weights, open_path, shard_names, weights_among
-from dialogpt.weights.convert import convert
+from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
+from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of
-from dialogpt.weights.files import read_json, sha256_of
-from dialogpt.weights.stored import CheckpointError
+from dialogpt.weights.folders import WEIGHT_FILES, no_weights, shard_names, weights_among
+from dialogpt.weights.formats import CheckpointError, read_json, sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
 logger = logging.getLogger(__name__)
-PATIENCE = 10.0  # seconds that the hub may take to answer; huggingface_hub's own default for files
+HUB_TIMEOUT_SECONDS = 10.0  # seconds that the hub may take to answer; huggingface_hub's own default for files
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -48,8 +48,11 @@ TEXT_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "chat_template.jinja",
+    "README.md",
 )
 _ENTRY = re.compile(r"\w+-\w+-v[0-9]+(-h[0-9]+)?", re.ASCII)
+_REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _PARTIAL = re.compile(rf"\.({_ENTRY.pattern}|removed)\.partial-[0-9]+-[0-9a-f]+", re.ASCII)
 _BY_HAND = "download config.json, the weights, vocab.json and merges.txt elsewhere into a folder, and pass that folder"
 
@@ -159,7 +162,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
             for left in filter(_is_partial, folder.iterdir()):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             if not entry.exists():
-                convert(checkpoint, entry)
+                write_ours(checkpoint, entry)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except OSError as error:
@@ -217,7 +220,7 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
     name = repository if revision == "main" else f"{repository}@{revision}"
     try:
         hub = huggingface_hub.HfApi()
-        listing = hub.model_info(repository, revision=revision, files_metadata=True, timeout=PATIENCE)
+        listing = hub.model_info(repository, revision=revision, files_metadata=True, timeout=HUB_TIMEOUT_SECONDS)
     except errors.RevisionNotFoundError:
         raise CheckpointError(f"{repository} has no revision {revision!r} on the hub; look it up on its page") from None
     except errors.GatedRepoError:
@@ -362,6 +365,49 @@ def _require_room(name: str, repository: str, commit: str, files: list[RepoSibli
         logger.warning(
             "%s: downloading %d of its files, %.1f MB, from %s", name, len(missing), size, constants.ENDPOINT
         )
+
+
+# ---- uploading ----
+
+
+def push(folder: Path, name: str, *, private: bool = False) -> str:
+    """Upload an exported folder to the hub, in one commit.
+
+    Args:
+        folder: what an export wrote: transformers' files or a ``model.gguf``, and a model card.
+        name: "owner/name"; the repository is made if it is not there.
+        private: whether a repository that is made is seen by its owner alone.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CheckpointError: the folder is no export, huggingface_hub is not installed, or the hub refuses.
+    """
+    names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
+    exported = "README.md" in names and bool(names & {*WEIGHT_FILES, "model.gguf"})
+    if not exported or ("config.json" in names and "format_version" in read_json(folder / "config.json")):
+        raise CheckpointError(
+            f"{folder} is no exported checkpoint; make one with: dialogpt convert SOURCE FOLDER --to hf"
+        )
+    if not _REPOSITORY.fullmatch(name):
+        raise CheckpointError(f"{name!r} is no name of a repository on the hub; expected OWNER/NAME")
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise CheckpointError(f"uploading takes huggingface_hub: {install_hint('hub')}") from None
+    try:
+        hub = huggingface_hub.HfApi()
+        hub.create_repo(name, private=private, exist_ok=True)
+        commit = hub.upload_folder(
+            repo_id=name, folder_path=folder, commit_message="Upload by dialogpt", allow_patterns=sorted(names)
+        )
+    except Exception as error:  # no network, no right: each version has other types for it
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{name} could not be uploaded ({reason}); check the name, and log in with: hf auth login"
+        ) from None
+    return str(commit.commit_url)
 
 
 # ---- the cache ----

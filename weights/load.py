@@ -1,24 +1,21 @@
-"""From a checkpoint to a network that is ready to run, with the weights in memory once.
+"""Build the network of an open checkpoint, with the weights in memory once.
 
-Finding and checking the checkpoint is left to `checkpoint.py`.
+Opening one is left to `sources.py`.
 """
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2
 from dialogpt.model.precision import CPU_PRECISIONS, prepare
-from dialogpt.weights.checkpoint import Checkpoint, Source, open_checkpoint
-from dialogpt.weights.names import EMBEDDING
-from dialogpt.weights.stored import DTYPES, PRECISIONS, CheckpointError
+from dialogpt.weights.checkpoint import Checkpoint
+from dialogpt.weights.formats import DTYPES, PRECISIONS, CheckpointError, find_damage, non_finite, refuse
 
 
-def load(
-    source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu", trainable: bool = False
+def build_network(
+    checkpoint: Checkpoint, *, dtype: str = "float32", device: str | torch.device = "cpu", trainable: bool = False
 ) -> GPT2:
     """Build the network of a checkpoint, in evaluation mode.
 
@@ -27,36 +24,35 @@ def load(
     `model/precision/`: what they compute is float32, and their weights are packed, and no parameters.
 
     Args:
-        source: see `open_checkpoint`.
+        checkpoint: where its weights are.
         dtype: a name in `PRECISIONS`.
         device: where the weights go, as torch names it.
         trainable: whether all weights are to be parameters of the dtype, and the network is the plain one.
 
     Raises:
-        CheckpointError: the source cannot be used, the dtype or device do not exist, or int8 and int4 are asked for
+        CheckpointError: the weights are damaged, the dtype or device do not exist, or int8 and int4 are asked for
             where they cannot be.
     """
     if dtype not in PRECISIONS:
         raise CheckpointError(f"there is no dtype {dtype!r}; expected one of {', '.join(PRECISIONS)}")
     require_dtype(dtype, device)
-    place = device_of(device)
-    if dtype not in DTYPES and (place.type != "cpu" or trainable):
-        use = "training" if trainable else place.type
+    target_device = device_of(device)
+    if dtype not in DTYPES and (target_device.type != "cpu" or trainable):
+        use = "training" if trainable else target_device.type
         raise CheckpointError(f"{dtype} is for inference on a CPU; for {use} choose bfloat16 or float16")
-    checkpoint = open_checkpoint(source)
     if not checkpoint.ours:
-        refuse_damage(checkpoint)
+        refuse(checkpoint.path, find_damage(checkpoint.stored.values()))
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
     packed: set[str] = set()
-    if place.type == "cpu" and dtype in CPU_PRECISIONS and not trainable:
+    if target_device.type == "cpu" and dtype in CPU_PRECISIONS and not trainable:
         try:
             packed = prepare(model, dtype, {name: stored.read for name, stored in checkpoint.tensors.items()})
         except ValueError as error:  # DIALOGPT_KERNELS asks for what cannot be
             raise CheckpointError(str(error)) from None
     target = torch.float32 if packed else DTYPES[dtype]
     state = {
-        name: stored.read().to(place, target).contiguous()
+        name: stored.read().to(target_device, target).contiguous()
         for name, stored in checkpoint.tensors.items()
         if name not in packed
     }
@@ -64,35 +60,30 @@ def load(
     return model.requires_grad_(not packed).eval()
 
 
-def load_ranking_head(
-    source: Source, *, dtype: str = "float32", device: str | torch.device = "cpu", n_head: int | None = None
-) -> Tensor:
-    """The ranking head of a DialogRPT checkpoint, (1, C); the network below it is what `load` gives.
+def read_ranking_head(checkpoint: Checkpoint, *, dtype: str = "float32", device: str | torch.device = "cpu") -> Tensor:
+    """The ranking head of a DialogRPT checkpoint, (1, C); the network below it is what `build_network` gives.
 
     A reply's score is ``sigmoid(hidden @ head.T)``, hidden being the state of its last token (golsun/DialogRPT,
     src/model.py, ``Scorer``).
 
     Args:
-        source: see `open_checkpoint`.
+        checkpoint: where it is.
         dtype: a name in `DTYPES`.
         device: where it goes, as torch names it.
-        n_head: see `open_checkpoint`.
 
     Raises:
-        CheckpointError: as `load`, or the checkpoint has no such head.
+        CheckpointError: as `build_network`, or the checkpoint has no such head.
     """
     require_dtype(dtype, device)
-    target, place = dtype_of(dtype), device_of(device)
-    checkpoint = open_checkpoint(source, n_head=n_head)
+    target, target_device = dtype_of(dtype), device_of(device)
     if checkpoint.ranking_head is None:
         raise CheckpointError(
             f"{checkpoint.path} has no ranking head (score.weight); expected a DialogRPT, such as "
             f"microsoft/DialogRPT-updown"
         )
     head = checkpoint.ranking_head.read()
-    if count := count_non_finite(head):
-        raise CheckpointError(f"{checkpoint.path}: the ranking head holds {count:,} values that are NaN or infinite")
-    return head.to(place, target)  # (1, C)
+    refuse(checkpoint.path, non_finite(checkpoint.ranking_head, head))
+    return head.to(target_device, target)  # (1, C)
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -121,38 +112,3 @@ def device_of(name: str | torch.device) -> torch.device:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"the device {str(name)!r} cannot be used here ({reason}); try cpu") from None
     return device
-
-
-def refuse_damage(checkpoint: Checkpoint) -> None:
-    """Read a checkpoint from elsewhere once, and look at its values.
-
-    Raises:
-        CheckpointError: tensors hold NaN or infinity, or the file's own output head is not the token embedding; all of
-            these are named.
-    """
-    problems = [
-        f"{stored.name} holds {count:,} values that are NaN or infinite"
-        for stored in checkpoint.stored.values()
-        if (count := count_non_finite(stored.read()))
-    ]
-    problems += [
-        f"{head.name} differs from the token embedding, and an output head of its own (tie_word_embeddings false) is "
-        f"not implemented"
-        for head in checkpoint.heads
-        if not equal_values(head.read(), checkpoint.tensors[EMBEDDING].read())
-    ]
-    if problems:
-        raise CheckpointError(f"{checkpoint.path} cannot be used: {'; '.join(problems)}. Fetch it again")
-
-
-def equal_values(left: Tensor, right: Tensor) -> bool:
-    """Whether all values are the same, in the dtype that holds both."""
-    dtype = torch.promote_types(left.dtype, right.dtype)
-    return torch.equal(left.to(dtype), right.to(dtype))
-
-
-def count_non_finite(tensor: Tensor) -> int:
-    """How many values of a tensor are NaN or infinite; one pass and no copy where there are none."""
-    if tensor.numel() == 0 or all(map(math.isfinite, map(float, torch.aminmax(tensor)))):  # a NaN becomes both ends
-        return 0
-    return int((~torch.isfinite(tensor)).sum())

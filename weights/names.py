@@ -1,7 +1,8 @@
 """Whose tensor is whose: one table from the published GPT-2 names to ours, read in both directions.
 
 The published names are those of `GPT2LMHeadModel` in transformers, with or without their `transformer.` prefix, and
-behind the `module.` that training on several GPUs leaves. Which file a tensor lies in is left to `files.py`.
+behind whatever wrappers training leaves: `module.` of several GPUs, `_orig_mod.` of torch.compile.
+Reading files is left to `dialogpt.weights.formats`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
 
 from dialogpt.model import ConfigError, GPT2Config
-from dialogpt.weights.stored import CheckpointError, StoredTensor
+from dialogpt.weights.formats import CheckpointError, StoredTensor, same_values
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,27 @@ RULES = (
     Rule("ln_f.weight", "final_norm.weight", "C"),
     Rule("ln_f.bias", "final_norm.bias", "C"),
 )
+# A fine-tune's whose head was trained apart from the embedding (tie_word_embeddings false).
+OUTPUT_HEAD = Rule("lm_head.weight", "output_head.weight", "V C")
 # DialogRPT's: one number from the last token's state, how good a reply is. GPT2ForSequenceClassification calls it so.
 RANKING_HEAD = Rule("score.weight", "ranking_head.weight", "1 C")
-_TIED = "the output head, tied to the token embedding (compared with it when loaded)"
-IGNORED = {  # published tensors that hold nothing learned, and why they are not needed
+TIED = "the output head, equal to the token embedding"
+IGNORED = {  # published tensors that a reply does not need, and why
     "h.{}.attn.bias": "the causal mask, which attention computes",
     "h.{}.attn.masked_bias": "the value of masked scores, which attention computes",
-    "lm_head.weight": _TIED,
-    "lm_head.decoder.weight": _TIED,  # Microsoft's own files call it so
+    "lm_head.bias": "a bias of the output head, which GPT2LMHeadModel has not and transformers leaves out too",
+    "score.bias": "a constant that all scores share, which no order of replies depends on",
 }
-HEADS, EMBEDDING = ("lm_head.weight", "lm_head.decoder.weight"), "token_embedding.weight"
-PREFIX, PARALLEL_PREFIX = "transformer.", "module."
+IGNORED_HEADS = {  # what a name begins with
+    "v_head.": "the value head of TRL's reinforcement learning, which no reply needs",
+    "multiple_choice_head.": "the multiple-choice head of GPT2DoubleHeadsModel, which no reply needs",
+    "classifier.": "a classifier, which no reply needs",
+}
+_CLASSIFIER = "a classifier of several labels, which no reply needs"
+HEADS, EMBEDDING = ("lm_head.weight", "lm_head.decoder.weight"), "token_embedding.weight"  # the second is Microsoft's
+PREFIX = "transformer."
+WRAPPERS = ("module.", "_module.", "model.", "pretrained_model.", PREFIX)  # leading: DDP's, Opacus', Lightning's, TRL's
+_INNER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_forward_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 HEAD_DIM = 64  # of every published GPT-2
 _LAYER = re.compile(r"(h|blocks)\.(0|[1-9][0-9]{0,5})\.")
 _SHOWN = 4  # names of one kind in an error; a wrong file would list hundreds
@@ -78,14 +93,16 @@ class Mapped:
     Attributes:
         tensors: all that the network needs, each once.
         ignored: name in the file -> why it is not needed.
-        heads: the published file's own copies of the output head, to be compared with the token embedding.
-        ranking_head: DialogRPT's, for judging replies.
+        heads: the published file's own copies of the output head, which equal the token embedding.
+        ranking_head: DialogRPT's, for scoring replies.
+        tied: whether the output head is the token embedding.
     """
 
     tensors: dict[str, StoredTensor]
     ignored: dict[str, str] = field(default_factory=dict)
     heads: tuple[StoredTensor, ...] = ()
     ranking_head: StoredTensor | None = None
+    tied: bool = True
 
 
 def infer_config(stored: Mapping[str, StoredTensor], n_head: int | None) -> GPT2Config:
@@ -98,10 +115,14 @@ def infer_config(stored: Mapping[str, StoredTensor], n_head: int | None) -> GPT2
     Raises:
         CheckpointError: the tensors are not a GPT-2's, or their width is no multiple of a head's.
     """
-    shapes = {_split(bare_name(name)): tensor.shape for name, tensor in stored.items()}
+    shapes = {split_layer(bare_name(name)): tensor.shape for name, tensor in stored.items()}
+    for head in HEADS:  # a tied tensor may be stored under the head's name alone
+        shapes.setdefault(("wte.weight", 0), shapes.get((head, 0), ()))
+    if not shapes["wte.weight", 0]:
+        del shapes["wte.weight", 0]
     V, C = _matrix(shapes, "wte.weight")
     P, _ = _matrix(shapes, "wpe.weight")
-    _, inner = _matrix(shapes, "h.{}.mlp.c_fc.weight")  # (in, out)
+    inner = next((n for n in _matrix(shapes, "h.{}.mlp.c_fc.weight") if n != C), C)  # (in, out), or nanoGPT's (out, in)
     if n_head is None and C % HEAD_DIM:
         raise CheckpointError(
             f"there is no config.json, and the width {C} is not a multiple of {HEAD_DIM}, the width of a head in every "
@@ -122,6 +143,19 @@ def infer_config(stored: Mapping[str, StoredTensor], n_head: int | None) -> GPT2
         raise CheckpointError(f"there is no config.json, and the tensors' shapes make none: {error}") from None
 
 
+def config_of_nanogpt(settings: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> GPT2Config:
+    """The config of a file that nanoGPT wrote, from the ``model_args`` in it.
+
+    Its MLP has the exact GELU, even where it was fine-tuned from GPT-2's weights (karpathy/nanoGPT, model.py, ``MLP``).
+
+    Raises:
+        CheckpointError: the settings and the tensors are not a GPT-2's.
+    """
+    heads = settings.get("n_head")
+    inferred = infer_config(stored, heads if type(heads) is int and 0 < heads < 1 << 20 else None)
+    return replace(inferred, activation_function="gelu", embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
+
+
 def _matrix(shapes: Mapping[tuple[str, int], tuple[int, ...]], name: str) -> tuple[int, int]:
     """The shape of a tensor that says a size, in the first layer."""
     shape = shapes.get((name, 0), ())
@@ -140,40 +174,112 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
         CheckpointError: tensors are missing, unknown, there twice, or of the wrong shape or dtype; all are named.
     """
     rules = {rule.published: rule for rule in RULES}
-    tensors: dict[str, StoredTensor] = {}
-    ignored: dict[str, str] = {}
-    heads: list[StoredTensor] = []
-    ranking_heads: list[StoredTensor] = []
-    unknown, twice = [], []
+    linear = is_linear(stored)
+    found = _Found()
     for published, tensor in stored.items():
-        template, layer = _split(bare_name(published))
-        if template in IGNORED:
-            ignored[published] = IGNORED[template]
-            heads += [tensor] if template in HEADS else []
+        template, layer = split_layer(bare_name(published))
+        reason = IGNORED.get(template) or next(
+            (why for head, why in IGNORED_HEADS.items() if template.startswith(head)), ""
+        )
+        if template in HEADS:
+            found.heads.append(tensor)
+        elif template == RANKING_HEAD.published and len(tensor.shape) == 2 and tensor.shape[0] != 1:
+            found.ignored[published] = _CLASSIFIER
         elif template == RANKING_HEAD.published:
-            ranking_heads.append(tensor)
-            twice += [published] if len(ranking_heads) > 1 else []
+            found.ranking_heads.append(tensor)
+            found.twice += [published] if len(found.ranking_heads) > 1 else []
+        elif reason:
+            found.ignored[published] = reason
         elif template not in rules:
-            unknown.append(published)
-        elif (name := rules[template].ours.format(layer)) in tensors:
-            twice.append(published)
+            found.unknown.append(published)
+        elif (name := rules[template].ours.format(layer)) in found.tensors:
+            found.twice.append(published)
         else:
-            tensors[name] = _transposed(tensor) if rules[template].transpose else tensor
-    problems = [_listed("unknown tensors", unknown), _listed("tensors that are there twice", twice)]
-    problems += _problems(tensors, config, published=True)
-    problems += [
-        f"{head.name} is {list(head.shape)}, not a copy of the token embedding"
-        for head in heads
-        if head.dtype is None or head.shape != (config.vocab_size, config.n_embd)
-    ]
-    problems += [_listed("wrong shapes", _ranking_problems(head, config)) for head in ranking_heads]
+            found.tensors[name] = transposed(tensor) if rules[template].transpose and not linear else tensor
+    _tie(found, config)
+    if linear:
+        _add_zero_biases(found.tensors, config)
+    problems = [_listed("unknown tensors", found.unknown), _listed("tensors that are there twice", found.twice)]
+    problems += found.problems + _problems(found.tensors, config, published=True, linear=linear)
+    problems += [_listed("wrong shapes", _ranking_problems(head, config)) for head in found.ranking_heads]
     _raise(problems)
-    return Mapped(tensors, ignored, tuple(heads), ranking_heads[0] if ranking_heads else None)
+    ranking_head = found.ranking_heads[0] if found.ranking_heads else None
+    return Mapped(found.tensors, found.ignored, tuple(found.heads), ranking_head, OUTPUT_HEAD.ours not in found.tensors)
+
+
+@dataclass
+class _Found:
+    """What of a published file has been sorted so far."""
+
+    tensors: dict[str, StoredTensor] = field(default_factory=dict)
+    ignored: dict[str, str] = field(default_factory=dict)
+    heads: list[StoredTensor] = field(default_factory=list)
+    ranking_heads: list[StoredTensor] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    twice: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def is_linear(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether a file's matrices are nn.Linear's (out, in), as nanoGPT writes them, and not Conv1D's (in, out).
+
+    The three times wider attention matrix tells, for all matrices of the file; the square ones could not.
+    """
+    for name, tensor in stored.items():
+        if split_layer(bare_name(name))[0] == "h.{}.attn.c_attn.weight" and len(tensor.shape) == 2:
+            return tensor.shape[0] == 3 * tensor.shape[1]
+    return False
+
+
+def is_usual(stored: Mapping[str, StoredTensor]) -> bool:
+    """Whether names and matrices are as transformers writes them."""
+    return not is_linear(stored) and all(name.removeprefix(PREFIX) == bare_name(name) for name in stored)
+
+
+def _tie(found: _Found, config: GPT2Config) -> None:
+    """Decide what the output head is: the embedding, which a file may hold under either name, or one of its own.
+
+    Equal copies are one tensor, whatever the config says. Copies that differ are not tied, as in transformers 5.
+    """
+    shape = (config.vocab_size, config.n_embd)
+    fitting = [head for head in found.heads if head.shape == shape and head.dtype is not None]
+    wrong = [head for head in found.heads if head not in fitting]
+    if wrong:
+        found.problems += [f"{head.name} is {list(head.shape)}, and an output head is {list(shape)}" for head in wrong]
+        return
+    embedding = found.tensors.get(EMBEDDING)
+    if embedding is None and found.heads:
+        found.tensors[EMBEDDING] = found.heads.pop(0)
+    elif embedding is not None and embedding.shape == shape and embedding.dtype is not None:
+        own = [head for head in found.heads if not same_values(head, embedding)]
+        if len(own) > 1 and not all(same_values(head, own[0]) for head in own[1:]):
+            found.twice += [head.name for head in own]
+        elif own:
+            found.tensors[OUTPUT_HEAD.ours] = own[0]
+        found.heads = [head for head in found.heads if head not in own]
+    found.ignored |= {head.name: TIED for head in found.heads}
+
+
+def _add_zero_biases(tensors: dict[str, StoredTensor], config: GPT2Config) -> None:
+    """Fill in the biases that nanoGPT leaves out with ``bias=False``; it has all of them or none."""
+    letters = sizes(config)
+    norm_and_matrix = [rule for rule in RULES if rule.ours.endswith(".bias")]
+    if any(rule.ours.format(0) in tensors for rule in norm_and_matrix) or config.n_layer > len(tensors):
+        return
+    dtype = next((tensor.dtype for tensor in tensors.values() if tensor.dtype is not None), torch.float32)
+    for rule in norm_and_matrix:
+        for layer in range(config.n_layer) if "{" in rule.ours else (0,):
+            name, shape = rule.ours.format(layer), (letters[rule.shape],)
+            tensors[name] = StoredTensor(name, shape, dtype, partial(torch.zeros, shape, dtype=dtype))
 
 
 def bare_name(published: str) -> str:
-    """A published name without the prefixes that files may have; only a leading one is meant."""
-    return published.removeprefix(PARALLEL_PREFIX).removeprefix(PREFIX)
+    """A published name without the prefixes that training leaves, in any order; a name in the middle is part of it."""
+    name = _INNER.sub("", published)
+    while name.startswith(WRAPPERS):
+        prefix = next(wrapper for wrapper in WRAPPERS if name.startswith(wrapper))
+        name = _INNER.sub("", name.removeprefix(prefix))
+    return name
 
 
 def _ranking_problems(head: StoredTensor, config: GPT2Config) -> list[str]:
@@ -188,30 +294,31 @@ def from_ours(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Mapped:
     Raises:
         CheckpointError: as `from_published`.
     """
-    ours = {rule.ours for rule in RULES}
-    known = {name: tensor for name, tensor in stored.items() if _split(name)[0] in ours}
+    rules = RULES if config.tie_word_embeddings else (*RULES, OUTPUT_HEAD)
+    ours = {rule.ours for rule in rules}
+    known = {name: tensor for name, tensor in stored.items() if split_layer(name)[0] in ours}
     ranking_head = stored.get(RANKING_HEAD.ours)
     unknown = [name for name in stored if name not in known and name != RANKING_HEAD.ours]
     wrong = [] if ranking_head is None else _ranking_problems(ranking_head, config)
     problems = [_listed("unknown tensors", unknown), *_problems(known, config, published=False)]
     _raise([*problems, _listed("wrong shapes", wrong)])
-    return Mapped(known, ranking_head=ranking_head)
+    return Mapped(known, ranking_head=ranking_head, tied=config.tie_word_embeddings)
 
 
 def to_published(tensors: Mapping[str, StoredTensor]) -> list[StoredTensor]:
     """Give our tensors the names and the orientation that `GPT2LMHeadModel.from_pretrained` reads."""
-    rules = {rule.ours: rule for rule in (*RULES, RANKING_HEAD)}
+    rules = {rule.ours: rule for rule in (*RULES, OUTPUT_HEAD, RANKING_HEAD)}
     published = []
     for name, tensor in tensors.items():
-        template, layer = _split(name)
+        template, layer = split_layer(name)
         rule = rules[template]
-        turned = _transposed(tensor) if rule.transpose else tensor
-        prefix = "" if rule is RANKING_HEAD else PREFIX
+        turned = transposed(tensor) if rule.transpose else tensor
+        prefix = "" if rule in (RANKING_HEAD, OUTPUT_HEAD) else PREFIX
         published.append(replace(turned, name=prefix + rule.published.format(layer)))
     return published
 
 
-def _split(name: str) -> tuple[str, int]:
+def split_layer(name: str) -> tuple[str, int]:
     """Take the layer out of a name: "h.3.ln_1.bias" -> ("h.{}.ln_1.bias", 3).
 
     A name that holds braces itself, as no published one does, becomes one that no rule knows.
@@ -222,25 +329,28 @@ def _split(name: str) -> tuple[str, int]:
     return f"{match[1]}.{{}}.{name[match.end() :]}", int(match[2])
 
 
-def _transposed(tensor: StoredTensor) -> StoredTensor:
+def transposed(tensor: StoredTensor) -> StoredTensor:
+    """The same matrix, turned when it is read."""
     return replace(tensor, shape=tensor.shape[::-1], read=lambda: tensor.read().t())
 
 
-def _problems(tensors: Mapping[str, StoredTensor], config: GPT2Config, *, published: bool) -> list[str]:
+def _problems(
+    tensors: Mapping[str, StoredTensor], config: GPT2Config, *, published: bool, linear: bool = False
+) -> list[str]:
     """Compare tensors under our names with what `config` asks for, in words of the file that they came from."""
     letters = sizes(config)
-    layers = {_split(name)[1] for name in tensors if name.startswith("blocks.")}
+    layers = {split_layer(name)[1] for name in tensors if name.startswith("blocks.")}
     problems = []
     counted = range(config.n_layer)
     if len(layers) != config.n_layer:  # said once, rather than for each tensor of a declared million of layers
         problems.append(f"the config says n_layer {config.n_layer}, the tensors have {len(layers)} layers")
         counted = range(0)
     missing, wrong = [], []
-    for rule in RULES:
+    for rule in RULES if published or config.tie_word_embeddings else (*RULES, OUTPUT_HEAD):
         shape = tuple(letters[letter] for letter in rule.shape.split())
         for layer in counted if "{" in rule.ours else (0,):
             tensor = tensors.get(rule.ours.format(layer))
-            turned = published and rule.transpose
+            turned = published and rule.transpose and not linear
             if tensor is None:
                 missing.append((PREFIX + rule.published if published else rule.ours).format(layer))
             elif tensor.shape != shape:

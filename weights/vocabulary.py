@@ -9,19 +9,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dialogpt.weights.files import read_json, read_text, write_json
-from dialogpt.weights.stored import CheckpointError
+from dialogpt.weights.formats import CheckpointError, read_json, read_text, write_json
 
 END_OF_TEXT = "<|endoftext|>"
+# DialoGPT's, as published: no roles, and a system message is an ordinary turn.
+CHAT_TEMPLATE = "{% for message in messages %}{{ message.content }}{{ eos_token }}{% endfor %}"
+TOKENIZER_FILES = (  # carried along to the byte, where a source has them
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
 GPT2_SIZE = 50257
 _GPT2_MERGES = Path(__file__).parent / "gpt2" / "merges.txt"
 _BEHAVIOUR = ("lstrip", "rstrip", "single_word")  # ways of an added token to eat its surroundings
+MAX_ADDED = 10_000  # added tokens: each is looked for in every typed text
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -48,6 +57,9 @@ class Vocabulary:
         special: tokens that typed text never becomes, `<|endoftext|>` and `eos_token` among them.
         eos_token: ends every turn: `<|endoftext|>`, unless the checkpoint's tokenizer names another.
         origin: where it was read, for people.
+        without_row: added tokens whose id is beyond the network's embedding, and which therefore have none here.
+        flags: how added tokens treat the text around them, where they do: lstrip, rstrip, single_word.
+        add_prefix_space: whether a text begins with a space for the tokenizer, whatever was typed.
 
     Raises:
         CheckpointError: ids or merges contradict each other; all problems are named.
@@ -59,6 +71,9 @@ class Vocabulary:
     special: frozenset[str] = frozenset({END_OF_TEXT})
     eos_token: str = END_OF_TEXT
     origin: str = ""
+    without_row: frozenset[str] = frozenset()
+    flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    add_prefix_space: bool = False
 
     def __post_init__(self) -> None:
         problems = []
@@ -93,17 +108,42 @@ class Vocabulary:
         """One more than the largest id: the embedding rows that it needs."""
         return max(self.ids.values()) + 1
 
+    def limited(self, rows: int) -> Vocabulary:
+        """The vocabulary without added tokens that a network of so many rows has none for.
+
+        The commonest fine-tune adds `[PAD]` to the tokenizer and never resizes the embedding.
+        """
+        beyond = {token for token, n in self.ids.items() if n >= rows}
+        if not beyond or not beyond <= self.special | self.added.keys() or self.eos_token in beyond:
+            return self
+        return replace(
+            self,
+            ids={token: n for token, n in self.ids.items() if token not in beyond},
+            added={token: n for token, n in self.added.items() if token not in beyond},
+            without_row=frozenset(beyond),
+        )
+
     @property
     def eos_id(self) -> int:
         """The id that ends every turn."""
         return self.ids[self.eos_token]
 
-    def write(self, folder: Path) -> None:
-        """Write ``vocab.json`` and ``merges.txt`` as OpenAI did, and what transformers adds where there is more."""
+    def write(self, folder: Path, carried: Sequence[Path] = ()) -> None:
+        """Write ``vocab.json`` and ``merges.txt`` as OpenAI did, and what transformers adds where there is more.
+
+        Args:
+            folder: where.
+            carried: the source's own files among `TOKENIZER_FILES`, which are copied instead.
+        """
         in_order = dict(sorted(self.ids.items(), key=lambda item: item[1]))
         (folder / "vocab.json").write_text(json.dumps(in_order), encoding="utf-8")  # one line, ASCII
         lines = "\n".join(["#version: 0.2", *self.merges, ""])
         (folder / "merges.txt").write_text(lines, encoding="utf-8", newline="\n")
+        for path in carried:
+            read_text(path)  # a plain file of bounded size
+            (folder / path.name).write_bytes(path.read_bytes())
+        if any(path.suffix == ".json" for path in carried):
+            return
         if self.added:
             write_json(folder / "added_tokens.json", self.added)
         settings: dict[str, Any] = {} if self.eos_token == END_OF_TEXT else {"eos_token": self.eos_token}
@@ -154,20 +194,28 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         if model is not None and (model[0].items() - ids.items() or model[1] != merges):
             raise CheckpointError(f"{folder}: tokenizer.json is another vocabulary than {origin}; remove what is wrong")
     elif model is not None:
-        (ids, merges), origin = model, f"{folder.name}/tokenizer.json"
+        (ids, merges, _), origin = model, f"{folder.name}/tokenizer.json"
     elif there:
         missing = ({"vocab.json", "merges.txt"} - there).pop()
         raise CheckpointError(f"{folder} has half a vocabulary: {missing} is missing beside the other; fetch it")
+    elif os.path.lexists(folder / "vocab.txt"):
+        raise CheckpointError(
+            f"{folder} has a vocab.txt, which is BERT's vocabulary: its checkpoint is no GPT-2, or was fine-tuned with "
+            f"another tokenizer; fetch vocab.json and merges.txt"
+        )
     else:
         return None
-    added, special, eos_token = _read_added(folder, content or {})
+    added = _read_added(folder, content or {})
+    typed = {text: n for text, n in added.ids.items() if text in added.typed and text not in added.special}
     return Vocabulary(
-        ids=ids | {text: n for text, (n, _) in added.items()},
+        ids=ids | added.ids,
         merges=merges,
-        added={text: n for text, (n, typed) in added.items() if typed and text not in special},
-        special=frozenset(special | {text for text, (_, typed) in added.items() if not typed}),
-        eos_token=eos_token,
+        added=typed,
+        special=frozenset(added.special | added.ids.keys() - typed.keys()),
+        eos_token=added.eos_token,
         origin=origin,
+        flags={text: flags for text, flags in added.flags.items() if flags and text in typed},
+        add_prefix_space=added.add_prefix_space or (model is not None and model[2]),
     )
 
 
@@ -199,28 +247,56 @@ def _merges(merges: list[Any], path: Path) -> tuple[str, ...]:
     return tuple(merges)
 
 
-def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Take ids and merges out of a ``tokenizer.json``, if the tokenizer in it is GPT-2's kind in every respect."""
-    model, splitter = content.get("model"), content.get("pre_tokenizer")
-    if not (
-        isinstance(model, dict)
-        and model.get("type", "BPE") == "BPE"
-        and isinstance(model.get("vocab"), dict)
-        and isinstance(model.get("merges"), list)
-        and not any(model.get(key) for key in _OTHER_BPE)
-        and not content.get("normalizer")
-        and isinstance(splitter, dict)
-        and splitter.get("type") == "ByteLevel"
-        and not splitter.get("add_prefix_space")
-        and splitter.get("use_regex", True)
-        and not _adds_tokens(content.get("post_processor"))
-    ):
-        raise CheckpointError(f"{path} describes another tokenizer; expected GPT-2's: byte-level BPE, text as it is")
-    return _ids(model["vocab"], path), _merges(model["merges"], path)
+def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int], tuple[str, ...], bool]:
+    """Take ids, merges and add_prefix_space out of a ``tokenizer.json`` whose tokenizer is GPT-2's kind.
+
+    Raises:
+        CheckpointError: it is another kind; what differs is named.
+    """
+    model = content.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise _another(path, f"its model is {str(kind)[:40]}")
+    if not isinstance(model.get("vocab"), dict) or not isinstance(model.get("merges"), list):
+        raise _another(path, "its vocab or merges are missing")
+    odd = [key for key in _OTHER_BPE if model.get(key)]
+    odd += ["normalizer"] if content.get("normalizer") else []
+    odd += ["post_processor, which adds tokens around a text,"] if _adds_tokens(content.get("post_processor")) else []
+    if odd:
+        raise _another(path, f"it sets {', '.join(odd)}")
+    prefix = _splits_as_gpt2(content.get("pre_tokenizer"))
+    if prefix is None:
+        raise _another(path, "its pre_tokenizer splits text in another way")
+    return _ids(model["vocab"], path), _merges(model["merges"], path), prefix
+
+
+def _another(path: Path, difference: str) -> CheckpointError:
+    return CheckpointError(f"{path} describes another tokenizer than GPT-2's byte-level BPE: {difference}")
+
+
+def _splits_as_gpt2(splitter: Any) -> bool | None:
+    """Whether a pre-tokenizer puts a space before a text; None if it does not split as GPT-2's.
+
+    transformers 4 writes ByteLevel alone, transformers 5 also a sequence of it, or of Split by the pattern and it.
+    """
+    parts = splitter.get("pretokenizers") if isinstance(splitter, dict) and splitter.get("type") == "Sequence" else None
+    parts = parts if isinstance(parts, list) else [splitter]
+    if not parts or not all(isinstance(part, dict) for part in parts) or parts[-1].get("type") != "ByteLevel":
+        return None
+    *before, level = parts
+    if not before and level.get("use_regex", True):
+        return bool(level.get("add_prefix_space"))
+    if len(before) == 1 and before[0].get("type") == "Split" and not level.get("use_regex", True):
+        pattern = before[0].get("pattern")
+        same = isinstance(pattern, dict) and pattern.get("Regex") == SPLIT_PATTERN and not before[0].get("invert")
+        return bool(level.get("add_prefix_space")) if same and before[0].get("behavior") == "Isolated" else None
+    return None
 
 
 def _adds_tokens(processor: Any) -> bool:
     """Whether a ``tokenizer.json`` puts tokens around the text; a template of the text alone adds none."""
+    if isinstance(processor, dict) and processor.get("type") == "Sequence":
+        return any(map(_adds_tokens, processor.get("processors") or []))
     if isinstance(processor, dict) and processor.get("type") == "TemplateProcessing":
         single = processor.get("single")
         return not isinstance(single, list) or any(not isinstance(p, dict) or "Sequence" not in p for p in single)
@@ -228,53 +304,75 @@ def _adds_tokens(processor: Any) -> bool:
 
 
 _OTHER_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
+SPLIT_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # of GPT-2, as published
 
 
-def _read_added(folder: Path, content: Mapping[str, Any]) -> tuple[dict[str, tuple[int, bool]], set[str], str]:
-    """Collect added tokens from the places that transformers has used.
+@dataclass
+class _Added:
+    """Added tokens, as they are collected from the files of one folder.
 
-    Returns:
-        Text -> (id, whether typed text becomes it); the special tokens, which typed text never becomes; and the token
-        that ends a turn.
+    Attributes:
+        ids: of each.
+        typed: those that typed text becomes.
+        special: those that it never becomes.
+        flags: how they treat the text around them.
+        eos_token: ends a turn.
+        add_prefix_space: whether a text begins with a space for the tokenizer.
     """
-    eos_token = END_OF_TEXT
-    found: dict[str, tuple[int, bool]] = {}
-    special = {END_OF_TEXT}
+
+    ids: dict[str, int] = field(default_factory=dict)
+    typed: set[str] = field(default_factory=set)
+    special: set[str] = field(default_factory=lambda: {END_OF_TEXT})
+    flags: dict[str, frozenset[str]] = field(default_factory=dict)
+    eos_token: str = END_OF_TEXT
+    add_prefix_space: bool = False
+
+    def add(self, token: Any, n: Any, path: Path) -> None:
+        """Note one described token; a later description of it replaces an earlier one."""
+        text = _text(token)
+        if not text:
+            raise CheckpointError(f"{path}: the added token {n!r} has no text; fetch the tokenizer's files again")
+        self.ids |= _ids({text: n}, path)
+        if len(self.ids) > MAX_ADDED:
+            raise CheckpointError(f"{path}: there are more than {MAX_ADDED:,} added tokens; expected a fine-tune's few")
+        self.typed.discard(text)
+        if isinstance(token, dict) and not token.get("special"):
+            self.typed.add(text)
+            self.flags[text] = frozenset(flag for flag in _BEHAVIOUR if token.get(flag))
+
+
+def _read_added(folder: Path, content: Mapping[str, Any]) -> _Added:
+    """Collect added tokens from the places that transformers has used; a later place has the last word."""
+    added = _Added()
     path = folder / "added_tokens.json"  # the oldest: only ids
-    if path.exists():
-        found |= {text: (n, True) for text, n in _ids(read_json(path), path).items()}
+    for text, n in (_ids(read_json(path), path) if os.path.lexists(path) else {}).items():
+        added.add({"content": text}, n, path)
     for path in (folder / "special_tokens_map.json", folder / "tokenizer_config.json"):
-        settings = read_json(path) if path.exists() else {}
-        for flag in ("add_prefix_space", "add_bos_token", "add_eos_token"):
+        settings = read_json(path) if os.path.lexists(path) else {}
+        for flag in ("add_bos_token", "add_eos_token"):
             if settings.get(flag):
                 raise CheckpointError(f"{path} asks for {flag}, which is not implemented")
+        added.add_prefix_space |= bool(settings.get("add_prefix_space"))
         named = [settings.get(key) for key in _NAMED]
-        eos_token = _text(settings.get("eos_token")) or eos_token  # tokenizer_config.json has the last word
-        more = settings.get("additional_special_tokens") or []
-        special |= {text for entry in [*named, *(more if isinstance(more, list) else [])] if (text := _text(entry))}
+        added.eos_token = _text(settings.get("eos_token")) or added.eos_token
+        more = settings.get("additional_special_tokens") or settings.get("extra_special_tokens") or []
+        more = list(more.values()) if isinstance(more, dict) else more
+        named += more if isinstance(more, list) else []
+        added.special |= {name for entry in named if (name := _text(entry))}
         decoder = settings.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict) or not all(n.isdecimal() and len(n) < 10 for n in decoder):
             raise CheckpointError(f"{path}: added_tokens_decoder is not a map from ids to tokens")
-        found |= dict(_added(token, int(n), path) for n, token in decoder.items())
+        for n, token in decoder.items():
+            added.add(token, int(n), path)
     path, tokens = folder / "tokenizer.json", content.get("added_tokens") or []
     if not isinstance(tokens, list) or not all(isinstance(token, dict) for token in tokens):
         raise CheckpointError(f"{path}: added_tokens is not a list of tokens")
-    return found | dict(_added(token, token.get("id"), path) for token in tokens), special, eos_token
+    for token in tokens:
+        added.add(token, token.get("id"), path)
+    return added
 
 
 def _text(token: Any) -> str | None:
     """The text of a token that is written as text or as a description."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
-
-
-def _added(token: Any, n: Any, path: Path) -> tuple[str, tuple[int, bool]]:
-    """One described token: its text, its id, and whether typed text becomes it."""
-    text = _text(token)
-    if not text:
-        raise CheckpointError(f"{path}: the added token {n!r} has no text; fetch the tokenizer's files again")
-    (_, checked) = next(iter(_ids({text: n}, path).items()))
-    typed = isinstance(token, dict) and not token.get("special")
-    if typed and any(token.get(flag) for flag in _BEHAVIOUR):
-        raise CheckpointError(f"{path}: the added token {text!r} sets {', '.join(_BEHAVIOUR)}; that is not implemented")
-    return text, (checked, typed)

@@ -24,6 +24,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
+from dialogpt import json_input
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described, one_line, printable
 from dialogpt.cli.reading import reading_from
@@ -354,8 +355,8 @@ def _lines_of_json(source: IO[bytes]) -> Iterator[Line]:
             yield Line(number, [], {}, "it is empty")
             continue
         try:
-            content = json.loads(raw.decode(), parse_constant=_refuse)
-        except (ValueError, RecursionError) as error:
+            content = json_input.parse(raw.decode())
+        except ValueError as error:
             yield Line(number, [], {}, f"it is not valid JSON in UTF-8 ({str(error)[:100]})")
             continue
         turns = content.get("turns") if isinstance(content, dict) else None
@@ -365,10 +366,6 @@ def _lines_of_json(source: IO[bytes]) -> Iterator[Line]:
             yield Line(number, [], others, 'it holds no turns; expected {"turns": ["what was said", ...]}')
             continue
         yield Line(number, turns, others)
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _grouped(lines: Iterator[Line], size: int) -> Iterator[list[Line]]:

@@ -28,6 +28,7 @@ from dialogpt.cli.commands import (
     explain,
     import_,
     info,
+    push,
     reply,
     serve,
     train,
@@ -50,6 +51,7 @@ COMMANDS = (  # in the order of --help
     info,
     cache,
     bench,
+    push,
 )
 
 

@@ -66,12 +66,13 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
     from dialogpt.ranking.rerankers import load_reranker
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(options.model, n_head=options.n_head)
+    checkpoint = open_checkpoint(options.model, n_head=options.n_head, adapter=options.adapter)
     threads.use(options.threads, checkpoint.parameters, neighbours)
     generation = generation_from(options, checkpoint)
     if options.max_new_tokens is None:
         generation = generation.fitted(checkpoint.config.n_positions)
     model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device)
+    tokenizer.skip_special_tokens = not getattr(options, "show_special_tokens", False)
     return Opened(
         checkpoint,
         model,

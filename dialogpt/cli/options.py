@@ -49,6 +49,11 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="spell what is typed as the training data were: words and signs apart",
     )
+    model.add_argument(
+        "--show-special-tokens",
+        action="store_true",
+        help="show special tokens in replies; else they are left out",
+    )
     add_choice_flags(parser)
     add_generation_flags(parser)
 
@@ -73,6 +78,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
     add_n_head(model)
+    add_adapter(model)
     model.add_argument(
         "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
     )
@@ -141,6 +147,11 @@ def add_n_head(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--n-head", type=positive_number, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
     )
+
+
+def add_adapter(parser: argparse._ActionsContainer) -> None:
+    """The flag for a LoRA adapter on top of the checkpoint."""
+    parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter (LoRA) to merge into the weights")
 
 
 def _preset() -> str:

@@ -60,7 +60,7 @@ def described(tokenizer: Tokenizer, replies: Sequence[Reply]) -> list[dict[str, 
     """Replies as JSON has them."""
     return [
         {
-            "text": tokenizer.decode(reply.ids),
+            "text": tokenizer.reply_text(reply.ids),
             "ids": reply.ids,
             "finish_reason": reply.finish_reason,
             "score": reply.score,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import codecs
-import json
 import sys
 from typing import BinaryIO
 
+from dialogpt import json_input
 from dialogpt.errors import DialogueError
 
 
@@ -20,8 +20,8 @@ def stdin_bytes() -> BinaryIO:
 def turns_from(data: bytes) -> list[str]:
     """The turns of a dialogue in JSON."""
     try:
-        content = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
-    except (ValueError, RecursionError) as error:
+        content = json_input.parse(data.removeprefix(codecs.BOM_UTF8).decode())
+    except ValueError as error:
         raise DialogueError(
             f'standard input is not valid JSON in UTF-8 ({error}); expected {{"turns": [...]}}'
         ) from None

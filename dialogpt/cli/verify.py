@@ -27,9 +27,9 @@ from dialogpt.generation_config import GenerationConfig
 from dialogpt.model import GPT2, KVCache
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Checkpoint, export, load, load_ranking_head
-from dialogpt.weights.files import container
-from dialogpt.weights.load import count_non_finite, equal_values
-from dialogpt.weights.names import EMBEDDING, PARALLEL_PREFIX, PREFIX, RANKING_HEAD, bare_name
+from dialogpt.weights.formats import container, count_non_finite, equal_values
+from dialogpt.weights.formats.states import find_state
+from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, PREFIX, RANKING_HEAD, bare_name
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of the largest value compared
 VERDICTS = {True: "equal ", False: "DIFFER", None: "  -   "}
@@ -84,20 +84,16 @@ def readable(checkpoint: Checkpoint) -> Iterator[Path]:
     read (after our reader has seen that it is harmless); of a checkpoint in our format, an export.
     """
     folder = checkpoint.path
-    usual = all(file.name.startswith(("model", "pytorch_model")) for file in checkpoint.files)
-    parallel = any(tensor.name.startswith(PARALLEL_PREFIX) for tensor in checkpoint.tensors.values())
+    named = all(file.name.startswith(("model", "pytorch_model")) for file in checkpoint.files)
     vocabulary = any((folder / name).exists() for name in ("vocab.json", "tokenizer.json"))
-    if usual and vocabulary and (folder / "config.json").exists() and not checkpoint.ours and not parallel:
+    if checkpoint.usual and named and vocabulary and (folder / "config.json").exists():
         yield folder
         return
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / "exported"
         export(checkpoint, exported)
-        if not checkpoint.ours:
-            state: dict[str, Tensor] = {}
-            for file in checkpoint.files:
-                named = file.suffix == ".safetensors" or container(file) == "safetensors"
-                state |= load_file(file) if named else torch.load(file, map_location="cpu", weights_only=True)
+        state = {} if checkpoint.ours else _read_independently(checkpoint)
+        if state:
             kept = {name: tensor for name, tensor in state.items() if name not in checkpoint.ignored}
             as_published = {_as_transformers(name): tensor.contiguous() for name, tensor in kept.items()}
             (exported / "model.safetensors").unlink()
@@ -105,10 +101,30 @@ def readable(checkpoint: Checkpoint) -> Iterator[Path]:
         yield exported
 
 
+def _read_independently(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The tensors of a published checkpoint as torch and safetensors read them, after ours found the files harmless.
+
+    Empty where they do not read it (a training state that names classes) or its matrices are nanoGPT's.
+    """
+    if checkpoint.linear:
+        return {}
+    state: dict[str, Tensor] = {}
+    for file in checkpoint.files:
+        if file.suffix == ".safetensors" or container(file) == "safetensors":
+            state |= load_file(file)
+            continue
+        try:  # from torch 2.10 on its reader is safe, which is why this package asks for it
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:  # it names classes, which only our reader passes over
+            return {}
+        state |= find_state(file, content, Tensor).tensors
+    return state
+
+
 def _as_transformers(name: str) -> str:
     """A name with the one prefix that transformers gives it."""
     bare = bare_name(name)
-    return bare if bare == RANKING_HEAD.published else PREFIX + bare
+    return bare if bare in (RANKING_HEAD.published, OUTPUT_HEAD.published) else PREFIX + bare
 
 
 def compare(

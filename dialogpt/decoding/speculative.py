@@ -27,8 +27,7 @@ from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.weights import load, open_checkpoint
-from dialogpt.weights.checkpoint import Source
+from dialogpt.weights import Source, load, open_checkpoint
 from dialogpt.weights.load import device_of
 
 INITIAL_DRAFT_TOKENS, MAX_DRAFT_TOKENS = 4, 8  # in a pass

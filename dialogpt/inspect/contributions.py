@@ -48,7 +48,8 @@ def contributions(capture: Capture, positions: Sequence[int], tokens: Sequence[i
     """
     model, final = capture.model, capture.residual[-1]
     places = torch.tensor(list(positions), device=final.device)
-    head = model.token_embedding.weight[torch.tensor(list(tokens), device=final.device)].to(final.dtype)  # (R, C)
+    table = model.output_head or model.token_embedding
+    head = table.weight[torch.tensor(list(tokens), device=final.device)].to(final.dtype)  # (R, C)
     norm = model.final_norm
     deviation = (final[places].var(dim=-1, unbiased=False) + norm.eps).sqrt()  # (R,)
     direction = head * norm.weight  # (R, C)

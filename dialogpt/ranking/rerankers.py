@@ -22,8 +22,7 @@ from dialogpt.generation import Reply
 from dialogpt.model import GPT2
 from dialogpt.ranking.scoring import MICRO_BATCH, score
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.weights import load, load_ranking_head, open_checkpoint
-from dialogpt.weights.checkpoint import Source
+from dialogpt.weights import Source, load, load_ranking_head, open_checkpoint
 
 HUMAN = ("human_vs_rand", "human_vs_machine")  # heads that predict whether a reply is human, not how good it is
 HEADS = (*HUMAN, "updown", "width", "depth")

@@ -21,7 +21,7 @@ class VisibleText:
     """The text of a reply as a client sees it: whole characters, without the stop string that ended it."""
 
     def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
-        self._decoder, self._stops = StreamDecoder(tokenizer), stops
+        self._decoder, self._stops = StreamDecoder(tokenizer, reply=True), stops
         self._held, self._stopped = "", False
 
     def feed(self, token: int) -> str:

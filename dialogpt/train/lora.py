@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
-from dialogpt.weights.files import read_json, read_safetensors, write_json, write_safetensors
-from dialogpt.weights.stored import StoredTensor
+from dialogpt.weights.formats import StoredTensor, read_json, read_safetensors, write_json, write_safetensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PUBLISHED = {  # our layers of a block, and their published names

@@ -37,8 +37,9 @@ class Objective(nn.Module):
         hidden = self.model.hidden(ids)[:, :-1]  # (B, T - 1, C)
         targets = labels[:, 1:]  # (B, T - 1)
         learned = targets != IGNORED
+        head = self.model.output_head or self.model.token_embedding
         counts = torch.ones_like(targets[learned], dtype=torch.float32) if weights is None else weights[:, 1:][learned]
-        return linear_cross_entropy(hidden[learned], self.model.token_embedding.weight, targets[learned], counts)
+        return linear_cross_entropy(hidden[learned], head.weight, targets[learned], counts)
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

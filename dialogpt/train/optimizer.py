@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from dialogpt.train.settings import TrainConfig
 
+TABLES = ("token_embedding.", "position_embedding.", "output_head.")  # a row for each token or position
+
 
 def lr_at(step: int, steps: int, width: int, config: TrainConfig) -> float:
     """The learning rate of a step.
@@ -45,8 +47,8 @@ def build_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) 
     Norms, biases and what else is no matrix do not decay: pulling a norm's scale to zero is no regularisation.
     """
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-    matrices = [weight for name, weight in named if weight.dim() > 1 and "embedding" not in name]
-    embeddings = [weight for name, weight in named if weight.dim() > 1 and "embedding" in name]
+    matrices = [weight for name, weight in named if weight.dim() > 1 and not name.startswith(TABLES)]
+    embeddings = [weight for name, weight in named if weight.dim() > 1 and name.startswith(TABLES)]
     vectors = [weight for _, weight in named if weight.dim() < 2]
     with_muon = config.optimizer == "muon"
     groups = [

@@ -34,8 +34,15 @@ from dialogpt.train.trainer import Progress, Trainer
 from dialogpt.weights import Checkpoint, open_checkpoint, save
 from dialogpt.weights.checkpoint import Origin
 from dialogpt.weights.disk import lock, reason_of, write_atomically
-from dialogpt.weights.files import new_folder, read_json, read_safetensors, write_json, write_safetensors
-from dialogpt.weights.stored import CheckpointError, StoredTensor
+from dialogpt.weights.formats import (
+    CheckpointError,
+    StoredTensor,
+    new_folder,
+    read_json,
+    read_safetensors,
+    write_json,
+    write_safetensors,
+)
 
 logger = logging.getLogger(__name__)
 STATE, PROGRESS, LOCK, ADAPTER = "training.safetensors", "training.json", ".lock", "adapter"

@@ -31,19 +31,19 @@ class PackedLinear(nn.Module):
     Its weight is packed at its first use, as packing 500 MB takes half a second, and opening a checkpoint stays fast.
     """
 
-    def __init__(self, read: Read, read_bias: Read, precision: str, gelu: bool) -> None:
+    def __init__(self, read: Read, read_bias: Read | None, precision: str, gelu: bool) -> None:
         """Take what will be packed.
 
         Args:
             read: reads its weight (out, in), also for `state_dict`, which thereby is complete.
-            read_bias: reads its bias (out,).
+            read_bias: reads its bias (out,); None where it has none.
             precision: one of `CPU_PRECISIONS`.
             gelu: whether a GELU follows, which is then applied here: in float32 in the same pass.
         """
         super().__init__()
         self.read = read
-        self.bias: Tensor
-        self.register_buffer("bias", read_bias().float())
+        self.bias: Tensor | None
+        self.register_buffer("bias", None if read_bias is None else read_bias().float())
         self.precision, self.gelu = precision, gelu
         self.weight: Tensor | None = read()  # until it is packed
         self.kernel: Kernel | None = None
@@ -79,16 +79,17 @@ class PackedEmbedding(TokenEmbedding):
     file count as memory, and afterwards the layers use that room.
     """
 
-    def __init__(self, read: Read, precision: str) -> None:
+    def __init__(self, read: Read, precision: str, *, is_head: bool = True) -> None:
         """Take a weight (V, C).
 
         Args:
             read: reads it; a ValueError says that it cannot be read any more.
             precision: one of `CPU_PRECISIONS`.
+            is_head: whether it is the output head too; else it is only mapped.
         """
         weight = read()
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
-        self.read, self.precision = read, precision
+        self.read, self.precision, self.is_head = read, precision, is_head
         self.kernel: Kernel | None = None
 
     @property
@@ -98,7 +99,7 @@ class PackedEmbedding(TokenEmbedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, C), in float32."""
-        if self.kernel is None:
+        if self.kernel is None and self.is_head:
             self.packed()
         return F.embedding(ids, self.weight).float()
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from dialogpt.model.config import TANH_GELUS
 from dialogpt.model.gpt2 import GPT2, MLP
 from dialogpt.model.precision.choice import kernel_for
 from dialogpt.model.precision.kernels import GROUP, Int4, Int8Weights
@@ -37,17 +38,18 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         parent = model.get_submodule(name.rpartition(".")[0])
         own = name.rpartition(".")[2]
         if isinstance(module, nn.Linear):
-            read, read_bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
-            gelu = isinstance(parent, MLP) and own == "up"
+            read, read_bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")  # an output head has no bias
+            gelu = isinstance(parent, MLP) and own == "up" and model.config.activation_function in TANH_GELUS
             setattr(parent, own, PackedLinear(read, read_bias, precision, gelu))
             if gelu:
-                parent.gelu = nn.Identity()
-            placed |= {f"{name}.weight", f"{name}.bias"}
+                parent.activation = nn.Identity()
+            placed |= {f"{name}.weight"} | (set() if read_bias is None else {f"{name}.bias"})
         elif type(module) is nn.LayerNorm:
             norm = DirectLayerNorm(module.normalized_shape, eps=module.eps, device="meta")
             norm.weight, norm.bias = module.weight, module.bias
             setattr(parent, own, norm)
-    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision)
+    tied = model.output_head is None
+    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision, is_head=tied)
     return placed
 
 

@@ -22,7 +22,7 @@ from dialogpt.cli import options
 from dialogpt.cli.commands.chat import answer_lines
 from dialogpt.cli.output import one_line, print_reply
 from dialogpt.weights import DTYPES, open_checkpoint
-from dialogpt.weights.stored import PRECISIONS
+from dialogpt.weights.formats import PRECISIONS
 from tests.helpers import ROOT, WAIT_SECONDS, await_torch, environment, needs_posix, needs_proc
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from dialogpt.cli import verify
 from dialogpt.cli.main import main
-from dialogpt.weights import convert, export, names, open_checkpoint, pickles
+from dialogpt.weights import convert, export, names, open_checkpoint
+from dialogpt.weights.formats import pickles
 
 
 def rows(output: str) -> dict[str, str]:

@@ -428,7 +428,7 @@ def test_int8_is_for_a_processor(wide: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_the_network_itself_is_not_changed() -> None:
     network = GPT2(load("tiny").config)
     assert type(network.blocks[0].mlp.up) is nn.Linear
-    assert type(network.blocks[0].mlp.gelu) is nn.GELU
+    assert type(network.blocks[0].mlp.activation) is nn.GELU
 
 
 def nats_of_tiny(dtype: str) -> tuple[int, float]:

@@ -134,7 +134,7 @@ def swap_norms(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def erf_gelu(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in ours.blocks:
-        block.mlp.gelu = nn.GELU()
+        block.mlp.activation = nn.GELU()
 
 
 def drop_bias(ours: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:

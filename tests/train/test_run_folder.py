@@ -30,9 +30,9 @@ from dialogpt.train.loop import begin, fit, resume
 from dialogpt.train.run_folder import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
-from dialogpt.weights import CheckpointError, export, files, load, open_checkpoint
-from dialogpt.weights.checkpoint import pointed_folder
+from dialogpt.weights import CheckpointError, export, formats, load, open_checkpoint
 from dialogpt.weights.disk import lock
+from dialogpt.weights.folders import pointed_folder
 from tests.helpers import environment, needs_fork, needs_links, small_vocabulary
 from tests.train.runs import ALONE, a_long_request, a_request, after, measured, train, weights_of, write_dialogues
 
@@ -314,7 +314,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run_and_keeps_the_last_good_checkp
 
 
 def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = files.write_safetensors
+    original = formats.write_safetensors
 
     def full(path: Path, *arguments: Any) -> None:
         if "step-00000006" in str(path) and path.name == "training.safetensors":
@@ -490,15 +490,15 @@ def test_the_state_of_another_network_is_refused(tmp_path: Path) -> None:
     """The fused AdamW writes past the end of a moment that is smaller than its weight."""
     train(tmp_path / "run", a_request(tmp_path), stop=after(2))
     path = tmp_path / "run" / name_of(tmp_path / "run" / "last") / "training.safetensors"
-    values = {name: stored.read().clone() for name, stored in files.read_safetensors(path).items()}
+    values = {name: stored.read().clone() for name, stored in formats.read_safetensors(path).items()}
     stored = {
-        name: files.StoredTensor(name, tuple(v.shape), v.dtype, lambda v=v: v)  # type: ignore[misc]
+        name: formats.StoredTensor(name, tuple(v.shape), v.dtype, lambda v=v: v)  # type: ignore[misc]
         for name, v in values.items()
     }
-    small = {**stored, "0.final_norm.weight.exp_avg": files.StoredTensor(
+    small = {**stored, "0.final_norm.weight.exp_avg": formats.StoredTensor(
         "0.final_norm.weight.exp_avg", (3,), torch.float32, lambda: torch.zeros(3))}  # fmt: skip
     for changed in (small, {name: t for name, t in stored.items() if not name.endswith("step")}):
-        files.write_safetensors(tmp_path / "changed", list(changed.values()), {})
+        formats.write_safetensors(tmp_path / "changed", list(changed.values()), {})
         gc.collect()  # what was raised before has the file mapped, which Windows would not replace
         (tmp_path / "changed").replace(path)
         with pytest.raises(CheckpointError, match="cannot be resumed from"):

@@ -33,9 +33,8 @@ from dialogpt import Chat, Tokenizer
 from dialogpt.cli.main import build_parser, main
 from dialogpt.cli.options import generation_from
 from dialogpt.weights import CheckpointError, convert, export, load, names, open_checkpoint
-from dialogpt.weights.checkpoint import TINY
-from dialogpt.weights.files import ALIGNMENT, read_safetensors, write_safetensors
-from dialogpt.weights.stored import StoredTensor
+from dialogpt.weights.formats import ALIGNMENT, StoredTensor, read_safetensors, write_safetensors
+from dialogpt.weights.sources import TINY
 from tests.helpers import needs_posix, needs_proc, random_model, same_weights, seeded, write_published
 
 
@@ -459,7 +458,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "config is a list": (lambda folder: (folder / "config.json").write_text("[1]"), "holds a JSON list"),
     "config is latin-1": (lambda folder: (folder / "config.json").write_bytes(b'{"a": "\xe9"}'), "is not UTF-8 text"),
     "wrong type": (lambda folder: set_config(folder, n_head="3", n_layer=[2]), "n_layer is .*n_head is '3'"),
-    "other network": (lambda folder: set_config(folder, activation_function="relu"), "activation_function is 'relu'"),
+    "other network": (lambda folder: set_config(folder, activation_function="tanh"), "activation_function is 'tanh'"),
     "other format": (lambda folder: set_config(folder, format_version=99), "format version 99, this program reads 1"),
     "empty weights": (cut("model.safetensors", 0), r"\(0 bytes\) is not a whole safetensors file"),
     "cut header": (cut("model.safetensors", 0.01), "not a whole safetensors file"),
@@ -529,7 +528,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a head of another dtype": (
         lambda folder: rewrite(folder, lambda t: t.update({"lm_head.weight": torch.ones(3, dtype=torch.int8)})),
-        r"lm_head.weight is \[3\], not a copy of the token embedding",
+        r"lm_head.weight is \[3\], and an output head is \[557, 24\]",
     ),
     "a name that is a template": (
         lambda folder: rewrite(folder, lambda t: t.update({"h.{}.ln_1.bias": t.pop("transformer.h.0.ln_1.bias")})),
@@ -563,13 +562,22 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 100), "is not a whole safetensors file",
     ),
     "infinity": (poison(float("-inf")), "holds 1 values that are NaN or infinite"),
-    "untied head": (
-        lambda folder: rewrite(folder, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1})),
-        "lm_head.weight differs from the token embedding",
+    "two heads that differ": (
+        lambda folder: rewrite(
+            folder,
+            lambda t: t.update({
+                "lm_head.weight": t["transformer.wte.weight"] + 1,
+                "lm_head.decoder.weight": t["transformer.wte.weight"] + 2,
+            }),
+        ),
+        "tensors that are there twice: lm_head",
     ),
     "large vocabulary": (
-        lambda folder: (folder / "added_tokens.json").write_text('{"<usr>": 557}'),
-        "needs 558 embedding rows and the network has 557",
+        lambda folder: [
+            rewrite(folder, lambda t: t.update({"transformer.wte.weight": t["transformer.wte.weight"][:500]})),
+            set_config(folder, vocab_size=500),
+        ],
+        "needs 557 embedding rows and the network has 500",
     ),
     "index outside": (index_to("../copy/model.safetensors"), "points outside its folder"),
     "index to nothing": (index_to("gone.safetensors"), "lacks files of weights: gone.safetensors"),
@@ -691,7 +699,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dialogpt.weights.files.os.fsync", interrupt)
+    monkeypatch.setattr("dialogpt.weights.formats.writer.os.fsync", interrupt)
     with pytest.raises(KeyboardInterrupt):
         convert(published, tmp_path / "ours")
     assert list(tmp_path.iterdir()) == []

@@ -176,7 +176,7 @@ def test_a_checkpoint_that_cannot_be_used_is_named_and_not_kept(server: Hub, tmp
 
 def test_a_hub_that_never_answers_is_a_sentence(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """It accepted the connection and kept it: the command waited for ever, without a word."""
-    monkeypatch.setattr(hub, "PATIENCE", 0.3)
+    monkeypatch.setattr(hub, "HUB_TIMEOUT_SECONDS", 0.3)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         listening.listen()

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.options import DTYPES, SOURCE, add_n_head, wrong_usage
+from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, wrong_usage
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.cli.signals import flagged, raised
 from dialogpt.errors import DONE, DialogueError
@@ -21,9 +21,17 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("convert", help="a published checkpoint to ours, or ours back")
     parser.add_argument("source", help=SOURCE)
     add_n_head(parser)
+    add_adapter(parser)
     parser.add_argument("destination", type=Path, help="a new folder")
-    parser.add_argument("--to", choices=("dialogpt", "hf"), default="dialogpt", help="hf: what transformers loads")
-    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are)")
+    parser.add_argument(
+        "--to",
+        choices=("dialogpt", "hf", "gguf"),
+        default="dialogpt",
+        help="hf: what transformers loads; gguf: llama.cpp",
+    )
+    parser.add_argument(
+        "--dtype", choices=(*DTYPES, "q8_0"), help="of the written weights (default: as they are; for gguf float16)"
+    )
     parser.add_argument(
         "--verify", action="store_true", help="compare the result with transformers, or check what can be checked alone"
     )
@@ -34,11 +42,16 @@ def run(options: argparse.Namespace) -> int:
     """Convert a checkpoint, and say what was done."""
     if options.to == "hf" and options.dtype is not None:
         raise wrong_usage(options, "--dtype goes with our own format; convert with it first, then --to hf")
+    if options.to == "gguf" and options.verify:
+        raise wrong_usage(options, "--verify compares with transformers, which a .gguf is not for; verify --to hf")
+    allowed = ("float32", "float16", "q8_0") if options.to == "gguf" else DTYPES
+    if options.dtype not in (None, *allowed):
+        raise wrong_usage(options, f"--to {options.to} has no --dtype {options.dtype}; choose of {', '.join(allowed)}")
     from dialogpt import weights
-    from dialogpt.weights.files import require_new
+    from dialogpt.weights.formats import require_new
 
     require_new(options.destination)  # before anything is downloaded
-    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head)
+    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head, adapter=options.adapter)
     with flagged() as interrupted:
 
         def show_progress(done: int, total: int) -> None:
@@ -50,6 +63,9 @@ def run(options: argparse.Namespace) -> int:
         try:
             if options.to == "hf":
                 report = weights.export(checkpoint, options.destination, progress=show_progress)
+            elif options.to == "gguf":
+                dtype = options.dtype or "float16"
+                report = weights.export_gguf(checkpoint, options.destination, dtype=dtype, progress=show_progress)
             else:
                 report = weights.convert(checkpoint, options.destination, dtype=options.dtype, progress=show_progress)
         except Exception:

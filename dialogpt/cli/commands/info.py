@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.options import SOURCE, add_n_head
+from dialogpt.cli.options import SOURCE, add_adapter, add_n_head
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.errors import DONE
 
@@ -19,6 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser("info", help="what a checkpoint is")
     parser.add_argument("source", help=SOURCE)
     add_n_head(parser)
+    add_adapter(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
@@ -26,13 +27,12 @@ def run(options: argparse.Namespace) -> int:
     """Say what a checkpoint is; reads all of it."""
     from dialogpt.weights import open_checkpoint
 
-    print(table(_info_rows(open_checkpoint(options.source, n_head=options.n_head))))
+    print(table(_info_rows(open_checkpoint(options.source, n_head=options.n_head, adapter=options.adapter))))
     return DONE
 
 
 def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
-    from dialogpt.weights.load import count_non_finite
-    from dialogpt.weights.stored import dtype_name
+    from dialogpt.weights.formats import count_non_finite, dtype_name
 
     config = checkpoint.config
     rows = [
@@ -72,7 +72,7 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
 
 def _run_rows(run: Path, step: str) -> list[tuple[str, str]]:
     """What a training run says of its checkpoint: what it began with, the data with its checksum, and the step."""
-    from dialogpt.weights.files import read_json
+    from dialogpt.weights.formats import read_json
 
     about = read_json(run / "run.json")
     base = about.get("source") or f"fresh weights ({about.get('preset')})"

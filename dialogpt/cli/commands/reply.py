@@ -76,5 +76,5 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps({"replies": described(opened.tokenizer, found)}, ensure_ascii=False))
     else:
         for answer in found:
-            print_reply(opened.tokenizer.decode(answer.ids))
+            print_reply(opened.tokenizer.reply_text(answer.ids))
     return DONE

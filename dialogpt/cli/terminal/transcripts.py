@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dialogpt import json_input
 from dialogpt.errors import DialogueError
 from dialogpt.history import BOT, USER, Turn
 from dialogpt.tokenizer import Tokenizer
@@ -96,10 +97,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > SIZE_LIMIT:
         raise OSError(errno.EINVAL, "not a plain file of a conversation's size")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    content = json_input.parse(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise ValueError("not an object")
     return content

@@ -235,7 +235,7 @@ def _collect(reading: _Reading, block: Block, future: Future[tuple[pa.RecordBatc
 
 def _write_segment(job: Job, reading: _Reading, number: int, about: dict[str, Any], buckets: int) -> None:
     """Write the rows that were collected, a file for each bucket, as a folder that appears when it is complete."""
-    from dialogpt.weights.files import new_folder
+    from dialogpt.weights.formats import new_folder
 
     rows = pa.Table.from_batches(reading.rows, ROWS)
     report, reading.rows, reading.report = reading.report, [], Report()

@@ -47,7 +47,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.dialogues import Format
 from dialogpt.weights import Vocabulary
-from dialogpt.weights.files import new_folder, read_json, sha256_of, write_json
+from dialogpt.weights.formats import new_folder, read_json, sha256_of, write_json
 
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again

@@ -1,8 +1,10 @@
 """What `torch.save` wrote, read without running anything in it: torch's archive, and its format before 1.6.
 
 A pickle is a program. The one of a saved state_dict only describes tensors: in which storage each lies, from which
-number on, with what shape. `_follow` follows those few instructions itself and gives that description as data; any
-other instruction, or the name of anything else, is refused. The numbers are then mapped from the file where they lie.
+number on, with what shape. `_follow` follows those few instructions itself and gives that description as data. What
+names any other class or function becomes an inert `_Foreign`: it is never imported, built or called. A training state
+(Lightning, DeepSpeed, nanoGPT) has such things beside its weights, where they are ignored; among the weights they are
+refused. The numbers are then mapped from the file where they lie.
 torch's own reader is not called: even with weights_only it reserves whatever memory a file declares, reads compressed
 records as garbage, and cannot map the older format.
 
@@ -27,7 +29,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from dialogpt.weights.stored import ALIGNMENT, DTYPES, CheckpointError, MappedFile, StoredTensor
+from dialogpt.weights.formats.states import State, find_state
+from dialogpt.weights.formats.tensors import ALIGNMENT, DTYPES, CheckpointError, FileContent, MappedFile, StoredTensor
 
 OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
 _OLD_VERSION = 1001
@@ -37,6 +40,7 @@ _DIRECTORY_LIMIT = 1 << 20  # bytes of an archive's list of records; GPT-2 large
 
 _ORDERED_DICT = "collections OrderedDict"
 _REBUILD = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}  # arguments that each has at least
+_BUILDERS = ("copyreg._reconstructor", "copy_reg._reconstructor", "torch._tensor._rebuild_from_type_v2")
 _PARAMETERS = frozenset({"torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"})
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -51,13 +55,24 @@ _STORAGES = {
     "BoolStorage": torch.bool,
 }
 _STORAGE = re.compile(r"torch(\.cuda)? ([A-Z][A-Za-z0-9]*Storage)")
-_CALLING = frozenset({"INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"})
+_REFUSED = frozenset({"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"})
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = frozenset({
     "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINSTRING",
-    "SHORT_BINSTRING", "STRING",
+    "SHORT_BINSTRING", "STRING", "INT", "LONG", "FLOAT", "UNICODE", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "BINUNICODE8",
 })  # fmt: skip
+_EMPTY = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_SET": list}
+_PLAIN_KEYS = (str, int, float, bool, type(None))  # a tuple of tuples may take for ever to hash
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+
+
+@dataclass(frozen=True, eq=False)
+class _Foreign:
+    """What a pickle would have called, built or imported, and this file never does: "os.system"."""
+
+    text: str
+    problem: str = ""  # a sentence's end, where it is not that code would run
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +118,7 @@ class _Span:
     checksum: int | None = None
 
 
-def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
+def read_pickle(path: Path, *, old: bool) -> FileContent:
     """List a file that `torch.save` wrote; its data is mapped, not read.
 
     Args:
@@ -111,50 +126,59 @@ def read_pickle(path: Path, *, old: bool) -> dict[str, StoredTensor]:
         old: whether it is in torch's format before 1.6.
 
     Raises:
-        CheckpointError: the file is damaged, would run code, or is not a flat dictionary of tensors stored plainly. A
+        CheckpointError: the file is damaged, or holds no dictionary of plainly stored tensors, or code among them. A
             record that does not fit its checksum, which only archives have, is refused when it is first read.
     """
     try:
-        content, spans = _read_old(path) if old else _read_archive(path)
+        state, storages, spans = _read_old(path) if old else _read_archive(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does")
-    strange = [name for name, value in content.items() if not isinstance(value, _Described)]
-    nested = [name for name in strange if isinstance(content[name], dict) and content[name]]
-    if nested:
-        raise CheckpointError(
-            f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does; its tensors may be "
-            f"one level down, under {nested[0]!r}: save that alone"
-        )
-    if strange:
-        raise CheckpointError(
-            f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does: {strange[0]!r} is "
-            f"none; save the state_dict alone"
-        )
-    storages = {described.storage.key: described.storage for described in content.values()}
-    fits = storages.keys() == spans.keys() and all(
-        described.storage.nbytes == spans[described.storage.key].nbytes for described in content.values()
-    )
-    if not fits:  # a storage that claims more than its record has would take in its neighbours
-        raise CheckpointError(f"{path} declares other sizes than its records have; it is damaged: fetch it again")
-    held, described_bytes = sum(span.nbytes for span in spans.values()), sum(d.nbytes for d in content.values())
-    if (
-        described_bytes > 2 * held
-    ):  # a head that shares the embedding's storage is usual, layers that share theirs are not
-        raise CheckpointError(
-            f"{path} describes {described_bytes:,} bytes of tensors that share {held:,}; expected no layer twice"
-        )
+    _check_storages(path, state.tensors, storages, spans)
     file = _Mapped(path, spans, MappedFile(path))
-    return {
+    tensors = {
         name: StoredTensor(
             name,
             described.shape,
             described.storage.dtype if described.storage.dtype in DTYPES.values() else None,
             partial(file.tensor, described),
         )
-        for name, described in content.items()
+        for name, described in state.tensors.items()
     }
+    return FileContent(tensors, state.ignored, state.settings)
+
+
+def _find_state(path: Path, content: Any, machine: _Machine) -> State:
+    """Choose the weights in what a pickle describes, and refuse what is foreign among them."""
+    if isinstance(content, _Foreign):
+        raise machine.refusal(content)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{path} does not hold a dictionary from names to tensors, as a saved state_dict does")
+    state = find_state(path, content, _Described)
+    for value in state.tensors.values():
+        if not isinstance(value, _Described):
+            raise machine.refusal(value) if isinstance(value, _Foreign) else _damaged(path)
+    return state
+
+
+def _check_storages(
+    path: Path, state: Mapping[str, _Described], storages: Mapping[str, int | None], spans: Mapping[str, _Span]
+) -> None:
+    """See that each storage that the pickle names, in the weights or beside them, has a record of its size.
+
+    A storage that claims more than its record has would take in its neighbours.
+    """
+    fits = storages.keys() == spans.keys() and all(
+        nbytes is None or nbytes == spans[key].nbytes for key, nbytes in storages.items()
+    )
+    if not fits:
+        raise CheckpointError(f"{path} declares other sizes than its records have; it is damaged: fetch it again")
+    held = sum(spans[key].nbytes for key in {described.storage.key for described in state.values()})
+    described_bytes = sum(described.nbytes for described in state.values())
+    # A head that shares the embedding's storage is usual, layers that share theirs are not.
+    if described_bytes > 2 * held:
+        raise CheckpointError(
+            f"{path} describes {described_bytes:,} bytes of tensors that share {held:,}; expected no layer twice"
+        )
 
 
 @dataclass
@@ -169,7 +193,7 @@ class _Mapped:
     def tensor(self, described: _Described) -> Tensor:
         """One tensor, in the file's own memory, or in a copy of it where it would not be aligned there.
 
-        The older format puts numbers at any place, and float32 products of misaligned rows differ in the last bit.
+        The older format puts numbers at any offset, and float32 products of misaligned rows differ in the last bit.
         """
         if not described.plain:
             raise CheckpointError(f"{self.path}: a tensor is not stored row by row; save it as tensor.contiguous()")
@@ -190,7 +214,7 @@ class _Mapped:
 # ---- the two layouts ----
 
 
-def _read_old(path: Path) -> tuple[Any, dict[str, _Span]]:
+def _read_old(path: Path) -> tuple[State, dict[str, int | None], dict[str, _Span]]:
     """The format before torch 1.6: five pickles, then each storage as its length and its numbers.
 
     The pickles are a magic number, a version, the machine, the object, and the storages' names in the file's order.
@@ -199,26 +223,27 @@ def _read_old(path: Path) -> tuple[Any, dict[str, _Span]]:
         size = file.seek(0, os.SEEK_END)
         file.seek(0)
         pickles = io.BytesIO(file.read(_PICKLE_LIMIT))
-        _, version, machine, content, keys = (_follow(path, pickles) for _ in range(5))
-        if not isinstance(content, Mapping) or not all(isinstance(value, _Described) for value in content.values()):
-            return content, {}
-        known = {described.storage.key: described.storage for described in content.values()}
-        if not isinstance(machine, dict) or version != _OLD_VERSION or machine.get("little_endian") is not True:
+        machine = _Machine(path)
+        _, version, system = (_follow(path, pickles, _Machine(path)) for _ in range(3))
+        content, keys = _follow(path, pickles, machine), _follow(path, pickles, _Machine(path))
+        state = _find_state(path, content, machine)
+        if not isinstance(system, dict) or version != _OLD_VERSION or system.get("little_endian") is not True:
             raise CheckpointError(f"{path} was written by another machine or version of torch; it cannot be read here")
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys) or len({*keys}) != len(keys):
             raise _damaged(path)
-        spans, place = {}, pickles.tell()
+        spans, offset = {}, pickles.tell()
         for key in keys:
-            file.seek(place)
-            count = int.from_bytes(file.read(8), "little")
-            if key not in known or count != known[key].count or place + 8 + known[key].nbytes > size:
+            file.seek(offset)
+            count, expected = int.from_bytes(file.read(8), "little"), machine.counts.get(key)
+            nbytes = machine.storages.get(key)
+            if expected is None or nbytes is None or count != expected or offset + 8 + nbytes > size:
                 raise CheckpointError(f"{path} is cut short, or declares other sizes than it has; fetch it again")
-            spans[key] = _Span(place + 8, known[key].nbytes)
-            place += 8 + known[key].nbytes
-    return content, spans
+            spans[key] = _Span(offset + 8, nbytes)
+            offset += 8 + nbytes
+    return state, machine.storages, spans
 
 
-def _read_archive(path: Path) -> tuple[Any, dict[str, _Span]]:
+def _read_archive(path: Path) -> tuple[State, dict[str, int | None], dict[str, _Span]]:
     """The format since torch 1.6: an archive of stored records, one of them the pickle, one for each storage."""
     try:
         with path.open("rb") as file:
@@ -247,9 +272,14 @@ def _read_archive(path: Path) -> tuple[Any, dict[str, _Span]]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path} is cut short or damaged ({error}); fetch it again") from None
-    content = _follow(path, io.BytesIO(pickle))
+    machine = _Machine(path)
+    state = _find_state(path, _follow(path, io.BytesIO(pickle), machine), machine)
     prefix += "data/"
-    return content, {name.removeprefix(prefix): span for name, span in spans.items() if name.startswith(prefix)}
+    return (
+        state,
+        machine.storages,
+        {name.removeprefix(prefix): span for name, span in spans.items() if name.startswith(prefix)},
+    )
 
 
 def _find_directory(file: IO[bytes]) -> int:
@@ -262,11 +292,11 @@ def _find_directory(file: IO[bytes]) -> int:
     locator, end = file.read(20), file.read(22)
     if end[:4] != b"PK\5\6":
         raise zipfile.BadZipFile("its end is missing")
-    length, offset = (int.from_bytes(end[place : place + 4], "little") for place in (12, 16))
+    length, offset = (int.from_bytes(end[start : start + 4], "little") for start in (12, 16))
     if locator[:4] == b"PK\6\7":  # the form for more than 4 GB; what is too large for the short form is all ones there
         file.seek(max(0, size - 98))  # Python reads the long form just before its locator, wherever that points
         long = file.read(56)
-        long_length, long_offset = (int.from_bytes(long[place : place + 8], "little") for place in (40, 48))
+        long_length, long_offset = (int.from_bytes(long[start : start + 8], "little") for start in (40, 48))
         adjacent = long[:4] == b"PK\6\6" and int.from_bytes(locator[8:16], "little") == size - 98
         if not adjacent or length not in (0xFFFFFFFF, long_length) or offset not in (0xFFFFFFFF, long_offset):
             raise zipfile.BadZipFile("its end contradicts itself")
@@ -292,7 +322,7 @@ def _span(file: IO[bytes], record: zipfile.ZipInfo, end: int) -> _Span:
     """Where a record's data lies: behind its local header."""
     file.seek(record.header_offset)
     header = file.read(30)
-    start = record.header_offset + 30 + sum(int.from_bytes(header[place : place + 2], "little") for place in (26, 28))
+    start = record.header_offset + 30 + sum(int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
     if header[:4] != b"PK\3\4" or start + record.file_size > end:
         raise zipfile.BadZipFile(f"the record {record.filename!r} does not lie where its list says")
     return _Span(start, record.file_size, record.CRC or None)  # torch can be told to write no checksums: all are 0 then
@@ -310,14 +340,14 @@ def _record(file: IO[bytes], span: _Span) -> bytes:
 # ---- the pickle ----
 
 
-def _follow(path: Path, file: IO[bytes]) -> Any:
-    """What one pickle describes: dictionaries, lists and tuples of text, numbers and tensors.
+def _follow(path: Path, file: IO[bytes], machine: _Machine) -> Any:
+    """What one pickle describes: dictionaries, lists and tuples of text, numbers, tensors and what is `_Foreign`.
 
     Raises:
-        CheckpointError: it is damaged, or does more than describe tensors.
+        CheckpointError: it is damaged.
     """
     try:
-        return _Machine(path).run(pickletools.genops(file))
+        return machine.run(pickletools.genops(file))
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -329,7 +359,12 @@ def _damaged(path: Path) -> CheckpointError:
 
 
 class _Machine:
-    """Follows a pickle's instructions; what is no description of tensors never gets onto its stack."""
+    """Follows a pickle's instructions; nothing that it names is imported or called.
+
+    Attributes:
+        storages: each storage's key and size in bytes; None for numbers that no GPT-2 has.
+        counts: each storage's key and how many numbers it has.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -337,61 +372,92 @@ class _Machine:
         self.marks: list[int] = []  # heights of the stack
         self.memo: dict[int, Any] = {}
         self.left = _STEP_LIMIT
+        self.storages: dict[str, int | None] = {}
+        self.counts: dict[str, int] = {}
 
     def run(self, instructions: Iterator[tuple[pickletools.OpcodeInfo, Any, int | None]]) -> Any:
         """Follow all instructions; the result is what the last one leaves."""
-        stack, memo = self.stack, self.memo
         for instruction, argument, _ in instructions:
-            name = instruction.name
             self.spend(1)
-            if name in _CALLING:
-                raise self.would_run(f"by the instruction {name}")
-            if name == "STOP":
+            if instruction.name == "STOP":
                 return self.pop()
-            if name in _ARGUMENTS:
-                stack.append(argument)
-            elif name in _VALUES:
-                stack.append(_VALUES[name])
-            elif name in ("BINPUT", "LONG_BINPUT"):
-                memo[argument] = stack[-1]
-            elif name == "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            elif name in ("BINGET", "LONG_BINGET"):
-                stack.append(memo[argument])
-            elif name == "MARK":
-                self.marks.append(len(stack))
-            elif name == "EMPTY_DICT":
-                stack.append({})
-            elif name == "EMPTY_LIST":
-                stack.append([])
-            elif name == "EMPTY_TUPLE":
-                stack.append(())
-            elif name == "TUPLE":
-                stack.append(tuple(self.marked()))
-            elif name in _TUPLES:
-                stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[name])])))
-            elif name in ("APPEND", "APPENDS"):
-                items = [self.pop()] if name == "APPEND" else self.marked()
-                self.top(list).extend(items)
-            elif name in ("SETITEM", "SETITEMS"):
-                items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self.marked()
-                self.set_items(self.top(dict), items)
-            elif name == "GLOBAL":
-                stack.append(self.named(argument))
-            elif name == "STACK_GLOBAL":
-                last, first = self.pop(), self.pop()
-                stack.append(self.named(f"{first} {last}" if type(first) is type(last) is str else "?"))
-            elif name == "BINPERSID":
-                stack.append(self.storage(self.pop()))
-            elif name == "REDUCE":
-                arguments, function = self.pop(), self.pop()
-                stack.append(self.call(function, arguments))
-            elif name == "BUILD":  # a state_dict's notes on versions
-                self.pop()
-                self.top(dict)
-            elif name not in ("PROTO", "FRAME"):
+            if not (self.push(instruction.name, argument) or self.combine(instruction.name, argument)):
                 raise _damaged(self.path)
         raise _damaged(self.path)
+
+    def push(self, name: str, argument: Any) -> bool:
+        """Follow an instruction that puts a value on the stack or keeps one; False for any other."""
+        stack, memo = self.stack, self.memo
+        if name in _ARGUMENTS:
+            stack.append(argument)
+        elif name in _VALUES:
+            stack.append(_VALUES[name])
+        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
+            memo[int(argument)] = stack[-1]
+        elif name == "MEMOIZE":
+            memo[len(memo)] = stack[-1]
+        elif name in ("BINGET", "LONG_BINGET", "GET"):
+            stack.append(memo[int(argument)])
+        elif name == "MARK":
+            self.marks.append(len(stack))
+        elif name in _EMPTY:
+            stack.append(_EMPTY[name]())
+        elif name == "GLOBAL":
+            stack.append(self.named(argument))
+        elif name == "BYTEARRAY8":
+            stack.append(bytes(argument))
+        elif name not in ("PROTO", "FRAME"):
+            return False
+        return True
+
+    def combine(self, name: str, argument: Any) -> bool:
+        """Follow an instruction that makes one value of others; False for any other."""
+        stack = self.stack
+        if name in ("TUPLE", "FROZENSET"):
+            stack.append(tuple(self.marked()))
+        elif name in _TUPLES:
+            stack.append(tuple(reversed([self.pop() for _ in range(_TUPLES[name])])))
+        elif name in ("APPEND", "APPENDS", "ADDITEMS"):
+            items = [self.pop()] if name == "APPEND" else self.marked()
+            if not isinstance(self.stack[-1], _Foreign):
+                self.top(list).extend(items)
+        elif name in ("SETITEM", "SETITEMS"):
+            items = [self.pop(), self.pop()][::-1] if name == "SETITEM" else self.marked()
+            if not isinstance(self.stack[-1], _Foreign):
+                self.set_items(self.top(dict), items)
+        elif name == "STACK_GLOBAL":
+            last, first = self.pop(), self.pop()
+            stack.append(self.named(f"{first} {last}" if type(first) is type(last) is str else "?"))
+        elif name == "BINPERSID":
+            stack.append(self.storage(self.pop()))
+        elif name == "REDUCE":
+            arguments, function = self.pop(), self.pop()
+            stack.append(self.call(function, arguments))
+        elif name in ("NEWOBJ", "NEWOBJ_EX"):
+            _, made = [self.pop() for _ in range(2 if name == "NEWOBJ" else 3)][-2:]
+            stack.append(self.built(made))
+        elif name in ("INST", "OBJ"):
+            values = self.marked()
+            stack.append(_Foreign(argument.replace(" ", ".")) if name == "INST" else self.built(values[0]))
+        elif name == "BUILD":  # a state_dict's notes on versions, or the content of an object
+            notes = self.pop()
+            if not isinstance(stack[-1], _Foreign):
+                self.top(dict)
+                if isinstance(notes, _Foreign):
+                    raise self.refusal(notes)
+        elif name in ("POP", "POP_MARK"):
+            _ = self.pop() if name == "POP" else self.marked()
+        elif name in _REFUSED:
+            raise self.refusal(_Foreign(f"by the instruction {name}"))
+        else:
+            return False
+        return True
+
+    def built(self, kind: Any) -> _Foreign:
+        """What an object of a class would be; it is not built."""
+        if not isinstance(kind, (_Foreign, _Name)):
+            raise _damaged(self.path)
+        return _Foreign(kind.text.replace(" ", "."))
 
     def spend(self, steps: int) -> None:
         """Count work that is done, also for arguments, which a pickle may name again and again."""
@@ -418,45 +484,65 @@ class _Machine:
             raise _damaged(self.path)
         return self.stack[-1]
 
-    def set_items(self, target: dict[str, Any], items: list[Any]) -> None:
-        """Put keys and values, which alternate, into a dictionary; a key is text, and there once."""
+    def set_items(self, target: dict[Any, Any], items: list[Any]) -> None:
+        """Put keys and values, which alternate, into a dictionary; a key that is text is there once."""
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:  # a tuple of tuples may take for ever to compare
-                raise CheckpointError(f"{self.path} does not hold a dictionary from names to tensors")
-            if key in target:
+            plain = key if isinstance(key, _PLAIN_KEYS) else _Foreign("a key", "has keys that are no names")
+            if type(key) is str and key in target:
                 raise CheckpointError(f"{self.path} names {key!r} twice; it is damaged: fetch it again")
-            target[key] = value
+            target[plain] = value
 
-    def named(self, text: str) -> _Name:
-        """What a description of tensors may name; it is never looked up."""
+    def named(self, text: str) -> _Name | _Foreign:
+        """What a description of tensors may name, or what is foreign; neither is ever looked up."""
         if text == _ORDERED_DICT or text in _PARAMETERS or text in _REBUILD or _STORAGE.fullmatch(text):
             return _Name(text)
-        raise self.would_run(text.replace(" ", "."))
+        return _Foreign(text.replace(" ", "."))
 
-    def would_run(self, what: str) -> CheckpointError:
+    def refusal(self, foreign: _Foreign) -> CheckpointError:
+        """The sentence about what is foreign in the place of weights."""
+        if foreign.problem:
+            return CheckpointError(f"{self.path} {foreign.problem}")
         return CheckpointError(
-            f"{self.path} would run code when loaded ({what}); it was not loaded. Expected a plain dictionary of "
-            f"tensors: get the checkpoint as model.safetensors or, if a whole network was saved, save its state_dict"
+            f"{self.path} would run code when loaded ({foreign.text}); it was not loaded. Expected a plain dictionary "
+            f"of tensors: get the checkpoint as model.safetensors or, if a whole network was saved, save its state_dict"
         )
 
-    def storage(self, entry: Any) -> _Storage:
+    def storage(self, entry: Any) -> _Storage | _Foreign:
         """A storage as the pickle points to it: ("storage", its type, key, device, count), and no view of another."""
         if type(entry) is not tuple or len(entry) not in (5, 6):
             raise _damaged(self.path)
         word, kind, key, _, count, *view = entry
+        if isinstance(kind, _Foreign):
+            raise self.refusal(kind)
         match = _STORAGE.fullmatch(kind.text)
         if word != "storage" or match is None or type(key) is not str or type(count) is not int or count < 0:
             raise _damaged(self.path)
         if view not in ([], [None]):
             raise CheckpointError(f"{self.path} holds storages that are parts of others; save it with a newer torch")
-        if match[2] not in _STORAGES:
-            raise CheckpointError(f"{self.path} holds numbers that no GPT-2 has (torch.{match[2]}); expected floats")
-        return _Storage(_STORAGES[match[2]], key, count)
+        known = _STORAGES.get(match[2])
+        nbytes = None if known is None else count * known.itemsize
+        if self.storages.setdefault(key, nbytes) != nbytes:
+            raise CheckpointError(
+                f"{self.path} declares other sizes than its records have; it is damaged: fetch it again"
+            )
+        self.counts[key] = count
+        if known is None:
+            return _Foreign(kind.text, f"holds numbers that no GPT-2 has (torch.{match[2]}); expected floats")
+        return _Storage(known, key, count)
 
     def call(self, function: Any, arguments: Any) -> Any:
         """What one of the few known functions would return, as a description."""
-        if not isinstance(function, _Name) or type(arguments) is not tuple:
+        if type(arguments) is not tuple or not isinstance(function, (_Name, _Foreign)):
             raise _damaged(self.path)
+        if isinstance(function, _Foreign):
+            built = function.text in _BUILDERS and arguments and isinstance(arguments[0], _Foreign)
+            return _Foreign(arguments[0].text if built else function.text, function.problem)
+        if function.text in _REBUILD and arguments and isinstance(arguments[0], _Foreign):
+            return arguments[0]
+        if _STORAGE.fullmatch(function.text):
+            raise _damaged(self.path)
+        if function.text in _PARAMETERS and arguments and isinstance(arguments[0], _Foreign):
+            return arguments[0]
         if function.text == _ORDERED_DICT:
             made: dict[str, Any] = {}
             pairs = arguments[0] if arguments else []  # Python 2 wrote its items as an argument
@@ -482,6 +568,6 @@ class _Machine:
         last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         if math.prod(shape) and last >= storage.count:
             raise CheckpointError(f"{self.path} holds a tensor that reaches beyond its storage; fetch it again")
-        rows = [math.prod(shape[place + 1 :]) for place in range(len(shape))]
+        rows = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
         plain = all(n <= 1 or stride == row for n, stride, row in zip(shape, strides, rows, strict=True))
         return _Described(storage, offset, shape, plain)

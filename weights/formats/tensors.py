@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,21 @@ class StoredTensor:
         """How much memory the tensor takes."""
         assert self.dtype is not None
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class FileContent:
+    """What a file of tensors holds.
+
+    Attributes:
+        tensors: the weights, by their names in the file.
+        ignored: what lies beside them, with the reason why it is not needed: the optimizer of a training state.
+        settings: nanoGPT's ``model_args``, its config; empty elsewhere.
+    """
+
+    tensors: dict[str, StoredTensor]
+    ignored: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 class MappedFile:
