@@ -15,6 +15,7 @@ from dialogpt.chat import Chat
 from dialogpt.cli.output import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
+from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.loop import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
@@ -22,6 +23,7 @@ from dialogpt.history import USER
 from dialogpt.sampler import check_tokens
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
+LISTED = 20  # conversations that /conversations shows
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
 SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
 Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
@@ -33,10 +35,23 @@ class Leave(Exception):
     """The person leaves."""
 
 
+class InterruptedTyping(KeyboardInterrupt):
+    """Ctrl-C at an empty prompt where something had been typed: the first of two that leave."""
+
+
 class Terminal:
     """One person, one chat."""
 
-    def __init__(self, chat: Chat, read: Read, write: Write, notice: Write, quiet: Quiet = nullcontext) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        read: Read,
+        write: Write,
+        notice: Write,
+        quiet: Quiet = nullcontext,
+        label: Write | None = None,
+        conversations: Conversations | None = None,
+    ) -> None:
         """Tie a chat to a keyboard and a screen.
 
         Args:
@@ -45,8 +60,12 @@ class Terminal:
             write: shows text as it comes; newlines are part of it.
             notice: says something that is not part of the conversation, a line each.
             quiet: keeps keys off the screen while a reply is shown.
+            label: shows who speaks, before what is said; None is `write`.
+            conversations: where each is kept as it grows; None keeps none.
         """
+        self.conversations = conversations
         self.chat = chat
+        self.label = label or write
         self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
@@ -59,6 +78,7 @@ class Terminal:
             "history": (self.history, "", "the conversation; turns the model is no longer shown are marked"),
             "save": (self.save, "FILE", "write the conversation to a file"),
             "load": (self.load, "FILE", "go on with a saved conversation"),
+            "conversations": (self.list_conversations, "[N]", "list what was talked about; with N, go on with that"),
             "set": (self.set, "NAME VALUE", "change a setting, such as temperature 0.6"),
             "show": (self.show, "", "settings, the window, and what the last reply cost"),
             "explain": (self.explain, "[FILE]", "look inside the last reply: write a page that shows it"),
@@ -75,12 +95,13 @@ class Terminal:
             except EOFError:
                 self.write("\n")
                 return DONE
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as pressed:
                 self.write("\n")
-                if interrupted:
+                if interrupted and not isinstance(pressed, InterruptedTyping):
                     return INTERRUPTED
                 interrupted = True
-                self.notice("Ctrl-C again, or Ctrl-D, leaves (/save FILE keeps the conversation)")
+                kept = "dialogpt chat --continue brings this back" if self.conversations else "/save FILE keeps this"
+                self.notice(f"Ctrl-C again, or Ctrl-D, leaves ({kept})")
                 continue
             except DialogueError as error:
                 self.notice(str(error))
@@ -99,6 +120,9 @@ class Terminal:
                 self.notice("stopped")
             except DialogueError as error:
                 self.notice(str(error))
+            finally:
+                if self.conversations is not None:
+                    self.conversations.keep(self.chat)
 
     def _ask(self, prompt: str, prefill: str = "") -> str:
         """Read one line; one that is no text is a sentence, whoever asked."""
@@ -132,7 +156,9 @@ class Terminal:
             stream = begin(interrupted)
             try:
                 for text in stream:
-                    self.write(printable(text if shown else BOT + text))
+                    if not shown:
+                        self.label(BOT)
+                    self.write(printable(text))
                     shown = True
             finally:
                 stream.close()
@@ -184,7 +210,10 @@ class Terminal:
         for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
             hidden = prompt is not None and place < prompt.first_turn
             speaker = YOU if turn.role == USER else BOT
-            self.write(f"{'(not shown to the model) ' if hidden else ''}{speaker}{printable(text)}\n")
+            if hidden:
+                self.write("(not shown to the model) ")
+            self.label(speaker)
+            self.write(f"{printable(text)}\n")
 
     def save(self, name: str) -> None:
         """Write the conversation to a file."""
@@ -195,6 +224,20 @@ class Terminal:
         """Go on with a saved conversation."""
         self.chat.restore(transcripts.load(name, self.chat.tokenizer, self.chat.model.config.vocab_size))
         self.history("")
+
+    def list_conversations(self, number: str) -> None:
+        """List the kept conversations, or go on with one of them."""
+        if self.conversations is None:
+            raise DialogueError("conversations are not kept; start the chat without --no-history to keep them")
+        if number:
+            self.conversations.bring_back(self.chat, positive("the conversation", number))
+            self.history("")
+            return
+        kept = self.conversations.listed()
+        for place, entry in enumerate(kept[:LISTED], 1):
+            self.notice(f"  {place:>3}  {entry.changed:%Y-%m-%d %H:%M}  {entry.num_turns:>4} turns  {entry.title}")
+        older = f"; {len(kept) - LISTED} are older" if len(kept) > LISTED else ""
+        self.notice(f"/conversations N goes on with one of them{older}" if kept else "there are none yet")
 
     def set(self, argument: str) -> None:
         """Change a setting."""

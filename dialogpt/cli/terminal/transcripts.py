@@ -87,6 +87,20 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
     ]
 
 
+def texts(path: Path) -> list[str]:
+    """The texts of a conversation, without a tokenizer.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a conversation.
+    """
+    content = _read(path)
+    turns = content.get("turns") if content.get("format") == FORMAT else None
+    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("text"), str) for t in turns):
+        raise ValueError("not a conversation")
+    return [turn["text"] for turn in turns]
+
+
 def _read(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 

@@ -12,7 +12,7 @@ import torch
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli.output import command_line, printable
 from dialogpt.cli.signals import flagged
-from dialogpt.cli.terminal.repl import Terminal
+from dialogpt.cli.terminal.repl import InterruptedTyping, Terminal
 from dialogpt.model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
@@ -79,6 +79,13 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_a_second_one_leaves(play: Play
     assert played.status == 130
     assert len(played.chat.texts()) == 2
     assert "Ctrl-C again" in played.said
+
+
+def test_typing_disarms_ctrl_c(play: Play) -> None:
+    played = play(CTRL_C, InterruptedTyping(), "Hello", CTRL_C, InterruptedTyping(), CTRL_C, "unread")
+    assert played.status == 130
+    assert played.unread[0] == "unread"
+    assert len(played.chat.texts()) == 2
 
 
 def test_help_lists_every_command(play: Play) -> None:
