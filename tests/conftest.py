@@ -22,9 +22,11 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
     "integration": (  # programs, servers and training runs are started, or every form of a file is tried
         "cli/commands",
         "cli/terminal/test_keyboard.py",
+        "data/test_hostile_files.py",
         "cli/test_main.py",
         "cli/test_verify.py",
         "parity/test_training.py",
+        "data/reddit",
         "inspect/test_page.py",
         "serve",
         "test_docs.py",

@@ -60,7 +60,11 @@ def test_pyproject_names_every_python() -> None:
 def test_all_pins_go_together(python: str) -> None:
     """Resolved by uv, from what the index says of each package; nothing is installed."""
     pytest.importorskip("uv")
-    extras = [argument for extra in ("train", "hub", "serve", "test", "lint") for argument in ("--extra", extra)]
+    extras = [
+        argument
+        for extra in ("train", "data", "log", "reddit", "spark", "hub", "serve", "test", "lint")
+        for argument in ("--extra", extra)
+    ]
     command = ["uv", "pip", "compile", "-q", "pyproject.toml", *extras, "-c", "constraints.txt"]
     done = subprocess.run(
         [sys.executable, "-m", *command, "--python-version", python], cwd=ROOT, capture_output=True, text=True

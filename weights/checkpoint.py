@@ -42,6 +42,7 @@ _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_versio
 SHARD_LIMIT = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
+RUN = "run.json"  # what a training run's folder has
 _STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
 _NO_WEIGHTS = ("training_args.bin", "optimizer.*", "scheduler.*", "scaler.*", "rng_state*")  # what training leaves
 _BESIDE = (
@@ -145,6 +146,18 @@ class Checkpoint:
     def parameters(self) -> int:
         """How many numbers were learned."""
         return sum(torch.Size(tensor.shape).numel() for tensor in self.stored.values())
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the training run that it is a checkpoint of."""
+        here = self.path if self.path.is_dir() else self.path.parent
+        of_run = _STEP.fullmatch(here.name) is not None and (here.parent / RUN).is_file()
+        return here.parent.resolve() if of_run else None
+
+    @property
+    def shown_name(self) -> str:
+        """What it is called: by the hub, by its training run, or by its folder or file."""
+        return self.name or (self.run or self.path.resolve()).name
 
     def origin(self) -> Origin:
         """Where the weights come from: of a converted checkpoint, what was converted; may read all of them."""
@@ -291,6 +304,8 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         folder = file = exists = False
     if file and (pointed := pointed_folder(path)) is not None:
         return pointed
+    if folder and (chosen := _best_of_run(path)) is not None:
+        return chosen
     if file and path.suffix not in _SUFFIXES and not name.endswith(".index.json") and container(path) is None:
         raise CheckpointError(
             _foreign(path.parent, [path.name])
@@ -312,6 +327,13 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub as "
         f"owner/name or owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
     )
+
+
+def _best_of_run(folder: Path) -> Path | None:
+    """The best checkpoint of a training run, else its last; None if the folder is no run's."""
+    if not (folder / RUN).is_file():
+        return None
+    return pointed_folder(folder / "best") or pointed_folder(folder / "last")
 
 
 def pointed_folder(path: Path) -> Path | None:

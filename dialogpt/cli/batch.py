@@ -1,7 +1,9 @@
 """`dialogpt reply --batch`: a file of dialogues in, a file of replies out, many at once and safe against kills.
 
 Line n of the output answers line n of the input, whatever happens: a line that cannot be answered has its reason there.
-With --output a run that was killed goes on behind the last whole line. With --seed each line has draws of its own, and
+An input of another kind than `turns` counts by dialogues, not by lines.
+With --output a run that was killed goes on behind the last whole line. Every answer repeats what it answers, so that of
+an input that was edited since only what changed is answered anew. With --seed each line has draws of its own, and
 its replies depend on no other line (but for the last digits of float32, which may tip two that are equally likely).
 """
 
@@ -11,23 +13,33 @@ import argparse
 import codecs
 import json
 import os
+import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext, suppress
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
 from dialogpt.chat import Chat
-from dialogpt.cli.output import described
+from dialogpt.cli.output import described, one_line, printable
+from dialogpt.cli.reading import reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.standard_input import stdin_bytes
+from dialogpt.data import Problem
+from dialogpt.data.detect import kind_of
+from dialogpt.data.read import read_one
+from dialogpt.data.settings import AUTO
+from dialogpt.data.transform import Transformer
 from dialogpt.decoding.loop import Stop, Stopped, fresh_generator
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.generation import Reply
 from dialogpt.weights.disk import lock, reason_of
 
+SHOWN = 5  # problems of an input of another kind
 EVERY = 1.0  # seconds between progress lines
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds have other draws
 
@@ -56,42 +68,163 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
     with ExitStack() as files:
         source = stdin_bytes() if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
         output: IO[bytes] = sys.stdout.buffer
-        done = failed = 0
+        lines = _lines(source, options)
+        earlier = None
         if options.output is not None:
             _require_output(options.output, source)
             files.callback(_held(options.output))  # first, as what is entered last is left first
             output = files.enter_context(_output(options.output))
-            done, failed, whole = _answered(output, options.output)
+            earlier = _Earlier(output, options.output)
+            lines = earlier.skip(lines, source)
         chat = open_chat()
-        if options.output is not None:
-            output.truncate(whole)
-            output.seek(whole)
+        if earlier is not None:
+            files.callback(earlier.begin())
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
-        answered = 0
+        counts = Counter[str]()
         shown = time.monotonic()
         with flagged() as interrupted:
-            for group in _grouped(_lines(source, done), options.batch_size):
+            for group in _grouped(lines, options.batch_size):
                 if interrupted():
                     raise KeyboardInterrupt
-                found = _answers(chat, group, number, base, interrupted)
+                kept = {} if earlier is None else earlier.kept(group)
+                found = _answers(chat, [line for line in group if line.number not in kept], number, base, interrupted)
                 for line in group:
-                    answer = line.problem or found[line.number]
-                    if isinstance(answer, str):
-                        failed += 1
-                        print(f"dialogpt: line {line.number}: {answer}", file=sys.stderr)
-                        content: dict[str, Any] = {**line.others, "line": line.number, "error": answer}
-                    else:
-                        content = {**line.others, "replies": described(chat.tokenizer, answer)}
-                    output.write(json.dumps(content, ensure_ascii=False).encode(errors="replace") + b"\n")
+                    raw = kept.get(line.number) or _answered(chat, line, line.problem or found[line.number], counts)
+                    output.write(raw)
                 output.flush()
                 if options.output is not None:
                     os.fsync(output.fileno())
-                answered += len(group)
                 if time.monotonic() - shown > EVERY:
                     shown = time.monotonic()
-                    print(f"dialogpt: {done + answered} lines answered", file=sys.stderr)
-    print(f"dialogpt: {answered} lines answered, {done} were there already, {failed} failed", file=sys.stderr)
+                    print(f"dialogpt: {group[-1].number} lines answered", file=sys.stderr)
+        if earlier is not None:
+            earlier.end()
+    there, failed = (earlier.there, earlier.failed) if earlier is not None else (0, 0)
+    failed += counts["failed"]
+    print(
+        f"dialogpt: {counts['answered']} lines answered, {there} were there already, {failed} failed", file=sys.stderr
+    )
+    if earlier is not None and earlier.changed:
+        print(f"dialogpt: {earlier.changed} of them had changed in the input, and were answered anew", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+def _answered(chat: Chat, line: Line, answer: list[Reply] | str, counts: Counter[str]) -> bytes:
+    """A line of the output; counts what it is."""
+    counts["answered"] += 1
+    if isinstance(answer, str):
+        counts["failed"] += 1
+        print(f"dialogpt: line {line.number}: {answer}", file=sys.stderr)
+        content: dict[str, Any] = {**line.others, "line": line.number, "error": answer}
+    else:
+        content = {**line.others, "replies": described(chat.tokenizer, answer)}
+    return json.dumps(content, ensure_ascii=False).encode(errors="replace") + b"\n"
+
+
+class _Earlier:
+    """What earlier runs wrote to an output, line by line.
+
+    Where the input has changed, what they wrote is set aside in a file beside, from which lines that are still right
+    are taken; a kill meanwhile loses nothing.
+
+    Attributes:
+        there: how many lines are kept.
+        failed: how many of these are failures.
+        changed: how many are answered anew.
+    """
+
+    def __init__(self, output: IO[bytes], path: Path) -> None:
+        """Look at an output.
+
+        Raises:
+            DialogueError: it is not of this command's making: it would be cut off, and might be somebody's notes.
+        """
+        self.output, self.path = output, path
+        self.aside = path.with_name(f".{path.name}.before")
+        self.there = self.failed = self.changed = self._whole = 0
+        self._count = sum(1 for _ in _entries(output, path))
+        self._left: Iterator[tuple[dict[str, Any], bytes]] = iter(())
+
+    def skip(self, lines: Iterator[Line], source: IO[bytes]) -> Iterator[Line]:
+        """The lines of the input behind those whose answers stand at the beginning of the output.
+
+        Raises:
+            DialogueError: the input is shorter than the output.
+        """
+        self.output.seek(0)
+        entries = _entries(self.output, self.path)
+        compared = 0
+        for line in lines:
+            entry, raw = next(entries, ({}, b""))
+            compared += 1
+            if raw and self._is_answer(entry, line):
+                self._keep(entry)
+                self._whole += len(raw)
+                continue
+            if raw:
+                self._require_as_long(source)
+            return chain([line], lines)
+        if compared < self._count:
+            raise DialogueError(
+                f"the output has {self._count} lines and the input {compared}; it belongs to another input"
+            )
+        return iter(())
+
+    def _require_as_long(self, source: IO[bytes]) -> None:
+        """Raise if the input, which may be counted, has fewer lines than the output."""
+        if not source.seekable():
+            return
+        place = source.tell()
+        source.seek(0)
+        count = sum(1 for _ in source)
+        source.seek(place)
+        if count < self._count:
+            raise DialogueError(
+                f"the output has {self._count} lines and the input {count}; it belongs to another input"
+            )
+
+    def begin(self) -> Callable[[], None]:
+        """Set aside what stands behind the lines that are kept, and cut it off; returns what closes the file."""
+        if self._count > self.there and not self.aside.exists():
+            temporary = self.path.with_name(f".{self.path.name}.partial")
+            shutil.copyfile(self.path, temporary)
+            temporary.replace(self.aside)
+        self.output.truncate(self._whole)
+        self.output.seek(self._whole)
+        if not self.aside.exists():
+            return lambda: None
+        file = self.aside.open("rb")
+        self._left = islice(_entries(file, self.aside), self.there, None)
+        return file.close
+
+    def kept(self, group: list[Line]) -> dict[int, bytes]:
+        """Of the next lines those that were answered before, and their answers."""
+        found = {}
+        for line in group:
+            entry, raw = next(self._left, ({}, b""))
+            if raw and self._is_answer(entry, line):
+                self._keep(entry)
+                found[line.number] = raw
+            elif raw:
+                self.changed += 1
+        return found
+
+    def end(self) -> None:
+        """Everything is answered: forget what was set aside."""
+        with suppress(OSError):  # on Windows it is still open
+            self.aside.unlink(missing_ok=True)
+
+    def _keep(self, entry: dict[str, Any]) -> None:
+        self.there += 1
+        self.failed += "replies" not in entry
+
+    @staticmethod
+    def _is_answer(entry: dict[str, Any], line: Line) -> bool:
+        return bool(_without_answer(entry) == line.others)
+
+
+def _without_answer(entry: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in entry.items() if name not in ("replies", "error", "line")}
 
 
 def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) -> dict[int, list[Reply] | str]:
@@ -173,33 +306,47 @@ def _held(path: Path) -> Callable[[], None]:
         raise DialogueError(str(error)) from None
 
 
-def _answered(file: IO[bytes], path: Path) -> tuple[int, int, int]:
-    """What an output holds already: whole lines, how many of them are failures, and where they end.
+def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """The lines of an output; a last one that a kill left unfinished does not count.
 
-    A last line that a kill left unfinished does not count. What is there must be of this command's making: it would be
-    cut off otherwise, and might be somebody's notes.
+    Raises:
+        DialogueError: it holds something else.
     """
-    lines = failures = end = 0
     for raw in file:
         entry = None
         with suppress(ValueError, RecursionError):
             entry = json.loads(raw)
         ours = isinstance(entry, dict) and ("replies" in entry or "error" in entry)
         if not raw.endswith(b"\n") and (ours or (raw.startswith(b"{") and entry is None)):
-            break
+            return
         if not ours:
             raise DialogueError(f"{path} holds something else than replies; name another --output")
         assert isinstance(entry, dict)
-        lines, failures, end = lines + 1, failures + ("replies" not in entry), end + len(raw)
-    return lines, failures, end
+        yield entry, raw
 
 
-def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
-    """The lines that are not answered yet."""
-    number = 0
+def _lines(source: IO[bytes], options: argparse.Namespace) -> Iterator[Line]:
+    """The lines of the input, or the dialogues of an input of another kind."""
+    reading = replace(reading_from(options), min_turns=1)
+    kind = None
+    if str(options.batch) != "-":
+        with suppress(DialogueError) if reading.kind == AUTO else nullcontext():
+            kind = kind_of(options.batch, reading)
+    if kind is None or kind.name == "turns":
+        yield from _lines_of_json(source)
+        return
+    problems: list[Problem] = []
+    found = read_one(options.batch, kind, Transformer(reading), problems.append)
+    for number, dialogue in enumerate(found, 1):
+        yield Line(number, dialogue.turns, {"turns": dialogue.turns})
+    for problem in problems[:SHOWN]:
+        print(f"dialogpt: left out: {printable(one_line(str(problem)))}", file=sys.stderr)
+    if len(problems) > SHOWN:
+        print(f"dialogpt: and {len(problems) - SHOWN} more; dialogpt import lists them all", file=sys.stderr)
+
+
+def _lines_of_json(source: IO[bytes]) -> Iterator[Line]:
     for number, raw in enumerate(source, 1):
-        if number <= done:
-            continue
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)  # Windows' tools begin files with it
         if not raw.strip():
@@ -212,13 +359,11 @@ def _lines(source: IO[bytes], done: int) -> Iterator[Line]:
             continue
         turns = content.get("turns") if isinstance(content, dict) else None
         others = content if isinstance(content, dict) else {}
-        others = {name: value for name, value in others.items() if name not in ("replies", "error", "line")}
+        others = _without_answer(others)
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, str) for turn in turns):
             yield Line(number, [], others, 'it holds no turns; expected {"turns": ["what was said", ...]}')
             continue
         yield Line(number, turns, others)
-    if number < done:
-        raise DialogueError(f"the output has {done} lines and the input {number}; it belongs to another input")
 
 
 def _refuse(name: str) -> None:

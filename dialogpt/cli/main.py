@@ -18,13 +18,37 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from dialogpt.cli.commands import cache, chat, convert, explain, info, reply, serve, train
+from dialogpt.cli.commands import (
+    cache,
+    chat,
+    convert,
+    data,
+    evaluate,
+    explain,
+    import_,
+    info,
+    reply,
+    serve,
+    train,
+)
 from dialogpt.cli.options import installed_version, wrong_usage
 from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.signals import leaving_at_once
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
 
-COMMANDS = (chat, reply, explain, convert, train, serve, info, cache)  # in the order of --help
+COMMANDS = (  # in the order of --help
+    chat,
+    reply,
+    explain,
+    convert,
+    import_,
+    train,
+    evaluate,
+    data,
+    serve,
+    info,
+    cache,
+)
 
 
 def console() -> NoReturn:

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,18 @@ class Screen(Listener):
             )
             for problem in about["first_problems"]:
                 self.say(f"  {problem}")
+        for warning in about.get("warnings", []):
+            self.say(f"warning: {warning}")
+
+    def planned(self, sentences: Sequence[str]) -> None:
+        """Say what follows from the data."""
+        for sentence in sentences:
+            self.say(sentence)
+
+    def sampled(self, step: int, prompt: Sequence[str], replies: Sequence[str]) -> None:
+        """Show a reply of now beside that before training; RUN/samples.md has all of them."""
+        before = f"; before training: {one_line(replies[0])!r}" if step else ""
+        self.say(f"step {step:,}: {one_line(prompt[-1])!r} is answered {one_line(replies[-1])!r}{before}")
 
     def began(self, trainer: Trainer) -> None:
         """Say what is trained, and from which step on."""

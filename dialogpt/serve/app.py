@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from dialogpt.errors import DialogueError
+from dialogpt.model import GPT2Config
 from dialogpt.replies import Dialogue, Generators
 from dialogpt.serve.engine import End, Engine, Event, Job, Token
 from dialogpt.serve.errors import Refused, as_refused, error_object, on_http_error, on_not_valid, on_refused
@@ -162,12 +163,28 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: HTTPRequest) -> Response:
-        """Go on with a text."""
-        return await _answered(body, request, Completion(engine.tokenizer, name))
+        """Continue texts, or score them."""
+        try:
+            prompts = body.several
+        except DialogueError as error:
+            raise as_refused(error) from None
+        if len(prompts) == 1 and not body.echo and body.max_tokens != 0:
+            return await _answered(prompts[0], request, Completion(engine.tokenizer, name))
+        _require_model(body)
+        if body.stream:
+            raise Refused(400, "several prompts, echo and max_tokens 0 are not streamed; leave stream out")
+        try:
+            texts = await _unless_gone(continued(engine, prompts, limits, metrics, name), request)
+        except DialogueError as error:
+            raise as_refused(error) from None
+        return Response(status_code=499) if texts is None else JSONResponse(texts)
 
-    async def _answered(body: Request, request: HTTPRequest, form: Form) -> Response:
+    def _require_model(body: Request) -> None:
         if body.model not in (None, "", name):
             raise Refused(404, f"there is no model {body.model!r} here; there is {name!r}", "model_not_found", "model")
+
+    async def _answered(body: Request, request: HTTPRequest, form: Form) -> Response:
+        _require_model(body)
         try:
             answer = Answer(engine, body, limits, metrics)
         except DialogueError as error:
@@ -214,18 +231,70 @@ def create_app(
     return app
 
 
+async def continued(
+    engine: Engine, prompts: Sequence[CompletionRequest], limits: Limits, metrics: Metrics, name: str
+) -> dict[str, Any]:
+    """Continue several texts, or none of them with `max_tokens` 0, and echo each before its replies if that is asked.
+
+    Raises:
+        DialogueError: one of them cannot be answered.
+    """
+    body, tokenizer = prompts[0], engine.tokenizer
+    plan_of(body, limits, tokenizer.eos_id)  # also where nothing is generated
+    given = [prompt.prompt(tokenizer, limits.history_tokens, limits.positions).ids for prompt in prompts]
+    scored: list[list[Token]] = [[] for _ in prompts]
+    answers: list[Answer] = []
+    try:
+        if body.echo and body.logprobs is not None:
+            for ids in given:
+                require_scorable(ids, engine.model.config)
+            keep = body.max_tokens != 0
+            scored = await asyncio.wrap_future(engine.score_prompts(given, body.logprobs, limits.seconds, keep))
+        if body.max_tokens != 0:
+            for prompt in prompts:  # one by one, so that all are cancelled if one is refused
+                answers.append(Answer(engine, prompt, limits, metrics))
+        form = Completion(tokenizer, name)
+        whole = form.head(chunk=False) | {"choices": []}
+        for place, ids in enumerate(given):
+            text = tokenizer.decode(ids) if body.echo else ""
+            if body.max_tokens == 0:
+                replies, noted = [Reply(ShownText(tokenizer, ()), finish_reason="length")] * body.replies, {}
+            else:
+                own = Completion(tokenizer, name)
+                await _collect(answers[place], own)
+                replies, noted = answers[place].replies, own.noted
+            whole["choices"] += form.continued(place, text, scored[place], replies, noted)
+    finally:
+        for answer in answers:
+            answer.leave()
+    generated = sum(reply.tokens for answer in answers for reply in answer.replies)
+    read = sum(map(len, given))
+    return whole | {"usage": {"prompt_tokens": read, "completion_tokens": generated, "total_tokens": read + generated}}
+
+
+def require_scorable(ids: Sequence[int], config: GPT2Config) -> None:
+    """Raise a `DialogueError` unless the network can read a prompt."""
+    if len(ids) > config.n_positions:
+        raise DialogueError(
+            f"the prompt has {len(ids):,} tokens and the network {config.n_positions:,} positions; shorten it"
+        )
+    if not all(0 <= token < config.vocab_size for token in ids):
+        raise DialogueError(f"the prompt holds ids outside the vocabulary of {config.vocab_size:,} tokens")
+
+
+async def _collect(answer: Answer, form: Form) -> bool:
+    """Wait for all replies of a request."""
+    while not answer.done:
+        choice, _, event = await answer.next()
+        if isinstance(event, Token):
+            form.note(choice, event)
+    return True
+
+
 async def _whole(answer: Answer, form: Form, request: HTTPRequest) -> Response:
     """Wait for all replies, unless the client goes away."""
-
-    async def collect() -> bool:
-        while not answer.done:
-            choice, _, event = await answer.next()
-            if isinstance(event, Token):
-                form.note(choice, event)
-        return True
-
     try:
-        there = await _unless_gone(collect(), request)
+        there = await _unless_gone(_collect(answer, form), request)
     except DialogueError as error:
         raise as_refused(error) from None
     finally:

@@ -16,6 +16,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
+
+import torch
 
 from dialogpt.decoding.loop import Decoder, GenerationError, Row, Step, Stopped
 from dialogpt.errors import DialogueError
@@ -27,6 +30,7 @@ MOST_ROWS = 32  # decoded together; a step of small in float32 takes 25 ms for o
 MOST_WAITING = 64  # requests
 PROMPT_TOKENS = 256  # read in a step, beside the rows that run: 0.3 s for small in float32
 KEPT_BYTES = 512 << 20  # of caches of replies that ended, for the next turn of their conversation
+LOGITS_TOGETHER = 64  # positions of a scored prompt; of GPT-2's vocabulary they take 13 MB
 WORTH_COPYING = 16  # tokens that a prompt shares with a kept cache of another conversation
 STOPPED = "the server is being stopped; ask another one, or again when it is back"
 logger = logging.getLogger(__name__)
@@ -61,12 +65,14 @@ class Token:
         id: the token.
         log_probability: the network's own, if it was asked for.
         alternatives: the likeliest tokens at this place with theirs, as many as were asked for.
+        echoed: whether it is a token of the prompt.
     """
 
     choice: int
     id: int
     log_probability: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    echoed: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ class Engine:
         self._condition = threading.Condition()  # for what follows, which other threads change
         self._waiting: deque[Job] = deque()
         self._cancelled: list[Job] = []
-        self._searches: dict[int, Future[None]] = {}  # of each request that is answered unbatched, by its identity
+        self._searches: dict[int, Future[Any]] = {}  # of each request that is answered unbatched, by its identity
         self._cut: float | None = None  # when all ends, once it is being closed
         self._search = ThreadPoolExecutor(1, thread_name_prefix="unbatched")
         self._thread = threading.Thread(target=self._run, name="decoder", daemon=True)
@@ -180,6 +186,51 @@ class Engine:
                 self._condition.notify()
             else:
                 self._searches[id(job)] = self._search.submit(self._run_unbatched, job)
+
+    def score_prompts(
+        self, prompts: Sequence[Sequence[int]], alternatives: int, seconds: float, keep: bool
+    ) -> Future[list[list[Token]]]:
+        """Score the tokens of prompts that are echoed, unbatched.
+
+        Args:
+            prompts: token ids.
+            alternatives: how many of the likeliest tokens are returned beside each.
+            seconds: what it may take, waiting included.
+            keep: whether what was computed is kept, for continuations that follow.
+
+        Returns:
+            What raises `TooLong` or `Closed` if it did not get that far.
+
+        Raises:
+            Busy, Closed: see `submit`.
+        """
+        deadline = time.monotonic() + seconds
+
+        def work() -> list[list[Token]]:
+            scored = []
+            for ids in prompts:
+                if self._cut is not None and time.monotonic() > self._cut:
+                    raise Closed(STOPPED)
+                if time.monotonic() > deadline:
+                    raise TooLong(f"the prompts were not scored within {seconds:g} s; send fewer at a time")
+                cache = KVCache.for_model(self.model)
+                scored.append(score_prompt(self.model, ids, alternatives, cache))
+                if keep:
+                    self._prefixes.put(cache)
+            return scored
+
+        def forget(_: Future[list[list[Token]]]) -> None:
+            with self._condition:
+                del self._searches[id(work)]
+
+        with self._condition:
+            if self._cut is not None or not self.alive:
+                raise Closed(STOPPED)
+            if len(self._searches) >= self.most_waiting:
+                raise Busy(f"{len(self._searches)} requests wait already; ask again in a moment")
+            future = self._searches[id(work)] = self._search.submit(work)
+            future.add_done_callback(forget)
+        return future
 
     def cancel(self, job: Job) -> None:
         """Let go of a request, finished or not; after the step that is under way it hears nothing more."""
@@ -420,7 +471,31 @@ def _failed(error: Exception) -> Failed:
 def _token(choice: int, alternatives: int | None, step: Step) -> Event:
     if alternatives is None:
         return Token(choice, step.id)
-    log_probabilities = step.logits.log_softmax(dim=-1)  # (V,)
+    return _described(choice, step.id, step.logits, alternatives)
+
+
+def _described(choice: int, token: int, logits: torch.Tensor, alternatives: int, echoed: bool = False) -> Token:
+    """A token with its log-probability and the likeliest ones at its place, from the logits there, (V,)."""
+    log_probabilities = logits.log_softmax(dim=-1)  # (V,)
     best = log_probabilities.topk(min(alternatives, len(log_probabilities)))
     found = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-    return Token(choice, step.id, float(log_probabilities[step.id]), found)
+    return Token(choice, token, float(log_probabilities[token]), found, echoed)
+
+
+@torch.inference_mode()
+def score_prompt(model: GPT2, ids: Sequence[int], alternatives: int, cache: KVCache) -> list[Token]:
+    """Score each token of a prompt but the first, which nothing precedes.
+
+    Args:
+        model: the network.
+        ids: at least one token, and no more than the network has positions.
+        alternatives: how many of the likeliest tokens are returned beside each.
+        cache: of one row, empty; it holds the prompt afterwards.
+    """
+    hidden = model.hidden(torch.tensor([list(ids)], device=model.device), cache)[0]  # (T, C)
+    scored = [Token(0, ids[0], echoed=True)]
+    for place in range(0, len(ids) - 1, LOGITS_TOGETHER):
+        logits = model.logits(hidden[place : min(place + LOGITS_TOGETHER, len(ids) - 1)]).float()  # (chunk, V)
+        for row, token in zip(logits, ids[place + 1 :], strict=False):  # the last chunk ends before the ids do
+            scored.append(_described(0, token, row, alternatives, echoed=True))
+    return scored

@@ -16,14 +16,14 @@ from starlette.exceptions import HTTPException
 from dialogpt.decoding.loop import NotFinite
 from dialogpt.errors import DialogueError
 from dialogpt.serve.engine import Busy, Closed, Failed, OutOfTime
-from dialogpt.serve.schemas import SAID_BY
+from dialogpt.serve.schemas import MOST_PROMPTS, SAID_BY
 
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
 RETRY_AFTER = "1"  # seconds
 MOST_PROBLEMS = 5  # of a body that are told
 UNIONS = {  # what is expected of fields that take several kinds of values
     "content": "expected text, or a list of parts that are text",
-    "prompt": "expected one text, or the ids of one",
+    "prompt": f"expected a text, the ids of one, or a list of up to {MOST_PROMPTS} of either",
     "stop": "expected a text, or a list of at most 4",
 }
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,6 +168,24 @@ class Completion(Form):
         super().__init__(tokenizer, model)
         self._read: dict[int, tuple[StreamDecoder, int]] = {}  # of each choice, and its characters so far
 
+    def continued(
+        self, prompt: int, text: str, scored: list[Token], replies: Sequence[Reply], noted: Mapping[int, list[Token]]
+    ) -> list[dict[str, Any]]:
+        """The replies to one of several prompts.
+
+        Args:
+            prompt: which one.
+            text: what is echoed before each reply.
+            scored: the tokens of that text, if probabilities were asked for.
+            replies: to this prompt.
+            noted: the tokens of each.
+        """
+        first = prompt * len(replies)
+        return [
+            self._choice(first + place, text + reply.whole, [*scored, *noted.get(place, [])], reply.finish_reason)
+            for place, reply in enumerate(replies)
+        ]
+
     def _chunk(self, choice: int, text: str | None, tokens: list[Token], reason: str | None) -> dict[str, Any]:
         return self.head(chunk=True) | {"choices": [self._choice(choice, text or "", tokens, reason)]}
 
@@ -180,7 +198,7 @@ class Completion(Form):
         }
 
     def _log_probabilities(self, choice: int, tokens: list[Token]) -> dict[str, Any] | None:
-        told = [token for token in tokens if token.log_probability is not None]
+        told = [token for token in tokens if token.log_probability is not None or token.echoed]
         if not told:
             return None
         offsets = []
@@ -192,7 +210,9 @@ class Completion(Form):
             "tokens": [self._spelled(token.id) for token in told],
             "token_logprobs": [token.log_probability for token in told],
             "top_logprobs": [
-                {self._spelled(n): value for n, value in (*token.alternatives, (token.id, token.log_probability))}
+                None  # of the first token of a prompt, which nothing precedes
+                if token.log_probability is None
+                else {self._spelled(n): value for n, value in (*token.alternatives, (token.id, token.log_probability))}
                 for token in told
             ],
             "text_offset": offsets,

@@ -25,11 +25,11 @@ MOST_REPLIES, MOST_CANDIDATES, MOST_BEAMS = 16, 64, 16
 MOST_STOPS, MOST_ALTERNATIVES, MOST_BIASES = 4, 20, 300
 MOST_ENTRIES, MOST_SPELLED = 1_000, 4_000  # of a setting that is a list: its numbers or words, and their characters
 MOST_DEPTH = 4  # of lists within lists; no setting has more than three
-MOST_PARTS, MOST_PROMPT_IDS = 100, 10_000
+MOST_PARTS, MOST_PROMPT_IDS, MOST_PROMPTS = 100, 10_000, 32
 SAID_BY = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}  # settings, by OpenAI
 
 Item = TypeVar("Item")
-OneOf = Annotated[list[Item], Field(min_length=1, max_length=1)]
+Several = Annotated[list[Item], Field(min_length=1, max_length=MOST_PROMPTS)]
 Ids = Annotated[list[int], Field(max_length=MOST_PROMPT_IDS, fail_fast=True)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -167,9 +167,10 @@ class ChatRequest(Request):
 
 
 class CompletionRequest(Request):
-    """The body of ``POST /v1/completions``: a text that is gone on with, without turns."""
+    """The body of ``POST /v1/completions``: texts that are continued, without turns."""
 
-    prompt_text: Annotated[str | Ids | OneOf[str] | OneOf[Ids], Field(alias="prompt")] = ""
+    max_tokens: Annotated[int, Field(ge=0)] | None = None
+    prompt_text: Annotated[str | Ids | Several[str] | Several[Ids], Field(alias="prompt")] = ""
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: bool | None = None
     suffix: str | None = None
@@ -179,14 +180,25 @@ class CompletionRequest(Request):
         """See `Request`."""
         return self.logprobs
 
-    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
-        """The text, whole; an empty one begins after the end of a turn."""
-        for name in ("echo", "suffix"):
-            if getattr(self, name):
-                raise DialogueError(f"{name} is not implemented; leave it out")
+    @property
+    def several(self) -> list[CompletionRequest]:
+        """One request for each prompt."""
         given = self.prompt_text
-        if isinstance(given, list) and given and isinstance(given[0], (str, list)):
-            given = given[0]
+        if not isinstance(given, list) or not given or isinstance(given[0], int):
+            return [self]
+        if sum(map(len, given)) > MOST_CHARACTERS_IN_ALL:
+            raise DialogueError(
+                f"the prompts hold {sum(map(len, given)):,} "
+                f"{'characters' if isinstance(given[0], str) else 'tokens'} together, at most "
+                f"{MOST_CHARACTERS_IN_ALL:,} are accepted; send fewer prompts at a time"
+            )
+        return [self.model_copy(update={"prompt_text": prompt}) for prompt in given]
+
+    def prompt(self, tokenizer: Tokenizer, history_tokens: int, window: int) -> Prompt:
+        """The one text, whole; an empty one begins after the end of a turn."""
+        if self.suffix:
+            raise DialogueError("suffix is not implemented; leave it out")
+        given = self.prompt_text
         if isinstance(given, str):
             _limit([given])
             ids = tokenizer.encode(given)
@@ -240,6 +252,8 @@ def plan_of(request: Request, limits: Limits, eos_id: int) -> Plan:
     shortest = defaults.min_new_tokens  # None, where min_length counts
     if shortest is not None or "min_new_tokens" in given:
         shortest = _number("min_new_tokens", given, min(shortest or 0, most))
+    if isinstance(request, CompletionRequest) and request.echo and request.logprobs is not None:
+        shortest = max(1, shortest or 0)  # evaluation harnesses drop the last token, and an end token is never sent
     if (shortest or 0) > limits.new_tokens:
         raise DialogueError(f"min_new_tokens is {shortest}; this server says at most {limits.new_tokens} tokens")
     given |= {"max_new_tokens": most, "min_new_tokens": shortest, "stop_strings": request.stops or None}

@@ -9,21 +9,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from dialogpt.data import Reading
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, PRESETS, GPT2Config
+from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.batches import Batches
-from dialogpt.train.data.dialogues import Format
-from dialogpt.train.data.prepare import TokenFiles, check_paths, prepare
+from dialogpt.train.data.dialogues import ALL, Format
+from dialogpt.train.data.prepare import NothingUsable, TokenFiles, check_paths, prepare
 from dialogpt.train.distributed import Processes
 from dialogpt.train.listener import Listener
+from dialogpt.train.lora import attach
+from dialogpt.train.plan import VALID_EVERY, batch_tokens_for, idle_settings
 from dialogpt.train.run_folder import Run
+from dialogpt.train.samples import Samples
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import Checkpoint, Vocabulary, load, open_checkpoint
@@ -110,6 +115,7 @@ class Request:
         preset: a name in `PRESETS`, for fresh weights.
         source: a checkpoint to go on from, instead.
         config: how.
+        reading: how the files are read.
     """
 
     data: tuple[str, ...]
@@ -117,6 +123,7 @@ class Request:
     preset: str | None
     source: str | None
     config: TrainConfig
+    reading: Reading = field(default_factory=Reading)
 
     def to_dict(self) -> dict[str, Any]:
         """For run.json."""
@@ -129,12 +136,14 @@ class Request:
         Raises:
             DialogueError: it is not one that this version wrote.
         """
-        data, valid, preset, source, config = (values.get(field.name) for field in fields(cls))
+        data, valid, preset, source, config = (values.get(each.name) for each in fields(cls)[:5])
+        reading = values.get("reading", {})
         lists = all(isinstance(paths, list) and all(isinstance(p, str) for p in paths) for paths in (data, valid))
         start = (preset in (None, *PRESETS) and isinstance(preset, str)) != isinstance(source, str)
-        if not (data and lists and start and isinstance(config, dict)):
+        if not (data and lists and start and isinstance(config, dict) and isinstance(reading, dict)):
             raise DialogueError("run.json is not one that this version wrote; begin a new run")
-        return cls(tuple(data), tuple(valid or ()), preset, source, TrainConfig.from_dict(config))
+        config, reading = TrainConfig.from_dict(config), Reading.from_dict(reading)
+        return cls(tuple(data), tuple(valid or ()), preset, source, config, reading)
 
     def start(self) -> Start:
         """What a new run begins with.
@@ -156,7 +165,7 @@ def begin(folder: Path, request: Request, processes: Processes) -> Run:
     both = sorted({*request.data} & {*request.valid})
     if both:
         raise DialogueError(f"{', '.join(both)} is both learned and judged by; hold other dialogues out for --valid")
-    if request.config.patience is not None and not request.valid:
+    if request.config.patience is not None and not request.valid and not _splits(request):
         raise DialogueError("patience counts validations, and there is nothing to validate with; add --valid")
     config = replace(request.config, accumulation=request.config.accumulation or processes.size)  # to be resumed with
     return _opened(lambda: Run.begin(folder, replace(request, config=config).to_dict()), folder, processes)
@@ -210,22 +219,25 @@ def fit(
     config = request.config
     found = processes.first and bool(run.checkpoints())  # the others may look when the first has saved already
     left_off = processes.sums([float(found)])[0] > 0
-    start = Start.loaded(run.checkpoints()[-1], None) if left_off else request.start()
-    form = form_of(config, start.checkpoint.config)
+    begun = request.start() if config.lora or not left_off else None  # adapters belong to the weights they began with
+    start = begun or Start.loaded(run.checkpoints()[-1], None)
+    form = form_of(request, start.checkpoint.config)
     _check_before_preparing(run, request, form, processes)
+    data = _Data(run, request, form, start.vocabulary, processes, listener, workers).prepared()
+    batch_tokens = config.batch_tokens or batch_tokens_for(data["train"].about["tokens"], processes.size)
     sets = {}
-    for name, paths in (("train", request.data), ("valid", request.valid)):
-        if paths:
-            data = _prepared(run.folder / "data" / name, paths, start.vocabulary, form, processes, listener, workers)
-            sets[name] = Batches(
-                data,
-                window=form.window,
-                batch_tokens=config.batch_tokens,
-                learn_first=config.loss_on == "all",
-                seed=config.seed,
-            )
-            listener.prepared(name, data, sets[name])
+    for name, files in data.items():
+        sets[name] = Batches(
+            files,
+            window=form.window,
+            batch_tokens=batch_tokens,
+            learn_first=config.loss_on == "all",
+            seed=config.seed,
+        )
+        listener.prepared(name, files, sets[name])
     model = start.network(config.seed, "float64" if config.dtype == "float64" else "float32")
+    if config.lora:
+        attach(model, config.lora, config.lora_alpha, config.lora_target)
     trainer = Trainer(model, sets["train"], sets.get("valid"), config, processes)
 
     def save() -> None:
@@ -235,27 +247,72 @@ def fit(
         run.restore(trainer)
     else:
         save()  # so that a full disk is known now, and a run can be resumed from its first step on
+    listener.planned(_plan(trainer, batch_tokens))
     listener.began(trainer)
-    _steps(trainer, run, save, listener, stop)
+    sample = _sampling(trainer, run, start, data.get("valid", data["train"]), listener)
+    sample()
+    _steps(trainer, run, save, listener, stop, sample)
     return trainer
 
 
-def form_of(config: TrainConfig, sizes: GPT2Config) -> Format:
+def _plan(trainer: Trainer, batch_tokens: int) -> list[str]:
+    """What follows from the data, in sentences: the steps, and settings that cannot do anything."""
+    config, about = trainer.config, trainer.batches.data.about
+    steps_an_epoch = trainer.batches.per_epoch / trainer.accumulation
+    epochs = trainer.steps / steps_an_epoch
+    plan = (
+        f"{about['dialogues']:,} dialogues, {about.get('targets', about['tokens']):,} target tokens: "
+        f"{steps_an_epoch:,.3g} steps an epoch of {batch_tokens:,} tokens each, {epochs:.3g} epochs, {trainer.steps:,} "
+        f"steps, learning rate {config.lr:g}"
+    )
+    idle = idle_settings(config, trainer.steps, trainer.valid is not None)
+    return [plan, *(f"warning: {sentence}" for sentence in idle)]
+
+
+def _sampling(trainer: Trainer, run: Run, start: Start, data: TokenFiles, listener: Listener) -> Callable[[], None]:
+    """What answers the held-out prompts at the step that was reached; nothing where the network is not whole."""
+    count, processes = trainer.config.samples, trainer.processes
+    if not count or not processes.first or (trainer.config.parallel == "fsdp" and processes.size > 1):
+        return lambda: None
+    tokenizer = Tokenizer(start.vocabulary)
+    samples = Samples.of(run.folder, data, tokenizer, count, trainer.progress.step)
+
+    def sample() -> None:
+        step = trainer.progress.step
+        if step in samples.replies:
+            return
+        samples.take(trainer.model, tokenizer, start.checkpoint, step)
+        if samples.prompts:
+            listener.sampled(step, samples.prompts[0], samples.of_prompt(0))
+
+    return sample
+
+
+def form_of(request: Request, sizes: GPT2Config) -> Format:
     """How the lines of data are to be read.
 
     Raises:
         DialogueError: rows would be longer than the network sees, or than a batch.
     """
+    config = request.config
     window = config.window or sizes.n_positions
     if window > sizes.n_positions:
         raise DialogueError(f"a window of {window} is more than the {sizes.n_positions} tokens that the network sees")
-    if config.batch_tokens < window:
+    if config.batch_tokens is not None and config.batch_tokens < window:
         raise DialogueError(
             f"a batch of {config.batch_tokens} tokens cannot hold a row of {window}; make --batch-tokens larger, or "
             f"--window smaller"
         )
     fewest_turns = 1 if config.loss_on == "all" else 2
-    return Format(window=window, tsv_weights=config.tsv_weights, fewest_turns=fewest_turns, reverse=config.reverse)
+    reading = replace(request.reading, tsv_weights=config.tsv_weights or request.reading.tsv_weights)
+    if config.loss_on == "all" and reading.min_turns == 2:
+        reading = replace(reading, min_turns=1)
+    return Format(window=window, fewest_turns=fewest_turns, reverse=config.reverse, reading=reading)
+
+
+def _splits(request: Request) -> bool:
+    """Whether some dialogues are held out; of a prepared folder none can be."""
+    return request.config.split > 0 and not request.valid and not _are_prepared(request.data)
 
 
 def _check_before_preparing(run: Run, request: Request, form: Format, processes: Processes) -> None:
@@ -280,16 +337,24 @@ def _are_prepared(paths: Sequence[str]) -> bool:
     return len(paths) == 1 and (Path(paths[0]) / "data.json").is_file()
 
 
-def _steps(trainer: Trainer, run: Run, save: Callable[[], None], listener: Listener, stop: Callable[[], bool]) -> None:
-    """Take steps; now and then validate and save."""
+def _steps(
+    trainer: Trainer,
+    run: Run,
+    save: Callable[[], None],
+    listener: Listener,
+    stop: Callable[[], bool],
+    sample: Callable[[], None],
+) -> None:
+    """Take steps; now and then validate, sample and save."""
     config, progress, processes = trainer.config, trainer.progress, trainer.processes
+    valid_every = config.valid_every or VALID_EVERY
     while progress.step < trainer.steps and not _given_up(trainer):
         measured = trainer.step()
         last = progress.step == trainer.steps
         lines: list[dict[str, Any]] = [asdict(measured)]
         listener.stepped(trainer, measured)
         best = False
-        if trainer.valid is not None and (last or progress.step % config.valid_every == 0):
+        if trainer.valid is not None and (last or progress.step % valid_every == 0):
             loss = trainer.validate()
             best = loss < progress.best_loss
             progress.worse = 0 if best else progress.worse + 1
@@ -298,6 +363,7 @@ def _steps(trainer: Trainer, run: Run, save: Callable[[], None], listener: Liste
             perplexity = math.exp(loss) if loss < 700 else None  # it would overflow
             lines.append({"step": progress.step, "valid_loss": loss, "valid_perplexity": perplexity})
             listener.validated(trainer, loss, best)
+            sample()
         processes.by_first(partial(run.log, lines))
         stopping = processes.sums([float(stop())])[0] > 0  # a Ctrl-C reaches the processes at different steps
         if best or last or stopping or _given_up(trainer) or progress.step % config.save_every == 0:
@@ -306,6 +372,7 @@ def _steps(trainer: Trainer, run: Run, save: Callable[[], None], listener: Liste
         if stopping:
             trainer.interrupted = not last
             return
+    sample()
 
 
 def _given_up(trainer: Trainer) -> bool:
@@ -313,31 +380,66 @@ def _given_up(trainer: Trainer) -> bool:
     return patience is not None and trainer.progress.worse >= patience
 
 
-def _prepared(
-    folder: Path,
-    paths: Sequence[str],
-    vocabulary: Vocabulary,
-    form: Format,
-    processes: Processes,
-    listener: Listener,
-    workers: int,
-) -> TokenFiles:
-    """Token files: of a folder that was named, or of this run, made by its first process where they are not there."""
-    if _are_prepared(paths):
-        folder = Path(paths[0])
+@dataclass(frozen=True)
+class _Data:
+    """What a run learns from and is validated with, as token files: made once, by the first process."""
 
-    def make() -> None:
-        if not folder.exists():
-            prepare(
-                [Path(path) for path in paths],
-                folder,
-                vocabulary,
-                form,
-                workers=workers,
-                progress=lambda done, total: listener.preparing(folder.name, done, total),
-            )
+    run: Run
+    request: Request
+    form: Format
+    vocabulary: Vocabulary
+    processes: Processes
+    listener: Listener
+    workers: int
 
-    processes.by_first(make)
-    data = TokenFiles(folder)
-    data.check(vocabulary, form)
-    return data
+    def prepared(self) -> dict[str, TokenFiles]:
+        """The sets "train" and, where there is one, "valid"."""
+        request, share = self.request, self.request.config.split
+        folder = self.run.folder / "data"
+        if not _splits(request):
+            sets = (("train", request.data, ALL), ("valid", request.valid, ALL))
+            for name, paths, taken in sets:
+                if paths:
+                    self._make(name, paths, taken)
+        elif not (folder / "train").exists():
+            self._split(share)
+        found = [("train", request.data), ("valid", request.valid)]
+        return {
+            name: self._open(name, paths) for name, paths in found if _are_prepared(paths) or (folder / name).exists()
+        }
+
+    def _split(self, share: float) -> None:
+        """Hold some dialogues out; of very few none are, as everything or nothing would be."""
+
+        def split() -> None:
+            try:
+                self._prepare("train", self.request.data, (share, 1.0))
+                self._prepare("valid", self.request.data, (0.0, share))
+            except NothingUsable:
+                if not (self.run.folder / "data" / "train").exists():
+                    self._prepare("train", self.request.data, ALL)
+                logger.warning("too few dialogues to hold some out; name others with --valid to see how well it learns")
+
+        self.processes.by_first(split)
+
+    def _make(self, name: str, paths: Sequence[str], share: tuple[float, float]) -> None:
+        def make() -> None:
+            if not (_are_prepared(paths) or (self.run.folder / "data" / name).exists()):
+                self._prepare(name, paths, share)
+
+        self.processes.by_first(make)
+
+    def _prepare(self, name: str, paths: Sequence[str], share: tuple[float, float]) -> None:
+        prepare(
+            [Path(path) for path in paths],
+            self.run.folder / "data" / name,
+            self.vocabulary,
+            replace(self.form, share=share),
+            workers=self.workers,
+            progress=lambda done, total: self.listener.preparing(name, done, total),
+        )
+
+    def _open(self, name: str, paths: Sequence[str]) -> TokenFiles:
+        data = TokenFiles(Path(paths[0]) if _are_prepared(paths) else self.run.folder / "data" / name)
+        data.check(self.vocabulary, self.form)
+        return data

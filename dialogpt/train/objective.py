@@ -73,7 +73,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=exact, device=hidden.device)
         if learning:
             by_hidden = torch.empty_like(hidden)
-            by_head = torch.zeros(head.shape, dtype=exact, device=head.device)
+            head_learns = ctx.needs_input_grad[1]  # not with adapters, whose head is frozen
+            by_head = torch.zeros(head.shape if head_learns else 0, dtype=exact, device=head.device)
         for start in range(0, len(hidden), SLICE_ROWS):
             part = slice(start, start + SLICE_ROWS)
             logits = (hidden[part] @ table.t()).to(exact)  # (n, V)
@@ -87,14 +88,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 slope = odds.mul_(counts / sums).scatter_add_(-1, places, -counts)  # (n, V)
                 slope = slope.to(hidden.dtype)
                 torch.mm(slope, table, out=by_hidden[part])
-                by_head += slope.t() @ hidden[part]
+                if head_learns:
+                    by_head += slope.t() @ hidden[part]
         if learning:
             ctx.save_for_backward(by_hidden, by_head)
             ctx.head_dtype = head.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *by_total: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, *by_total: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         by_hidden, by_head = ctx.saved_tensors
         (scale,) = by_total
-        return by_hidden * float(scale), (by_head * scale).to(ctx.head_dtype), None, None, None
+        for_head = (by_head * scale).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
+        return by_hidden * float(scale), for_head, None, None, None

@@ -25,6 +25,7 @@ def lr_at(step: int, steps: int, width: int, config: TrainConfig) -> float:
         width: of the network (n_embd), which `noam` divides by.
         config: `lr`, `schedule`, `warmup_steps` and `final_lr`.
     """
+    assert config.lr is not None  # `planned` chooses one
     warmup = config.warmup_steps
     if warmup is None:
         warmup = 16_000 if config.schedule == "noam" else min(100, steps // 10)
@@ -43,7 +44,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) 
 
     Norms, biases and what else is no matrix do not decay: pulling a norm's scale to zero is no regularisation.
     """
-    named = list(model.named_parameters())
+    named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     matrices = [weight for name, weight in named if weight.dim() > 1 and "embedding" not in name]
     embeddings = [weight for name, weight in named if weight.dim() > 1 and "embedding" in name]
     vectors = [weight for _, weight in named if weight.dim() < 2]
@@ -52,6 +53,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) 
         {"params": embeddings if with_muon else [*embeddings, *matrices], "weight_decay": config.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     adam = torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
     return [adam, Muon(matrices, weight_decay=config.weight_decay, dtype=dtype)] if with_muon else [adam]
 

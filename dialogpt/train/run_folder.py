@@ -28,6 +28,8 @@ from typing import Any
 from torch import Tensor
 
 from dialogpt.errors import DialogueError
+from dialogpt.model import GPT2
+from dialogpt.train.lora import write_adapter
 from dialogpt.train.trainer import Progress, Trainer
 from dialogpt.weights import Checkpoint, open_checkpoint, save
 from dialogpt.weights.checkpoint import Origin
@@ -36,7 +38,8 @@ from dialogpt.weights.files import new_folder, read_json, read_safetensors, writ
 from dialogpt.weights.stored import CheckpointError, StoredTensor
 
 logger = logging.getLogger(__name__)
-STATE, PROGRESS, LOCK = "training.safetensors", "training.json", ".lock"
+STATE, PROGRESS, LOCK, ADAPTER = "training.safetensors", "training.json", ".lock", "adapter"
+LEARNED = "learned."  # before the names of what adapters learn, beside the state of the optimizers
 
 
 def step_name(step: int) -> str:
@@ -138,8 +141,11 @@ class Run:
             CheckpointError: it cannot be read.
         """
         newest = self.checkpoints()[-1]
-        weights = {name: stored.read() for name, stored in open_checkpoint(newest).tensors.items()}
         state = {name: stored.read() for name, stored in read_safetensors(newest / STATE).items()}
+        learned = [name for name in state if name.startswith(LEARNED)]
+        weights = {name.removeprefix(LEARNED): state.pop(name) for name in learned}
+        if not weights:
+            weights = {name: stored.read() for name, stored in open_checkpoint(newest).tensors.items()}
         try:
             progress = Progress.from_dict(read_json(newest / PROGRESS))
             trainer.restore(weights, state, progress)
@@ -196,14 +202,17 @@ class Run:
         Raises:
             CheckpointError: it cannot be written; the checkpoints before are as they were.
         """
-        weights, state = trainer.weights(), trainer.optimizer_state()
-        trainer.processes.by_first(lambda: self._write(trainer.progress, weights, state, like, origin))
+        weights, state, learned = trainer.weights(), trainer.optimizer_state(), trainer.adapter_weights()
+        state |= {f"{LEARNED}{name}": value for name, value in learned.items()}
+        adapted = trainer.model if learned else None
+        trainer.processes.by_first(lambda: self._write(trainer.progress, weights, state, adapted, like, origin))
 
     def _write(
         self,
         progress: Progress,
         weights: dict[str, Tensor],
         state: dict[str, Tensor],
+        adapted: GPT2 | None,
         like: Checkpoint,
         origin: Origin,
     ) -> None:
@@ -212,6 +221,9 @@ class Run:
             if not (self.folder / name).exists():
                 with new_folder(self.folder / name) as folder:
                     save(folder, like, weights, origin)
+                    if adapted is not None:
+                        (folder / ADAPTER).mkdir()
+                        write_adapter(folder / ADAPTER, adapted, self.about.get("source") or origin.name)
                     stored = [StoredTensor(key, tuple(t.shape), t.dtype, t.cpu) for key, t in state.items()]
                     write_safetensors(folder / STATE, stored, {"format": "pt"})
                     write_json(folder / PROGRESS, progress.to_dict())

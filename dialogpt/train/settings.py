@@ -15,9 +15,9 @@ from dialogpt.errors import DialogueError
 SCHEDULES = ("cosine", "linear", "noam")
 OPTIMIZERS = ("adamw", "muon")
 TRAIN_DTYPES = ("auto", "float64", "float32", "bfloat16")
+LORA_TARGETS = ("c_attn", "c_proj", "c_fc")  # PEFT's names of GPT-2's layers; c_proj is attention's and the MLP's
 LOSS_ON = ("replies", "all")
 PARALLEL = ("data", "fsdp")
-EPOCHS = 3.0  # where neither epochs nor steps are given
 LARGEST = 10**9  # of whole numbers whose range says nothing else
 
 
@@ -35,10 +35,12 @@ class TrainConfig:
     """
 
     epochs: float | None = _setting(
-        None, f"how often each turn is learned (default: {EPOCHS:g}, without --steps)", above=0, most=1e6
+        None, "how often each turn is learned (default: 3, and more of little data)", above=0, most=1e6
     )
     steps: int | None = _setting(None, "how many steps to take, instead of --epochs", least=1)
-    batch_tokens: int = _setting(8192, "places of a batch: its rows times the longest of them", least=1)
+    batch_tokens: int | None = _setting(
+        None, "places of a batch: its rows times the longest of them (default: 8192, and less of little data)", least=1
+    )
     accumulation: int | None = _setting(
         None, "batches whose gradients make one step (default: one for each process)", least=1
     )
@@ -47,7 +49,11 @@ class TrainConfig:
     reverse: bool = _setting(False, "learn the source given the reply, as MMI reranking needs it")
     tsv_weights: bool = _setting(False, "each turn of a .tsv file begins with its weight")
     optimizer: str = _setting("adamw", "muon moves the blocks' matrices by Muon, the rest by AdamW", choices=OPTIMIZERS)
-    lr: float = _setting(1e-4, "the highest learning rate (noam: the factor before 1e4 / sqrt(n_embd))", above=0)
+    lr: float | None = _setting(
+        None,
+        "the highest learning rate (noam: the factor before 1e4 / sqrt(n_embd); default: by width and steps)",
+        above=0,
+    )
     schedule: str = _setting("cosine", "how the learning rate falls", choices=SCHEDULES)
     warmup_steps: int | None = _setting(
         None, "steps in which the learning rate rises (default: a tenth, at most 100; noam: 16000)", least=0
@@ -61,8 +67,21 @@ class TrainConfig:
     dropout: float | None = _setting(None, "in place of the model's own three rates", least=0, below=1)
     dtype: str = _setting("auto", "to multiply in; auto is bfloat16 where the processor can", choices=TRAIN_DTYPES)
     gradient_checkpointing: bool = _setting(False, "compute each block twice rather than keep its inside in memory")
+    lora: int | None = _setting(None, "train adapters of this rank, and leave the weights as they are", least=1)
+    lora_target: str = _setting(
+        "c_attn", "with --lora: which layers have adapters, by their published names: c_attn,c_proj,c_fc"
+    )
+    lora_alpha: float | None = _setting(
+        None, "with --lora: the adapters' scale times rank (default: twice the rank)", above=0
+    )
     parallel: str = _setting("data", "with torchrun: a copy in each process, or a share (fsdp)", choices=PARALLEL)
-    valid_every: int = _setting(500, "steps between validations", least=1)
+    split: float = _setting(
+        0.05, "the share of dialogues that are held out to validate with, where no --valid is given", least=0, below=1
+    )
+    samples: int = _setting(
+        4, "held-out prompts that are answered before, during and after training", least=0, most=100
+    )
+    valid_every: int | None = _setting(None, "steps between validations (default: an epoch, at most 500)", least=1)
     save_every: int = _setting(500, "steps between checkpoints", least=1)
     patience: int | None = _setting(None, "stop after so many validations without a better one", least=1)
     seed: int = _setting(1, "of fresh weights, dropout and the order of batches", least=0, most=2**63 - 1)
@@ -75,6 +94,11 @@ class TrainConfig:
             problems.append("warmup_steps is 0, and noam has its peak at the end of the warm-up; expected at least 1")
         if self.optimizer == "muon" and self.parallel == "fsdp":
             problems.append("muon needs whole matrices and fsdp shares them out; use adamw, or parallel data")
+        if self.lora is not None and self.parallel == "fsdp":
+            problems.append("lora trains too little to be shared out; use parallel data")
+        wrong = [name for name in self.lora_target.split(",") if name not in LORA_TARGETS]
+        if wrong:
+            problems.append(f"lora_target is {self.lora_target!r}, expected some of {','.join(LORA_TARGETS)}")
         if problems:
             raise DialogueError("; ".join(problems))
 
@@ -98,6 +122,8 @@ def _problem(setting: Any, value: Any) -> str | None:
         return None
     if "choices" in rules:
         expected, fits = " or ".join(rules["choices"]), value in rules["choices"]
+    elif isinstance(setting.default, str):
+        expected, fits = "a text", isinstance(value, str)
     elif isinstance(setting.default, bool):
         expected, fits = "true or false", isinstance(value, bool)
     else:

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dialogpt.errors import DialogueError
@@ -24,9 +24,11 @@ from dialogpt.model import GPT2
 from dialogpt.train.data.batches import Batch, Batches
 from dialogpt.train.distributed import Processes, share, whole
 from dialogpt.train.dropout import use_cheap_dropout
+from dialogpt.train.lora import adapters, merged_parameters
 from dialogpt.train.objective import Objective
 from dialogpt.train.optimizer import Muon, build_optimizers, lr_at, set_lr
-from dialogpt.train.settings import EPOCHS, TrainConfig
+from dialogpt.train.plan import planned
+from dialogpt.train.settings import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class Trainer:
     """A network in training.
 
     Attributes:
+        config: how it is trained, with all that follows from the data.
         model: its weights, in float32 (float64 with that dtype).
         optimizers: what moves them.
         progress: how far it is.
@@ -125,8 +128,8 @@ class Trainer:
         self.objective = processes.wrap(Objective(self.model), config.parallel)
         self.optimizers = build_optimizers(self.model, config, self.dtype)
         self.progress = Progress()
-        epochs = EPOCHS if config.epochs is None else config.epochs
-        exact = round(epochs * batches.per_epoch / self.accumulation, 6)  # 1.1 * 50 is 55.00000000000001
+        self.config = config = planned(config, batches.per_epoch / self.accumulation, model.config.n_embd)
+        exact = round((config.epochs or 0) * batches.per_epoch / self.accumulation, 6)  # 1.1 * 50 is 55.00000000000001
         self.steps = config.steps or math.ceil(exact)
         self.interrupted = False
 
@@ -218,13 +221,23 @@ class Trainer:
         return self._collected(
             (f"{n}.{name}.{key}", value)
             for n, optimizer in enumerate(self.optimizers)
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self._learned()
             for key, value in optimizer.state.get(parameter, {}).items()
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's weights, whole and on the CPU, for the first process; the others help and get nothing."""
-        return self._collected(self.model.named_parameters())
+        """The network's weights, whole and on the CPU, for the first process; the others help and get nothing.
+
+        The effect of adapters is in them.
+        """
+        return self._collected(merged_parameters(self.model))
+
+    def adapter_weights(self) -> dict[str, Tensor]:
+        """What is learned of a network with adapters; nothing of another."""
+        return self._collected(self._learned()) if adapters(self.model) else {}
+
+    def _learned(self) -> list[tuple[str, nn.Parameter]]:
+        return [pair for pair in self.model.named_parameters() if pair[1].requires_grad]
 
     def _collected(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         collected = {}
@@ -237,10 +250,15 @@ class Trainer:
     def restore(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor], progress: Progress) -> None:
         """Go back to a saved state. Weights are copied, as a mapped file's alignment would change the last bits.
 
+        Args:
+            weights: of everything that is learned, by name.
+            optimizer_state: what the optimizers remember.
+            progress: how far it was.
+
         Raises:
             ValueError: the state is not one of this network and these optimizers; nothing is changed.
         """
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(self._learned())
         self._check(optimizer_state, parameters, progress)
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +18,7 @@ import pytest
 
 from dialogpt.cli import batch
 from dialogpt.cli.main import main
+from dialogpt.data import Reading
 from dialogpt.weights.disk import lock
 from tests.helpers import WAIT_SECONDS, environment, needs_links, needs_posix, started
 
@@ -208,3 +211,60 @@ def test_a_failure_stays_one_when_the_run_goes_on(
     first, second, *_ = answers(tmp_path / "out.jsonl")
     assert (first["id"], first["line"]) == (4, 1)
     assert "error" not in second
+
+
+def test_what_changed_in_the_input_is_answered_anew_and_nothing_else(
+    lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that was started again after its input was edited kept the old replies, and said that all was well."""
+    out = tmp_path / "out.jsonl"
+    assert run("--batch", lines, "--output", out) == 0
+    before = out.read_bytes().splitlines()
+    content = [json.loads(line) for line in lines.read_text().splitlines()]
+    content[3]["turns"] = ["What is your name?"]
+    content[30]["turns"] = ["Good night!"]
+    content.append({"id": 40, "turns": ["And you?"]})
+    lines.write_text("".join(json.dumps(entry) + "\n" for entry in content))
+    capsys.readouterr()
+    assert run("--batch", lines, "--output", out) == 0
+    error = capsys.readouterr().err
+    assert "3 lines answered, 38 were there already, 0 failed" in error
+    assert "2 of them had changed in the input" in error
+    after = out.read_bytes().splitlines()
+    assert [n for n, (old, new) in enumerate(zip(before, after, strict=False)) if old != new] == [3, 30]
+    assert json.loads(after[3])["turns"] == ["What is your name?"]
+    assert len(after) == 41
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_kill_while_changed_lines_are_answered_loses_no_old_reply(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert run("--batch", lines, "--output", out) == 0
+    before = out.read_bytes().splitlines()
+    content = lines.read_text().splitlines()
+    content[0] = json.dumps({"id": 0, "turns": ["Good morning!"]})
+    lines.write_text("\n".join(content) + "\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(batch, "_answers", lambda *_: (_ for _ in ()).throw(RuntimeError))
+        with pytest.raises(RuntimeError):
+            batch.answer_file(lambda: None, _options(lines, out), 1)  # type: ignore[arg-type, return-value]
+    assert out.read_bytes() == b""
+    assert run("--batch", lines, "--output", out) == 0
+    assert out.read_bytes().splitlines()[1:] == before[1:]
+
+
+def _options(source: Path, out: Path) -> argparse.Namespace:
+    reading = dict.fromkeys(field.name for field in fields(Reading))
+    return argparse.Namespace(**{**reading, "gap": None, "batch": source, "output": out, "batch_size": 4, "seed": 3})
+
+
+def test_an_input_of_another_kind_is_answered_by_dialogues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "chat.txt").write_text(
+        "[20.06.19, 15:58:57] Anna: Hi!\n[20.06.19, 15:59:57] Ben: Hello.\n[22.06.19, 15:58:57] Anna: Good night!\n"
+    )
+    assert run("--batch", tmp_path / "chat.txt") == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [entry["turns"] for entry in found] == [["Hi!", "Hello."], ["Good night!"]]
+    assert all(entry["replies"] for entry in found)

@@ -419,12 +419,13 @@ def test_mistakes_are_found_before_anything_is_prepared(tmp_path: Path, monkeypa
     """Preparing may take hours, and a new run that fails leaves nothing: a slip in --valid cost them all."""
     monkeypatch.setattr("dialogpt.train.loop.prepare", lambda *_, **__: pytest.fail("prepared"))
     request = a_request(tmp_path)
+    (tmp_path / "notes.dat").write_text("not a dialogue\n")
     for changed in (
         replace(request, valid=("nowhere.jsonl",)),
-        replace(request, valid=(str(Path(__file__)),)),
+        replace(request, valid=(str(tmp_path / "notes.dat"),)),
         replace(request, config=replace(request.config, batch_tokens=63)),
     ):
-        with pytest.raises(DialogueError, match="nowhere.jsonl is not there|neither .jsonl nor .tsv|a batch of 63"):
+        with pytest.raises(DialogueError, match="nowhere.jsonl is not there|none of the kinds|a batch of 63"):
             train(tmp_path / "run", changed)
         assert not (tmp_path / "run").exists()
 

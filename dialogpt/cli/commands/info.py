@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dialogpt.cli.options import SOURCE, add_n_head
@@ -48,6 +49,8 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     if checkpoint.ours:
         origin = checkpoint.origin()
         rows.append(("origin", origin.name + (f", sha256 {origin.sha256}" if origin.sha256 else "")))
+    if checkpoint.run is not None:
+        rows += _run_rows(checkpoint.run, checkpoint.path.name)
     vocabulary = checkpoint.vocabulary
     tokens = "none" if vocabulary is None else f"{len(vocabulary.ids):,} tokens, from {vocabulary.origin}"
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
@@ -64,4 +67,21 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows += ignored_rows(checkpoint.ignored)
     damaged = {t.name: count for t in checkpoint.stored.values() if (count := count_non_finite(t.read()))}
     rows += [("NOT FINITE", f"{name}: {count:,} values are NaN or infinite") for name, count in damaged.items()]
+    return rows
+
+
+def _run_rows(run: Path, step: str) -> list[tuple[str, str]]:
+    """What a training run says of its checkpoint: what it began with, the data with its checksum, and the step."""
+    from dialogpt.weights.files import read_json
+
+    about = read_json(run / "run.json")
+    base = about.get("source") or f"fresh weights ({about.get('preset')})"
+    rows = [("run", run.name), ("step", f"{int(step.removeprefix('step-')):,}"), ("base", str(base))]
+    prepared = run / "data" / "train" / "data.json"
+    if prepared.is_file():
+        data = read_json(prepared)
+        sums = [f"{path}, sha256 {digest}" for path, digest in data.get("sources", {}).items()]
+        rows.append(("data", "; ".join([f"{data.get('dialogues', 0):,} dialogues", *sums])))
+    else:
+        rows.append(("data", ", ".join(map(str, about.get("data", [])))))
     return rows

@@ -9,6 +9,7 @@ from pathlib import Path
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, positive_number, wrong_usage
 from dialogpt.cli.output import described, print_reply
+from dialogpt.cli.reading import add_kind
 from dialogpt.cli.standard_input import stdin_bytes, turns_from
 from dialogpt.errors import DONE
 
@@ -34,7 +35,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--batch",
         type=Path,
         metavar="FILE",
-        help='answer every line of a file, {"turns": [...]} each; - is standard input',
+        help='answer every line of a file, {"turns": [...]} each, or every dialogue of one of another kind (--from); '
+        "- is standard input",
     )
     parser.add_argument(
         "--output",
@@ -45,6 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--batch-size", type=positive_number, default=32, metavar="N", help="lines answered together (32)"
     )
+    add_kind(parser)
     add_model_flags(parser)
     parser.set_defaults(run=run, parser=parser)
 

@@ -174,7 +174,7 @@ def _loaded(options: argparse.Namespace) -> tuple[Engine, Any]:
         most_waiting=options.most_waiting,
         kept_bytes=options.prefix_memory << 20,
     )
-    name = checkpoint.path.resolve().name if checkpoint.name is None else checkpoint.name  # of RUN/last, its step
+    name = checkpoint.shown_name
     key = options.api_key or os.environ.get(KEY)
     local = options.host in LOOPBACK
     if key is None and not local:

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import add_switch, wrong_usage
 from dialogpt.cli.output import command_line, one_line, printable
+from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.training_progress import Screen
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
-from dialogpt.train.listener import Listener
-from dialogpt.train.settings import EPOCHS, TrainConfig
+from dialogpt.train.listener import Listener, Listeners
+from dialogpt.train.settings import TrainConfig
 
 if TYPE_CHECKING:
     from dialogpt.train.loop import Request
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dialogpt.train.trainer import Trainer
 
 PRESETS = ("tiny", "small", "medium", "large")  # model.PRESETS, whose module imports torch
+TRACKERS = ("tensorboard", "trackio")  # dialogpt.train.trackers, whose module imports more
 CHECKED = 3  # lines of each file that --check shows
 
 
@@ -45,7 +47,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "data",
         nargs="*",
         metavar="DATA",
-        help="dialogues, one a line: .jsonl, or DialoGPT's .tsv; or a prepared folder, such as RUN/data/train",
+        help="dialogues of any kind that dialogpt import knows; or a prepared folder, such as RUN/data/train",
     )
     parser.add_argument("--out", type=Path, metavar="RUN", help="the run's folder: checkpoints, metrics, loss curve")
     parser.add_argument(
@@ -60,6 +62,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     start.add_argument("--preset", choices=PRESETS, help="fresh weights of this size instead")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, ...")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
+    parser.add_argument("--log", choices=TRACKERS, help="write to this tool too, while it trains")
+    add_kind(parser)
     group = parser.add_argument_group("settings")
     for setting in fields(TrainConfig):
         flag, rules = f"--{setting.name.replace('_', '-')}", setting.metadata
@@ -69,6 +73,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
             add_switch(group, setting.name, purpose)
         elif "choices" in rules:
             group.add_argument(flag, choices=rules["choices"], help=purpose)
+        elif isinstance(setting.default, str):
+            group.add_argument(flag, metavar="NAMES", help=purpose)
         else:
             kind = int if str(setting.type).startswith("int") else float
             group.add_argument(flag, type=kind, metavar="X", help=purpose)
@@ -117,14 +123,24 @@ def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, An
             _refuse_others(options, given, loop.Request.from_dict(run.about))
         else:
             data, valid = _paths(options.data), _paths(options.valid)
-            asked = loop.Request(data, valid, options.preset, _source(options), config)
+            asked = loop.Request(data, valid, options.preset, _source(options), config, reading_from(options))
             run = stack.enter_context(loop.begin(out, asked, processes))
         screen = Screen(interrupted)
-        listener = screen if processes.first else Listener()
+        listener = _listener(options, screen, run.folder) if processes.first else Listener()
+        stack.callback(listener.close)
         trainer = loop.fit(run, processes, listener=listener, stop=interrupted, workers=os.cpu_count() or 1)
         if processes.first:
             _tell_end(screen, run, trainer, options)
         return INTERRUPTED if trainer.interrupted else DONE
+
+
+def _listener(options: argparse.Namespace, screen: Screen, folder: Path) -> Listener:
+    """The screen, and a tool that was asked for."""
+    if options.log is None:
+        return screen
+    from dialogpt.train.trackers import tracker
+
+    return Listeners(screen, tracker(options.log, folder))
 
 
 def _paths(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -152,7 +168,6 @@ def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: 
     config = request.config
     kept = {
         **vars(config),
-        "epochs": EPOCHS if config.epochs is None and config.steps is None else config.epochs,
         "data": request.data,
         "valid": request.valid,
         "preset": request.preset,
@@ -184,10 +199,10 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
     progress = trainer.progress
     if progress.step < trainer.steps and not trainer.interrupted:
         screen.say(f"stopped early: {progress.worse} validations without a better one")
-    best = run.folder / ("best" if (run.folder / "best").exists() else "last")
+    best = f", the best is of step {progress.best_step:,}" if progress.best_step else ""
     screen.say(
-        f"saved step {progress.step:,} in {run.folder}; talk to it: "
-        f"{command_line(['dialogpt', 'chat', '--model', str(best)])}"
+        f"saved step {progress.step:,} in {run.folder}{best}; talk to it: "
+        f"{command_line(['dialogpt', 'chat', '--model', str(run.folder)])}"
     )
     if trainer.interrupted:
         size = trainer.processes.size
@@ -212,12 +227,14 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
     from dialogpt.train import loop
     from dialogpt.train.data.prepare import preview
 
-    start = loop.Request(_paths(options.data), (), options.preset, _source(options), config).start()
-    form = loop.form_of(config, start.checkpoint.config)
+    reading = reading_from(options)
+    request = loop.Request(_paths(options.data), (), options.preset, _source(options), config, reading)
+    start = request.start()
+    form = loop.form_of(request, start.checkpoint.config)
     seen = usable = False
     for path in options.data:
-        if Path(path).is_dir():
-            raise DialogueError(f"{path} is a folder, and --check shows lines of text; name a .jsonl or .tsv file")
+        if (Path(path) / "data.json").is_file():
+            raise DialogueError(f"{path} is prepared, and --check shows text; name a file of dialogues")
         for line in preview(Path(path), start.vocabulary, form, learn_first=config.loss_on == "all", most=CHECKED):
             seen, usable = True, usable or not line.problem
             print(printable(f"{path}, line {line.number}{': ' * bool(line.problem)}{line.problem}"))

@@ -14,7 +14,6 @@ data. Which tokens make a batch is left to `dialogpt.train.data.batches`.
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
@@ -26,8 +25,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from itertools import islice
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dialogpt.data import KINDS, Dialogue, Problem
+from dialogpt.data.detect import kind_of
+from dialogpt.data.formats.jsonl import is_array
+from dialogpt.data.import_ import size_of
+from dialogpt.data.read import read_one
+from dialogpt.data.report import Statistics
+from dialogpt.data.source import UTF16, Source, lines_of
 from dialogpt.errors import DialogueError
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.train.data.dialogues import LINE_LIMIT, Format, parse_line, parser_of
+from dialogpt.train.data.dialogues import Format
 from dialogpt.weights import Vocabulary
-from dialogpt.weights.files import new_folder, read_json, write_json
+from dialogpt.weights.files import new_folder, read_json, sha256_of, write_json
 
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
 SHOWN = 5  # problems that data.json repeats
+BLOCK_TOKENS = 1 << 20  # of files that are read whole: what is held before it is written
 
-Part = tuple[Path, int, int]  # a file, and the bytes in which the lines of a block begin
+Part = tuple[Path, str, int, int]  # a file, its kind, and the bytes in which the lines of a block begin
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all); may raise to stop, and nothing is left behind
 
 
@@ -89,8 +98,8 @@ class TokenFiles:
         Raises:
             DialogueError: it was not; what differs.
         """
-        wanted = {**asdict(form), "vocabulary": digest(vocabulary), "eos_id": vocabulary.eos_id}
-        del wanted["window"]  # it only decides what was reported
+        wanted = {"fewest_turns": form.fewest_turns, "reverse": form.reverse, "vocabulary": digest(vocabulary),
+                  "eos_id": vocabulary.eos_id}  # fmt: skip
         others = [name for name, value in wanted.items() if self.about.get(name) != value]
         if others:
             raise DialogueError(f"{self.folder} was prepared with another {', '.join(others)}; prepare the files again")
@@ -120,7 +129,7 @@ def prepare(
     """Turn dialogue files into a prepared folder, which appears only when it is complete.
 
     Args:
-        paths: .jsonl or .tsv files.
+        paths: files, or folders of some kinds.
         folder: a new folder.
         vocabulary: of the model that will learn from it.
         form: how lines are read.
@@ -131,11 +140,11 @@ def prepare(
         DialogueError: a file cannot be read, or none holds a dialogue that can be used; the first reason is named.
         CheckpointError: the folder exists or cannot be written.
     """
-    parts = [part for path in paths for part in _parts(path)]
+    sizes = [size_of(path) for path in paths]
     dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
-    total = sum(end - start for _, start, end in parts)
-    done = lines = 0
-    counts = dict.fromkeys(("tokens", "dialogues", "turns", "unusable", "shortened"), 0)
+    done = 0
+    counts = dict.fromkeys(("tokens", "dialogues", "turns", "targets", "unusable", "shortened"), 0)
+    statistics = Statistics()
     shown: list[str] = []
     with (
         new_folder(folder) as temporary,
@@ -144,40 +153,80 @@ def prepare(
         (temporary / "weights.bin").open("wb") as weights,
         (temporary / "problems.txt").open("w", encoding="utf-8", errors="backslashreplace") as problems,
     ):
-        for (path, start, end), block in zip(parts, _read(parts, vocabulary, form, workers), strict=True):
-            lines = 0 if start == 0 else lines
+        for path, before, block in _blocks(paths, vocabulary, form, workers):
             tokens.write(block.tokens.astype(dtype).data)
             ends.write((block.ends + np.array([counts["tokens"], counts["turns"]])).data)
             weights.write(block.weights.data)
             for line, reason in block.problems:
-                problem = f"{path}, line {lines + line}: {reason}"
+                problem = str(Problem(path, before + line if line else 0, reason))
                 print(problem, file=problems)
                 shown += [problem] if len(shown) < SHOWN else []
-            lines += block.lines
-            done += end - start
+            done += block.bytes
             counts["tokens"] += len(block.tokens)
             counts["dialogues"] += len(block.ends)
             counts["turns"] += len(block.weights)
+            counts["targets"] += block.targets
             counts["shortened"] += block.shortened
             counts["unusable"] += len(block.problems) - block.shortened
+            statistics.merge(block.statistics)
             if progress is not None:
-                progress(done, total)
-        if [part for path in paths for part in _parts(path)] != parts:
+                progress(min(done, sum(sizes)), sum(sizes))
+        if [size_of(path) for path in paths] != sizes:
             raise DialogueError(
                 f"{', '.join(map(str, paths))} changed while it was read; try again when it is complete"
             )
         if not counts["dialogues"]:
             reason = f"the first problem: {shown[0]}" if shown else "the files are empty"
-            raise DialogueError(f"no dialogue in {', '.join(map(str, paths))} can be used; {reason}")
+            raise NothingUsable(f"no dialogue in {', '.join(map(str, paths))} can be used; {reason}")
         about = {
             "prepared_version": PREPARED_VERSION,
             "eos_id": vocabulary.eos_id,
             "dtype": dtype.name,
             "vocabulary": digest(vocabulary),
             "vocabulary_size": vocabulary.size,
+            "warnings": statistics.warnings(),
+            "sources": {str(path): sha256_of(_files_of(path)) for path in paths},
         }
         write_json(temporary / "data.json", {**about, **counts, **asdict(form), "first_problems": shown})
     return TokenFiles(folder)
+
+
+def _files_of(path: Path) -> tuple[Path, ...]:
+    return tuple(sorted(file for file in path.rglob("*") if file.is_file())) if path.is_dir() else (path,)
+
+
+class NothingUsable(DialogueError):
+    """No dialogue of some files can be used, or none is in the share that was asked for."""
+
+
+def _blocks(
+    paths: Sequence[Path], vocabulary: Vocabulary, form: Format, workers: int
+) -> Iterator[tuple[Path, int, _Block]]:
+    """All blocks in order, each with its file and how many lines of it came before.
+
+    Files with a dialogue a line are shared out to processes; others are read as a stream, in this one.
+    """
+    kinds = [(path, kind_of(path, form.reading).name) for path in paths]
+    for by_line, group in groupby(kinds, key=lambda pair: is_by_line(pair[0], pair[1], form)):
+        if not by_line:
+            for path, kind in group:
+                for block in _Reader(vocabulary, form).stream(path, kind):
+                    yield path, 0, block
+            continue
+        parts = [part for path, kind in group for part in _parts(path, kind)]
+        lines = 0
+        for (path, _, start, _), block in zip(parts, _read(parts, vocabulary, form, workers), strict=True):
+            lines = 0 if start == 0 else lines
+            yield path, lines, block
+            lines += block.lines
+
+
+def is_by_line(path: Path, kind: str, form: Format) -> bool:
+    """Whether every line of a file is a dialogue, so that a part of it can be read alone."""
+    if KINDS[kind].parse is None or path.is_dir() or is_array(Source(path, form.reading)):
+        return False
+    with path.open("rb") as file:
+        return file.read(2) not in UTF16
 
 
 def check_paths(paths: Iterable[str | Path], form: Format) -> None:
@@ -187,22 +236,17 @@ def check_paths(paths: Iterable[str | Path], form: Format) -> None:
         DialogueError: one cannot, or is not.
     """
     for path in map(Path, paths):
-        _parts(path)
-        parser_of(path, form)
-
-
-def _parts(path: Path) -> list[Part]:
-    try:
-        if not path.is_file():
+        if not (path.is_file() or path.is_dir()):
             raise DialogueError(f"{path} is {'not a plain file' if path.exists() else 'not there'}; expected dialogues")
-        size = path.stat().st_size
-        path.open("rb").close()
-    except OSError as error:
-        raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
-    return [(path, start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+        kind_of(path, form.reading)
 
 
-@dataclass(frozen=True)
+def _parts(path: Path, kind: str) -> list[Part]:
+    size = size_of(path)
+    return [(path, kind, start, min(start + BLOCK, size)) for start in range(0, size, BLOCK)]
+
+
+@dataclass
 class _Block:
     """What the lines that begin in one part of a file hold; counted from the part's own start.
 
@@ -210,7 +254,10 @@ class _Block:
         tokens, ends, weights: as in `TokenFiles`.
         problems: line, from 1, and reason.
         shortened: how many of the problems leave the dialogue in use.
-        lines: how many there are.
+        targets: how many tokens are learned.
+        statistics: of the dialogues.
+        lines: how many lines there are.
+        bytes: how many were read.
     """
 
     tokens: NDArray[np.uint32]
@@ -218,48 +265,125 @@ class _Block:
     weights: NDArray[np.float32]
     problems: list[tuple[int, str]]
     shortened: int
+    targets: int
+    statistics: Statistics
     lines: int
+    bytes: int
+
+
+@dataclass
+class _Building:
+    """A block while it grows."""
+
+    tokens: list[NDArray[np.uint32]] = field(default_factory=lambda: [np.zeros(0, np.uint32)])
+    ends: array[int] = field(default_factory=lambda: array("q"))
+    weights: array[float] = field(default_factory=lambda: array("f"))
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    length: int = 0
+    shortened: int = 0
+    targets: int = 0
+    statistics: Statistics = field(default_factory=Statistics)
+
+    def built(self, lines: int, size: int) -> _Block:
+        """The block that it has become."""
+        return _Block(
+            tokens=np.concatenate(self.tokens),
+            ends=np.array(self.ends, np.int64).reshape(-1, 2),
+            weights=np.array(self.weights, np.float32),
+            problems=self.problems,
+            shortened=self.shortened,
+            targets=self.targets,
+            statistics=self.statistics,
+            lines=lines,
+            bytes=size,
+        )
 
 
 class _Reader:
-    """Reads parts of files; each process builds its own once, as that takes 0.2 s."""
+    """Reads files and parts of them; each process builds its own once, as that takes 0.2 s."""
 
     def __init__(self, vocabulary: Vocabulary, form: Format) -> None:
         self.tokenizer = Tokenizer(vocabulary)
         self.form = form
+        self.transformer = form.transformer()
 
     def read(self, part: Part) -> _Block:
-        parse = parser_of(part[0], self.form)
-        tokens: list[NDArray[np.uint32]] = [np.zeros(0, np.uint32)]
-        ends, weights = array("q"), array("f")
-        problems: list[tuple[int, str]] = []
-        number = length = shortened = 0
-        for number, line in enumerate(lines_of(part), 1):
-            if not line.strip(b"\r\n"):
+        """A part of a file whose every line is a dialogue."""
+        path, kind, start, end = part
+        parse, building = KINDS[kind].parse, _Building()
+        assert parse is not None
+        number = 0
+        for number, line in enumerate(lines_of(path, start, end), 1):
+            if not line:
                 continue
             try:
-                dialogue = parse_line(line, parse, self.form)
-                ids = self.tokenizer.encode_dialogue(dialogue.turns)
+                dialogue = parse(line, self.form.reading)
             except DialogueError as error:
-                problems.append((number, f"{error}"))
+                self._note(building, number, str(error))
                 continue
-            longest = int(np.diff(np.flatnonzero(ids == self.tokenizer.eos_id), prepend=-1).max())
-            if longest > self.form.window:
-                shortened += 1
-                problems.append((number, f"a turn of {longest:,} tokens is more than the {self.form.window:,} that the "
-                                         f"model sees; its end is shown, and it is not learned"))  # fmt: skip
-            tokens.append(ids)
-            length += len(ids)
-            weights.extend(dialogue.weights or [1.0] * len(dialogue.turns))
-            ends.extend((length, len(weights)))
-        return _Block(
-            tokens=np.concatenate(tokens),
-            ends=np.array(ends, np.int64).reshape(-1, 2),
-            weights=np.array(weights, np.float32),
-            problems=problems,
-            shortened=shortened,
-            lines=number,
+            for piece in self.transformer.apply(dialogue, partial(self._note, building, number)):
+                self._add(building, number, piece)
+        return building.built(number, end - start)
+
+    def stream(self, path: Path, kind: str) -> Iterator[_Block]:
+        """A file that can only be read from its beginning, some dialogues at a time."""
+        building, size = _Building(), 0
+
+        def on_bytes(count: int) -> None:
+            nonlocal size
+            size += count
+
+        def on_problem(problem: Problem) -> None:
+            self._note(building, problem.line, problem.reason)
+
+        for dialogue in read_one(path, KINDS[kind], self.transformer, on_problem, on_bytes):
+            self._add(building, dialogue.line, dialogue)
+            if building.length > BLOCK_TOKENS:
+                yield building.built(0, size)
+                building, size = _Building(), 0
+        self.transformer.require_bot()
+        yield building.built(0, size)
+
+    def _note(self, building: _Building, line: int, reason: str) -> None:
+        """Write a problem down, once: the share that ends at 1 does it for what has no share."""
+        if self.form.share[1] == 1:
+            building.problems.append((line, reason))
+
+    def _add(self, building: _Building, line: int, dialogue: Dialogue) -> None:
+        """Add a dialogue as ids, if it is in the share."""
+        if not self.form.takes(dialogue):
+            return
+        try:
+            ids = self.tokenizer.encode_dialogue(dialogue.turns)
+        except DialogueError as error:
+            self._note(building, line, str(error))
+            return
+        lengths = np.diff(np.flatnonzero(ids == self.tokenizer.eos_id), prepend=-1)
+        longest = int(lengths.max())
+        if longest >= self.form.window:
+            building.shortened += 1
+            building.problems.append((line, _too_long(longest, self.form.window)))
+        weights = np.array(dialogue.weights or [1.0] * len(dialogue.turns), np.float32)
+        learned = (weights > 0) & (lengths <= self.form.window)
+        learned[: self.form.fewest_turns - 1] = False
+        building.targets += int(lengths[learned].sum())
+        building.tokens.append(ids)
+        building.length += len(ids)
+        building.weights.frombytes(weights.tobytes())
+        building.ends.extend((building.length, len(building.weights)))
+        building.statistics.add(dialogue)
+
+
+def _too_long(length: int, window: int) -> str:
+    if length == window:
+        return (
+            f"a turn of {length:,} tokens fills all that the model sees; nothing is before its first token, which is "
+            f"not learned"
         )
+    return (
+        f"a turn of {length:,} tokens is more than the {window:,} that the model sees; its end is shown, and it is not "
+        f"learned"
+    )
 
 
 @dataclass(frozen=True)
@@ -287,45 +411,32 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
     Raises:
         DialogueError: the file cannot be read.
     """
-    tokenizer, parse = Tokenizer(vocabulary), parser_of(path, form)
-    _parts(path)
-    filled = ((number, line) for number, line in enumerate(lines_of((path, 0, 1 << 62)), 1) if line.strip(b"\r\n"))
-    for number, line in islice(filled, most):
-        try:
-            dialogue = parse_line(line, parse, form)
-            weights = dialogue.weights or [1.0] * len(dialogue.turns)
-            turns = []
-            for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
-                ids = tokenizer.encode_dialogue([text]).tolist()
-                fits = len(ids) <= form.window
-                learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
-                turns.append(Turn(text, weight, ids, learned))
-            yield Line(number, "", turns)
-        except DialogueError as error:
-            yield Line(number, str(error), [])
+    tokenizer, problems, shown = Tokenizer(vocabulary), list[Problem](), 0
+    found = read_one(path, kind_of(path, form.reading), form.transformer(), problems.append)
+    while shown < most:
+        dialogue = None
+        with suppress(DialogueError):  # of a file that holds nothing else, its problems are shown
+            dialogue = next(found, None)
+        for problem in islice(problems, most - shown):
+            shown += 1
+            yield Line(problem.line, problem.reason, [])
+        problems.clear()
+        if dialogue is None:
+            return
+        if shown < most:
+            shown += 1
+            yield Line(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
 
 
-def lines_of(part: Part) -> Iterator[bytes]:
-    """The lines that begin in a part of a file; of one that is too long, only as much as shows that it is."""
-    path, start, end = part
-    try:
-        yield from _lines(path, start, end)
-    except OSError as error:
-        raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _lines(path: Path, start: int, end: int) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        if start == 0:
-            file.seek(3 if file.read(3) == codecs.BOM_UTF8 else 0)  # a byte order mark is no text
-        else:
-            file.seek(start - 1)  # a line that began before belongs to the part before
-            while (piece := file.readline(LINE_LIMIT)) and not piece.endswith(b"\n"):
-                pass
-        while file.tell() < end and (line := file.readline(LINE_LIMIT + 1)):
-            yield line
-            while not line.endswith(b"\n") and (line := file.readline(LINE_LIMIT)):
-                pass
+def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[Turn]:
+    turns = []
+    weights = dialogue.weights or [1.0] * len(dialogue.turns)
+    for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
+        ids = tokenizer.encode_dialogue([text]).tolist()
+        fits = len(ids) <= window
+        learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
+        turns.append(Turn(text, weight, ids, learned))
+    return turns
 
 
 def _read(parts: Sequence[Part], vocabulary: Vocabulary, form: Format, workers: int) -> Iterator[_Block]:

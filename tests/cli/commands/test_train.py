@@ -51,7 +51,7 @@ def test_a_run_says_what_it_learns_and_where_it_is(files: Path, capsys: pytest.C
         "train.jsonl, line 121: 1 turn, at least 2 needed",
         "float32 products, 4 steps",
         "step 4: validation loss",
-        f"talk to it: dialogpt chat --model {run / 'best'}",
+        f"talk to it: dialogpt chat --model {run}",
     ):
         assert part in captured.err
     assert (run / "loss.png").read_bytes()[:4] == b"\x89PNG"
@@ -114,7 +114,7 @@ def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.Captu
         (["--out", "RUN", "--batch-tokens", "63"], "a batch of 63 tokens cannot hold a row of 64"),
         (["--out", "RUN", "--valid", "nowhere.jsonl"], "nowhere.jsonl is not there"),
         (["--out", "RUN", "--valid", "train.jsonl"], "train.jsonl is both learned and judged by"),
-        (["--out", "RUN", "--patience", "1"], "there is nothing to validate with; add --valid"),
+        (["--out", "RUN", "--patience", "1", "--split", "0"], "there is nothing to validate with; add --valid"),
         (["--out", "RUN", "--model", "nowhere"], "there is no folder or file 'nowhere'"),
         (["--out", "model"], "model exists already; name a new folder"),
     ],
@@ -194,17 +194,16 @@ def test_resume_takes_its_settings_from_the_run_and_refuses_others(
     assert "holds a run already; pass --resume" in capsys.readouterr().err
 
 
-def test_a_default_that_is_typed_is_what_the_run_was_begun_with(
-    files: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """--epochs 3, the default as --help has it, was refused: "begun with epochs None and not 3.0"."""
-    run = ["--out", str(files / "run")]
+def test_what_followed_from_the_data_is_not_what_was_typed(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ["--out", str(files / "run"), "--samples", "0"]
     data = [str(files / "train.jsonl"), "--model", str(files / "model"), "--batch-tokens", "1024", "--dtype", "float32"]
-    assert main(["train", *data, *run]) == 0
+    assert main(["train", *data, *run, "--epochs", "3"]) == 0
+    assert "120 dialogues" not in capsys.readouterr().err  # some are held out
     assert main(["train", "--resume", *run, "--epochs", "3"]) == 0
-    assert main(["train", "--resume", *run, "--epochs", "4", "--valid", "x.jsonl", "--reverse"]) == 1
+    assert main(["train", "--resume", *run, "--epochs", "4", "--lr", "0.1", "--valid", "x.jsonl", "--reverse"]) == 1
     error = capsys.readouterr().err
-    assert "--epochs 3.0 and not --epochs 4.0; with no --reverse and not --reverse; with no --valid and not" in error
+    for part in ("--epochs 3.0 and not --epochs 4.0", "no --lr and not --lr 0.1", "no --reverse and not --reverse"):
+        assert part in error
 
 
 @needs_posix

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialogpt.data import Reading
 from dialogpt.errors import DialogueError
 from dialogpt.train.data import batches as module
 from dialogpt.train.data.batches import IGNORED, Batches, cut
@@ -25,7 +26,12 @@ def token_files(folder: Path, *dialogues: dict[str, object], window: int = 64, f
     """Prepare dialogues."""
     path = folder / "dialogues.jsonl"
     path.write_text("\n".join(map(json.dumps, dialogues)))
-    return prepare([path], folder / "prepared", VOCABULARY, Format(window=window, fewest_turns=fewest_turns))
+    return prepare(
+        [path],
+        folder / "prepared",
+        VOCABULARY,
+        Format(window=window, fewest_turns=fewest_turns, reading=Reading(min_turns=fewest_turns)),
+    )
 
 
 def ids(text: str) -> list[int]:

@@ -10,15 +10,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dialogpt.data import KINDS, Dialogue, Reading
+from dialogpt.data.source import LINE_LIMIT
 from dialogpt.errors import DialogueError
-from dialogpt.train.data.dialogues import LINE_LIMIT, Dialogue, Format, parse_line, parser_of
+from dialogpt.train.data.dialogues import Format
 
 FORM = Format(window=64)
 TSV, JSONL = Path("a.tsv"), Path("a.jsonl")
 
 
 def read(path: Path, line: str | bytes, form: Format = FORM) -> Dialogue:
-    return parse_line(line.encode() if isinstance(line, str) else line, parser_of(path, form), form)
+    parse, reasons = KINDS["turns" if path == JSONL else "tsv"].parse, list[str]()
+    assert parse is not None
+    data = (line.encode() if isinstance(line, str) else line).rstrip(b"\r\n")
+    found = form.transformer().apply(parse(data, form.reading), reasons.append)
+    if not found:
+        raise DialogueError(reasons[0])
+    return found[0]
 
 
 def test_jsonl() -> None:
@@ -37,7 +45,7 @@ def test_a_number_is_text_where_no_weights_are_announced(turn: str) -> None:
 
 
 def test_tsv_with_weights() -> None:
-    weighted = Format(window=64, tsv_weights=True)
+    weighted = Format(window=64, reading=Reading(tsv_weights=True))
     assert read(TSV, "0.0 hi EOS 1.0 20 years\t0.5 nan", weighted) == Dialogue(
         ["hi", "20 years", "nan"], [0.0, 1.0, 0.5]
     )
@@ -71,7 +79,7 @@ def test_tsv_with_weights() -> None:
         (JSONL, f'{{"turns": ["a", "b"], "weights": [1, 1{"0" * 400}]}}', "a weight is 1000"),
         (JSONL, '{"turns": ["a", "b"], "weights": [1, 0]}', "every weight is 0"),
         (JSONL, b'{"turns": ["a", "\xff"]}', "not UTF-8 (byte 0xff at place 18)"),
-        (JSONL, b"x" * (LINE_LIMIT + 1), "longer than 16 MiB"),
+        (JSONL, b"x" * (LINE_LIMIT + 1), "longer than 4 MiB"),
         (TSV, "only one column", "1 column, expected 2"),
         (TSV, "a\tb\tc", "3 columns, expected 2"),
         (TSV, "a EOS  EOS b\tc", "turn 2 is blank"),
@@ -84,11 +92,6 @@ def test_what_cannot_be_used_has_a_reason(path: Path, line: str | bytes, reason:
     assert reason in str(error.value)
 
 
-def test_an_unknown_suffix_is_refused() -> None:
-    with pytest.raises(DialogueError, match=r"neither \.jsonl nor \.tsv"):
-        parser_of(Path("a.csv"), FORM)
-
-
 def test_reversed_dialogues_keep_the_weight_of_each_step() -> None:
     """The weight of a reply is that of the step to it; backwards the same step ends at the turn before.
 
@@ -97,16 +100,16 @@ def test_reversed_dialogues_keep_the_weight_of_each_step() -> None:
     """
     forward = Dialogue(["a", "b", "c"], [0.0, 0.3, 1.0])
     assert forward.reversed() == Dialogue(["c", "b", "a"], [1.0, 1.0, 0.3])
-    reverse = Format(window=64, tsv_weights=True, reverse=True)
+    reverse = Format(window=64, reading=Reading(tsv_weights=True), reverse=True)
     assert read(TSV, "0.0 hi\t1.0 bye", reverse) == Dialogue(["bye", "hi"], [1.0, 1.0])
 
 
 def test_a_reversed_dialogue_that_would_teach_nothing_is_reported() -> None:
     """With --loss-on all, forwards, the first turn is learned; backwards no weight was left, and nothing said so."""
     line = '{"turns": ["a", "b"], "weights": [1, 0]}'
-    read(JSONL, line, Format(window=64, fewest_turns=1))
+    read(JSONL, line, Format(window=64, fewest_turns=1, reading=Reading(min_turns=1)))
     with pytest.raises(DialogueError, match="every weight is 0"):
-        read(JSONL, line, Format(window=64, fewest_turns=1, reverse=True))
+        read(JSONL, line, Format(window=64, fewest_turns=1, reading=Reading(min_turns=1), reverse=True))
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(lambda text: text.strip())
@@ -120,6 +123,6 @@ def test_any_dialogue_survives_jsonl(turns: list[str], ascii_only: bool) -> None
 @given(st.binary(max_size=200), st.sampled_from([JSONL, TSV]), st.booleans())
 def test_any_bytes_are_a_dialogue_or_a_sentence(line: bytes, path: Path, weighted: bool) -> None:
     with suppress(DialogueError):
-        dialogue = read(path, line, Format(window=64, tsv_weights=weighted))
+        dialogue = read(path, line, Format(window=64, reading=Reading(tsv_weights=weighted)))
         assert len(dialogue.turns) >= 2
         assert all(turn.strip() for turn in dialogue.turns)

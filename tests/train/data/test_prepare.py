@@ -15,7 +15,7 @@ from dialogpt import Tokenizer
 from dialogpt.errors import DialogueError
 from dialogpt.train.data import prepare as module
 from dialogpt.train.data.dialogues import Format
-from dialogpt.train.data.prepare import TokenFiles, lines_of, most_workers, prepare, preview
+from dialogpt.train.data.prepare import TokenFiles, most_workers, prepare, preview
 from dialogpt.weights import CheckpointError
 from tests.helpers import small_vocabulary
 
@@ -89,24 +89,11 @@ def test_windows_waits_for_61_processes_at_most() -> None:
     assert (most_workers("win32"), most_workers("linux") > 200) == (61, True)
 
 
-@given(st.lists(st.binary(max_size=12), max_size=12), st.integers(1, 20), st.booleans())
-def test_blocks_hold_every_line_once(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], block: int, end: bool
-) -> None:
-    content = b"\n".join(lines) + b"\n" * end
-    path = tmp_path_factory.mktemp("lines") / "file"
-    path.write_bytes(content)
-    parts = [(path, start, min(start + block, len(content))) for start in range(0, len(content), block)]
-    whole = content.removeprefix(b"\xef\xbb\xbf")
-    assert [line for part in parts for line in lines_of(part)] == whole.splitlines(keepends=True) or b"\r" in content
-    assert b"".join(line for part in parts for line in lines_of(part)) == whole
-
-
 def test_a_line_that_is_too_long_costs_no_memory_and_no_line_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LINE_LIMIT", 100)
-    monkeypatch.setattr("dialogpt.train.data.dialogues.LINE_LIMIT", 100)
+    for name in ("source", "formats.jsonl"):
+        monkeypatch.setattr(f"dialogpt.data.{name}.LINE_LIMIT", 100)
     path = write(tmp_path / "a.jsonl", {"turns": ["x" * 1000, "y"]}, {"turns": ["a", "b"]})
     for block in (7, 1 << 20):
         monkeypatch.setattr(module, "BLOCK", block)
@@ -123,10 +110,10 @@ def test_no_usable_dialogue_is_a_sentence_and_leaves_nothing(tmp_path: Path, con
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-@pytest.mark.parametrize("name", ["missing.jsonl", "folder.jsonl", "file.csv"])
+@pytest.mark.parametrize("name", ["missing.jsonl", "folder.jsonl", "file.dat"])
 def test_files_that_cannot_be_read_are_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.jsonl").mkdir()
-    (tmp_path / "file.csv").write_text("a\tb\n")
+    (tmp_path / "file.dat").write_text("a b\n")
     with pytest.raises(DialogueError, match=name):
         prepare([tmp_path / name], tmp_path / "out", VOCABULARY, FORM)
 

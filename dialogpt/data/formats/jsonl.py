@@ -1,0 +1,189 @@
+"""JSON with a dialogue an object: `turns` (ours), `messages` (OpenAI's), `sharegpt`; one a line, or one array of them.
+
+Whatever orjson refuses is given to the standard library, which takes NaN, and says what is wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from dialogpt.data.dialogue import Dialogue, texts
+from dialogpt.data.fast_json import loads
+from dialogpt.data.formats.kind import Head, Kind, line_reader, told
+from dialogpt.data.settings import Reading
+from dialogpt.data.source import LINE_LIMIT, TOO_LONG, Source, decoded
+from dialogpt.errors import DialogueError
+
+ASSISTANT, SYSTEM = "assistant", "system"
+_ROLES = {  # other names of the three in use
+    "human": "user",
+    "gpt": ASSISTANT,
+    "chatgpt": ASSISTANT,
+    "bard": ASSISTANT,
+    "bing": ASSISTANT,
+    "claude": ASSISTANT,
+    "bot": ASSISTANT,
+    "model": ASSISTANT,
+    "prompter": "user",
+    "developer": SYSTEM,
+}
+
+
+def json_of(line: bytes, key: bytes) -> Any:
+    """The value on a line.
+
+    Args:
+        line: JSON.
+        key: with its quotes, the one that matters: a line that holds it more than once is looked at again.
+
+    Raises:
+        DialogueError: it is damaged, or holds a key twice.
+    """
+    if len(line) > LINE_LIMIT:
+        raise DialogueError(TOO_LONG)
+    try:
+        value = loads(line)
+    except (ValueError, RecursionError):
+        value = _careful(line)
+    else:
+        if line.count(key) > 1:
+            return _careful(line)
+    return value
+
+
+def _careful(line: bytes) -> Any:
+    """The value on a line, by the standard library, which says what is wrong."""
+    text = decoded(line)
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except DialogueError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise DialogueError(f"not valid JSON ({str(error)[:200]})") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of a key that is there twice nobody knows which is meant."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise DialogueError(f'the key "{twice}" is there twice')
+    return found
+
+
+def turns_of(content: Any, reading: Reading) -> Dialogue:
+    """{"turns": [...], "weights": [...], "speakers": [...]}; only turns are needed, other keys are not looked at."""
+    turns = content.get("turns") if type(content) is dict else None
+    if type(turns) is not list or not texts(turns):
+        raise DialogueError('no list of texts under "turns"')
+    weights, speakers = content.get("weights"), content.get("speakers")
+    if weights is not None and type(weights) is not list:
+        raise DialogueError('"weights" is not a list')
+    if speakers is not None and (type(speakers) is not list or len(speakers) != len(turns) or not texts(speakers)):
+        raise DialogueError('"speakers" is not a list of as many texts as there are turns')
+    return Dialogue(turns, weights, speakers)
+
+
+def messages_of(content: Any, reading: Reading) -> Dialogue:
+    """{"messages": [{"role", "content", "weight"}]}: the assistant's turns are targets, unless their weight is 0."""
+    listed = _listed(content, ("messages", "conversation", "conversations"))
+    turns, roles, weights = [], [], []
+    for number, message in enumerate(listed, 1):
+        role = message.get("role") if type(message) is dict else None
+        if type(role) is not str:
+            raise DialogueError(f'message {number} has no "role"')
+        role = _ROLES.get(role, role)
+        turns.append(_text_of(message.get("content"), number))
+        roles.append(role)
+        weights.append(message.get("weight", 1) if role == ASSISTANT else 0)
+    return Dialogue(turns, weights, roles)
+
+
+def _text_of(content: Any, number: int) -> str:
+    """The text of a message: as it is, or the texts among its parts."""
+    if type(content) is list:
+        parts = [part.get("text") if type(part) is dict else part for part in content]
+        content = "\n".join(part for part in parts if type(part) is str) or None
+    if type(content) is not str:
+        raise DialogueError(f"message {number} has no text: a picture, say, or the call of a tool")
+    return content
+
+
+def sharegpt_of(content: Any, reading: Reading) -> Dialogue:
+    """{"conversations": [{"from", "value"}]}: the assistant's turns are targets, whatever it is called."""
+    turns, roles = [], []
+    system = content.get("system") if type(content) is dict else None
+    if type(system) is str and system.strip():
+        turns, roles = [system], [SYSTEM]
+    for number, message in enumerate(_listed(content, ("conversations", "conversation")), 1):
+        speaker, text = (message.get("from"), message.get("value")) if type(message) is dict else (None, None)
+        if type(speaker) is not str or type(text) is not str:
+            raise DialogueError(f'message {number} has no text under "from" and "value"')
+        turns.append(text)
+        roles.append(_ROLES.get(speaker.lower(), speaker.lower()))
+    return Dialogue(turns, [float(role == ASSISTANT) for role in roles], roles)
+
+
+def _listed(content: Any, names: Sequence[str]) -> list[Any]:
+    for name in names:
+        found = content.get(name) if type(content) is dict else None
+        if type(found) is list:
+            return found
+    raise DialogueError(f'no list of messages under "{names[0]}"')
+
+
+def _kind(name: str, what: str, of: Callable[[Any, Reading], Dialogue], fits: Callable[[Head], bool]) -> Kind:
+    quoted = b'"%s"' % name.replace("sharegpt", "conversations").encode()
+
+    def parse(line: bytes, reading: Reading) -> Dialogue:
+        return of(json_of(line, quoted), reading)
+
+    by_line = line_reader(parse)
+
+    def read(source: Source) -> Iterator[Dialogue]:
+        if is_array(source):
+            yield from told(source, _array(source, of))
+        else:
+            yield from by_line(source)
+
+    return Kind(name, what, fits, read, parse)
+
+
+def is_array(source: Source) -> bool:
+    """Whether a file is one array rather than an object a line."""
+    try:
+        with Source(source.path, source.reading).json() as stream:
+            return stream.peek() == "["
+    except DialogueError:
+        return False
+
+
+def _array(source: Source, of: Callable[[Any, Reading], Dialogue]) -> Iterator[Dialogue]:
+    with source.json() as stream:
+        for line in stream.elements():
+            content = stream.value()
+            try:
+                dialogue = of(content, source.reading)
+            except DialogueError as error:
+                source.problem(line, str(error))
+                continue
+            dialogue.line = line
+            yield dialogue
+        stream.end()
+
+
+def _has_roles(head: Head) -> bool:
+    return head.has(2, "role", "content")
+
+
+KINDS = (
+    _kind("turns", 'ours: {"turns": ["Hi!", "Hello."]} a line, or one array of them', turns_of,
+          lambda head: head.has(1, "turns")),
+    _kind("messages", "OpenAI's: {\"messages\": [{\"role\", \"content\"}]}", messages_of,
+          lambda head: _has_roles(head) and head.has_any(1, "messages", "conversation", "conversations")),
+    _kind("sharegpt", "ShareGPT's: {\"conversations\": [{\"from\", \"value\"}]}", sharegpt_of,
+          lambda head: head.has(2, "from", "value") and head.has_any(1, "conversations", "conversation")),
+)  # fmt: skip

@@ -1,0 +1,105 @@
+"""What a format has to say of itself: its name, how to tell it by looking, how to read it.
+
+A format is a `Kind`; `KINDS` in this package's `__init__` lists them all. Which kind a file has is decided in
+`dialogpt.data.detect`, from a `Head`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dialogpt.data.dialogue import Dialogue
+from dialogpt.data.settings import Reading
+from dialogpt.data.source import Source
+from dialogpt.errors import DialogueError
+
+Parse = Callable[[bytes, Reading], Dialogue]  # a line alone to a dialogue; raises DialogueError, the reason
+
+
+@dataclass(frozen=True)
+class Head:
+    """The beginning of a file, or what a folder holds.
+
+    Attributes:
+        path: where it is.
+        lines: the first lines that are not blank, whole.
+        keys: of JSON: the keys of the first objects, those of the outermost under 1, of objects in them under 2, ...
+        blank_between: whether a blank line stands between two others.
+        names: of a folder, the names in it.
+        magic: the first bytes.
+    """
+
+    path: Path
+    lines: list[str] = field(default_factory=list)
+    keys: dict[int, set[str]] = field(default_factory=dict)
+    blank_between: bool = False
+    names: frozenset[str] = frozenset()
+    magic: bytes = b""
+
+    def has(self, depth: int, *names: str) -> bool:
+        """Whether all these keys are there at a depth."""
+        return set(names) <= self.keys.get(depth, set())
+
+    def has_any(self, depth: int, *names: str) -> bool:
+        """Whether one of these keys is there at a depth."""
+        return not self.keys.get(depth, set()).isdisjoint(names)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A format.
+
+    Attributes:
+        name: what `--from` takes.
+        what: what it is, for people, in a few words.
+        fits: whether a file looks like it.
+        read: all dialogues of a source; what is left out goes to `source.problem`.
+        parse: where every line is a dialogue: a line alone, so that several processes can share a file.
+        weak: whether nearly any text looks like it, so that it counts only where no other kind fits.
+    """
+
+    name: str
+    what: str
+    fits: Callable[[Head], bool]
+    read: Callable[[Source], Iterator[Dialogue]]
+    parse: Parse | None = None
+    weak: bool = False
+
+
+def line_reader(parse: Parse) -> Callable[[Source], Iterator[Dialogue]]:
+    """A reader of files whose every line is a dialogue; blank lines are none."""
+
+    def read(source: Source) -> Iterator[Dialogue]:
+        reading = source.reading
+        for number, line in source.lines():
+            if not line:
+                continue
+            try:
+                dialogue = parse(line, reading)
+            except DialogueError as error:
+                source.problem(number, str(error))
+                continue
+            dialogue.line = number
+            yield dialogue
+
+    return read
+
+
+def told(source: Source, dialogues: Iterator[Dialogue]) -> Iterator[Dialogue]:
+    """What was read up to a damage that nothing can be read behind, which becomes a problem.
+
+    Raises:
+        DialogueError: the file cannot be opened.
+    """
+    begun = False
+    try:
+        for dialogue in dialogues:
+            begun = True
+            yield dialogue
+    except DialogueError as error:
+        if not begun:
+            named = str(error).startswith(str(source.path))
+            raise DialogueError(str(error) if named else f"{source.path}, {error}") from None
+        source.problem(0, f"{error}; what comes behind it is not read")

@@ -1,0 +1,189 @@
+"""What is done to each dialogue between its file and its use: one function a setting of `Reading`, in this order.
+
+    system          system messages become turns of weight 0, or are left out
+    merge           consecutive messages of one person become one turn
+    eos in text     the letters <|endoftext|> inside of a turn stay text, or end it
+    redact          addresses, numbers and links are masked
+    bot             whose turns are targets
+    names           speakers become numbers
+    max turns       long dialogues are cut
+    check           nothing to learn is a reason
+
+A dialogue that nothing applies to is passed through as it is, as most of a large file is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+from dialogpt.data.dialogue import Dialogue, check
+from dialogpt.data.settings import ANYBODY, Reading
+from dialogpt.errors import DialogueError
+
+END_OF_TEXT = "<|endoftext|>"
+SYSTEM = "system"
+_EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
+_LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
+_PHONE = re.compile(r"(?<![\w.])\+?\(?\d(?:[ ()/.-]{0,2}\d){6,14}(?![\w])")
+MASKS = (("__email__", _EMAIL), ("__url__", _LINK), ("__phone__", _PHONE))  # __url__ is what DialoGPT's own data has
+
+
+class Transformer:
+    """Applies the settings of a run to its dialogues.
+
+    Attributes:
+        reading: the settings.
+        met: the speakers that were met, the first hundred of them, for who asks for one that is not there.
+    """
+
+    MOST_MET = 100
+
+    def __init__(self, reading: Reading, *, min_turns: int | None = None, reverse: bool = False) -> None:
+        """Take the settings.
+
+        Args:
+            reading: the settings.
+            min_turns: in place of theirs.
+            reverse: whether dialogues are turned round at the end.
+        """
+        self.reading = reading
+        self.min_turns = reading.min_turns if min_turns is None else max(min_turns, reading.min_turns)
+        self.reverse = reverse
+        self.met: dict[str, None] = {}
+        changed = reading.redact or reading.names or reading.bot is not None or reading.max_turns is not None
+        self._plain = not changed and reading.eos_in_text == "keep"
+
+    def apply(self, dialogue: Dialogue, on_problem: Callable[[str], None]) -> list[Dialogue]:
+        """What becomes of a dialogue: none, one or several.
+
+        Args:
+            dialogue: as it was read; it may be changed.
+            on_problem: is told why it, or a piece of it, is left out.
+        """
+        try:
+            pieces = [dialogue] if self._plain and dialogue.speakers is None else self._pieces(dialogue)
+        except DialogueError as error:
+            on_problem(str(error))
+            return []
+        kept = []
+        for piece in pieces:
+            try:
+                check(piece, min_turns=self.min_turns, reverse=self.reverse)
+            except DialogueError as error:
+                on_problem(str(error))
+            else:
+                kept.append(piece.reversed() if self.reverse else piece)
+        return kept
+
+    def _pieces(self, dialogue: Dialogue) -> list[Dialogue]:
+        reading = self.reading
+        check(dialogue, min_turns=0)  # before weights and turns are put together
+        if dialogue.speakers is not None:
+            self._meet(dialogue.speakers)
+            dialogue = merged(without_system(dialogue, reading.system == "drop"))
+        if reading.eos_in_text == "split" and any(END_OF_TEXT in turn for turn in dialogue.turns):
+            dialogue = split_at_end_of_text(dialogue)
+        if reading.redact or reading.names or reading.bot is not None:
+            dialogue = self._changed(dialogue)
+        return [dialogue] if reading.max_turns is None else cut(dialogue, reading.max_turns)
+
+    def _changed(self, dialogue: Dialogue) -> Dialogue:
+        reading, speakers = self.reading, dialogue.speakers
+        turns = [redacted(turn) for turn in dialogue.turns] if reading.redact else dialogue.turns
+        weights = dialogue.weights
+        if reading.bot == ANYBODY:
+            weights = None if speakers is None else [float(speaker != SYSTEM) for speaker in speakers]
+        elif reading.bot is not None:
+            if speakers is None:
+                raise DialogueError(f"nobody says who speaks, so that the turns of {reading.bot!r} are not known")
+            weights = [float(speaker == reading.bot) for speaker in speakers]
+        if reading.names and speakers is not None:
+            turns, speakers = numbered(turns, speakers)
+        return Dialogue(turns, weights, speakers, dialogue.line)
+
+    def _meet(self, speakers: list[str]) -> None:
+        if len(self.met) < self.MOST_MET:
+            self.met.update(dict.fromkeys(speakers))
+
+    def require_bot(self) -> None:
+        """Raise if nobody has the name that was asked for.
+
+        Raises:
+            DialogueError: as said; it names who there is.
+        """
+        bot = self.reading.bot
+        if bot not in (None, ANYBODY) and bot not in self.met and len(self.met) < self.MOST_MET:
+            others = ", ".join(map(repr, [*self.met][:10])) or "nobody, as it does not say who speaks"
+            raise DialogueError(f"nobody is called {bot!r} there; --bot takes one of: {others}")
+
+
+def without_system(dialogue: Dialogue, drop: bool) -> Dialogue:
+    """System messages as turns of weight 0, or left out."""
+    speakers = dialogue.speakers
+    if speakers is None or SYSTEM not in speakers:
+        return dialogue
+    kept = [n for n, speaker in enumerate(speakers) if not (drop and speaker == SYSTEM)]
+    weights = dialogue.weights or [1.0] * len(speakers)
+    weights = [0.0 if speakers[n] == SYSTEM else weights[n] for n in kept]
+    return Dialogue([dialogue.turns[n] for n in kept], weights, [speakers[n] for n in kept], dialogue.line)
+
+
+def merged(dialogue: Dialogue) -> Dialogue:
+    """One turn of what one person says in a row, a line each; it counts as little as the least of them."""
+    speakers = dialogue.speakers
+    if speakers is None or not any(a == b for a, b in pairwise(speakers)):
+        return dialogue
+    parts: list[list[str]] = []
+    who: list[str] = []
+    weights: list[float] | None = None if dialogue.weights is None else []
+    for number, (speaker, turn) in enumerate(zip(speakers, dialogue.turns, strict=True)):
+        weight = 1.0 if dialogue.weights is None else dialogue.weights[number]
+        if who and who[-1] == speaker:
+            parts[-1].append(turn)
+            if weights is not None:
+                weights[-1] = min(weights[-1], weight)
+            continue
+        who.append(speaker)
+        parts.append([turn])
+        if weights is not None:
+            weights.append(weight)
+    return Dialogue(["\n".join(part) for part in parts], weights, who, dialogue.line)
+
+
+def split_at_end_of_text(dialogue: Dialogue) -> Dialogue:
+    """Turns ended where <|endoftext|> stands in them; who speaks is not known then."""
+    turns, weights = [], []
+    for number, turn in enumerate(dialogue.turns):
+        for part in turn.split(END_OF_TEXT):
+            if part.strip():
+                turns.append(part.strip())
+                weights.append(1.0 if dialogue.weights is None else dialogue.weights[number])
+    return Dialogue(turns, None if dialogue.weights is None else weights, None, dialogue.line)
+
+
+def redacted(text: str) -> str:
+    """Text whose e-mail addresses, links and phone numbers are masked."""
+    for mask, pattern in MASKS:
+        text = pattern.sub(mask, text)
+    return text
+
+
+def numbered(turns: list[str], speakers: list[str]) -> tuple[list[str], list[str]]:
+    """Speakers as numbers, in the order in which they speak; their names in the text as "Person 2"."""
+    numbers = {name: str(number) for number, name in enumerate(dict.fromkeys(speakers), 1)}
+    longest_first = sorted((name for name in numbers if name.strip()), key=len, reverse=True)
+    if longest_first:
+        names = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
+        turns = [names.sub(lambda match: f"Person {numbers[match[0]]}", turn) for turn in turns]
+    return turns, [numbers[name] for name in speakers]
+
+
+def cut(dialogue: Dialogue, max_turns: int) -> list[Dialogue]:
+    """Pieces of at most so many turns; each begins with the last turn of the one before, to be answered."""
+    turns, weights, speakers = dialogue.turns, dialogue.weights, dialogue.speakers
+    parts = [slice(start, start + max_turns) for start in range(0, max(1, len(turns) - 1), max_turns - 1)]
+    return [
+        Dialogue(turns[part], weights and weights[part], speakers and speakers[part], dialogue.line) for part in parts
+    ]

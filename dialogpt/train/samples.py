@@ -1,0 +1,117 @@
+"""Replies to a few held-out prompts, before, during and after training: whether the bot has changed, in its own words.
+
+    samples.json    the prompts, what was really replied, and the replies by step
+    samples.md      the same for people
+
+The same prompts with the same seeds each time, by the pipeline that chat and server use.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dialogpt.chat import Chat
+from dialogpt.generation_config import GenerationConfig
+from dialogpt.model import GPT2
+from dialogpt.tokenizer import Tokenizer
+from dialogpt.train.data.prepare import TokenFiles
+from dialogpt.weights import Checkpoint
+from dialogpt.weights.disk import write_atomically
+
+NEW_TOKENS = 40
+SEED = 1
+
+
+@dataclass
+class Samples:
+    """The prompts of a run and the replies to them.
+
+    Attributes:
+        folder: of the run.
+        prompts: turns, oldest first, the last to be answered.
+        expected: what the data has as the answer.
+        replies: by step; 0 is before training.
+    """
+
+    folder: Path
+    prompts: list[list[str]]
+    expected: list[str]
+    replies: dict[int, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path, data: TokenFiles, tokenizer: Tokenizer, count: int, step: int) -> Samples:
+        """The samples of a run, with those that were taken before a step where the run goes on.
+
+        Args:
+            folder: of the run.
+            data: what the prompts come from: the last turn of each dialogue is to be replied.
+            tokenizer: of the network.
+            count: how many prompts.
+            step: that was reached.
+        """
+        dialogues = _spread(data, tokenizer, count)
+        samples = cls(folder, [turns[:-1] for turns in dialogues], [turns[-1] for turns in dialogues])
+        path = folder / "samples.json"
+        if step and path.is_file():
+            try:
+                replies = json.loads(path.read_text(encoding="utf-8"))["replies"]
+                kept = {int(at): [str(reply) for reply in listed] for at, listed in replies.items() if int(at) <= step}
+            except (ValueError, KeyError, TypeError, AttributeError):
+                kept = {}  # a damaged file costs the earlier samples, not the run
+            samples.replies = {at: listed for at, listed in kept.items() if len(listed) == len(samples.prompts)}
+        return samples
+
+    def take(self, model: GPT2, tokenizer: Tokenizer, like: Checkpoint, step: int) -> None:
+        """Answer the prompts, and write all samples down."""
+        if not self.prompts:
+            return
+        settings = GenerationConfig.chat(like.chat).merged({"max_new_tokens": NEW_TOKENS})
+        chat = Chat(model, tokenizer, settings.fitted(model.config.n_positions), history_tokens=like.history_tokens)
+        model.eval()
+        try:
+            found = chat.candidates_for_all(self.prompts, 1, [SEED + n for n in range(len(self.prompts))])
+        finally:
+            model.train()
+        self.replies[step] = [tokenizer.decode(replies[0].ids) for replies in found]
+        content: dict[str, Any] = {"prompts": self.prompts, "expected": self.expected, "replies": self.replies}
+        write_atomically(self.folder / "samples.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+        write_atomically(self.folder / "samples.md", self.page())
+
+    def page(self) -> str:
+        """The samples for people: a table for each prompt."""
+        parts = ["# Samples\nReplies to held-out prompts; step 0 is before training.\n"]
+        for number, (prompt, expected) in enumerate(zip(self.prompts, self.expected, strict=True)):
+            parts.append("\n".join([f"## {number + 1}", *(f"> {_cell(turn)}\n" for turn in prompt)]))
+            rows = [(f"step {step:,}", replies[number]) for step, replies in sorted(self.replies.items())]
+            table = [("", "reply"), ("---", "---"), *rows, ("the data", expected)]
+            parts.append("\n".join(f"| {name} | {_cell(text)} |" for name, text in table) + "\n")
+        return "\n".join(parts)
+
+    def of_prompt(self, number: int) -> list[str]:
+        """The replies to a prompt, by step."""
+        return [replies[number] for _, replies in sorted(self.replies.items())]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _spread(data: TokenFiles, tokenizer: Tokenizer, count: int) -> list[list[str]]:
+    """Some dialogues of at least two turns, evenly spread over the data."""
+    found: list[list[str]] = []
+    places = np.unique(np.linspace(0, len(data.ends) - 1, min(4 * count, len(data.ends))).astype(int))
+    for place in places.tolist():
+        if len(found) == count:
+            break
+        start = 0 if place == 0 else int(data.ends[place - 1, 0])
+        ids = data.tokens[start : int(data.ends[place, 0])]
+        cuts = np.flatnonzero(ids == data.eos_id)
+        turns = [tokenizer.decode(turn.tolist()[:-1]) for turn in np.split(ids, cuts + 1)[:-1]]
+        if len(turns) > 1:
+            found.append(turns)
+    return found
