@@ -54,12 +54,13 @@ class Conversations:
         self._path: Path | None = None
         self._release: Callable[[], None] = lambda: None
         self._written: list[Turn] = []
+        self._persona: Turn | None = None
         self._warned = False
 
     def keep(self, chat: Chat) -> None:
         """Write the conversation to its file if it has changed; an empty one ends the file."""
         turns = list(chat.history.turns)
-        if turns == self._written:
+        if turns == self._written and chat.persona is self._persona:
             return
         if not turns:
             self.close()
@@ -70,8 +71,8 @@ class Conversations:
                 self._open(self._new_path())
                 self._remove_oldest()
             assert self._path is not None
-            transcripts.save(str(self._path), turns, chat.tokenizer)
-            self._written = turns
+            transcripts.save(str(self._path), turns, chat.tokenizer, chat.persona)
+            self._written, self._persona = turns, chat.persona
 
     def listed(self) -> list[Kept]:
         """All kept conversations, the one that changed last first."""
@@ -101,17 +102,18 @@ class Conversations:
             raise DialogueError(f"there is no conversation {number}; /conversations lists them ({count})")
         path = kept[number - 1].path
         chat.restore(transcripts.load(str(path), chat.tokenizer, chat.model.config.vocab_size))
+        chat.set_persona(transcripts.load_persona(str(path)))
         if path == self._path:
             return
         self.close()
         with self._without_keeping_on_error(), suppress(BlockingIOError):
             self._open(path)
-            self._written = list(chat.history.turns)
+            self._written, self._persona = list(chat.history.turns), chat.persona
 
     def close(self) -> None:
         """Let go of the file that is growing."""
         self._release()
-        self._path, self._release, self._written = None, lambda: None, []
+        self._path, self._release, self._written, self._persona = None, lambda: None, [], None
 
     def _open(self, path: Path) -> None:
         release = lock(path.with_name(f".{path.name}.lock"))

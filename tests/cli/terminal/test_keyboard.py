@@ -32,12 +32,13 @@ class Screen:
 
         variables = environment(XDG_STATE_HOME=str(state), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1")
         command = [sys.executable, "-m", "dialogpt", "chat", "--model", str(model), *flags]
-        if shell:  # a program that no shell started cannot be stopped
-            command = ["sh", "-m", "-i", "-c", f"{shlex.join(command)}; exec sh -m -i"]
+        program = ["sh", "-i"] if shell else command  # what no shell has started cannot be stopped
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
-            os.execvpe(command[0], command, variables)
+            os.execvpe(program[0], program, variables)
         self.data, self.shown, self.seen = b"", "", 0
+        if shell:
+            self.press(f"{shlex.join(command)}\n")
 
     def wait_for(self, text: str) -> None:
         """Read until `text` is shown, after what was waited for before."""
