@@ -30,7 +30,7 @@ class Screen:
     def __init__(self, model: Path, state: Path, *flags: str, shell: bool = False) -> None:
         import pty  # which Windows has not
 
-        variables = environment(XDG_STATE_HOME=str(state), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1")
+        variables = environment(XDG_STATE_HOME=str(state), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1", PS1="shell> ")
         command = [sys.executable, "-m", "dialogpt", "chat", "--model", str(model), *flags]
         program = ["sh", "-i"] if shell else command  # what no shell has started cannot be stopped
         self.pid, self.terminal = pty.fork()
@@ -134,6 +134,7 @@ def test_ctrl_z_and_fg_show_the_prompt_again(state: Path) -> None:
     screen.wait_for("bot> ")
     screen.wait_for("you> ")
     screen.press("\x04")
+    screen.wait_for("shell> ")
     screen.press("exit 7\n")
     assert screen.status() == 7
 
@@ -142,10 +143,10 @@ def test_ctrl_z_and_fg_show_the_prompt_again(state: Path) -> None:
 def test_no_color_is_respected(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     screen = Screen(Path("tiny"), state, "--no-history")
-    screen.wait_for("you> ")
+    screen.wait_for("you>")  # a space without colour is a movement
     screen.press("Hello\n")
     screen.wait_for("bot> ")
-    screen.wait_for("you> ")
+    screen.wait_for("you>")  # a space without colour is a movement
     screen.press("\x04")
     assert screen.status() == 0
     assert b"36mbot> " not in screen.data
