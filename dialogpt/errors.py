@@ -1,11 +1,18 @@
-"""The error of the dialogue system: something that the person at the keyboard can mend; and commands' exit statuses.
+"""The errors that a user can mend, in one tree, the hint that installs an extra, and the exit statuses of commands.
 
-It imports nothing heavy, as every other file may import it.
+It imports no torch, and every other file may import it. Errors with data of their own are subclasses of `DialogueError`
+and defined where they are raised.
 """
 
+from __future__ import annotations
+
 import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
@@ -41,4 +48,64 @@ def _origin() -> tuple[Path | None, bool]:
 
 
 class DialogueError(ValueError):
-    """What was found, what was expected and what to do next, in one sentence; the command line prints it as it is."""
+    """An error that a user can mend: what was found, what was expected and what to do next, as one sentence."""
+
+
+class CheckpointError(DialogueError):
+    """A checkpoint that cannot be used; the message names every problem and what to do.
+
+    The message quotes files, which may hold megabytes; a long message loses its middle.
+    """
+
+    def __init__(self, message: str) -> None:
+        limit = 1000  # characters, a screen
+        super().__init__(message if len(message) <= limit else f"{message[: limit // 2]} … {message[-limit // 3 :]}")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A setting that cannot be used as given. Each front end words it with its own names of settings.
+
+    Attributes:
+        setting: the name of the field.
+        found: its value, or the text that was typed.
+        expected: what the value must be, to follow "must be"; ``{name}`` stands for the name of another setting.
+    """
+
+    setting: str
+    found: Any
+    expected: str
+
+    def worded(self, name_of: Callable[[str], str] = str) -> str:
+        """Return the problem as a sentence.
+
+        Args:
+            name_of: what this front end calls a setting: "top_k", "--top-k".
+        """
+        expected = re.sub(r"\{(\w+)\}", lambda match: name_of(match[1]), self.expected)
+        return f"{name_of(self.setting)} must be {expected}, got {shortened(self.found)}"
+
+
+class SettingsError(DialogueError):
+    """Settings that are out of range or contradict each other.
+
+    Attributes:
+        problems: all of them.
+    """
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.worded())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)
+
+    def worded(self, name_of: Callable[[str], str] = str) -> str:
+        """Return all problems as one sentence; see `Problem.worded`."""
+        return "; ".join(problem.worded(name_of) for problem in self.problems)
+
+
+def shortened(value: Any) -> str:
+    """Return a value as text for an error: at most 80 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,92 +1,41 @@
-"""How the next token is chosen: the settings of transformers' `GenerationConfig`, with its names and meanings.
+"""The settings of generation: transformers' `GenerationConfig`, with its names and meanings, and a few for dialogue.
 
-Below them stand a few that dialogue needs and transformers has not; they are off in `GenerationConfig()`. Applying them
-is left to `dialogpt.sampler` and `dialogpt.decoding.beam_search`. This file imports no torch, as the command line
-builds its flags here.
+The settings that transformers does not have are off by default. `dialogpt.sampler` and `dialogpt.decoding.beam_search`
+apply them. This file imports no torch, as the command line builds its flags from it.
 """
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, Problem, SettingsError
+from dialogpt.settings import (
+    COUNT,
+    POSITIVE,
+    SWITCH,
+    Kind,
+    choice,
+    is_ids,
+    is_integer,
+    kinds_of,
+    number,
+    parse_switch,
+    parsed,
+    problems_of,
+    setting,
+)
 
 DEFAULT_NEW_TOKENS = 20
-DEFAULT_CANDIDATES = 16  # for a reranker to choose among, as in DialoGPT's paper
-SCOPES = ("all", "own", "reply")
+DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
 
-
-@dataclass(frozen=True)
-class Kind:
-    """What values a setting takes.
-
-    Attributes:
-        fits: whether a value is one.
-        expected: in words.
-        parse: makes one of what a person types; raises ValueError or KeyError for what is none.
-        freeze: turns lists, as JSON has them, into tuples.
-    """
-
-    fits: Callable[[Any], bool]
-    expected: str
-    parse: Callable[[str], Any]
-    freeze: Callable[[Any], Any] = lambda value: value
-
-
-def _is_whole(value: Any, least: int = 0) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and least <= value < 1 << 63
-
-
-def _is_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return abs(value) < 1 << 63 and math.isfinite(value)
-
-
-def _are_ids(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(map(_is_whole, value))
-
-
-def _is_end(value: Any) -> bool:
-    return _is_whole(value) or _are_ids(value)
-
-
-def _is_bias(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and _are_ids(value[0]) and type(value[1]) is float
-
-
-def _is_decay(value: Any) -> bool:
-    return (
-        isinstance(value, tuple) and len(value) == 2 and _is_whole(value[0]) and _is_number(value[1]) and value[1] > 0
-    )
-
-
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(isinstance(text, str) and text for text in value)
-
-
-def _parse_switch(text: str) -> bool:
-    return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[text.lower()]
-
-
-def _parse_ids(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
-
-
-def _parse_early_stopping(text: str) -> bool | str:
-    return text if text == "never" else _parse_switch(text)
-
-
-def _parse_texts(text: str) -> Any:
-    return _freeze(json.loads(text)) if text.startswith("[") else (text,)
+# ---- kinds of values ----
 
 
 def _freeze(value: Any) -> Any:
-    """Lists as tuples, all the way down, and a dictionary as pairs, as transformers' `sequence_bias` may be either."""
+    """Turn lists into tuples, and a dictionary into pairs: `sequence_bias` may be either, as in transformers."""
     if isinstance(value, (list, tuple)):
         return tuple(map(_freeze, value))
     if isinstance(value, Mapping):
@@ -94,172 +43,169 @@ def _freeze(value: Any) -> Any:
     return value
 
 
-def _freeze_texts(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else _freeze(value)
+def _is_bias(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and is_ids(value[0]) and type(value[1]) is float
 
 
-_SWITCH = Kind(lambda value: isinstance(value, bool), "true or false", _parse_switch)
-_COUNT = Kind(_is_whole, "a whole number from 0 on", int)
-_POSITIVE = Kind(lambda value: _is_whole(value, 1), "a whole number from 1 on", int)
-_FACTOR = Kind(lambda value: _is_number(value) and value > 0, "a number above 0", float)
-_NUMBER = Kind(_is_number, "a number", float)
-_SHARE = Kind(lambda value: _is_number(value) and 0 <= value <= 1, "a number from 0 to 1", float)
-_SHARE_ABOVE_0 = Kind(lambda value: _is_number(value) and 0 < value <= 1, "a number above 0, up to 1", float)
-_SHARE_BELOW_1 = Kind(lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1", float)
-_END = Kind(_is_end, "a token id, or several", _parse_ids, _freeze)
-_IDS = Kind(_are_ids, "token ids: 3,17", _parse_ids, _freeze)
-_SEQUENCES = Kind(
-    lambda value: isinstance(value, tuple) and bool(value) and all(map(_are_ids, value)),
-    "lists of token ids: [[3], [17, 4]]",
-    json.loads,
-    _freeze,
+def _is_decay(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and is_integer(value[0]) and _FACTOR.accepts(value[1])
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _parse_ids(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+def _tuple_of(accepts: Any, expected: str, parse: Any = json.loads, freeze: Any = _freeze) -> Kind:
+    """Return the kind of tuples of at least one entry."""
+    return Kind(
+        lambda value: isinstance(value, tuple) and bool(value) and all(map(accepts, value)), expected, parse, freeze
+    )
+
+
+_FACTOR = number(above=0)
+_NUMBER = number()
+_SHARE = number(minimum=0, maximum=1)
+_SHARE_ABOVE_0 = number(above=0, maximum=1)
+_SHARE_BELOW_1 = number(minimum=0, below=1)
+_END = Kind(lambda value: is_integer(value) or is_ids(value), "a token id, or several", _parse_ids, _freeze)
+_IDS = Kind(is_ids, "token ids: 3,17", _parse_ids, _freeze)
+_SEQUENCES = _tuple_of(is_ids, "lists of token ids: [[3], [17, 4]]")
+_BIASES = _tuple_of(_is_bias, "pairs of token ids and a number with a point: [[[3], 2.5], [[17, 4], -1.0]]")
+_TEXTS = _tuple_of(
+    _is_text,
+    'a text, or several: ["a", "b"]',
+    lambda text: _freeze(json.loads(text)) if text.startswith("[") else (text,),
+    lambda value: (value,) if isinstance(value, str) else _freeze(value),
 )
-_BIASES = Kind(
-    lambda value: isinstance(value, tuple) and bool(value) and all(map(_is_bias, value)),
-    "pairs of token ids and a number with a point: [[[3], 2.5], [[17, 4], -1.0]]",
-    json.loads,
-    _freeze,
+_DECAY = Kind(_is_decay, "a token count and a factor above 0: [20, 1.05]", json.loads, _freeze)
+_EARLY_STOPPING = Kind(
+    lambda value: isinstance(value, bool) or value == "never",
+    'true, false or "never"',
+    lambda text: text if text == "never" else parse_switch(text),
 )
-_TEXTS = Kind(_are_texts, 'a text, or several: ["a", "b"]', _parse_texts, _freeze_texts)
-
-
-def _setting(default: Any, kind: Kind, purpose: str) -> Any:
-    """A field of `GenerationConfig`: its default, its kind, and what it is for."""
-    return field(default=default, metadata={"kind": kind, "help": purpose})
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """Settings of one generation; the defaults are transformers'. None means unset, and takes the default.
+    """The settings of one generation; the defaults are transformers'. A setting of None takes its default.
 
     Raises:
-        DialogueError: a value is out of its range, or two contradict each other; all problems are named.
+        SettingsError: values are out of range or contradict each other; all problems are named.
     """
 
-    # How long. Of max_new_tokens and max_length, min_new_tokens and min_length, the first counts if both are given, a
-    # min_new_tokens of 0 too.
-    max_new_tokens: int | None = _setting(None, _POSITIVE, f"most tokens of a reply (unset: {DEFAULT_NEW_TOKENS})")
-    max_length: int | None = _setting(None, _POSITIVE, "most tokens of prompt and reply together")
-    min_new_tokens: int | None = _setting(None, _COUNT, "fewest tokens before a reply may end")
-    min_length: int = _setting(0, _COUNT, "fewest tokens of prompt and reply before it may end")
-    eos_token_id: int | tuple[int, ...] | None = _setting(
-        None, _END, "the token that ends a reply, or several: 3,17; unset is the network's own"
+    # Length. max_new_tokens overrides max_length, and min_new_tokens, even 0, overrides min_length.
+    max_new_tokens: int | None = setting(None, POSITIVE, f"maximum tokens of a reply (unset: {DEFAULT_NEW_TOKENS})")
+    max_length: int | None = setting(None, POSITIVE, "maximum tokens of prompt and reply together")
+    min_new_tokens: int | None = setting(None, COUNT, "minimum tokens of a reply before it may end")
+    min_length: int = setting(0, COUNT, "minimum tokens of prompt and reply together before it may end")
+    eos_token_id: int | tuple[int, ...] | None = setting(
+        None, _END, "the end token of a reply, or several: 3,17 (unset: the checkpoint's)"
     )
-    stop_strings: tuple[str, ...] | None = _setting(
-        None, _TEXTS, "a text that ends a reply and stays in it, or several"
+    stop_strings: tuple[str, ...] | None = setting(
+        None, _TEXTS, "a text that ends a reply and is part of it, or several"
     )
-    max_time: float | None = _setting(None, _FACTOR, "seconds after which no further token is begun")
+    max_time: float | None = setting(None, _FACTOR, "seconds after which no further token is generated")
 
-    # How the choice is made.
-    do_sample: bool = _setting(False, _SWITCH, "draw the next token rather than take the likeliest")
-    num_beams: int = _setting(1, _POSITIVE, "sequences that beam search follows at once; 1 is no beam search")
-    length_penalty: float = _setting(1.0, _NUMBER, "beams: above 0 favours long replies, below 0 short ones")
-    early_stopping: bool | str = _setting(
-        False,
-        Kind(
-            lambda value: isinstance(value, bool) or value == "never", 'true, false or "never"', _parse_early_stopping
-        ),
-        "beams: stop when as many are finished as beams; never: only when none can become better",
+    # Decoding.
+    do_sample: bool = setting(False, SWITCH, "sample the next token instead of taking the most probable one")
+    num_beams: int = setting(1, POSITIVE, "beams of a beam search; 1 is no beam search")
+    length_penalty: float = setting(1.0, _NUMBER, "beams: above 0 favors long replies, below 0 short ones")
+    early_stopping: bool | str = setting(
+        False, _EARLY_STOPPING, "beams: stop once num_beams are finished; never: only when none can improve"
     )
-    num_return_sequences: int = _setting(1, _POSITIVE, "replies to one prompt")
+    num_return_sequences: int = setting(1, POSITIVE, "replies per prompt")
 
-    # What changes the scores, in transformers' order.
-    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = _setting(
-        None, _BIASES, "add to the score of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
+    # Logits processors, in transformers' order.
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = setting(
+        None, _BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
-    repetition_penalty: float = _setting(
-        1.0, _FACTOR, "divide the scores of all tokens seen (repetition_scope); 1 is off"
+    repetition_penalty: float = setting(1.0, _FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
+    no_repeat_ngram_size: int = setting(0, COUNT, "never repeat n tokens in a row from repetition_scope; 0 is off")
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
+        None, _SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
     )
-    no_repeat_ngram_size: int = _setting(0, _COUNT, "never repeat n tokens in a row (repetition_scope); 0 is off")
-    bad_words_ids: tuple[tuple[int, ...], ...] | None = _setting(
-        None, _SEQUENCES, "token sequences that are never said: [[3], [17, 4]]"
+    forced_bos_token_id: int | None = setting(None, COUNT, "the token after a prompt of one token")
+    forced_eos_token_id: int | tuple[int, ...] | None = setting(
+        None, _END, "the last token of a reply of maximum length, unless it is banned"
     )
-    forced_bos_token_id: int | None = _setting(None, _COUNT, "the token after a prompt of one token")
-    forced_eos_token_id: int | tuple[int, ...] | None = _setting(None, _END, "the token that comes last at full length")
-    remove_invalid_values: bool = _setting(False, _SWITCH, "take NaN and infinity of the network for ordinary numbers")
-    exponential_decay_length_penalty: tuple[int, float] | None = _setting(
-        None,
-        Kind(_is_decay, "a token count and a factor above 0: [20, 1.05]", json.loads, _freeze),
-        "raise the end token's score more and more after so many tokens: [20, 1.05]",
+    remove_invalid_values: bool = setting(False, SWITCH, "replace NaN and infinity in the logits by finite numbers")
+    exponential_decay_length_penalty: tuple[int, float] | None = setting(
+        None, _DECAY, "raise the end token's logit by a growing factor after so many tokens: [20, 1.05]"
     )
-    suppress_tokens: tuple[int, ...] | None = _setting(None, _IDS, "tokens that are never said: 3,17")
-    begin_suppress_tokens: tuple[int, ...] | None = _setting(None, _IDS, "tokens that no reply begins with: 3,17")
-    temperature: float = _setting(
+    suppress_tokens: tuple[int, ...] | None = setting(None, _IDS, "tokens that are never generated: 3,17")
+    begin_suppress_tokens: tuple[int, ...] | None = setting(None, _IDS, "tokens that no reply begins with: 3,17")
+
+    # Logits warpers, with do_sample only, in transformers' order.
+    temperature: float = setting(
         1.0,
-        Kind(_FACTOR.fits, "a number above 0 (for greedy decoding, do_sample off)", float),
-        "below 1 bolder in what is likely, above 1 more random",
+        number(above=0, note=" (for greedy decoding, do_sample off)"),
+        "divides the logits: below 1 sharpens the distribution, above 1 flattens it",
     )
-    top_h: float | None = _setting(
-        None, _SHARE_ABOVE_0, "draw from the likeliest tokens that hold this share of the entropy"
-    )
-    top_k: int = _setting(50, _COUNT, "draw from the k likeliest tokens only; 0 is off")
-    top_p: float = _setting(1.0, _SHARE, "draw from the likeliest tokens that hold this probability")
-    min_p: float | None = _setting(None, _SHARE, "draw from tokens at least this many times as likely as the likeliest")
-    typical_p: float = _setting(
-        1.0, _SHARE_ABOVE_0, "draw from the tokens of ordinary surprise that hold this probability"
-    )
-    epsilon_cutoff: float = _setting(0.0, _SHARE_BELOW_1, "draw from tokens of at least this probability")
-    eta_cutoff: float = _setting(0.0, _SHARE_BELOW_1, "the same, with a lower bound where the choice is wide open")
-    renormalize_logits: bool = _setting(False, _SWITCH, "make probabilities of the scores again at the end")
+    top_h: float | None = setting(None, _SHARE_ABOVE_0, "keep the top tokens that hold this share of the entropy")
+    top_k: int = setting(50, COUNT, "keep the k most probable tokens; 0 is off")
+    top_p: float = setting(1.0, _SHARE, "keep the most probable tokens that hold this probability")
+    min_p: float | None = setting(None, _SHARE, "keep tokens at least this many times as probable as the most probable")
+    typical_p: float = setting(1.0, _SHARE_ABOVE_0, "keep the tokens of typical surprise that hold this probability")
+    epsilon_cutoff: float = setting(0.0, _SHARE_BELOW_1, "keep tokens of at least this probability")
+    eta_cutoff: float = setting(0.0, _SHARE_BELOW_1, "the same, with a lower bound where the entropy is high")
+    renormalize_logits: bool = setting(False, SWITCH, "normalize the processed logits to log-probabilities")
 
-    # What dialogue needs beyond transformers.
-    repetition_scope: str = _setting(
+    # For dialogue; transformers has none of these.
+    repetition_scope: str = setting(
         "all",
-        Kind(lambda value: value in SCOPES, "all, own or reply", str),
-        "where repetition counts: all (prompt too, as in transformers), own (the bot's own turns), reply (this one)",
+        choice("all", "own", "reply"),
+        "where repetition counts: all (prompt too, as in transformers), own (the bot's turns), reply (this one)",
     )
-    no_repeat_reply: bool = _setting(False, _SWITCH, "never say exactly the bot's last turn again")
-    bad_words: tuple[str, ...] | None = _setting(
-        None, _TEXTS, 'a word that is never said, with a capital or without, or several: ["a", "b"]'
+    no_repeat_reply: bool = setting(False, SWITCH, "never repeat the bot's last turn exactly")
+    bad_words: tuple[str, ...] | None = setting(
+        None, _TEXTS, 'a word that is never generated, capitalized or not, or several: ["a", "b"]'
     )
 
     def __post_init__(self) -> None:
-        for setting in fields(self):
-            value = getattr(self, setting.name)
-            value = setting.default if value is None else setting.metadata["kind"].freeze(value)
-            object.__setattr__(self, setting.name, value)
+        for declared in fields(self):
+            value = getattr(self, declared.name)
+            value = declared.default if value is None else declared.metadata["kind"].freeze(value)
+            object.__setattr__(self, declared.name, value)
         if self.max_new_tokens is None and self.max_length is None:
             object.__setattr__(self, "max_new_tokens", DEFAULT_NEW_TOKENS)
-        problems = [
-            f"{setting.name} is {_shown(value)}, expected {kind.expected}"
-            for setting in fields(self)
-            if (value := getattr(self, setting.name)) is not None and not (kind := setting.metadata["kind"]).fits(value)
-        ]
-        problems = problems or self._contradictions()
+        problems = problems_of(self, kinds_of(self)) or self._contradictions()
         if problems:
-            raise DialogueError("; ".join(problems))
+            raise SettingsError(problems)
 
-    def _contradictions(self) -> list[str]:
-        """What is wrong with values that are right alone."""
-        problems = []
+    def _contradictions(self) -> list[Problem]:
+        """Return the problems between values that are valid alone."""
+        problems, replies = [], self.num_return_sequences
         if self.max_new_tokens is not None and (self.min_new_tokens or 0) > self.max_new_tokens:
-            problems.append(f"min_new_tokens {self.min_new_tokens} is above max_new_tokens {self.max_new_tokens}")
-        if self.num_return_sequences > 1 and not self.do_sample and self.num_beams == 1:
-            problems.append(
-                f"{self.num_return_sequences} replies to one prompt would all be the same without do_sample"
-            )
-        if self.num_return_sequences > self.num_beams > 1:
-            problems.append(f"num_return_sequences {self.num_return_sequences} is above num_beams {self.num_beams}")
+            limit = f"at most {{max_new_tokens}}, {self.max_new_tokens}"
+            problems.append(Problem("min_new_tokens", self.min_new_tokens, limit))
+        if replies > 1 and not self.do_sample and self.num_beams == 1:
+            expected = "1 without {do_sample}, as all replies to a prompt would be the same"
+            problems.append(Problem("num_return_sequences", replies, expected))
+        if replies > self.num_beams > 1:
+            problems.append(Problem("num_return_sequences", replies, f"at most {{num_beams}}, {self.num_beams}"))
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = _several(getattr(self, name))
             if forced and {*forced} <= {*(self.suppress_tokens or ())}:
-                problems.append(f"{name} forces {_shown(getattr(self, name))}, which suppress_tokens bans")
+                problems.append(Problem(name, getattr(self, name), "a token that {suppress_tokens} does not ban"))
         return problems
 
     @classmethod
     def chat(cls, own: Mapping[str, Any] | None = None) -> GenerationConfig:
-        """The preset for talking.
+        """Return the preset for a conversation.
+
+        It samples, because greedy replies loop; it cuts the tail of the distribution, because one improbable token
+        derails a short reply; and the bot does not repeat four tokens in a row, or a whole turn, of its own (15 % of
+        tiny's replies in long dialogues did). Three tokens would ban a second "I don't".
 
         Args:
-            own: what a checkpoint's ``config.json`` sets otherwise, as it suits that network better.
+            own: what a checkpoint's ``config.json`` sets otherwise.
 
         Raises:
-            DialogueError: `own` holds what is no setting, or a value that is out of its range.
-
-        Sampled, because greedy replies loop; the tail is cut, because an unlikely token early on derails a short
-        reply; a reply has at least one token; and the bot does not repeat four tokens in a row, or a whole turn, of its
-        own: with tiny 15 % of its replies in long dialogues did. Three would ban a second "I don't", and the person's
-        own words may be taken up.
+            DialogueError: `own` names an unknown setting, or a value is out of range.
         """
         preset = cls(
             do_sample=True,
@@ -272,43 +218,42 @@ class GenerationConfig:
             repetition_scope="own",
             no_repeat_reply=True,
         )
-        unknown = sorted((own or {}).keys() - {setting.name for setting in fields(cls)})
+        unknown = sorted((own or {}).keys() - kinds_of(cls).keys())
         if unknown:
             raise DialogueError(f"the checkpoint has chat settings that do not exist: {', '.join(unknown)}")
         return preset.merged(own or {})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
-        """The settings in a checkpoint's ``generation_config.json``, or such a dictionary from elsewhere.
+        """Return the settings of a checkpoint's ``generation_config.json``.
 
         Raises:
-            DialogueError: a value is out of its range, or asks for something that is not implemented; all are named.
+            DialogueError: values are out of range, or ask for what is not implemented; all problems are named.
         """
         if not isinstance(values, Mapping):
             raise DialogueError(f"settings are a {type(values).__name__}; expected a dictionary")
-        values = {name: value for name, value in values.items() if value != []}  # as good as unset
-        known = {setting.name for setting in fields(cls)}
-        foreign = [
-            f"{name} is {_shown(value)}, which is not implemented (leave it away)"
+        known = kinds_of(cls)
+        problems = [
+            Problem(name, value, "omitted, as it is not implemented")
             for name, value in values.items()
-            if name not in known and name not in WITHOUT_EFFECT and not _is_neutral(name, value)
+            if name not in known and name not in IGNORED_SETTINGS and not _is_neutral(name, value)
         ]
         try:
-            config = cls(**{name: value for name, value in values.items() if name in known})
-        except DialogueError as error:
-            raise DialogueError("; ".join([*foreign, str(error)])) from None
-        if foreign:
-            raise DialogueError("; ".join(foreign))
+            config = cls(**{name: value for name, value in values.items() if name in known and value != []})
+        except SettingsError as error:
+            raise SettingsError([*problems, *error.problems]) from None
+        if problems:
+            raise SettingsError(problems)
         return config
 
     def fitted(self, n_positions: int) -> GenerationConfig:
-        """The same settings, with at most half of a small network's positions for the reply."""
+        """Return these settings with at most half of a small network's positions for the reply."""
         if self.max_new_tokens is None:
             assert self.max_length is not None
             return replace(self, max_length=min(self.max_length, n_positions))
-        most = max(1, min(self.max_new_tokens, n_positions // 2))
-        least = None if self.min_new_tokens is None else min(self.min_new_tokens, most)
-        return replace(self, max_new_tokens=most, min_new_tokens=least)
+        maximum = max(1, min(self.max_new_tokens, n_positions // 2))
+        minimum = None if self.min_new_tokens is None else min(self.min_new_tokens, maximum)
+        return replace(self, max_new_tokens=maximum, min_new_tokens=minimum)
 
     def greedy(self) -> GenerationConfig:
         """Return these settings for greedy decoding: every processor neutral, except those that ban or bias tokens."""
@@ -322,7 +267,7 @@ class GenerationConfig:
         given too. None resets a setting to transformers' default.
 
         Raises:
-            DialogueError: a value is out of its range, or two contradict each other; all problems are named.
+            DialogueError: values are out of range or contradict each other; all problems are named.
         """
         defaults, given = self, dict(given)
         if given.get("temperature") == 0:
@@ -353,14 +298,14 @@ class GenerationConfig:
         return replace(self, eos_token_id=tuple(dict.fromkeys((token, *self.end_ids))))
 
     def reply_limit(self, prompt_length: int) -> int:
-        """The most tokens that a reply to a prompt of so many tokens may have."""
+        """Return the maximum length of a reply to a prompt of so many tokens."""
         if self.max_new_tokens is not None:
             return self.max_new_tokens
         assert self.max_length is not None
         return self.max_length - prompt_length
 
     def prompt_room(self, n_positions: int) -> int:
-        """The longest prompt that leaves room for a reply among so many positions."""
+        """Return the length of the longest prompt that leaves room for a reply in a network of so many positions."""
         if self.max_new_tokens is not None:
             return n_positions - self.max_new_tokens
         assert self.max_length is not None
@@ -373,7 +318,7 @@ class GenerationConfig:
 
     @property
     def tokens_to_keep(self) -> int:
-        """How many tokens no cut may go below; beams need one besides the end tokens, to go on with."""
+        """How many tokens every warper keeps; a beam needs one besides the end tokens to continue."""
         if self.num_beams == 1:
             return 1
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1
@@ -385,72 +330,35 @@ def _several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else ids
 
 
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"
-
-
-def parse_value(name: str, text: str) -> Any:
-    """The value of a setting from what a person typed.
+def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
+    """Change one setting to what a person typed; see `GenerationConfig.merged`.
 
     Raises:
-        DialogueError: there is no such setting, or the text is no value of its kind; ranges are checked later. "none"
-            unsets it.
+        DialogueError: there is no such setting, the text is no value of it, or it contradicts another setting.
     """
-    kinds: dict[str, Kind] = {setting.name: setting.metadata["kind"] for setting in fields(GenerationConfig)}
+    name, kinds = name.replace("-", "_"), kinds_of(config)
     if name not in kinds:
         raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
-    if text.lower() in ("none", "unset"):
-        return None
-    try:
-        return kinds[name].freeze(kinds[name].parse(text))
-    except (KeyError, ValueError, RecursionError):
-        raise DialogueError(f"{name.replace('_', '-')} is {text[:80]!r}, expected {kinds[name].expected}") from None
+    return config.merged({name: parsed(name, text, kinds[name])})
 
 
-def is_switch(name: str) -> bool:
-    """Whether a setting is either true or false, and nothing else."""
-    return any(setting.name == name and setting.metadata["kind"] is _SWITCH for setting in fields(GenerationConfig))
-
-
-def positive(name: str, text: str) -> int:
-    """A whole number from 1 on, as a person typed it.
-
-    Raises:
-        DialogueError: it is none.
-    """
-    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
-        raise DialogueError(f"{name.replace('_', '-')} is {text[:20]!r}, expected a whole number from 1 to 999999999")
-    return int(text)
-
-
-def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
-    """Change one setting as a person typed it; see `GenerationConfig.merged`.
-
-    Raises:
-        DialogueError: as `parse_value`, or the settings do not go together.
-    """
-    name = name.replace("-", "_")
-    return config.merged({name: parse_value(name, text)})
-
-
-# Each processor's value that changes nothing; with `do_sample` off this is plain greedy decoding.
+# The value of each processor's setting that changes nothing; with `do_sample` off this is greedy decoding.
 NEUTRAL: dict[str, Any] = {
-    setting.name: setting.default
-    for setting in fields(GenerationConfig)
-    if setting.name
+    declared.name: declared.default
+    for declared in fields(GenerationConfig)
+    if declared.name
     not in (
         "max_new_tokens", "max_length", "min_new_tokens", "eos_token_id", "stop_strings", "max_time", "do_sample",
         "num_beams", "length_penalty", "early_stopping", "num_return_sequences",
     )
 } | {"top_k": 0}  # fmt: skip
 
-# What the operator of a chat or a server forbids or favours. Greedy decoding keeps it, and a client cannot remove it.
+# What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
 
-# Settings of transformers' that change no token here: notes, outputs, how its cache works, what other networks use.
-WITHOUT_EFFECT = frozenset({
+# Settings of transformers that change no token here: labels, outputs, its cache, what other networks use.
+IGNORED_SETTINGS = frozenset({
     "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
     "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate", "output_scores",
     "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "is_assistant",
@@ -459,7 +367,7 @@ WITHOUT_EFFECT = frozenset({
     "assistant_ensemble_weight", "compile_config", "disable_compile", "continuous_batching_config",
     "prefill_chunk_size", "generation_kwargs",
 })  # fmt: skip
-_NEUTRAL_THERE = {  # transformers' settings that are not implemented, at the value where they do nothing
+_NEUTRAL_IN_TRANSFORMERS = {  # settings that are not implemented, at the value that changes nothing
     "encoder_repetition_penalty": 1.0,
     "guidance_scale": 1.0,
     "diversity_penalty": 0.0,
@@ -468,4 +376,4 @@ _NEUTRAL_THERE = {  # transformers' settings that are not implemented, at the va
 
 
 def _is_neutral(name: str, value: Any) -> bool:
-    return value is None or value is False or value == _NEUTRAL_THERE.get(name, 0)
+    return value is None or value is False or value == [] or value == _NEUTRAL_IN_TRANSFORMERS.get(name, 0)

@@ -6,13 +6,15 @@ implemented is refused by name; a setting that cannot change it is in `IGNORABLE
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from dialogpt.errors import Problem, SettingsError
+from dialogpt.settings import Kind, integer, is_ids, is_integer, number, problems_of
 
-class ConfigError(ValueError):
+
+class ConfigError(SettingsError):
     """A configuration that this network cannot run; the message names every problem found."""
 
 
@@ -37,15 +39,11 @@ class GPT2Config:
     eos_token_id: int | tuple[int, ...] | None = 50256  # the network does not use it; it travels with the sizes
 
     def __post_init__(self) -> None:
-        problems = [
-            f"{name} is {getattr(self, name)!r}, expected {expected}"
-            for name, (fits, expected) in _CHECKS.items()
-            if not fits(getattr(self, name))
-        ]
+        problems = problems_of(self, _KINDS)
         if not problems and self.n_embd % self.n_head:
-            problems.append(f"n_embd {self.n_embd} is not a multiple of n_head {self.n_head}")
+            problems.append(Problem("n_embd", self.n_embd, f"a multiple of {{n_head}}, {self.n_head}"))
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError(problems)
 
     @property
     def head_dim(self) -> int:
@@ -68,22 +66,22 @@ class GPT2Config:
             ConfigError: a value is invalid, or asks for something that is not implemented; all of them are named.
         """
         problems = [
-            f"{key} is {values[key]!r}, and only {' or '.join(map(repr, accepted))} is implemented"
+            Problem(key, values[key], f"{' or '.join(map(repr, accepted))} (nothing else is implemented)")
             for key, accepted in FIXED.items()
             if key in values and not any(values[key] == a and type(values[key]) is type(a) for a in accepted)
         ]
         known = {field.name: values[field.name] for field in fields(cls) if field.name in values}
         for alias, name in ALIASES.items():
             if alias in values and known.setdefault(name, values[alias]) != values[alias]:
-                problems.append(f"{alias} is {values[alias]!r} and {name}, another name for it, is {known[name]!r}")
+                problems.append(Problem(alias, values[alias], f"{known[name]!r} like {name}, its other name"))
         if isinstance(known.get("eos_token_id"), list):
             known["eos_token_id"] = tuple(known["eos_token_id"])
         try:
             config = cls(**known)
         except ConfigError as error:
-            raise ConfigError("; ".join([*problems, str(error)])) from None
+            raise ConfigError([*problems, *error.problems]) from None
         if problems:
-            raise ConfigError("; ".join(problems))
+            raise ConfigError(problems)
         return config
 
 
@@ -134,34 +132,14 @@ IGNORABLE = frozenset({
 # fmt: on
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_size(value: Any) -> bool:
-    return _is_whole(value) and bool(0 < value < 1 << 31)
-
-
-def _is_number(value: Any) -> bool:
-    return (isinstance(value, float) and math.isfinite(value)) or (_is_whole(value) and abs(value) < 1 << 53)
-
-
-def _is_rate(value: Any) -> bool:
-    return _is_number(value) and bool(0 <= value < 1)
-
-
-def _is_token(value: Any) -> bool:
-    return value is None or all(_is_whole(i) and i >= 0 for i in (value if isinstance(value, tuple) else (value,)))
-
-
-_SIZE = (_is_size, "a whole number above 0 and below 2^31")
-_RATE = (_is_rate, "a number from 0 up to, but not including, 1")
-_CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"), _SIZE),
-    "n_inner": (lambda value: value is None or _is_size(value), "a whole number above 0, or nothing"),
-    "layer_norm_epsilon": (lambda value: _is_number(value) and value > 0, "a number above 0"),
+_SIZE = integer(1, (1 << 31) - 1)
+_RATE = number(minimum=0, below=1)
+_IDS = Kind(lambda value: value is None or is_integer(value) or is_ids(value), "a token id, several, or null", str)
+_KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"), _SIZE),
+    "layer_norm_epsilon": number(above=0),
     **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), _RATE),
-    "eos_token_id": (_is_token, "a token id, several, or nothing"),
+    "eos_token_id": _IDS,
 }
 
 PRESETS = {

@@ -98,7 +98,7 @@ def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(DialogueError, match="min_new_tokens 30 is above max_new_tokens 20"):
+    with pytest.raises(DialogueError, match="min_new_tokens must be at most max_new_tokens, 20, got 30"):
         GenerationConfig(min_new_tokens=30)
     with pytest.raises(DialogueError, match="all be the same without do_sample"):
         GenerationConfig(num_return_sequences=2)
@@ -112,7 +112,7 @@ def test_settings_are_changed_as_a_person_types_them() -> None:
     assert parse_setting(chat, "eos-token-id", "3,4").eos_token_id == (3, 4)
     with pytest.raises(DialogueError, match="there is no setting 'topk'"):
         parse_setting(chat, "topk", "7")
-    with pytest.raises(DialogueError, match="top-p is 'x', expected a number from 0 to 1"):
+    with pytest.raises(DialogueError, match="top_p must be a number from 0 to 1, got 'x'"):
         parse_setting(chat, "top-p", "x")
 
 

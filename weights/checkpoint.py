@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dialogpt.errors import Problem
 from dialogpt.model import IGNORABLE, ConfigError, GPT2Config, unknown_keys
 from dialogpt.weights.disk import LINK_LIMIT
 from dialogpt.weights.files import container, read_json, read_tensors, safetensors_metadata, sha256_of
@@ -260,7 +261,7 @@ def _config(values: dict[str, Any], n_head: int | None) -> GPT2Config:
     """The sizes in a ``config.json``, which what was asked for must not contradict."""
     config = GPT2Config.from_dict(values)
     if n_head not in (None, config.n_head):
-        raise ConfigError(f"n_head is {config.n_head}, and {n_head} was asked for (--n-head)")
+        raise ConfigError([Problem("n_head", n_head, f"{config.n_head}, as config.json says")])
     return config
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dialogpt.errors import CheckpointError as CheckpointError  # for the readers and writers here
+
 DTYPES = {  # the names that commands and files use
     "float64": torch.float64,
     "float32": torch.float32,
@@ -19,17 +21,6 @@ DTYPES = {  # the names that commands and files use
 PRECISIONS = (*DTYPES, "int8", "int4")  # what a network can be loaded in; files hold the first four
 ALIGNMENT = 64  # bytes, a cache line and an AVX-512 register: misaligned rows change float32 products in the last bit
 Progress = Callable[[int, int], None]  # (tensors done, tensors in all); may raise to stop, and nothing is left behind
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message is a sentence that names every problem and what to do.
-
-    What a file says is quoted in it, and may be megabytes; so a long message loses its middle.
-    """
-
-    def __init__(self, message: str) -> None:
-        most = 1000  # characters, a screen's worth
-        super().__init__(message if len(message) <= most else f"{message[: most // 2]} … {message[-most // 3 :]}")
 
 
 @dataclass(frozen=True)

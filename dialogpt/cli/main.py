@@ -123,8 +123,8 @@ def _run(argv: Sequence[str] | None) -> int:
 
 def _sentence(error: Exception) -> str | None:
     """What to tell a person of an error that is not a fault of this program; None for one that is."""
-    if isinstance(error, DialogueError) or type(error).__name__ == "CheckpointError":
-        return str(error)  # CheckpointError is known by name, as its module imports torch
+    if isinstance(error, DialogueError):
+        return str(error)
     if isinstance(error, MemoryError) or "allocate memory" in str(error) or type(error).__name__ == "OutOfMemoryError":
         return (
             "there is not enough memory; try a smaller model, --dtype bfloat16 or, to train, a smaller --batch-tokens"

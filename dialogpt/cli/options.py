@@ -13,8 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.output import one_line, printable
-from dialogpt.errors import USAGE, DialogueError
-from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig, is_switch, parse_value, positive
+from dialogpt.errors import USAGE, DialogueError, SettingsError
+from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
+from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, parsed
 
 if TYPE_CHECKING:
     from dialogpt.weights import Checkpoint
@@ -96,11 +97,12 @@ def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     for setting in fields(GenerationConfig):
         if setting.name == "num_return_sequences":  # --num-replies, where a command has several
             continue
-        flag, purpose = f"--{setting.name.replace('_', '-')}", setting.metadata["help"]
-        if is_switch(setting.name):
+        kind, purpose = setting.metadata["kind"], setting.metadata["help"]
+        if kind is SWITCH:
             add_switch(group, setting.name, purpose)
         else:
-            group.add_argument(flag, type=_value_of(setting.name), metavar="X", help=purpose)
+            value_of = parser_of(setting.name, kind)
+            group.add_argument(flag_of(setting.name), type=value_of, metavar="X", help=purpose)
 
 
 def add_switch(parser: argparse._ActionsContainer, name: str, purpose: str) -> None:
@@ -148,31 +150,45 @@ def _preset() -> str:
     return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, NEUTRAL.get(name)))
 
 
-def wrong_usage(options: argparse.Namespace, problem: str) -> SystemExit:
-    """Wrong usage, said in argparse's way: the usage line, then the problem, which names settings as flags do."""
+def flag_of(name: str) -> str:
+    """Return the flag of a setting."""
+    return f"--{name.replace('_', '-')}"
+
+
+def wrong_usage(
+    options: argparse.Namespace, problem: str | DialogueError, name_of: Callable[[str], str] = flag_of
+) -> SystemExit:
+    """Report wrong usage as argparse does: the usage line, then the problem.
+
+    Args:
+        options: the flags.
+        problem: a sentence, or an error; settings are named as flags.
+        name_of: the flag of a setting, where it is another than its name.
+    """
+    sentence = problem.worded(name_of) if isinstance(problem, SettingsError) else str(problem)
     options.parser.print_usage(sys.stderr)
-    for name in sorted((setting.name for setting in fields(GenerationConfig)), key=len, reverse=True):
-        problem = problem.replace(name, name.replace("_", "-"))
-    print(f"{options.parser.prog}: error: {printable(one_line(problem))}", file=sys.stderr)
+    print(f"{options.parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
     return SystemExit(USAGE)
 
 
-def _value_of(name: str) -> Callable[[str], Any]:
+def parser_of(name: str, kind: Kind) -> Callable[[str], Any]:
+    """Return what argparse calls with the typed value of a setting."""
+
     def parse(text: str) -> Any:
         try:
-            return parse_value(name, text)
-        except DialogueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
+            return parsed(name, text, kind)
+        except SettingsError as error:
+            raise argparse.ArgumentTypeError(error.worded(flag_of)) from None
 
     return parse
 
 
 def positive_number(text: str) -> int:
-    """A flag's value that is a whole number above 0."""
+    """Parse a flag's positive integer."""
     try:
-        return positive("it", text)
-    except DialogueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+        return int(TYPED_COUNT.parse(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not {TYPED_COUNT.expected}") from None
 
 
 def _threads(text: str) -> int:
@@ -214,7 +230,7 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
     try:
         return defaults.merged(given)
     except DialogueError as error:
-        raise wrong_usage(options, str(error)) from None
+        raise wrong_usage(options, error) from None
 
 
 def rerankers_from(options: argparse.Namespace) -> list[tuple[str, float, str]]:
@@ -257,4 +273,5 @@ def check_reply_count(options: argparse.Namespace, config: GenerationConfig, num
         replace(config, num_return_sequences=asked)
     except DialogueError as error:
         flag = "--num-candidates" if judged else "--num-replies"
-        raise wrong_usage(options, str(error).replace("num_return_sequences", flag)) from None
+        names = {"num_return_sequences": flag}
+        raise wrong_usage(options, error, lambda name: names.get(name) or flag_of(name)) from None

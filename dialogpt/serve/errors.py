@@ -14,11 +14,12 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from dialogpt.decoding.loop import NotFinite
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, SettingsError
 from dialogpt.serve.engine import Busy, Closed, Failed, OutOfTime
 from dialogpt.serve.schemas import MOST_PROMPTS, SAID_BY
 
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, OutOfTime: 503, Failed: 500, NotFinite: 500}
+BODY_NAMES = {**SAID_BY, "max_new_tokens": "max_tokens"}  # what a body calls settings
 RETRY_AFTER = "1"  # seconds
 MOST_PROBLEMS = 5  # of a body that are told
 UNIONS = {  # what is expected of fields that take several kinds of values
@@ -45,9 +46,8 @@ class Refused(Exception):
 
 def as_refused(error: DialogueError) -> Refused:
     """The answer to what is wrong with a request, or with the server; settings are named as a body names them."""
-    status, message = STATUS.get(type(error), 400), str(error)
-    for setting, name in (*SAID_BY.items(), ("max_new_tokens", "max_tokens")):
-        message = message.replace(setting, name)
+    status = STATUS.get(type(error), 400)
+    message = error.worded(lambda name: BODY_NAMES.get(name, name)) if isinstance(error, SettingsError) else str(error)
     return Refused(status, message, {429: "rate_limit_exceeded", 503: "overloaded"}.get(status))
 
 

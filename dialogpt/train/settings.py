@@ -5,12 +5,12 @@ It imports nothing heavy, as `dialogpt --help` reads it. What the settings do is
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, Problem, SettingsError
+from dialogpt.settings import COUNT, SWITCH, Kind, choice, integer, kinds_of, number, problems_of, setting
 
 SCHEDULES = ("cosine", "linear", "noam")
 OPTIMIZERS = ("adamw", "muon")
@@ -18,12 +18,16 @@ TRAIN_DTYPES = ("auto", "float64", "float32", "bfloat16")
 LORA_TARGETS = ("c_attn", "c_proj", "c_fc")  # PEFT's names of GPT-2's layers; c_proj is attention's and the MLP's
 LOSS_ON = ("replies", "all")
 PARALLEL = ("data", "fsdp")
-LARGEST = 10**9  # of whole numbers whose range says nothing else
+LARGEST = 10**9  # of integers
 
-
-def _setting(default: Any, purpose: str, **range_: Any) -> Any:
-    """A setting with its help and its range: `least` and `most`, or `choices`."""
-    return field(default=default, metadata={"help": purpose, **range_})
+_STEPS = integer(1, LARGEST)
+_ABOVE_0 = number(above=0)
+_SHARE_BELOW_1 = number(minimum=0, below=1)
+_TARGETS = Kind(
+    lambda value: isinstance(value, str) and all(name in LORA_TARGETS for name in value.split(",")),
+    f"one or several of {','.join(LORA_TARGETS)}",
+    str,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,76 +35,79 @@ class TrainConfig:
     """How a model is trained; what it learns from and where it goes are arguments beside it.
 
     Raises:
-        DialogueError: a value has the wrong type or range, or two contradict each other; all of them are named.
+        SettingsError: a value has the wrong type or range, or two contradict each other; all of them are named.
     """
 
-    epochs: float | None = _setting(
-        None, "how often each turn is learned (default: 3, and more of little data)", above=0, most=1e6
+    epochs: float | None = setting(
+        None, number(above=0, maximum=1_000_000), "how often each turn is learned (default: 3, and more of little data)"
     )
-    steps: int | None = _setting(None, "how many steps to take, instead of --epochs", least=1)
-    batch_tokens: int | None = _setting(
-        None, "places of a batch: its rows times the longest of them (default: 8192, and less of little data)", least=1
-    )
-    accumulation: int | None = _setting(
-        None, "batches whose gradients make one step (default: one for each process)", least=1
-    )
-    window: int | None = _setting(None, "the most tokens of a row (default: as many as the model sees)", least=2)
-    loss_on: str = _setting("replies", "learn every turn but the first, or all", choices=LOSS_ON)
-    reverse: bool = _setting(False, "learn the source given the reply, as MMI reranking needs it")
-    tsv_weights: bool = _setting(False, "each turn of a .tsv file begins with its weight")
-    optimizer: str = _setting("adamw", "muon moves the blocks' matrices by Muon, the rest by AdamW", choices=OPTIMIZERS)
-    lr: float | None = _setting(
+    steps: int | None = setting(None, _STEPS, "how many steps to take, instead of --epochs")
+    batch_tokens: int | None = setting(
         None,
+        _STEPS,
+        "places of a batch: its rows times the longest of them (default: 8192, and less of little data)",
+    )
+    accumulation: int | None = setting(
+        None, _STEPS, "batches whose gradients make one step (default: one for each process)"
+    )
+    window: int | None = setting(
+        None, integer(2, LARGEST), "the most tokens of a row (default: as many as the model sees)"
+    )
+    loss_on: str = setting("replies", choice(*LOSS_ON), "learn every turn but the first, or all")
+    reverse: bool = setting(False, SWITCH, "learn the source given the reply, as MMI reranking needs it")
+    tsv_weights: bool = setting(False, SWITCH, "each turn of a .tsv file begins with its weight")
+    optimizer: str = setting("adamw", choice(*OPTIMIZERS), "muon moves the blocks' matrices by Muon, the rest by AdamW")
+    lr: float | None = setting(
+        None,
+        _ABOVE_0,
         "the highest learning rate (noam: the factor before 1e4 / sqrt(n_embd); default: by width and steps)",
-        above=0,
     )
-    schedule: str = _setting("cosine", "how the learning rate falls", choices=SCHEDULES)
-    warmup_steps: int | None = _setting(
-        None, "steps in which the learning rate rises (default: a tenth, at most 100; noam: 16000)", least=0
+    schedule: str = setting("cosine", choice(*SCHEDULES), "how the learning rate falls")
+    warmup_steps: int | None = setting(
+        None, integer(0, LARGEST), "steps in which the learning rate rises (default: a tenth, at most 100; noam: 16000)"
     )
-    final_lr: float = _setting(0.02, "what is left of the learning rate at the end (cosine, linear)", least=0, most=1)
-    beta1: float = _setting(0.9, "AdamW's decay of the mean gradient", least=0, below=1)
-    beta2: float = _setting(0.95, "AdamW's decay of the mean squared gradient", least=0, below=1)
-    epsilon: float = _setting(1e-8, "AdamW's smallest divisor", above=0)
-    weight_decay: float = _setting(0.1, "decay of matrices; norms and biases have none", least=0)
-    max_grad_norm: float = _setting(1.0, "longer gradients are shortened to this", above=0)
-    dropout: float | None = _setting(None, "in place of the model's own three rates", least=0, below=1)
-    dtype: str = _setting("auto", "to multiply in; auto is bfloat16 where the processor can", choices=TRAIN_DTYPES)
-    gradient_checkpointing: bool = _setting(False, "compute each block twice rather than keep its inside in memory")
-    lora: int | None = _setting(None, "train adapters of this rank, and leave the weights as they are", least=1)
-    lora_target: str = _setting(
-        "c_attn", "with --lora: which layers have adapters, by their published names: c_attn,c_proj,c_fc"
+    final_lr: float = setting(
+        0.02, number(minimum=0, maximum=1), "what is left of the learning rate at the end (cosine, linear)"
     )
-    lora_alpha: float | None = _setting(
-        None, "with --lora: the adapters' scale times rank (default: twice the rank)", above=0
+    beta1: float = setting(0.9, _SHARE_BELOW_1, "AdamW's decay of the mean gradient")
+    beta2: float = setting(0.95, _SHARE_BELOW_1, "AdamW's decay of the mean squared gradient")
+    epsilon: float = setting(1e-8, _ABOVE_0, "AdamW's smallest divisor")
+    weight_decay: float = setting(0.1, number(minimum=0), "decay of matrices; norms and biases have none")
+    max_grad_norm: float = setting(1.0, _ABOVE_0, "longer gradients are shortened to this")
+    dropout: float | None = setting(None, _SHARE_BELOW_1, "in place of the model's own three rates")
+    dtype: str = setting("auto", choice(*TRAIN_DTYPES), "to multiply in; auto is bfloat16 where the processor can")
+    gradient_checkpointing: bool = setting(
+        False, SWITCH, "compute each block twice rather than keep its inside in memory"
     )
-    parallel: str = _setting("data", "with torchrun: a copy in each process, or a share (fsdp)", choices=PARALLEL)
-    split: float = _setting(
-        0.05, "the share of dialogues that are held out to validate with, where no --valid is given", least=0, below=1
+    lora: int | None = setting(None, _STEPS, "train adapters of this rank, and leave the weights as they are")
+    lora_target: str = setting(
+        "c_attn", _TARGETS, "with --lora: which layers have adapters, by their published names: c_attn,c_proj,c_fc"
     )
-    samples: int = _setting(
-        4, "held-out prompts that are answered before, during and after training", least=0, most=100
+    lora_alpha: float | None = setting(
+        None, _ABOVE_0, "with --lora: the adapters' scale times rank (default: twice the rank)"
     )
-    valid_every: int | None = _setting(None, "steps between validations (default: an epoch, at most 500)", least=1)
-    save_every: int = _setting(500, "steps between checkpoints", least=1)
-    patience: int | None = _setting(None, "stop after so many validations without a better one", least=1)
-    seed: int = _setting(1, "of fresh weights, dropout and the order of batches", least=0, most=2**63 - 1)
+    parallel: str = setting("data", choice(*PARALLEL), "with torchrun: a copy in each process, or a share (fsdp)")
+    split: float = setting(
+        0.05, _SHARE_BELOW_1, "the share of dialogues that are held out to validate with, where no --valid is given"
+    )
+    samples: int = setting(4, integer(0, 100), "held-out prompts that are answered before, during and after training")
+    valid_every: int | None = setting(None, _STEPS, "steps between validations (default: an epoch, at most 500)")
+    save_every: int = setting(500, _STEPS, "steps between checkpoints")
+    patience: int | None = setting(None, _STEPS, "stop after so many validations without a better one")
+    seed: int = setting(1, COUNT, "of fresh weights, dropout and the order of batches")
 
     def __post_init__(self) -> None:
-        problems = [problem for setting in fields(self) if (problem := _problem(setting, getattr(self, setting.name)))]
+        problems = problems_of(self, kinds_of(self))
         if self.epochs is not None and self.steps is not None:
-            problems.append("epochs and steps both say when to stop; give one of them")
+            problems.append(Problem("epochs", self.epochs, "omitted where {steps} says when to stop"))
         if self.schedule == "noam" and self.warmup_steps == 0:
-            problems.append("warmup_steps is 0, and noam has its peak at the end of the warm-up; expected at least 1")
+            problems.append(Problem("warmup_steps", 0, "positive with {schedule} noam, whose peak ends the warm-up"))
         if self.optimizer == "muon" and self.parallel == "fsdp":
-            problems.append("muon needs whole matrices and fsdp shares them out; use adamw, or parallel data")
+            problems.append(Problem("optimizer", "muon", "adamw with {parallel} fsdp, which splits the matrices"))
         if self.lora is not None and self.parallel == "fsdp":
-            problems.append("lora trains too little to be shared out; use parallel data")
-        wrong = [name for name in self.lora_target.split(",") if name not in LORA_TARGETS]
-        if wrong:
-            problems.append(f"lora_target is {self.lora_target!r}, expected some of {','.join(LORA_TARGETS)}")
+            problems.append(Problem("lora", self.lora, "omitted with {parallel} fsdp: adapters are too small to split"))
         if problems:
-            raise DialogueError("; ".join(problems))
+            raise SettingsError(problems)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
@@ -109,42 +116,7 @@ class TrainConfig:
         Raises:
             DialogueError: as the class, or a name is not known.
         """
-        unknown = sorted(values.keys() - {setting.name for setting in fields(cls)})
+        unknown = sorted(values.keys() - {declared.name for declared in fields(cls)})
         if unknown:
             raise DialogueError(f"there is no setting {', '.join(unknown)}")
         return cls(**values)
-
-
-def _problem(setting: Any, value: Any) -> str | None:
-    """What is wrong with a value; None where nothing is."""
-    rules = setting.metadata
-    if value is None and setting.default is None:
-        return None
-    if "choices" in rules:
-        expected, fits = " or ".join(rules["choices"]), value in rules["choices"]
-    elif isinstance(setting.default, str):
-        expected, fits = "a text", isinstance(value, str)
-    elif isinstance(setting.default, bool):
-        expected, fits = "true or false", isinstance(value, bool)
-    else:
-        whole = setting.type.startswith("int")
-        rules = {"most": LARGEST, **rules} if whole else rules
-        is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
-        expected = ("a whole number" if whole else "a number") + "".join(
-            f" {words} {rules[rule]:,}" for rule, words in _BOUNDS.items() if rule in rules
-        )
-        fits = (
-            is_number
-            and (isinstance(value, int) or math.isfinite(value))
-            and all(holds(value, rules[rule]) for rule, holds in _HOLDS.items() if rule in rules)
-        )
-    return None if fits else f"{setting.name} is {value!r}, expected {expected}"
-
-
-_BOUNDS = {"least": "from", "above": "above", "most": "up to", "below": "below"}
-_HOLDS: dict[str, Callable[[float, float], bool]] = {
-    "least": lambda value, bound: value >= bound,
-    "above": lambda value, bound: value > bound,
-    "most": lambda value, bound: value <= bound,
-    "below": lambda value, bound: value < bound,
-}

@@ -111,7 +111,7 @@ def test_what_cannot_be_done_is_a_sentence(lines: Path, tmp_path: Path, capsys: 
         (["--batch", lines, "--output", tmp_path / "no" / "out"], 1, "cannot be written"),
         (["--batch", lines, "Hi!"], 2, "leave TURN and --json away"),
         (["--output", tmp_path / "out", "Hi!"], 2, "--output goes with --batch"),
-        (["--batch", lines, "--batch-size", 0], 2, "whole number from 1"),
+        (["--batch", lines, "--batch-size", 0], 2, "an integer from 1"),
     ):
         assert run(*flags) == status
         assert sentence in capsys.readouterr().err

@@ -10,7 +10,8 @@ import pytest
 
 from dialogpt.cli.main import build_parser
 from dialogpt.cli.options import add_switch, generation_from
-from dialogpt.generation_config import GenerationConfig, is_switch
+from dialogpt.generation_config import GenerationConfig
+from dialogpt.settings import SWITCH
 from dialogpt.train.settings import TrainConfig
 
 NEEDED = {"train": ["DATA"], "serve": [], "chat": [], "reply": ["Hi!"]}
@@ -46,7 +47,7 @@ def test_every_switch_reaches_the_settings_and_none_leaves_the_preset(command: s
     parser = parsers()[command]
     preset = GenerationConfig.chat()
     found = {setting: (on, off) for each, setting, on, off in switches() if each == command}
-    assert found.keys() == {setting.name for setting in fields(GenerationConfig) if is_switch(setting.name)}
+    assert found.keys() == {setting.name for setting in fields(GenerationConfig) if setting.metadata["kind"] is SWITCH}
     assert generation_from(parser.parse_args(NEEDED[command])) == preset
     for setting, flags in found.items():
         for flag, expected in zip(flags, (True, False), strict=True):

@@ -1,4 +1,4 @@
-"""Read one hostile file in a process of its own: its time, memory and outcome as a line of JSON.
+"""Read one hostile file in a process of its own: its processor time, memory and outcome as a line of JSON.
 
     python hostile.py KIND FILE
 
@@ -26,7 +26,7 @@ def peak() -> float:
 def main(kind: str, paths: list[str]) -> None:
     """Read each file, and print what became of it."""
     for path in paths:
-        start, count, problems, sentence = time.perf_counter(), 0, 0, ""
+        start, count, problems, sentence = time.process_time(), 0, 0, ""
 
         def note(problem: object) -> None:
             nonlocal problems
@@ -37,7 +37,7 @@ def main(kind: str, paths: list[str]) -> None:
                 count += 1
         except DialogueError as error:
             sentence = str(error)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         mebibytes = peak()
         print(json.dumps([path, count, problems, sentence, seconds, mebibytes]), flush=True)
 

@@ -79,11 +79,11 @@ def test_rows_that_leave_move_as_few_others_as_possible() -> None:
 
 
 def test_what_beams_cannot_do_is_a_sentence(network: GPT2) -> None:
-    with pytest.raises(DialogueError, match="num_beams is 0, expected a whole number from 1 on"):
+    with pytest.raises(DialogueError, match="num_beams must be a positive integer, got 0"):
         GenerationConfig(num_beams=0)
-    with pytest.raises(DialogueError, match="num_return_sequences 3 is above num_beams 2"):
+    with pytest.raises(DialogueError, match="num_return_sequences must be at most num_beams, 2, got 3"):
         GenerationConfig(num_beams=2, num_return_sequences=3)
-    with pytest.raises(DialogueError, match='early_stopping is .soon., expected true, false or "never"'):
+    with pytest.raises(DialogueError, match='early_stopping must be true, false or "never", got .soon.'):
         GenerationConfig(num_beams=2, early_stopping="soon")
     with pytest.raises(DialogueError, match="beams are known at the end only; call generate_batch"):
         next(generate(network, [1], GenerationConfig(num_beams=2)))

@@ -58,7 +58,7 @@ def test_what_is_not_implemented_is_refused_by_name(key: str, value: Any) -> Non
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_name(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"{key} is .*expected"):
+    with pytest.raises(ConfigError, match=f"{key} must be .*got"):
         GPT2Config.from_dict({key: value})
 
 
@@ -69,7 +69,7 @@ def test_all_problems_come_at_once() -> None:
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(ConfigError, match="n_embd 10 is not a multiple of n_head 3"):
+    with pytest.raises(ConfigError, match="n_embd must be a multiple of n_head, 3, got 10"):
         GPT2Config(n_embd=10, n_head=3)
 
 

@@ -161,7 +161,7 @@ def test_heads_of_another_width_must_be_said(
     ):
         open_checkpoint(file)
     assert open_checkpoint(file, n_head=3).config == open_checkpoint(published).config
-    with pytest.raises(CheckpointError, match="n_embd 24 is not a multiple of n_head 5"):
+    with pytest.raises(CheckpointError, match="n_embd must be a multiple of n_head, 5, got 24"):
         open_checkpoint(file, n_head=5)
     with pytest.raises(CheckpointError, match=r"n_head is 3, and 4 was asked for \(--n-head\)"):
         open_checkpoint(published, n_head=4)

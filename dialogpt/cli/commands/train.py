@@ -9,19 +9,19 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.cli.options import add_switch, wrong_usage
+from dialogpt.cli.options import add_switch, flag_of, parser_of, wrong_usage
 from dialogpt.cli.output import command_line, one_line, printable
 from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.training_progress import Screen
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
+from dialogpt.settings import SWITCH
 from dialogpt.train.listener import Listener, Listeners
 from dialogpt.train.settings import TrainConfig
 
@@ -66,18 +66,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_kind(parser)
     group = parser.add_argument_group("settings")
     for setting in fields(TrainConfig):
-        flag, rules = f"--{setting.name.replace('_', '-')}", setting.metadata
-        shown = "" if setting.default is None or isinstance(setting.default, bool) else f" (default: {setting.default})"
-        purpose = rules["help"] + shown
-        if isinstance(setting.default, bool):
+        kind, purpose = setting.metadata["kind"], setting.metadata["help"]
+        shown = "" if setting.default is None or kind is SWITCH else f" (default: {setting.default})"
+        if kind is SWITCH:
             add_switch(group, setting.name, purpose)
-        elif "choices" in rules:
-            group.add_argument(flag, choices=rules["choices"], help=purpose)
-        elif isinstance(setting.default, str):
-            group.add_argument(flag, metavar="NAMES", help=purpose)
+        elif kind.choices:
+            group.add_argument(flag_of(setting.name), choices=kind.choices, help=purpose + shown)
         else:
-            kind = int if str(setting.type).startswith("int") else float
-            group.add_argument(flag, type=kind, metavar="X", help=purpose)
+            value_of = parser_of(setting.name, kind)
+            group.add_argument(flag_of(setting.name), type=value_of, metavar="X", help=purpose + shown)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -88,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         config = TrainConfig(**given)
     except DialogueError as error:
-        raise wrong_usage(options, _as_flags(str(error))) from None
+        raise wrong_usage(options, error) from None
     if options.threads is not None and not 1 <= options.threads <= 1024:
         raise wrong_usage(options, f"--threads is {options.threads}, expected 1 to 1024")
     if not options.data and (options.check or not options.resume):
@@ -98,12 +95,6 @@ def run(options: argparse.Namespace) -> int:
     if options.out is None:
         raise wrong_usage(options, "name the run's folder with --out")
     return _train(options, config, given)
-
-
-def _as_flags(problem: str) -> str:
-    for setting in fields(TrainConfig):
-        problem = re.sub(rf"\b{setting.name} is", f"--{setting.name.replace('_', '-')} is", problem)
-    return problem
 
 
 def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, Any]) -> int:

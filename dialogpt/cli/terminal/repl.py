@@ -19,11 +19,12 @@ from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.loop import Stop, Stopped
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError
-from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting, positive
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, Problem, SettingsError
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting
 from dialogpt.history import BOT as BOT_ROLE
 from dialogpt.history import USER, Turn
 from dialogpt.sampler import check_tokens
+from dialogpt.settings import TYPED_COUNT, parsed, required
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
 MAX_CANDIDATES = 64
@@ -113,7 +114,7 @@ class Terminal:
                 self.notice(f"Ctrl-C again, or Ctrl-D, leaves ({kept})")
                 continue
             except DialogueError as error:
-                self.notice(str(error))
+                self.notice(_worded(error))
                 continue
             interrupted = False
             try:
@@ -128,7 +129,7 @@ class Terminal:
                 self.write("\n")
                 self.notice("stopped")
             except DialogueError as error:
-                self.notice(str(error))
+                self.notice(_worded(error))
             finally:
                 if self.conversations is not None:
                     self.conversations.keep(self.chat)
@@ -250,7 +251,7 @@ class Terminal:
 
     def candidates(self, wanted: str) -> None:
         """Show several replies to the last turn, and take the one that is chosen."""
-        number, turns, texts = positive("the number of candidates", wanted), self.chat.history.turns, self.chat.texts()
+        number, turns, texts = _count("the number of candidates", wanted), self.chat.history.turns, self.chat.texts()
         if not turns:
             raise DialogueError("nothing has been said yet")
         if number > MAX_CANDIDATES:
@@ -278,7 +279,7 @@ class Terminal:
         if self.conversations is None:
             raise DialogueError("conversations are not kept; start the chat without --no-history to keep them")
         if number:
-            self.conversations.bring_back(self.chat, positive("the conversation", number))
+            self.conversations.bring_back(self.chat, _count("the conversation", number))
             self.history("")
             return
         kept = self.conversations.listed()
@@ -299,7 +300,7 @@ class Terminal:
             self.notice(f"  {self._line(name)}")
             return
         if name == "history_tokens":
-            self._set_history_tokens(positive(name, value))
+            self._set_history_tokens(_count(name, value))
         else:
             self.chat.generation = self._changed(name, value)
         if self.chat.generation.do_sample:
@@ -325,7 +326,7 @@ class Terminal:
         config, positions = parse_setting(before, name, value), self.chat.model.config.n_positions
         check_tokens(config.with_end_token(self.chat.tokenizer.eos_id), self.chat.model.config.vocab_size)
         if config.prompt_room(positions) < 1:
-            raise DialogueError(f"{name} is {value}, and the network has {positions} positions in all")
+            raise SettingsError([Problem(name, value, f"below the network's {positions} positions")])
         return config
 
     def _line(self, name: str) -> str:
@@ -381,3 +382,13 @@ class Terminal:
             self.write("\n")
         if any(line.strip() for line in lines):
             self.say(partial(self.chat.stream, "\n".join(lines)))
+
+
+def _worded(error: DialogueError) -> str:
+    """Return the message of an error, with settings named as ``/set`` names them."""
+    return error.worded(lambda name: name.replace("_", "-")) if isinstance(error, SettingsError) else str(error)
+
+
+def _count(name: str, text: str) -> int:
+    """A positive integer that was typed."""
+    return int(required(name, parsed(name, text, TYPED_COUNT), TYPED_COUNT))

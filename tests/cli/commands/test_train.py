@@ -102,7 +102,7 @@ def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.Captu
     assert main(["train", "--check", str(files / "one.jsonl"), "--model", str(files / "model")]) == 1
     assert "none of the first lines of" in capsys.readouterr().err
     assert main(["train", "--check", str(files), "--model", str(files / "model")]) == 1
-    assert "is a folder, and --check shows lines of text" in capsys.readouterr().err
+    assert "looks like none of the kinds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -139,16 +139,16 @@ def test_mistakes_are_sentences_and_leave_no_run(
     [
         ([], "name at least one file of dialogues"),
         (["a.jsonl"], "name the run's folder with --out"),
-        (["a.jsonl", "--out", "x", "--lr", "0"], "--lr is 0.0, expected a number above 0"),
-        (["a.jsonl", "--out", "x", "--lr", "nan"], "--lr is nan, expected a number above 0"),
-        (["a.jsonl", "--out", "x", "--steps", "0"], "--steps is 0, expected a whole number from 1"),
+        (["a.jsonl", "--out", "x", "--lr", "0"], "--lr must be a number above 0, got 0.0"),
+        (["a.jsonl", "--out", "x", "--lr", "nan"], "--lr must be a number above 0, got nan"),
+        (["a.jsonl", "--out", "x", "--steps", "0"], "--steps must be an integer from 1 to 1,000,00000, got 0"),
         (["a.jsonl", "--out", "x", "--steps", "3", "--epochs", "1"], "epochs and steps both say when to stop"),
         (["a.jsonl", "--out", "x", "--steps", "9" * 400], "--steps is 999"),
         (
             ["a.jsonl", "--out", "x", "--epochs", "1e308"],
-            "--epochs is 1e+308, expected a number above 0 up to 1,000,000",
+            "--epochs must be a number above 0 up to 1,000,000, got 1e+308",
         ),
-        (["a.jsonl", "--out", "x", "--dropout", "1"], "--dropout is 1.0, expected a number from 0 below 1"),
+        (["a.jsonl", "--out", "x", "--dropout", "1"], "--dropout must be a number from 0 below 1, got 1.0"),
         (["a.jsonl", "--out", "x", "--threads", "0"], "--threads is 0, expected 1 to 1024"),
         (["a.jsonl", "--out", "x", "--optimizer", "muon", "--parallel", "fsdp"], "muon needs whole matrices"),
         (["a.jsonl", "--out", "x", "--schedule", "noam", "--warmup-steps", "0"], "--warmup-steps is 0, and noam"),

@@ -63,7 +63,7 @@ def test_each_conversation_has_a_file_and_is_listed(chat: Chat, tmp_path: Path) 
     listed = [line for line in said.split("\n") if "turns  " in line]
     assert [line.split("turns  ")[1] for line in listed] == ["Another\tone", "Hello"]
     assert "there is no conversation 9" in said
-    assert "expected a whole number from 1" in said
+    assert "must be an integer from 1" in said
     talk(chat, tmp_path, "/clear", "Gone", "/undo")
     assert len([*tmp_path.glob("*.json")]) == 3
 

@@ -155,10 +155,10 @@ def test_set_and_show(play: Play) -> None:
     played = play("/set top-k 7", "/set temperature 0", "/show", "/set temperature x", "/set nothing 1", "/set top_p 2")
     assert "top-k                            7" in played.said
     assert played.chat.generation.do_sample is False
-    assert "temperature is 'x', expected a number above 0" in played.said
+    assert "temperature must be a number above 0 (for greedy decoding, do_sample off), got 'x'" in played.said
     assert "there is no setting 'nothing'" in played.said
-    assert "top_p is 2.0, expected a number from 0 to 1" in played.said
-    assert "history-tokens is 'no', expected" in play("/set history-tokens no").said
+    assert "top-p must be a number from 0 to 1, got 2.0" in played.said
+    assert "history-tokens must be an integer from 1 to 999,999,999, got 'no'" in play("/set history-tokens no").said
 
 
 def test_multi_says_several_lines_as_one_turn(play: Play) -> None:
@@ -238,9 +238,9 @@ def test_a_question_that_a_command_asks_may_be_left(play: Play, command: str) ->
 
 def test_settings_that_make_no_sense_here_are_refused(play: Play) -> None:
     played = play("/set max-new-tokens 5000", "/set num-return-sequences 3", "/set history-tokens " + "9" * 5000)
-    assert "the network has 128 positions in all" in played.said
+    assert "max-new-tokens must be below the network's 128 positions, got" in played.said
     assert "there is no setting 'num_return_sequences'" in played.said
-    assert "expected a whole number from 1" in played.said
+    assert "must be an integer from 1" in played.said
     assert len(played.chat.reply("Hello")) >= 0
 
 

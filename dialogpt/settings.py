@@ -1,0 +1,171 @@
+"""What values a setting takes, and how a typed value is parsed: the framework under the three configurations.
+
+`GPT2Config`, `GenerationConfig` and `TrainConfig` declare a `Kind` for each field; `problems_of` checks all fields. It
+imports no torch, as the command line builds its flags from these declarations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from dialogpt.errors import Problem, SettingsError
+
+MAX_INTEGER = (1 << 63) - 1  # what torch takes
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What values a setting takes.
+
+    Attributes:
+        accepts: whether a value is valid.
+        expected: the valid values in words, to follow "must be".
+        parse: makes a value of typed text; raises ValueError or KeyError.
+        freeze: turns the lists of JSON into tuples.
+        choices: the names to choose from, where there are a few.
+    """
+
+    accepts: Callable[[Any], bool]
+    expected: str
+    parse: Callable[[str], Any]
+    freeze: Callable[[Any], Any] = lambda value: value
+    choices: tuple[str, ...] = ()
+
+
+def setting(default: Any, kind: Kind, purpose: str) -> Any:
+    """Declare a field of a configuration: its default, its kind, and its help text."""
+    return field(default=default, metadata={"kind": kind, "help": purpose})
+
+
+def kinds_of(config: Any) -> dict[str, Kind]:
+    """Return the kind of each field of a configuration or its class, by name."""
+    return {declared.name: declared.metadata["kind"] for declared in fields(config)}
+
+
+def problems_of(config: Any, kinds: Mapping[str, Kind]) -> list[Problem]:
+    """Return the fields whose values are not of their kind. A field whose default is None may be None."""
+    optional = {declared.name for declared in fields(config) if declared.default is None}
+    values = {name: getattr(config, name) for name in kinds}
+    return [
+        Problem(name, values[name], kind.expected)
+        for name, kind in kinds.items()
+        if not (values[name] is None and name in optional) and not kind.accepts(values[name])
+    ]
+
+
+def parsed(name: str, text: str, kind: Kind) -> Any:
+    """Parse the value of a setting as a person types it; "none" unsets it. Ranges are checked later.
+
+    Raises:
+        SettingsError: the text is no value of this kind.
+    """
+    if text.lower() in ("none", "unset"):
+        return None
+    try:
+        return kind.freeze(kind.parse(text))
+    except (KeyError, ValueError, RecursionError):
+        raise SettingsError([Problem(name, text, kind.expected)]) from None
+
+
+def required(name: str, value: Any, kind: Kind) -> Any:
+    """Return a value that stands alone, outside a configuration, if it is of a kind.
+
+    Raises:
+        SettingsError: it is not.
+    """
+    if not kind.accepts(value):
+        raise SettingsError([Problem(name, value, kind.expected)])
+    return value
+
+
+# ---- kinds ----
+
+
+def is_integer(value: Any, minimum: int = 0, maximum: int = MAX_INTEGER) -> bool:
+    """Whether a value is an integer within bounds; true and false are not."""
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; true and false are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= MAX_INTEGER and math.isfinite(value)
+
+
+def is_ids(value: Any) -> bool:
+    """Whether a value is a tuple of token ids, at least one."""
+    return isinstance(value, tuple) and bool(value) and all(map(is_integer, value))
+
+
+def integer(minimum: int = 0, maximum: int = MAX_INTEGER) -> Kind:
+    """Return the kind of integers from `minimum` to `maximum`."""
+    if maximum < MAX_INTEGER:
+        expected = f"an integer from {minimum:,} to {maximum:,}"
+    else:
+        expected = {0: "a non-negative integer", 1: "a positive integer"}.get(minimum, f"an integer from {minimum} on")
+    return Kind(lambda value: is_integer(value, minimum, maximum), expected, int)
+
+
+def number(
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+    below: float | None = None,
+    note: str = "",
+) -> Kind:
+    """Return the kind of finite numbers within bounds.
+
+    Args:
+        minimum: the smallest valid number.
+        above: all valid numbers are above it.
+        maximum: the largest valid number.
+        below: all valid numbers are below it.
+        note: ends the description in an error.
+    """
+    bounds = (
+        ("from", minimum),
+        ("above", above),
+        ("to" if minimum is not None else "up to", maximum),
+        ("below", below),
+    )
+    words = " ".join(f"{word} {bound:,}" for word, bound in bounds if bound is not None)
+
+    def accepts(value: Any) -> bool:
+        return (
+            is_number(value)
+            and (minimum is None or value >= minimum)
+            and (above is None or value > above)
+            and (maximum is None or value <= maximum)
+            and (below is None or value < below)
+        )
+
+    return Kind(accepts, f"a number {words}".rstrip() + note, float)
+
+
+def choice(*values: str) -> Kind:
+    """Return the kind of a few names."""
+    return Kind(lambda value: value in values, " or ".join(values), str, choices=values)
+
+
+def parse_switch(text: str) -> bool:
+    """Parse true or false as a person types it."""
+    return {"true": True, "on": True, "yes": True, "false": False, "off": False, "no": False}[text.lower()]
+
+
+SWITCH = Kind(lambda value: isinstance(value, bool), "true or false", parse_switch)
+POSITIVE = integer(1)
+COUNT = integer(0)
+TYPED_COUNT = Kind(
+    lambda value: is_integer(value, 1, 999_999_999), "an integer from 1 to 999,999,999", lambda text: _parse_count(text)
+)
+
+
+def _parse_count(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise ValueError
+    return int(text)
