@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser(
-        "chat", usage="%(prog)s [FLAGS]  (--help lists them)", help="talk; in a pipe, one reply per input line"
+        "chat", usage="%(prog)s [FLAGS] [NAME]  (--help lists them)", help="talk; in a pipe, one reply per input line"
     )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the model; the same as --model NAME")
     parser.add_argument("--no-history", action="store_true", help="keep neither typed lines nor conversations")
     parser.add_argument(
         "--continue", action="store_true", dest="go_on", help="go on with the conversation that was kept last"
@@ -33,6 +34,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
+    if options.name is not None:
+        if options.model not in (options.parser.get_default("model"), options.name):
+            raise wrong_usage(options, "NAME and --model name different models; omit one of them")
+        options.model = options.name
     lines = stdin_bytes()
     if options.go_on and options.no_history:
         raise wrong_usage(options, "--continue needs what --no-history does not keep; omit one of them")
