@@ -24,7 +24,7 @@ from dialogpt.decoding.speculative import Draft
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, USER, History, Prompt, Turn, alternating
+from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache
 from dialogpt.normalize import normalize
 from dialogpt.ranking.rerankers import Reranker
@@ -60,6 +60,7 @@ class Chat:
         history: the turns of the user and the bot.
         reranker: chooses each reply among candidates; None takes the only one.
         normalize: whether typed text is spelled as the training data were; see `dialogpt.normalize`.
+        persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
         statistics: of the last reply.
     """
 
@@ -123,6 +124,7 @@ class Chat:
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
         self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
         self.draft = draft
+        self.persona: Turn | None = None
         self.statistics = Statistics()
         self._generators = Generators(model.device, seed)
         self._cache = KVCache.for_model(model)
@@ -280,6 +282,21 @@ class Chat:
         cache = self._cache if len(asked) == 1 else None
         return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
 
+    def set_persona(self, text: str) -> None:
+        """Show the network this text as a first turn before every dialogue; an empty one shows none.
+
+        Raises:
+            DialogueError: the text is not valid, or leaves no room for a dialogue.
+        """
+        self._close_stream()
+        persona = Turn(self._turn(text), SYSTEM) if text.strip() else None
+        window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
+        if persona is not None and 2 * (len(persona) + 1) > window:
+            raise DialogueError(
+                f"the persona has {len(persona)} tokens, and may fill half of the {window} that the network is shown"
+            )
+        self.persona, self._shown = persona, None
+
     def turns_from(self, texts: Sequence[str]) -> list[Turn]:
         """Encode a dialogue as turns: the user speaks last.
 
@@ -333,7 +350,12 @@ class Chat:
     def _prompt(self, history: History) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""
         window = self.generation.prompt_room(self.model.config.n_positions)
-        prompt = history.prompt(self.history_tokens, window)
+        first = [] if self.persona is None else [*self.persona, history.eos_id]
+        room = min(self.history_tokens, window)
+        if first and len(first) >= room:
+            raise DialogueError(f"the persona takes {len(first)} of {room} tokens; expected a shorter one")
+        prompt = history.prompt(self.history_tokens - len(first), window - len(first))
+        prompt = replace(prompt, ids=[*first, *prompt.ids])
         if prompt.cut:
             logger.warning(
                 "the last turn is longer than there is room for: its first %d tokens were truncated", prompt.cut

@@ -16,7 +16,7 @@ DEFAULT_HISTORY_TOKENS = (
     256  # Microsoft trained on 128; long histories make the published models repeat and fall silent
 )
 
-USER, BOT = "user", "assistant"  # speakers, by the names of OpenAI's roles; there may be others, such as "system"
+USER, BOT, SYSTEM = "user", "assistant", "system"  # speakers, by the names of OpenAI's roles; there may be others
 
 
 class Turn(list[int]):

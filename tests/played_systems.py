@@ -3,12 +3,11 @@
 `DIALOGPT_PLAY=windows pytest ...`, or another of `SYSTEMS`; `tests/__init__.py` calls `begin`, and
 `tests/played/sitecustomize.py` does so in every Python that a test starts. What is taken away is what once broke there:
 
-- windows: fcntl, termios, readline, resource and pty cannot be imported by this project; `os.fork`, `os.mkfifo`,
+- windows: fcntl, termios, resource and pty cannot be imported by this project; `os.fork`, `os.mkfifo`,
   `os.sysconf` and the files in /proc are gone; a read-only handle cannot be synchronised, a folder not opened, a link
   not made; and a file that is open or mapped in this process can be neither replaced nor removed, nor a folder moved
   that holds one.
-- macos: oneDNN's and fbgemm's operators are gone; readline is libedit, which reads no history but its own and inserts
-  no text.
+- macos: oneDNN's and fbgemm's operators are gone.
 - without-vnni: an x86 processor without VNNI, as most are, where fbgemm's int8 is not exact.
 
 The standard library and others' packages keep what they import: they know the systems themselves. No import of the
@@ -35,7 +34,7 @@ from typing import Any
 VARIABLE = "DIALOGPT_PLAY"
 OURS = ("dialogpt", "scripts", "tests", "__main__")
 FOR_US = ("pathlib", "shutil")  # what they ask of the system, they ask for somebody
-GONE = ("fcntl", "termios", "readline", "resource", "pty")
+GONE = ("fcntl", "termios", "resource", "pty")
 HERE = Path(__file__).parent / "played"
 
 
@@ -151,24 +150,9 @@ def busy(path: Any) -> bool:
 
 
 def macos() -> None:
-    """Take away what a Mac's torch has not, and give it libedit."""
-    replace_imports({"readline": libedit(), "resource": None})
+    """Take away what a Mac's torch has not."""
+    replace_imports({"resource": None})
     sys.meta_path.insert(0, ChangedProducts(take_kernels_away))
-
-
-def libedit() -> ModuleType:
-    """A readline as libedit is: it refuses a history that it did not write, and inserts no text."""
-    module: Any = ModuleType("readline", "Importing this module enables command line editing using libedit readline.")
-
-    def read_history_file(path: Any = None) -> None:
-        if not Path(path).read_bytes().startswith(b"_HiStOrY_V2_\n"):
-            raise OSError(errno.EINVAL, "Invalid argument")
-
-    module.read_history_file = read_history_file
-    for name in ("write_history_file", "set_history_length", "add_history", "insert_text", "set_startup_hook"):
-        setattr(module, name, lambda *_: None)
-    found: ModuleType = module
-    return found
 
 
 class ChangedProducts(importlib.abc.MetaPathFinder, importlib.abc.Loader):

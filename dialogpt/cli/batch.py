@@ -90,12 +90,11 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
                     raise KeyboardInterrupt
                 kept = {} if earlier is None else earlier.kept(group)
                 found = _answers(chat, [line for line in group if line.number not in kept], number, base, interrupted)
-                for line in group:
-                    raw = kept.get(line.number) or _answered(chat, line, line.problem or found[line.number], counts)
-                    output.write(raw)
-                output.flush()
-                if options.output is not None:
-                    os.fsync(output.fileno())
+                answers = (
+                    kept.get(line.number) or _answered(chat, line, line.problem or found[line.number], counts)
+                    for line in group
+                )
+                _store(output, b"".join(answers), options.output)
                 if time.monotonic() - shown > EVERY:
                     shown = time.monotonic()
                     print(f"dialogpt: {group[-1].number} lines answered", file=sys.stderr)
@@ -291,6 +290,28 @@ def _output(path: Path) -> IO[bytes]:
         return path.open("r+b" if path.exists() else "w+b")
     except OSError as error:
         raise DialogueError(f"{path} cannot be written: {reason_of(error)}") from None
+
+
+def _store(output: IO[bytes], answers: bytes, path: Path | None) -> None:
+    """Write answers, and wait until they are on the disk; the path is None for standard output.
+
+    Raises:
+        DialogueError: the disk is full, say.
+        OSError: standard output cannot be written.
+    """
+    try:
+        output.write(answers)
+        output.flush()
+        if path is not None:
+            os.fsync(output.fileno())
+    except OSError as error:
+        if path is None:
+            raise
+        with suppress(OSError):  # what is still buffered
+            output.close()
+        raise DialogueError(
+            f"{path} cannot be written: {reason_of(error)}; run the command again to go on after its last whole line"
+        ) from None
 
 
 def _held(path: Path) -> Callable[[], None]:

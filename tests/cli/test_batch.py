@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import codecs
+import errno
 import json
 import os
 import signal
@@ -268,3 +269,20 @@ def test_an_input_of_another_kind_is_answered_by_dialogues(tmp_path: Path, capsy
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["turns"] for entry in found] == [["Hi!", "Hello."], ["Good night!"]]
     assert all(entry["replies"] for entry in found)
+
+
+def test_a_full_disk_names_the_output(
+    lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The error named no file, and a second one came when the output was closed."""
+    path = tmp_path / "out.jsonl"
+
+    def refuse(_file: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("dialogpt.cli.batch.os.fsync", refuse)
+    assert run("--batch", lines, "--output", path) == 1
+    assert f"{path} cannot be written: No space left on device; run the command again" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert run("--batch", lines, "--output", path) == 0
+    assert len(answers(path)) == 40

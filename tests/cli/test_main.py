@@ -342,3 +342,16 @@ def test_ctrl_c_during_a_conversion_leaves_nothing(published: Path, tmp_path: Pa
     else:  # it was done before the signal came
         assert (converting.returncode, left) == (0, ["ours"])
         assert open_checkpoint(destination).ours
+
+
+def test_a_model_is_named_without_a_flag(run: Any, published: Path) -> None:
+    flagged = run("chat", "--model", published, "--seed", 1, stdin=b"Hello\n")
+    assert run("chat", published, "--seed", 1, stdin=b"Hello\n") == flagged
+    for arguments, sentence in (
+        (("chat", "tiny", "--model", published), "name different models"),
+        (("chat", "--continue"), "in a pipe"),
+    ):
+        result = run(*arguments)
+        assert result.status == 2
+        assert sentence in result.err
+    assert run("info") == run("info", "tiny")

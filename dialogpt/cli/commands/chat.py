@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, BinaryIO
 
 from dialogpt.cli.opening import open_chat
-from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, installed_version
+from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, installed_version, wrong_usage
 from dialogpt.cli.output import print_reply
 from dialogpt.cli.standard_input import stdin_bytes
 from dialogpt.errors import DONE, DialogueError
@@ -21,16 +21,28 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser(
-        "chat", usage="%(prog)s [FLAGS]  (--help lists them)", help="talk; in a pipe, one reply per input line"
+        "chat", usage="%(prog)s [FLAGS] [NAME]  (--help lists them)", help="talk; in a pipe, one reply per input line"
     )
-    parser.add_argument("--no-history", action="store_true", help="do not remember typed lines in a file")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="the model; the same as --model NAME")
+    parser.add_argument("--no-history", action="store_true", help="keep neither typed lines nor conversations")
+    parser.add_argument(
+        "--continue", action="store_true", dest="go_on", help="go on with the conversation that was kept last"
+    )
     add_model_flags(parser)
     parser.set_defaults(run=run, parser=parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Talk: in a terminal, or through a pipe."""
+    if options.name is not None:
+        if options.model not in (options.parser.get_default("model"), options.name):
+            raise wrong_usage(options, "NAME and --model name different models; omit one of them")
+        options.model = options.name
     lines = stdin_bytes()
+    if options.go_on and options.no_history:
+        raise wrong_usage(options, "--continue needs what --no-history does not keep; omit one of them")
+    if options.go_on and not (lines.isatty() and sys.stdout.isatty()):
+        raise wrong_usage(options, "--continue is for talking in a terminal; omit it in a pipe")
     check_reply_count(options, generation_from(options), 1)
     opened = open_chat(options)
     if not (lines.isatty() and sys.stdout.isatty()):
@@ -47,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}"
         f"{'' if options.draft_model is None else f'; {options.draft_model} guesses ahead'}."
     )
-    return talk(opened, title, remember=not options.no_history)
+    return talk(opened, title, remember=not options.no_history, go_on=options.go_on)
 
 
 def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> None:

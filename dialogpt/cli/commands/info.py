@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser("info", help="what a checkpoint is")
-    parser.add_argument("source", help=SOURCE)
+    parser.add_argument("source", nargs="?", default="tiny", help=f"{SOURCE} (default: tiny)")
     add_n_head(parser)
     add_adapter(parser)
     parser.set_defaults(run=run, parser=parser)

@@ -1,7 +1,6 @@
-"""A real keyboard and screen for `dialogpt.cli.terminal.repl`: line editing, and typed lines that are remembered.
+"""Talking with a person at a terminal: the line editor, the screen, and typed lines that are remembered.
 
-Imported only where both are a terminal, as readline would write to stdout elsewhere. Windows has neither readline nor
-termios: there its console edits lines, and nothing is remembered from one talk to the next.
+Without prompt_toolkit lines are read by `input`, and nothing is remembered from one talk to the next.
 """
 
 from __future__ import annotations
@@ -11,23 +10,19 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dialogpt.chat import Chat
 from dialogpt.cli.output import printable
 from dialogpt.cli.signals import raised
+from dialogpt.cli.terminal.conversations import Conversations, state_folder
 from dialogpt.cli.terminal.repl import Terminal
 from dialogpt.weights.disk import lock, reason_of, write_atomically
 
-try:
-    import readline
-except ImportError:
-    readline = None  # type: ignore[assignment]
-try:
-    import termios
-except ImportError:
-    termios = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from dialogpt.cli.terminal.editor import Editor
 
 HISTORY_LINES = 1000
 LOCK_SECONDS = 10.0  # how long a talk that ends waits for another that writes its lines
@@ -35,74 +30,75 @@ LIBEDIT_HEADER = "_HiStOrY_V2_"  # the first line of a history file that libedit
 _ESCAPED = re.compile(r"\\([0-7]{3})")  # how libedit writes a space: \040
 
 
-def talk(chat: Chat, title: str, *, remember: bool) -> int:
+def talk(chat: Chat, title: str, *, remember: bool, go_on: bool = False) -> int:
     """Talk until the person leaves; returns the exit status.
 
     Args:
         chat: an open chat.
         title: what to show first.
-        remember: keep typed lines in a file, for the arrow keys of the next talk.
+        remember: keep typed lines in a file, for the arrow keys of the next talk, and every conversation.
+        go_on: begin with the conversation that was kept last.
+
+    Raises:
+        DialogueError: there is none to go on with, or it cannot be read.
     """
     print(title)
-    print("/help lists the commands, Ctrl-D leaves." if readline else "/help lists the commands, /exit leaves.")
-    remembered = _history_file() if remember and readline else None
+    print("/help lists the commands, Ctrl-D leaves." if sys.platform != "win32" else "/help lists them, /exit leaves.")
+    remembered = _history_file() if remember else None
+    lines: list[str] = []
     if remembered is not None:
         with _without_history_on_error():
-            for line in _read_history(remembered):
-                readline.add_history(line)
+            lines = _read_history(remembered)
     typed: list[str] = []
-
-    def read(prompt: str, prefill: str) -> str:
-        line = _read_line(prompt, prefill)
-        typed.append(line)
-        return line
-
+    conversations = _conversations() if remember else None
+    terminal = _terminal(chat, lines, typed, conversations)
+    if go_on:
+        terminal.list_conversations("1")
     try:
         with raised():
-            return Terminal(chat, read, _write, _notice, _silent_keys).talk()
+            return terminal.talk()
     finally:
-        if remembered is not None:
+        if conversations is not None:
+            conversations.close()
+        if remembered is not None and typed:
             with _without_history_on_error():
                 _write_history(remembered, typed)
 
 
-def _read_line(prompt: str, prefill: str) -> str:
-    """Ask for a line that begins with `prefill`, which the person may change; where that cannot be, say so."""
-    if prefill and not _can_prefill():
+def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> Terminal:
+    """A chat at this keyboard and screen; what is typed is added to `typed`."""
+    editor = _editor(lines)
+    if editor is None:
+        return Terminal(chat, _read_plainly, _write, _notice, conversations=conversations)
+
+    from dialogpt.cli.terminal.screen import Screen
+
+    def read(prompt: str, prefill: str) -> str:
+        line = editor.read(prompt, prefill)
+        typed.append(line)
+        return line
+
+    screen = Screen()
+    terminal = Terminal(chat, read, screen.write, _notice, editor.suppress_echo, screen.label, conversations)
+    editor.usages = {name: usage for name, (_run, usage, _purpose) in terminal.commands.items()}
+    return terminal
+
+
+def _editor(lines: list[str]) -> Editor | None:
+    """The line editor; None where prompt_toolkit is not installed."""
+    try:
+        from dialogpt.cli.terminal.editor import Editor
+    except ModuleNotFoundError:
+        return None
+    return Editor(lines)
+
+
+def _read_plainly(prompt: str, prefill: str) -> str:
+    """Ask for a line without an editor; where it would begin with `prefill`, show that first."""
+    if prefill:
         _notice(f"  you said: {printable(prefill)}")
         _notice("  type what you want to say instead; an empty line leaves it as it was")
-        prefill = ""
-    if not prefill:
-        return input(prompt)
-    readline.set_startup_hook(lambda: readline.insert_text(prefill))
-    try:
-        return input(prompt)
-    finally:
-        readline.set_startup_hook(None)
-
-
-def _can_prefill() -> bool:
-    """Whether this is GNU's readline: libedit, which takes its place on macOS, inserts no text before a key is hit."""
-    if readline is None:
-        return False
-    backend = getattr(readline, "backend", "editline" if "libedit" in (readline.__doc__ or "") else "readline")
-    return bool(backend == "readline")
-
-
-@contextmanager
-def _silent_keys() -> Iterator[None]:
-    """Do not show what is typed: during a reply it would land in the middle of it. The next prompt shows it."""
-    if termios is None:  # Windows' console shows keys only while a line is asked for
-        yield
-        return
-    before = termios.tcgetattr(sys.stdin)
-    silent = termios.tcgetattr(sys.stdin)
-    silent[3] &= ~termios.ECHO
-    termios.tcsetattr(sys.stdin, termios.TCSANOW, silent)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(sys.stdin, termios.TCSANOW, before)
+    return input(prompt)
 
 
 def _notice(line: str) -> None:
@@ -117,11 +113,17 @@ def _write(text: str) -> None:
 def _history_file() -> Path | None:
     """Where typed lines are remembered, readable by their owner only; None where that cannot be."""
     with _without_history_on_error():
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-        path = state / "dialogpt" / "history"
+        path = state_folder() / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
         return path
+    return None
+
+
+def _conversations() -> Conversations | None:
+    """The kept conversations; None where no home folder is known, which has been said of the history file."""
+    with suppress(RuntimeError):
+        return Conversations(state_folder() / "conversations")
     return None
 
 

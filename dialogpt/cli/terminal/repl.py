@@ -6,22 +6,28 @@ and flags to `dialogpt.cli.main`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
+from difflib import get_close_matches
 from functools import partial
 
 from dialogpt.chat import Chat
-from dialogpt.cli.output import printable
+from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
+from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting
-from dialogpt.history import USER
+from dialogpt.history import BOT as BOT_ROLE
+from dialogpt.history import USER, Turn
 from dialogpt.settings import TYPED_COUNT, parsed, required
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
+MAX_CANDIDATES = 64
+LISTED = 20  # conversations that /conversations shows
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
 SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
 Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
@@ -33,10 +39,23 @@ class Leave(Exception):
     """The person leaves."""
 
 
+class InterruptedTyping(KeyboardInterrupt):
+    """Ctrl-C at an empty prompt where something had been typed: the first of two that leave."""
+
+
 class Terminal:
     """One person, one chat."""
 
-    def __init__(self, chat: Chat, read: Read, write: Write, notice: Write, quiet: Quiet = nullcontext) -> None:
+    def __init__(
+        self,
+        chat: Chat,
+        read: Read,
+        write: Write,
+        notice: Write,
+        quiet: Quiet = nullcontext,
+        label: Write | None = None,
+        conversations: Conversations | None = None,
+    ) -> None:
         """Tie a chat to a keyboard and a screen.
 
         Args:
@@ -45,21 +64,31 @@ class Terminal:
             write: shows text as it comes; newlines are part of it.
             notice: says something that is not part of the conversation, a line each.
             quiet: keeps keys off the screen while a reply is shown.
+            label: shows who speaks, before what is said; None is `write`.
+            conversations: where each is kept as it grows; None keeps none.
         """
+        self.conversations = conversations
         self.chat = chat
+        self.label = label or write
         self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
+        self.dropped = 0  # turns that the model is no longer shown
+        self.begun = {name: self._value(name) for name in SETTINGS}  # settings as the talk began
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
             "help": (self.help, "", "this list"),
             "exit": (self.leave, "", "leave (so does Ctrl-D)"),
             "clear": (self.clear, "", "begin a new conversation"),
             "retry": (self.retry, "", "another reply to your last turn"),
+            "candidates": (self.candidates, "N", "show several replies to your last turn; the one you choose is taken"),
+            "persona": (self.persona, "[TEXT]", "show the model a first turn before every conversation; none ends it"),
             "undo": (self.undo, "", "take the last exchange back"),
             "edit": (self.edit, "[TEXT]", "say something else instead of your last turn"),
             "history": (self.history, "", "the conversation; turns the model is no longer shown are marked"),
             "save": (self.save, "FILE", "write the conversation to a file"),
+            "export": (self.export, "FILE.md", "write the conversation for people to read"),
             "load": (self.load, "FILE", "go on with a saved conversation"),
-            "set": (self.set, "NAME VALUE", "change a setting, such as temperature 0.6"),
+            "conversations": (self.list_conversations, "[N]", "list what was talked about; with N, go on with that"),
+            "set": (self.set, "NAME [VALUE]", "show or change a setting, such as temperature 0.6"),
             "show": (self.show, "", "settings, the window, and what the last reply cost"),
             "explain": (self.explain, "[FILE]", "look inside the last reply: write a page that shows it"),
             "why": (self.why, "[TOKEN]", "the same for one token, here; without one, list them"),
@@ -75,12 +104,13 @@ class Terminal:
             except EOFError:
                 self.write("\n")
                 return DONE
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as pressed:
                 self.write("\n")
-                if interrupted:
+                if interrupted and not isinstance(pressed, InterruptedTyping):
                     return INTERRUPTED
                 interrupted = True
-                self.notice("Ctrl-C again, or Ctrl-D, leaves (/save FILE keeps the conversation)")
+                kept = "dialogpt chat --continue brings this back" if self.conversations else "/save FILE keeps this"
+                self.notice(f"Ctrl-C again, or Ctrl-D, leaves ({kept})")
                 continue
             except DialogueError as error:
                 self.notice(_worded(error))
@@ -99,6 +129,9 @@ class Terminal:
                 self.notice("stopped")
             except DialogueError as error:
                 self.notice(_worded(error))
+            finally:
+                if self.conversations is not None:
+                    self.conversations.keep(self.chat)
 
     def _ask(self, prompt: str, prefill: str = "") -> str:
         """Read one line; one that is no text is a sentence, whoever asked."""
@@ -132,12 +165,18 @@ class Terminal:
             stream = begin(interrupted)
             try:
                 for text in stream:
-                    self.write(printable(text if shown else BOT + text))
+                    if not shown:
+                        self.label(BOT)
+                    self.write(printable(text))
                     shown = True
             finally:
                 stream.close()
                 if shown:
                     self.write("\n")
+        dropped = 0 if (prompt := self.chat.shown()) is None else prompt.first_turn
+        if dropped > self.dropped:
+            self.notice(f"  (the model is no longer shown the first {dropped} turns)")
+        self.dropped = dropped
         if interrupted():
             kept = "what was said is kept" if shown else "your turn is taken back"
             self.notice(f"stopped; {kept}")
@@ -145,7 +184,7 @@ class Terminal:
     def help(self, _: str) -> None:
         """List the commands."""
         for name, (_run, usage, purpose) in self.commands.items():
-            self.notice(f"  {f'/{name} {usage}':<18} {purpose}")
+            self.notice(f"  {f'/{name} {usage}':<20} {purpose}")
         self.notice("  Ctrl-C stops a reply; at the prompt it clears the line, and a second one leaves")
 
     def leave(self, _: str) -> None:
@@ -181,29 +220,86 @@ class Terminal:
         if not self.chat.history.turns:
             raise DialogueError("nothing has been said yet")
         prompt = self.chat.shown()
+        if self.chat.persona is not None:
+            self.write(f"(persona) {printable(self.chat.tokenizer.decode(self.chat.persona))}\n")
         for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
             hidden = prompt is not None and place < prompt.first_turn
             speaker = YOU if turn.role == USER else BOT
-            self.write(f"{'(not shown to the model) ' if hidden else ''}{speaker}{printable(text)}\n")
+            if hidden:
+                self.write("(not shown to the model) ")
+            self.label(speaker)
+            self.write(f"{printable(text)}\n")
 
     def save(self, name: str) -> None:
         """Write the conversation to a file."""
-        transcripts.save(name, self.chat.history.turns, self.chat.tokenizer)
+        transcripts.save(name, self.chat.history.turns, self.chat.tokenizer, self.chat.persona)
         self.notice(f"{len(self.chat.history.turns)} turns written to {name}")
 
     def load(self, name: str) -> None:
         """Go on with a saved conversation."""
         self.chat.restore(transcripts.load(name, self.chat.tokenizer, self.chat.model.config.vocab_size))
+        self.chat.set_persona(transcripts.load_persona(name))
         self.history("")
+
+    def export(self, name: str) -> None:
+        """Write the conversation as Markdown."""
+        if not self.chat.history.turns:
+            raise DialogueError("nothing has been said yet")
+        transcripts.export(name, self.chat.history.turns, self.chat.tokenizer, self.chat.persona)
+        self.notice(f"written to {printable(name)}")
+
+    def candidates(self, wanted: str) -> None:
+        """Show several replies to the last turn, and take the one that is chosen."""
+        number, turns, texts = _count("the number of candidates", wanted), self.chat.history.turns, self.chat.texts()
+        if not turns:
+            raise DialogueError("nothing has been said yet")
+        if number > MAX_CANDIDATES:
+            raise DialogueError(f"{number} candidates are more than {MAX_CANDIDATES}")
+        with self.quiet():
+            found = self.chat.candidates(texts[:-1], number)
+        for place, reply in enumerate(found, 1):
+            self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.decode(reply.ids)))}\n")
+        chosen = self._ask(f"1-{number}> ").strip()
+        if not chosen:
+            self.notice("the reply stays as it was")
+        elif chosen.isdecimal() and len(chosen) < 5 and 1 <= int(chosen) <= len(found):
+            self.chat.restore([*turns[:-1], Turn(found[int(chosen) - 1].ids, BOT_ROLE)])
+            self.notice("taken")
+        else:
+            raise DialogueError(f"{printable(chosen)!r} is none of them; the reply stays as it was")
+
+    def persona(self, text: str) -> None:
+        """Put a first turn before every conversation."""
+        self.chat.set_persona(text)
+        self.notice("the model is shown this first" if text else "no persona")
+
+    def list_conversations(self, number: str) -> None:
+        """List the kept conversations, or go on with one of them."""
+        if self.conversations is None:
+            raise DialogueError("conversations are not kept; start the chat without --no-history to keep them")
+        if number:
+            self.conversations.bring_back(self.chat, _count("the conversation", number))
+            self.history("")
+            return
+        kept = self.conversations.listed()
+        for place, entry in enumerate(kept[:LISTED], 1):
+            self.notice(f"  {place:>3}  {entry.changed:%Y-%m-%d %H:%M}  {entry.num_turns:>4} turns  {entry.title}")
+        older = f"; {len(kept) - LISTED} are older" if len(kept) > LISTED else ""
+        self.notice(f"/conversations N goes on with one of them{older}" if kept else "there are none yet")
 
     def set(self, argument: str) -> None:
         """Change a setting."""
-        name, _, value = argument.partition(" ")
+        name, _, value = re.sub(r"^(\S+?)\s*=\s*", r"\1 ", argument).partition(" ")
         name, value = name.replace("-", "_"), value.strip()
         if name not in SETTINGS:
-            raise DialogueError(f"there is no setting {name!r}; there are {', '.join(SETTINGS).replace('_', '-')}")
+            meant = get_close_matches(name, SETTINGS, 1)
+            there = f"did you mean {meant[0]}?" if meant else f"there are {', '.join(SETTINGS)}"
+            raise DialogueError(f"there is no setting {name!r}; {there.replace('_', '-')}")
+        if not value:
+            self.notice(f"  {self._line(name)}")
+            return
         if name == "history_tokens":
-            self.chat.history_tokens = required(name, parsed(name, value, TYPED_COUNT), TYPED_COUNT)
+            self._set_history_tokens(_count(name, value))
         else:
             self.chat.generation = self._changed(name, value)
         if self.chat.generation.do_sample:
@@ -211,6 +307,15 @@ class Terminal:
         elif name in ("temperature", "top_k", "top_p", "do_sample"):
             self.notice("  decoding is greedy; /set temperature to a number above 0 draws again")
         self.notice(f"  {self._line(name)}")
+
+    def _set_history_tokens(self, number: int) -> None:
+        room = self.chat.generation.prompt_room(self.chat.model.config.n_positions)
+        if number > room:
+            raise DialogueError(
+                f"history-tokens is {number}, and the network's {self.chat.model.config.n_positions} positions leave "
+                f"{room} beside a reply; expected at most that"
+            )
+        self.chat.history_tokens = number
 
     def _changed(self, name: str, value: str) -> GenerationConfig:
         """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
@@ -220,13 +325,21 @@ class Terminal:
         return parse_setting(before, name, value)
 
     def _line(self, name: str) -> str:
-        value = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
-        return f"{name.replace('_', '-'):<32} {value}"
+        return f"{name.replace('_', '-'):<32} {self._value(name)}"
+
+    def _value(self, name: str) -> object:
+        value: object = self.chat.history_tokens if name == "history_tokens" else getattr(self.chat.generation, name)
+        return value
 
     def show(self, _: str) -> None:
         """Show settings, the window, and what the last reply cost."""
-        for name in SETTINGS:
+        changed = [name for name in SETTINGS if self._value(name) != self.begun[name]]
+        if changed:
+            self.notice("  changed here:")
+        for name in (*changed, *(name for name in SETTINGS if name not in changed)):
             self.notice(f"  {self._line(name)}")
+            if changed and name == changed[-1]:
+                self.notice("  as it began:")
         prompt, last = self.chat.shown(), self.chat.statistics
         shown = 0 if prompt is None else len(prompt.ids)
         self.notice(f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last")
@@ -269,3 +382,8 @@ class Terminal:
 def _worded(error: DialogueError) -> str:
     """Return the message of an error, with settings named as ``/set`` names them."""
     return error.worded(lambda name: name.replace("_", "-")) if isinstance(error, SettingsError) else str(error)
+
+
+def _count(name: str, text: str) -> int:
+    """A positive integer that was typed."""
+    return int(required(name, parsed(name, text, TYPED_COUNT), TYPED_COUNT))

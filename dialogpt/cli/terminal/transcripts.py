@@ -11,14 +11,16 @@ import os
 import stat
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from dialogpt import json_input
+from dialogpt.cli.output import printable
 from dialogpt.errors import DialogueError
 from dialogpt.history import BOT, USER, Turn
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.weights.disk import reason_of
+from dialogpt.weights.disk import reason_of, write_atomically
 
 FORMAT = "dialogpt conversation"
 VERSION = 1
@@ -26,13 +28,14 @@ SIZE_LIMIT = 64 << 20  # bytes; a thousand turns take less than one MiB
 SPEAKERS = {USER: "you", BOT: "bot"}  # of each role, its name in the file
 
 
-def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer) -> None:
+def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn | None = None) -> None:
     """Write a conversation; a file that holds another one is replaced, in one step.
 
     Args:
         name: a file; `~` is the home folder.
         turns: what was said and its answer, in pairs.
         tokenizer: of the checkpoint that answered.
+        persona: the first turn that stands before the conversation.
 
     Raises:
         DialogueError: something else has that name, or it cannot be written; nothing is changed.
@@ -40,6 +43,7 @@ def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer) -> None:
     content = {
         "format": FORMAT,
         "version": VERSION,
+        **({} if persona is None else {"persona": tokenizer.decode(persona)}),
         "turns": [{"speaker": SPEAKERS[turn.role], "text": tokenizer.decode(turn), "ids": turn} for turn in turns],
     }
     try:
@@ -86,6 +90,53 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
         Turn(_ids(turn, role, f"{name}: turn {number}", tokenizer, vocab_size), role)
         for number, (turn, role) in enumerate(zip(turns, roles, strict=True), 1)
     ]
+
+
+def load_persona(name: str) -> str:
+    """The persona of a conversation that `load` could read; empty where it has none."""
+    with suppress(OSError, RuntimeError, ValueError):
+        persona = _read(Path(name).expanduser()).get("persona")
+        return persona if isinstance(persona, str) else ""
+    return ""
+
+
+def export(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn | None = None) -> None:
+    """Write a conversation as Markdown, for people to read.
+
+    Raises:
+        DialogueError: the name is taken, or cannot be written.
+    """
+    named = [("Persona", persona)] if persona is not None else []
+    named += [("You" if turn.role == USER else "Bot", turn) for turn in turns]
+    parts = ["# Conversation"]
+    for speaker, turn in named:
+        text = printable(tokenizer.decode(turn)).replace("\\", "\\\\")
+        for sign in "`*_<[#>":
+            text = text.replace(sign, f"\\{sign}")
+        parts.append(f"**{speaker}:** " + "  \n".join(text.splitlines()))
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            raise DialogueError(f"{name} exists; choose another name")
+        write_atomically(path, "\n\n".join(parts) + "\n")
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a home folder that is not known
+        if isinstance(error, DialogueError):
+            raise
+        raise DialogueError(f"{name} cannot be written: {reason_of(error)}") from None
+
+
+def texts(path: Path) -> list[str]:
+    """The texts of a conversation, without a tokenizer.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not a conversation.
+    """
+    content = _read(path)
+    turns = content.get("turns") if content.get("format") == FORMAT else None
+    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("text"), str) for t in turns):
+        raise ValueError("not a conversation")
+    return [turn["text"] for turn in turns]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,18 +1,17 @@
-"""A real pseudo-terminal: readline, remembered lines, and keys that arrive while a reply is shown."""
+"""A real pseudo-terminal: the line editor, remembered lines, and keys that arrive while a reply is shown."""
 
 from __future__ import annotations
 
 import os
+import re
 import select
+import shlex
 import signal
 import stat
 import sys
 import threading
 import time
-from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -22,19 +21,24 @@ from tests.helpers import WAIT_SECONDS, environment, needs_posix
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child becomes another program at once
 
+CONTROL = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][0-9A-Z]|[=>])|\r")  # what moves the cursor, colours, and modes
+
 
 class Screen:
     """A chat in a pseudo-terminal, and what it has shown so far."""
 
-    def __init__(self, model: Path, state: Path, *flags: str) -> None:
+    def __init__(self, model: Path, state: Path, *flags: str, shell: bool = False) -> None:
         import pty  # which Windows has not
 
-        variables = environment(XDG_STATE_HOME=str(state), TERM="dumb")
+        variables = environment(XDG_STATE_HOME=str(state), TERM="xterm", PROMPT_TOOLKIT_NO_CPR="1", PS1="shell> ")
         command = [sys.executable, "-m", "dialogpt", "chat", "--model", str(model), *flags]
+        program = ["sh", "-i"] if shell else command  # what no shell has started cannot be stopped
         self.pid, self.terminal = pty.fork()
         if self.pid == 0:
-            os.execve(sys.executable, command, variables)
-        self.shown, self.seen = "", 0
+            os.execvpe(program[0], program, variables)
+        self.data, self.shown, self.seen = b"", "", 0
+        if shell:
+            self.press(f"{shlex.join(command)}\n")
 
     def wait_for(self, text: str) -> None:
         """Read until `text` is shown, after what was waited for before."""
@@ -50,28 +54,12 @@ class Screen:
             data = os.read(self.terminal, 4096)
         except OSError:  # the other end is closed
             return False
-        self.shown += data.decode(errors="replace")
+        self.data += data
+        self.shown = CONTROL.sub("", self.data.decode(errors="replace"))
         return bool(data)
 
     def press(self, keys: str) -> None:
         os.write(self.terminal, keys.encode())
-
-    def interrupt(self, text: str) -> None:
-        """Press Ctrl-C, and read until `text` is shown.
-
-        A moment before it waits for a key, Python notes the signal and handles it with the next one, not with the next
-        key. A change of the window's size is a signal too, and does nothing else, while a second Ctrl-C may leave.
-        """
-        self.press("\x03")
-        for _ in range(WAIT_SECONDS):
-            while select.select([self.terminal], [], [], 1)[0]:
-                if self.shown.find(text, self.seen) >= 0 or not self.read():
-                    break
-            if self.shown.find(text, self.seen) >= 0:
-                break
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGWINCH)
-        self.wait_for(text)
 
     def status(self) -> int:
         """The exit status; a program that does not end is killed, which is a status too."""
@@ -92,7 +80,8 @@ def state(tmp_path: Path) -> Path:
 
 
 @needs_posix
-def test_a_person_talks_and_leaves(published: Path, state: Path) -> None:
+def test_a_person_talks_and_leaves(published: Path, state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
     screen = Screen(published, state, "--seed", "1")
     screen.wait_for("you> ")
     screen.press("Hello\n")
@@ -102,6 +91,8 @@ def test_a_person_talks_and_leaves(published: Path, state: Path) -> None:
     assert screen.status() == 0
     history = state / "dialogpt" / "history"
     assert "Hello" in history.read_text()
+    assert b"36mbot> " in screen.data
+    assert b"32myou> " in screen.data
     assert stat.S_IMODE(history.stat().st_mode) == 0o600
 
 
@@ -120,11 +111,46 @@ def test_ctrl_c_at_the_prompt_clears_and_leaves(published: Path, state: Path) ->
     screen.wait_for("you> ")
     screen.press("half a line")
     screen.wait_for("half a line")
-    screen.interrupt("Ctrl-C again")
+    screen.press("\x03")
+    screen.press("\x03")
+    screen.wait_for("Ctrl-C again")
     screen.wait_for("you> ")
-    screen.interrupt("\n")
+    screen.press("\x03")
     assert screen.status() == 130
     assert not state.exists()
+
+
+@needs_posix
+def test_ctrl_z_and_fg_show_the_prompt_again(state: Path) -> None:
+    screen = Screen(Path("tiny"), state, "--no-history", shell=True)
+    screen.wait_for("you> ")
+    screen.press("half a")
+    screen.wait_for("half a")
+    screen.press("\x1a")
+    screen.wait_for("Stopped")
+    screen.press("fg\n")
+    screen.wait_for("you> half a")
+    screen.press(" line\n")
+    screen.wait_for("bot> ")
+    screen.wait_for("you> ")
+    screen.press("\x04")
+    screen.wait_for("shell> ")
+    screen.press("exit 7\n")
+    assert screen.status() == 7
+
+
+@needs_posix
+def test_no_color_is_respected(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    screen = Screen(Path("tiny"), state, "--no-history")
+    screen.wait_for("you>")  # a space without colour is a movement
+    screen.press("Hello\n")
+    screen.wait_for("bot> ")
+    screen.wait_for("you>")  # a space without colour is a movement
+    screen.press("\x04")
+    assert screen.status() == 0
+    assert b"36mbot> " not in screen.data
+    assert b"32myou> " not in screen.data
 
 
 @needs_posix
@@ -208,43 +234,23 @@ def test_lines_of_earlier_talks_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert keyboard._read_history(path) == [*lines, "c\u3000d"]
 
 
-LIBEDIT = SimpleNamespace(__doc__="... using libedit readline.")
-
-
-@pytest.mark.parametrize("library", [None, LIBEDIT, SimpleNamespace(__doc__="", backend="editline")])
-def test_where_no_text_can_be_inserted_edit_says_how(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], library: object
-) -> None:
-    """Without readline, or with libedit, /edit asked for a line and did not say for which."""
-    monkeypatch.setattr(keyboard, "readline", library)
+def test_without_an_editor_edit_says_how(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where nothing could be inserted, /edit asked for a line and did not say for which."""
     monkeypatch.setattr("builtins.input", lambda prompt: f"{prompt}Hello")
-    assert keyboard._read_line("you> ", "Helo\x1b") == "you> Hello"
+    assert keyboard._read_plainly("you> ", "Helo\x1b") == "you> Hello"
     assert capsys.readouterr().err == (
         "  you said: Helo\ufffd\n  type what you want to say instead; an empty line leaves it as it was\n"
     )
-    assert keyboard._read_line("you> ", "") == "you> Hello"
+    assert keyboard._read_plainly("you> ", "") == "you> Hello"
     assert capsys.readouterr().err == ""
 
 
-def test_gnu_readline_is_given_the_text(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    hooks: list[Any] = []
-    inserted: list[str] = []
-    gnu = SimpleNamespace(__doc__="", backend="readline", set_startup_hook=hooks.append, insert_text=inserted.append)
-    monkeypatch.setattr(keyboard, "readline", gnu)
-    monkeypatch.setattr("builtins.input", lambda prompt: hooks[0]() or "Hello")
-    assert keyboard._read_line("you> ", "Helo") == "Hello"
-    assert (inserted, hooks[1:], capsys.readouterr().err) == (["Helo"], [None], "")
-
-
-def test_a_talk_needs_neither_readline_nor_termios(
+def test_a_talk_needs_no_line_editor(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Windows has neither; the chat ended in ModuleNotFoundError."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    for name in ("readline", "termios"):
-        monkeypatch.setattr(keyboard, name, None)
+    monkeypatch.setitem(sys.modules, "dialogpt.cli.terminal.editor", None)
     lines = iter(["Hi", "/exit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
     assert keyboard.talk(Chat.load("tiny", seed=1), "a title", remember=True) == 0
     assert "bot> " in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []

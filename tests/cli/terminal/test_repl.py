@@ -12,7 +12,7 @@ import torch
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli.output import command_line, printable
 from dialogpt.cli.signals import flagged
-from dialogpt.cli.terminal.repl import Terminal
+from dialogpt.cli.terminal.repl import InterruptedTyping, Terminal
 from dialogpt.model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
@@ -81,9 +81,33 @@ def test_ctrl_c_at_the_prompt_clears_the_line_and_a_second_one_leaves(play: Play
     assert "Ctrl-C again" in played.said
 
 
+def test_typing_disarms_ctrl_c(play: Play) -> None:
+    played = play(CTRL_C, InterruptedTyping(), "Hello", CTRL_C, InterruptedTyping(), CTRL_C, "unread")
+    assert played.status == 130
+    assert played.unread[0] == "unread"
+    assert len(played.chat.texts()) == 2
+
+
 def test_help_lists_every_command(play: Play) -> None:
     played = play("/help")
-    for name in ("help", "exit", "clear", "retry", "undo", "edit", "history", "save", "load", "set", "show", "multi"):
+    for name in (
+        "help",
+        "exit",
+        "clear",
+        "retry",
+        "undo",
+        "edit",
+        "history",
+        "save",
+        "load",
+        "set",
+        "show",
+        "multi",
+        "candidates",
+        "persona",
+        "export",
+        "conversations",
+    ):
         assert f"/{name}" in played.said
 
 
@@ -269,3 +293,63 @@ def test_commands_are_quoted_for_the_shell_that_they_are_typed_into() -> None:
     assert command_line(words, "win32") == ('dialogpt chat "C:\\My runs\\a&b\\\\" "" runs\\last "say \\"hi\\""')
     assert command_line(["C:\\100%", "$runs"], "win32") == '"C:\\100%" "$runs"'  # no plain words to either shell
     assert command_line(["dialogpt", "chat", "/my runs/last"], "linux") == "dialogpt chat '/my runs/last'"
+
+
+def test_a_candidate_that_is_chosen_is_taken(play: Play) -> None:
+    played = play("Hello", "/candidates 3", "2")
+    listed = [line[5:] for line in played.screen.split("\n") if line.startswith("  2  ")]
+    assert len(listed) == 1
+    assert played.prompts[2][0] == "1-3> "
+    assert printable(played.chat.texts()[1]).split() == listed[0].split()
+    before = [*played.chat.history.turns]
+    said = play(
+        "/candidates 2", "", "/candidates 2", "3", "/candidates 2", CTRL_C, "/candidates 1000", "/candidates x"
+    ).said
+    assert played.chat.history.turns == before
+    assert "'3' is none of them" in said
+    assert "more than 64" in said
+    assert "nothing has been said yet" in play("/clear", "/candidates 2").said
+
+
+def test_a_persona_is_shown_to_the_model_whatever_is_dropped(play: Play, tmp_path: Path) -> None:
+    played = play("/set history-tokens 24", "/persona I am tall.", "Hello you", "Hello again", "And again", "/history")
+    chat, prompt = played.chat, played.chat.shown()
+    ids = [*chat.tokenizer.encode("I am tall."), chat.tokenizer.eos_id]
+    assert prompt is not None
+    assert prompt.ids[: len(ids)] == ids
+    assert prompt.first_turn > 0
+    assert len(prompt.ids) <= 24
+    assert ids[:-1] not in (prompt.own_turns or [])
+    assert "(persona) I am tall.\n" in played.screen
+    assert len(chat.texts()) == 6  # it is not one of them
+    path = tmp_path / "talk.json"
+    assert play(f"/save {path}", "/persona", "/clear").chat.persona is None
+    restored = play(f"/load {path}").chat.persona
+    assert restored is not None
+    assert [*restored, chat.tokenizer.eos_id] == ids
+    assert "may fill half" in play("/persona " + "long " * 50).said
+
+
+def test_export_writes_markdown_and_writes_nothing_over(play: Play, tmp_path: Path) -> None:
+    path = tmp_path / "talk.md"
+    played = play("Hello *you*", f"/export {path}", f"/export {path}", "/clear", f"/export {tmp_path}/other.md")
+    assert "**You:** Hello \\*you\\*\n\n**Bot:** " in path.read_text(encoding="utf-8")
+    assert "exists; choose another name" in played.said
+    assert "nothing has been said yet" in played.said
+
+
+def test_set_shows_takes_an_equals_sign_and_suggests(play: Play) -> None:
+    played = play(
+        "/set top-k", "/set top-k=7", "/set top_p = 0.5", "/set temprature 1", "/set history-tokens 10000", "/show"
+    )
+    assert (played.chat.generation.top_k, played.chat.generation.top_p) == (7, 0.5)
+    assert "did you mean temperature?" in played.said
+    assert "leave 122 beside a reply" in played.said
+    shown = played.notices[played.notices.index("  changed here:") + 1 :]
+    assert [line.split()[0] for line in shown[:2]] == ["top-k", "top-p"]
+    assert shown[2] == "  as it began:"
+
+
+def test_a_quiet_line_says_when_turns_leave_the_window(play: Play) -> None:
+    played = play("/set history-tokens 12", "Hello you", "Hello again")
+    assert "no longer shown the first 2 turns" in played.said

@@ -1,0 +1,133 @@
+"""The line editor of a chat: history search, turns of several lines, completion, and Ctrl-C at the prompt.
+
+Imported only where prompt_toolkit is installed and both stdin and stdout are a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
+from prompt_toolkit.document import Document
+from prompt_toolkit.history import InMemoryHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+
+from dialogpt.cli.terminal.repl import SETTINGS, InterruptedTyping
+from dialogpt.cli.terminal.screen import STYLE, styled
+
+
+class Editor:
+    """Reads lines at a prompt.
+
+    Attributes:
+        usages: of each slash command the arguments it takes; they are what Tab completes.
+        completer: what Tab offers.
+    """
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        """Open the terminal.
+
+        Args:
+            lines: what was typed in earlier talks, oldest first.
+        """
+        self.usages: Mapping[str, str] = {}
+        self._typed = False  # whether the text has changed since the prompt appeared
+        self.completer = _Commands(self)
+        self._session: PromptSession[str] = PromptSession(
+            history=InMemoryHistory(list(lines)),
+            key_bindings=self._bindings(),
+            completer=self.completer,
+            style=STYLE,
+            complete_while_typing=False,
+            enable_history_search=True,
+            enable_suspend=True,
+            prompt_continuation=lambda width, _line, _wraps: " " * width,
+        )
+        self._session.default_buffer.on_text_changed += self._note_typing
+
+    def read(self, prompt: str, prefill: str) -> str:
+        """Ask for a turn; one of several lines was pasted, or typed with Alt-Enter.
+
+        Raises:
+            EOFError: Ctrl-D on an empty prompt.
+            KeyboardInterrupt: Ctrl-C on an empty prompt; an `InterruptedTyping` where something had been typed there.
+        """
+        self._typed = False
+        return self._session.prompt(styled(prompt), default=prefill).strip("\n")
+
+    @contextmanager
+    def suppress_echo(self) -> Iterator[None]:
+        """Keep keys off the screen during a reply, in the middle of which they would land; the next prompt shows them.
+
+        Ctrl-C stays a signal. Windows' console shows keys only while a line is asked for.
+        """
+        try:
+            import termios
+
+            from prompt_toolkit.input.vt100 import raw_mode
+        except (ImportError, AssertionError):  # what it raises on Windows
+            yield
+            return
+
+        class Hidden(raw_mode):
+            """Raw mode with signals."""
+
+            @classmethod
+            def _patch_lflag(cls, attrs: int) -> int:
+                return super()._patch_lflag(attrs) | (attrs & termios.ISIG)
+
+        output = self._session.output
+        output.enable_bracketed_paste()  # several lines that are pasted now are one turn too
+        output.flush()
+        try:
+            with Hidden(self._session.input.fileno()):
+                yield
+        finally:
+            output.disable_bracketed_paste()
+            output.flush()
+
+    def _note_typing(self, _: object) -> None:
+        self._typed = True
+
+    def _bindings(self) -> KeyBindings:
+        bindings = KeyBindings()
+
+        @bindings.add("c-c")
+        @bindings.add("<sigint>")
+        def interrupt(event: KeyPressEvent) -> None:
+            if event.current_buffer.text:
+                event.current_buffer.reset()
+            else:
+                event.app.exit(exception=InterruptedTyping() if self._typed else KeyboardInterrupt())
+
+        @bindings.add("escape", "enter")
+        def insert_line(event: KeyPressEvent) -> None:
+            event.current_buffer.insert_text("\n")
+
+        return bindings
+
+
+class _Commands(Completer):
+    """Completes slash commands, names of settings, and names of files."""
+
+    def __init__(self, editor: Editor) -> None:
+        self.editor = editor
+        self.paths = PathCompleter(expanduser=True)
+
+    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
+        """What the text before the cursor may go on with."""
+        text = document.text_before_cursor
+        name, space, argument = text.removeprefix("/").partition(" ")
+        if not text.startswith("/"):
+            return
+        if not space:
+            found = (f"/{command}" for command in self.editor.usages if command.startswith(name))
+            yield from (Completion(command, start_position=-len(text)) for command in found)
+        elif name == "set":
+            names = (setting.replace("_", "-") for setting in SETTINGS)
+            typed = argument.replace("_", "-")
+            yield from (Completion(n, start_position=-len(argument)) for n in names if n.startswith(typed))
+        elif "FILE" in self.editor.usages.get(name, ""):
+            yield from self.paths.get_completions(Document(argument), complete_event)
