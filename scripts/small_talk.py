@@ -38,9 +38,10 @@ COLOURS = ("red", "green", "yellow", "purple", "pink", "black", "white", "grey",
 Turns = list[str]
 
 
-def read() -> list[Turns]:
-    """All dialogues, in the order of their files; the user speaks first and Tiny last."""
-    lines = [line for path in sorted(FOLDER.glob("*.jsonl")) for line in path.read_text(encoding="utf-8").splitlines()]
+def read(*names: str) -> list[Turns]:
+    """All dialogues, or those of some files, in the order of the files; the user speaks first and Tiny last."""
+    paths = [FOLDER / f"{name}.jsonl" for name in names] or sorted(FOLDER.glob("*.jsonl"))
+    lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     return [json.loads(line)["turns"] for line in lines]
 
 

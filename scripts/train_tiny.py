@@ -1,7 +1,7 @@
 """Train the checkpoint that this project carries, `weights/tiny`: English from people's chats, then how to answer.
 
-    python scripts/train_tiny.py TINY           # about two and a half hours on two cores; again, to resume after Ctrl-C
-    dialogpt convert TINY/small-talk-2/best weights/tiny --dtype float16
+    python scripts/train_tiny.py TINY           # about four hours on two cores; again, to resume after Ctrl-C or a kill
+    dialogpt convert TINY/tiny weights/tiny --dtype float16
 
 Each stage is a run of `dialogpt train` in a folder of its own:
 
@@ -9,9 +9,13 @@ Each stage is a run of `dialogpt train` in a folder of its own:
   of chatterbot-corpus (Gunther Cox, BSD licence); both packages come with the extra ``train``. What one person says in
   several messages is one turn. Conversations of the first whose sha256 of the id begins with 0 are held out, one in
   sixteen.
-- ``TINY/small-talk-1`` and ``-2``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were
-  written for this project, in copies that differ (see `scripts/small_talk.py`), in two rounds; in each the learning
-  rate falls anew. One dialogue in twenty is held out, and chooses the checkpoint.
+- ``TINY/small-talk-1`` to ``-3``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were
+  written for this project, in copies that differ (see `scripts/small_talk.py`), in rounds; in each the learning rate
+  falls anew. One dialogue in twenty is held out, and chooses the checkpoint.
+- ``TINY/care``: a short round in which dialogues on despair, and on who Tiny is, come more often than others.
+
+``TINY/tiny`` is the mean of the weights before and after the last round: it remembers like the first of the two and
+cares like the second.
 """
 
 from __future__ import annotations
@@ -24,9 +28,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
+
 from dialogpt.cli.main import guarded
 from dialogpt.cli.main import main as dialogpt
 from dialogpt.errors import DONE, DialogueError, install_hint
+from dialogpt.weights import open_checkpoint, save
+from dialogpt.weights.formats import new_folder
 from scripts import small_talk
 
 CHATS = """
@@ -38,8 +46,11 @@ SMALL_TALK = """
     --optimizer muon --lr 4e-3 --schedule linear --warmup-steps 50 --valid-every 200 --save-every 100
 """
 Line = Mapping[str, object]  # of a file of dialogues
-COPIES = 5  # of each dialogue in a round, no two alike
-ROUNDS = 2  # of small talk, each with copies of its own
+COPIES = (5, 5, 4)  # of each dialogue in each round, no two alike
+CARE = ("18-care", "26-care-and-human", "32-care-and-who-tiny-is", "34-life-and-death")  # files of the last round
+CARE_COPIES = 4  # of each dialogue of those files in it; one of all others
+CARE_LR = "2e-3"
+CARE_SHARE = 0.7  # of the weights after the last round in the mean of both; chosen by `judge_tiny.py check`
 USER_WEIGHT = 0.3  # of the user's turns beside Tiny's; in judging they do not count
 
 
@@ -62,14 +73,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     teaching = [turns for turns in dialogues if not small_talk.is_held_out(turns)]
     held_out = [turns for turns in dialogues if small_talk.is_held_out(turns)]
     model = options.model or str(folder / "chats" / "best")
-    for number in range(1, ROUNDS + 1):
-        run = folder / f"small-talk-{number}"
-        train = (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(teaching, COPIES, seed=number))
-        status = stage(run, train, map(weighted, held_out), ["--model", model, *SMALL_TALK.split()])
+    care = [turns for turns in small_talk.read(*CARE) if not small_talk.is_held_out(turns)]
+    rounds = [(folder / f"small-talk-{number}", teaching, copies) for number, copies in enumerate(COPIES, 1)]
+    rounds.append((folder / "care", teaching + (CARE_COPIES - 1) * care, 1))
+    before = model
+    for number, (run, chosen, copies) in enumerate(rounds, 1):
+        train = (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(chosen, copies, seed=number))
+        flags = SMALL_TALK.split() + (["--lr", CARE_LR] if run.name == "care" else [])
+        status = stage(run, train, map(weighted, held_out), ["--model", model, *flags])
         if status:
             return status
-        model = str(run / "best")
+        before, model = model, str(run / "best")
+    if not (folder / "tiny").exists():
+        write_mean(before, model, folder / "tiny")
     return DONE
+
+
+def write_mean(before: str, after: str, destination: Path) -> None:
+    """Write a checkpoint whose weights are the mean of two, `CARE_SHARE` of it of the second."""
+    first, second = open_checkpoint(before), open_checkpoint(after)
+    mean = {
+        name: torch.lerp(first.tensors[name].read(), stored.read(), CARE_SHARE)
+        for name, stored in second.tensors.items()
+    }
+    with new_folder(destination) as folder:
+        save(folder, second, mean, second.origin())
 
 
 def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[str]) -> int:

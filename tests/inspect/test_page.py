@@ -150,7 +150,7 @@ def test_the_panels_say_what_the_data_say(found: Inspection, file: Path, opened:
     page.click(f"#t{place}")
     token = found["tokens"][place]
     heads = page.locator("#choice thead").inner_text()
-    assert "temperature 0.5" in heads
+    assert "temperature 0.2" in heads
     assert "top-p 0.9" in heads
     assert "removed" in page.locator("#choice .removed").inner_text()
     assert page.locator("#choice tr.chosen").count() == 1

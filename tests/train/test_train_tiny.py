@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from scripts import train_tiny
+from tests.helpers import weights_of, write_published
 
 pytest.importorskip("chitchat_dataset")
 pytest.importorskip("chatterbot_corpus")
@@ -47,7 +49,7 @@ def test_the_short_conversations_are_english_and_have_an_answer() -> None:
             "replicates the functions of the human mind."] in short  # fmt: skip
 
 
-def test_it_writes_the_data_and_trains_twice_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_writes_the_data_trains_in_rounds_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[list[str]] = []
 
     def train(arguments: list[str]) -> int:
@@ -58,15 +60,19 @@ def test_it_writes_the_data_and_trains_twice_and_resumes(tmp_path: Path, monkeyp
         return 0
 
     monkeypatch.setattr(train_tiny, "dialogpt", train)
-    monkeypatch.setattr(train_tiny, "COPIES", 1)
-    chats, first, second = (tmp_path / "tiny" / name for name in ("chats", "small-talk-1", "small-talk-2"))
+    monkeypatch.setattr(train_tiny, "COPIES", (1, 1))
+    means: list[tuple[str, ...]] = []
+    monkeypatch.setattr(train_tiny, "write_mean", lambda *paths: means.append(tuple(map(str, paths))))
+    names = ("chats", "small-talk-1", "small-talk-2", "care")
+    chats, first, second, care = runs = [tmp_path / "tiny" / name for name in names]
     for _ in range(2):
         assert train_tiny.main([str(tmp_path / "tiny")]) == 0
     assert calls[0][:2] == ["train", f"{chats}-train.jsonl"]
-    for call, run, model in ((calls[1], first, chats), (calls[2], second, first)):
+    for call, run, model in ((calls[1], first, chats), (calls[2], second, first), (calls[3], care, second)):
         assert call[:2] == ["train", f"{run}-train.jsonl"]
         assert call[call.index("--model") + 1] == str(model / "best")
-    assert calls[3:] == [["train", "--resume", "--out", str(out)] for out in (chats, first, second)]
+    assert calls[4:] == [["train", "--resume", "--out", str(out)] for out in runs]
+    assert means == 2 * [(str(second / "best"), str(care / "best"), str(tmp_path / "tiny" / "tiny"))]
     assert len(Path(f"{chats}-train.jsonl").read_text().splitlines()) == 3769 + 2026
     assert len(Path(f"{chats}-valid.jsonl").read_text().splitlines()) == 248
     judging = [json.loads(line) for line in Path(f"{first}-valid.jsonl").read_text().splitlines()]
@@ -82,3 +88,12 @@ def test_a_stage_that_is_interrupted_begins_no_other(tmp_path: Path, monkeypatch
     monkeypatch.setattr(train_tiny, "dialogpt", lambda arguments: calls.append(arguments) or 130)
     assert train_tiny.main([str(tmp_path / "tiny")]) == 130
     assert len(calls) == 1
+
+
+def test_the_mean_of_two_checkpoints_lies_between_them(tmp_path: Path) -> None:
+    for name, seed in (("before", 1), ("after", 2)):
+        write_published(tmp_path / name, seed=seed)
+    train_tiny.write_mean(str(tmp_path / "before"), str(tmp_path / "after"), tmp_path / "mean")
+    before, after, mean = (weights_of(tmp_path / name) for name in ("before", "after", "mean"))
+    for name, value in mean.items():
+        torch.testing.assert_close(value, 0.3 * before[name] + 0.7 * after[name])
