@@ -121,8 +121,9 @@ def load(
 ) -> GPT2:
     """Open a source and build its network; see `open_checkpoint` and `dialogpt.weights.load.build_network`."""
     checkpoint = open_checkpoint(source)
-    if dtype in DTYPES and device_of(device).type != "cpu":
+    if dtype in DTYPES:
         require_dtype(dtype, device)
+    if dtype in DTYPES and device_of(device).type != "cpu":
         check_device(device_of(device), DTYPES[dtype], hub.cache_folder())
     return build_network(checkpoint, dtype=dtype, device=device, trainable=trainable)
 

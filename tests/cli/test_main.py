@@ -224,7 +224,7 @@ def test_wrong_usage_is_2(run: Any, arguments: Sequence[str]) -> None:
         (["info", ""], "the name of the checkpoint is empty"),
         (["reply", "--model", "{published}", "--device", "meta", "Hi"], "device 'meta' cannot be used here"),
         (["convert", "gone", "there"], "there is no folder or file"),
-        (["reply", "--model", "{published}", "--max-new-tokens", "128", "Hi"], "leaves no room"),
+        (["reply", "--model", "{published}", "--max-new-tokens", "128", "Hi"], "room for a prompt"),
         (["reply", "--model", "{published}", "--device", "gpu", "Hi"], "device 'gpu' cannot be used here"),
         (["reply", "--model", "{published}", "\udcff"], "half a surrogate pair"),
         (["convert", "{published}", "{published}"], "exists already"),

@@ -23,6 +23,7 @@ from dialogpt.model.precision import kernels, packed
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, candidates, kernel_for
 from dialogpt.ranking.scoring import score
 from dialogpt.weights import CheckpointError, load, open_checkpoint
+from dialogpt.weights.load import build_network
 from scripts.train_tiny import conversations
 from tests.helpers import needs_float16, needs_int8, write_published
 
@@ -420,9 +421,9 @@ def test_a_width_that_int4_cannot_group(tmp_path: Path, caplog: pytest.LogCaptur
 
 
 def test_int8_is_for_a_processor(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(load.__globals__, "device_of", torch.device)
+    monkeypatch.setitem(build_network.__globals__, "device_of", torch.device)
     with pytest.raises(CheckpointError, match="int8 is for inference on a CPU; for meta choose bfloat16 or float16"):
-        load(wide, dtype="int8", device="meta")
+        build_network(open_checkpoint(wide), dtype="int8", device="meta")
 
 
 def test_the_network_itself_is_not_changed() -> None:

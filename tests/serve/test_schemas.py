@@ -44,7 +44,11 @@ def test_what_is_always_so() -> None:
         ({"messages": HELLO, "top_k": "many"}, 400, "top_k must be a non-negative integer, got 'many'"),
         ({"messages": HELLO, "presence_penalty": 3}, 400, "presence_penalty must be a number from -2 to 2, got 3.0"),
         ({"messages": HELLO, "logit_bias": {"x": 1}}, 400, "logit_bias names the token 'x'"),
-        ({"messages": HELLO, "logit_bias": {"99999": 1}}, 400, "names the token 99999, and the vocabulary has 8,192"),
+        (
+            {"messages": HELLO, "logit_bias": {"99999": 1}},
+            400,
+            "logit_bias must be below 8,192, the vocabulary, got 99999",
+        ),
         ({"messages": [{"role": "system", "content": "Be kind."}]}, 400, "all messages are system messages"),
         ({"messages": HELLO, "tools": [{"type": "function"}]}, 400, "tools is not implemented; omit it"),
         ({"messages": HELLO, "response_format": {"type": "json_object"}}, 400, "response_format is not implemented"),

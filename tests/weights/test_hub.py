@@ -61,7 +61,15 @@ def test_a_name_is_downloaded_converted_once_and_found_without_a_network(
     assert first.origin().name == f"{NAME}@{COMMIT}"
     assert first.origin().sha256 == open_checkpoint(published).sha256()
     asked = {request.split()[1] for request in server.requests}
-    assert asked == {NAME, "config.json", "generation_config.json", "model.safetensors", "vocab.json", "merges.txt"}
+    assert asked == {
+        NAME,
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "vocab.json",
+        "merges.txt",
+    }
     server.requests.clear()
     assert same_weights(NAME, published)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not even the library is needed any more
@@ -169,7 +177,7 @@ def test_what_is_not_there_or_not_open_is_a_sentence(server: Hub) -> None:
 
 def test_a_checkpoint_that_cannot_be_used_is_named_and_not_kept(server: Hub, tmp_path: Path) -> None:
     server.files[NAME]["config.json"] = b'{"model_type": "llama"}'
-    with pytest.raises(CheckpointError, match=f"{NAME}@{COMMIT}: .*model_type is 'llama'"):
+    with pytest.raises(CheckpointError, match=f"{NAME}@{COMMIT}: .*model_type must be 'gpt2'"):
         open_checkpoint(NAME)
     assert entries(tmp_path) == []
 
@@ -369,7 +377,7 @@ def test_foreign_content_of_the_cache_does_no_harm(server: Hub, tmp_path: Path) 
 def test_clearing_waits_for_a_conversion(server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It took away what another process was writing, and the lock under it."""
     order = []
-    honest = hub.convert
+    honest = hub.write_ours
 
     def slow(*arguments: Any, **options: Any) -> Any:
         clearing.start()
@@ -383,7 +391,7 @@ def test_clearing_waits_for_a_conversion(server: Hub, tmp_path: Path, monkeypatc
             order.append("cleared")
 
     clearing = threading.Thread(target=clear)
-    monkeypatch.setattr(hub, "convert", slow)
+    monkeypatch.setattr(hub, "write_ours", slow)
     open_checkpoint(NAME)
     clearing.join()
     assert order == ["converted", "cleared"]
@@ -429,7 +437,7 @@ def test_commands_take_names(server: Hub, published: Path, tmp_path: Path, capsy
 
     first = run("reply", "--model", NAME, "--seed", "1", "Hi!")
     assert first.returncode == 0, first.stderr
-    assert f"dialogpt: {NAME}: downloading 5 of its files, 0." in first.stderr
+    assert f"dialogpt: {NAME}: downloading 6 of its files, 0." in first.stderr
     asked = len(server.requests)
     again = run("reply", "--model", NAME, "--seed", "1", "Hi!")
     assert (again.returncode, again.stdout, again.stderr) == (0, first.stdout, "")

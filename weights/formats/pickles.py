@@ -509,6 +509,8 @@ class _Machine:
 
     def storage(self, entry: Any) -> _Storage | _Foreign:
         """A storage as the pickle points to it: ("storage", its type, key, device, count), and no view of another."""
+        if type(entry) is tuple and len(entry) == 4 and entry[0] == "module" and isinstance(entry[1], _Foreign):
+            raise self.refusal(entry[1])  # a whole network, beside the source of its class
         if type(entry) is not tuple or len(entry) not in (5, 6):
             raise _damaged(self.path)
         word, kind, key, _, count, *view = entry

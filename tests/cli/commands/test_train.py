@@ -141,17 +141,26 @@ def test_mistakes_are_sentences_and_leave_no_run(
         (["a.jsonl"], "name the run's folder with --out"),
         (["a.jsonl", "--out", "x", "--lr", "0"], "--lr must be a number above 0, got 0.0"),
         (["a.jsonl", "--out", "x", "--lr", "nan"], "--lr must be a number above 0, got nan"),
-        (["a.jsonl", "--out", "x", "--steps", "0"], "--steps must be an integer from 1 to 1,000,00000, got 0"),
-        (["a.jsonl", "--out", "x", "--steps", "3", "--epochs", "1"], "epochs and steps both say when to stop"),
-        (["a.jsonl", "--out", "x", "--steps", "9" * 400], "--steps is 999"),
+        (["a.jsonl", "--out", "x", "--steps", "0"], "--steps must be an integer from 1 to 1,000,000,000, got 0"),
+        (
+            ["a.jsonl", "--out", "x", "--steps", "3", "--epochs", "1"],
+            "--epochs must be omitted where --steps says when to stop",
+        ),
+        (["a.jsonl", "--out", "x", "--steps", "9" * 400], "1,000,000,000, got 999"),
         (
             ["a.jsonl", "--out", "x", "--epochs", "1e308"],
             "--epochs must be a number above 0 up to 1,000,000, got 1e+308",
         ),
         (["a.jsonl", "--out", "x", "--dropout", "1"], "--dropout must be a number from 0 below 1, got 1.0"),
         (["a.jsonl", "--out", "x", "--threads", "0"], "--threads is 0, expected 1 to 1024"),
-        (["a.jsonl", "--out", "x", "--optimizer", "muon", "--parallel", "fsdp"], "muon needs whole matrices"),
-        (["a.jsonl", "--out", "x", "--schedule", "noam", "--warmup-steps", "0"], "--warmup-steps is 0, and noam"),
+        (
+            ["a.jsonl", "--out", "x", "--optimizer", "muon", "--parallel", "fsdp"],
+            "--optimizer must be adamw with --parallel fsdp",
+        ),
+        (
+            ["a.jsonl", "--out", "x", "--schedule", "noam", "--warmup-steps", "0"],
+            "--warmup-steps must be positive with --schedule noam",
+        ),
         (["a.jsonl", "--out", "x", "--preset", "tiny", "--model", "m"], "not allowed with"),
     ],
 )
