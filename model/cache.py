@@ -122,6 +122,7 @@ class KVCache:
             Keys and values, (B, H, S, D), S the longest row after this pass. Attention masks the slots beyond a row's
             length; they are zero, as `crop` clears what it removes.
         """
+        new = new.detach()  # what is cached is read again, and never trained through
         if self._aligned:
             self._new[layer].copy_(new[:, :, :, : self._new.size(4)])
         else:

@@ -107,6 +107,12 @@ def test_a_ban_that_is_set_while_decoding_is_greedy_outlasts_it() -> None:
     assert parse_setting(config, "temperature", "0.5").suppress_tokens == (7,)
 
 
+def served_by(*arguments: str) -> Any:
+    """The engine and the application that `dialogpt serve` makes of flags."""
+    options = flags(*arguments, command="serve")
+    return command._prepared(options, command.open_model(options), command.access_from(options))()
+
+
 @pytest.mark.parametrize(
     "given", [[], ["--max-new-tokens", "5"], ["--max-length", "900"], ["--greedy"], ["--history-tokens", "40"]]
 )
@@ -116,7 +122,7 @@ def test_chat_and_serve_load_by_the_same_rule(
     served: list[Limits] = []
     monkeypatch.setattr("dialogpt.serve.app.create_app", lambda _engine, _name, limits, **_: served.append(limits))
     options = ["--model", str(published), "--threads", "1", *given]
-    engine, _ = command._loaded(flags(*options, command="serve"))
+    engine, _ = served_by(*options)
     engine.close(0)
     chat = open_chat(flags(*options))
     assert served[0].settings == chat.generation
@@ -131,9 +137,9 @@ def test_serve_reports_a_network_that_only_ranks_as_chat_does(
     ranker = replace(checkpoint, ranking_head=next(iter(checkpoint.tensors.values())))
     monkeypatch.setattr("dialogpt.weights.open_checkpoint", lambda *_, **__: ranker)
     open_chat(flags())
-    engine, _ = command._loaded(flags(command="serve"))
+    engine, _ = served_by()
     engine.close(0)
-    assert caplog.text.count("is a DialogRPT: it scores replies, and was not trained to write them") == 2
+    assert caplog.text.count("is a DialogRPT: it scores replies, and was not trained to generate them") == 2
 
 
 # ---- who spoke ----
@@ -145,9 +151,10 @@ def test_a_system_message_and_the_users_turns_are_not_the_bots_own() -> None:
     """Told by parity, the system message was a turn of the bot's, whose n-grams the preset bans."""
     tokenizer = Tokenizer.load("tiny")
     decoder = Decoder(load("tiny"), tokenizer)
+    limits = Limits(GenerationConfig.chat(), 512, new_tokens=64, seconds=60, history_tokens=256, keep_system=True)
     for messages in (SPOKEN, SPOKEN[1:], [*SPOKEN[:1] * 2, *SPOKEN[1:]], [*SPOKEN, ("user", "Well?")]):
         request = ChatRequest(messages=[{"role": role, "content": text} for role, text in messages])  # type: ignore[list-item]
-        prompt = request.prompt(tokenizer, 256, 400)
+        prompt = request.prompt(tokenizer, limits, 400)
         row = decoder.add(prompt, GenerationConfig.chat())
         assert row.own_turns == [tokenizer.encode("Hello.")]
 

@@ -115,15 +115,15 @@ def test_random_settings_say_the_same_tokens(networks: tuple[GPT2, Any], monkeyp
     ours, theirs = networks
     counts: Counter[str] = Counter()
     steps: list[Tensor] = []
-    honest = loop.processed
+    honest = loop.process_logits
 
     def recorded(logits: Tensor, rows: Any) -> Tensor:
         scores = honest(logits, rows)
         steps.append(scores.clone())
         return scores
 
-    monkeypatch.setattr(loop, "processed", recorded)
-    monkeypatch.setattr(beam_search, "processed", recorded)
+    monkeypatch.setattr(loop, "process_logits", recorded)
+    monkeypatch.setattr(beam_search, "process_logits", recorded)
 
     @given(values=chosen_settings(), prompt=st.lists(ids, min_size=1, max_size=12), seed=st.integers(0, 99))
     @settings(max_examples=900)

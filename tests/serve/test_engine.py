@@ -231,7 +231,7 @@ def test_a_prompt_that_is_too_long_is_a_sentence(engine: Engine) -> None:
     heard = SubmittedTask(prompt_of(8, 127), GenerationConfig(max_new_tokens=5))
     engine.submit(heard.task)
     (error,) = heard.all()
-    assert "do not fit the network's 128 positions" in str(error)
+    assert "to fit the network's 128 positions: a prompt of 127 tokens and 5 new" in str(error)
 
 
 def test_after_a_fault_the_next_request_is_answered(
