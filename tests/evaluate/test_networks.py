@@ -135,7 +135,7 @@ def test_fed_is_the_difference_of_two_mean_losses(chat: Chat, monkeypatch: pytes
 
 
 def test_dialogrpt_is_read_reply_by_reply(chat: Chat) -> None:
-    head = Head("updown", 1.0, chat.model, torch.randn(1, 256, dtype=torch.float64, generator=torch.Generator()))
+    head = Head("updown", 1.0, chat.model, torch.randn(1, 256, dtype=torch.float64, generator=torch.Generator()) / 100)
     rankers = DialogRPT((head,), chat.tokenizer.eos_id)
     found = rank(rankers, chat.tokenizer, ["Hi!"], "Hello.")
     encode = chat.tokenizer.encode

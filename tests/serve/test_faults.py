@@ -61,4 +61,4 @@ def test_a_damaged_network_is_no_fault_of_the_request(served: Served, monkeypatc
     for stream in (False, True):
         answer = served.post({"messages": HELLO, "stream": stream})
         assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
-        assert "its weights are damaged" in answer.text
+        assert "the weights are damaged" in answer.text

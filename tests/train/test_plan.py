@@ -36,7 +36,7 @@ def test_settings_that_do_nothing_are_said() -> None:
     patient = planned(TrainConfig(patience=9), 24, 256)
     assert "--patience 9 never ends a run with 6 validations" in idle_settings(patient, 144, True)[0]
     assert "5 steps change little" in idle_settings(planned(TrainConfig(steps=5), 24, 256), 5, True)[0]
-    with pytest.raises(DialogueError, match="lora_target is 'wte', expected some of c_attn,c_proj,c_fc"):
+    with pytest.raises(DialogueError, match="lora_target must be one or several of c_attn,c_proj,c_fc, got 'wte'"):
         TrainConfig(lora=1, lora_target="wte")
 
 
