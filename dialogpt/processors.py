@@ -155,10 +155,10 @@ def forced_tokens(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]
     """Allow one choice only: after a prompt of one token, and for the last token of a reply of maximum length."""
     for row, each in enumerate(seen):
         if config.forced_bos_token_id is not None and len(each.ids) == 1:
-            _force(scores, row, config.forced_bos_token_id, config, each)
+            _force(scores, row, config.forced_bos_token_id)
         last = config.reply_limit(each.prompt_length) - 1
         if config.forced_eos_token_id is not None and len(each.generated) == last:
-            _force(scores, row, config.forced_eos_token_id, config, each)
+            _force(scores, row, config.forced_eos_token_id)
     return scores
 
 
@@ -235,17 +235,10 @@ def _ban(scores: Tensor, row: int, tokens: Sequence[int]) -> None:
     scores[row, [token for token in tokens if token < scores.size(1)]] = -torch.inf
 
 
-def _force(scores: Tensor, row: int, tokens: int | tuple[int, ...], config: GenerationConfig, seen: Seen) -> None:
-    """Allow these tokens only, except banned ones; where all of them are banned, nothing is forced.
-
-    transformers forces a bad word too; here a client may force tokens, and the operator bans them.
-    """
-    banned = {*(config.suppress_tokens or ()), *_by_ending(_bans(config))[0]}
-    banned |= {token for token, _ in _completions(_bans(config), seen)}
-    banned |= {*(config.begin_suppress_tokens or ())} if _is_first(config, seen) else set()
-    if allowed := [token for token in _several(tokens) if token not in banned]:
-        scores[row] = -torch.inf
-        scores[row, allowed] = 0
+def _force(scores: Tensor, row: int, tokens: int | tuple[int, ...]) -> None:
+    """Allow these tokens only, bad words too, as transformers does; the server refuses such requests."""
+    scores[row] = -torch.inf
+    scores[row, list(_several(tokens))] = 0
 
 
 def _is_first(config: GenerationConfig, seen: Seen) -> bool:

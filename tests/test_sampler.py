@@ -133,20 +133,3 @@ def test_presence_and_frequency_penalties_count_generated_tokens() -> None:
     assert torch.equal(next_token_scores(logits, config, seen), expected)
     with pytest.raises(DialogueError, match="presence_penalty must be a number from -2 to 2, got 2.5"):
         GenerationConfig(presence_penalty=2.5)
-
-
-@pytest.mark.parametrize(
-    ("banned", "forced", "chosen"),
-    [
-        ({"bad_words_ids": [[3]]}, (3, 4), [4]),
-        ({"bad_words_ids": [[7, 3]]}, 3, [0, 1, 2, 4, 5]),
-        ({"begin_suppress_tokens": [3]}, 3, [0, 1, 2, 4, 5]),
-        ({"suppress_tokens": [3]}, (3, 4), [4]),
-        ({"bad_words_ids": [[8, 3]]}, 3, [3]),
-    ],
-)
-def test_a_banned_token_is_never_forced(banned: dict[str, Any], forced: Any, chosen: list[int]) -> None:
-    """A client of the server may force tokens; it forced what the operator had banned as a bad word."""
-    config = GenerationConfig(max_new_tokens=1, forced_eos_token_id=forced, eos_token_id=9, **banned)
-    scores = next_token_scores(torch.zeros(1, 6), config, [Seen([5, 7], 2)])
-    assert torch.isfinite(scores[0]).nonzero()[:, 0].tolist() == chosen

@@ -123,7 +123,9 @@ def test_the_end_of_a_turn_is_the_checkpoints_own(
     theirs.save_pretrained(published)
     small_vocabulary().write(published)
     (published / "added_tokens.json").write_text('{"<eos>": 557}')
-    (published / file).write_text('{"eos_token": {"content": "<eos>"}, "bos_token": "<|endoftext|>"}')
+    (published / file).write_text(
+        '{"eos_token": {"__type": "AddedToken", "content": "<eos>"}, "bos_token": "<|endoftext|>"}'
+    )
     convert(published, ours)
     export(ours, back)
     for folder in (published, ours, back):

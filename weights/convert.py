@@ -198,6 +198,10 @@ def _complete_tokenizer(folder: Path, checkpoint: Checkpoint, vocabulary: Vocabu
     """Write what transformers needs beyond the source's own files: a tokenizer_config and a chat template."""
     if not (folder / "tokenizer_config.json").exists():
         named = read_json(folder / "special_tokens_map.json") if (folder / "special_tokens_map.json").exists() else {}
+        # transformers takes a token's description here only with its own mark; its text always
+        named = {
+            name: token.get("content", token) if isinstance(token, dict) else token for name, token in named.items()
+        }
         write_json(folder / "tokenizer_config.json", {**_tokenizer_config(vocabulary, checkpoint.config), **named})
     if checkpoint.chat_template is None:
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")

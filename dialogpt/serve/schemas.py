@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from dialogpt.errors import DialogueError
-from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
+from dialogpt.generation_config import BANS, DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import History, Prompt, Turn
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Plan
@@ -332,6 +332,9 @@ def plan_of(request: GenerationRequest, limits: Limits, eos_id: int) -> Plan:
     if (min_tokens or 0) > limits.new_tokens:
         raise DialogueError(f"min_new_tokens is {min_tokens}; this server generates at most {limits.new_tokens} tokens")
     given |= {"max_new_tokens": max_tokens, "min_new_tokens": min_tokens, "stop_strings": request.stops or None}
+    forced = [name for name in ("forced_bos_token_id", "forced_eos_token_id") if given.get(name) is not None]
+    if forced and any(getattr(defaults, name) is not None for name in BANS):
+        raise DialogueError(f"{forced[0]} may force what this server bans; omit it")
     return Plan.of(
         defaults.merged(given).with_bans_of(defaults),
         eos_id,

@@ -66,7 +66,7 @@ def test_what_cannot_be_scored_is_a_sentence(network: GPT2) -> None:
     for ids, begin, sentence in (
         ([1], 1, "a sequence of 1 tokens cannot be scored"),
         ([1, 2], 0, "cannot be scored from index 0 on"),
-        ([1, 2], 4, "cannot be scored from place 4 on"),
+        ([1, 2], 4, "cannot be scored from index 4 on"),
         ([1] * 41, 1, "longer than the network's 40 positions"),
         ([1, 23], 1, "ids outside the vocabulary of 23"),
     ):

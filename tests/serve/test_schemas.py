@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from dialogpt import GenerationConfig
+from dialogpt import DialogueError, GenerationConfig
 from dialogpt.serve.middleware import MAX_BODY_BYTES
-from dialogpt.serve.schemas import CompletionRequest, Limits, plan_of
+from dialogpt.serve.schemas import ChatRequest, CompletionRequest, Limits, plan_of
 from tests.helpers import WAIT_SECONDS
 from tests.serve.helpers import HELLO, Served, serve
 
@@ -206,3 +207,14 @@ def test_a_system_message_is_no_turn_unless_asked(served: Served) -> None:
     with serve(served.engine, keep_system=True) as other:
         usage = other.post({**plain, "messages": [*system, *HELLO]}).json()["usage"]
         assert usage["prompt_tokens"] > without["usage"]["prompt_tokens"]
+
+
+@pytest.mark.parametrize("name", ["forced_bos_token_id", "forced_eos_token_id"])
+def test_a_client_cannot_force_what_the_operator_bans(name: str) -> None:
+    """A forced token comes after bad words, as in transformers, and so got round the operator's."""
+    request = ChatRequest(messages=HELLO, **{name: 7})  # type: ignore[arg-type]
+    banning = GenerationConfig.chat().merged({"bad_words_ids": [[7]]})
+    for settings, refused in ((GenerationConfig.chat(), False), (banning, True)):
+        limits = Limits(settings, 512, new_tokens=64, seconds=60, history_tokens=256)
+        with pytest.raises(DialogueError, match="may force what this server bans") if refused else nullcontext():
+            plan_of(request, limits, 8191)
