@@ -103,7 +103,17 @@ def test_a_process_that_is_killed_loses_no_completed_checkpoint(tmp_path: Path) 
     left = {path.name for path in (tmp_path / "killed").iterdir()}
     links = [name_of(tmp_path / name / "best") for name in ("whole", "killed")]
     assert links[0] == links[1]
-    assert left == {"run.json", "data", "metrics.jsonl", "last", "best", "step-00000300", "samples.json", "samples.md", links[0]}
+    assert left == {
+        "run.json",
+        "data",
+        "metrics.jsonl",
+        "last",
+        "best",
+        "step-00000300",
+        "samples.json",
+        "samples.md",
+        links[0],
+    }
 
 
 def test_checkpoints_are_of_use_at_once(tmp_path: Path) -> None:
