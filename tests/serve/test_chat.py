@@ -158,9 +158,9 @@ def test_the_best_of_several_candidates(served: Served) -> None:
 
 def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """The end of the turn is about as likely as all else together; what a chat does with equal seeds is judge."""
-    often = {"logit_bias": {"8191": 13}, "min_new_tokens": 0}
+    often = {"logit_bias": {"8191": 13}, "min_new_tokens": 0, "temperature": 1}
     own = open_checkpoint("tiny").chat
-    settings = replace(GenerationConfig.chat(own), min_new_tokens=None, sequence_bias=[[[8191], 13.0]])
+    settings = replace(GenerationConfig.chat(own), min_new_tokens=None, temperature=1.0, sequence_bias=[[[8191], 13.0]])
     ids = [*served.engine.tokenizer.encode("Hi! How are you?"), 8191]
     once = []
     for seed in range(10):
