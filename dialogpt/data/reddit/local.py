@@ -33,7 +33,7 @@ from dialogpt.data.reddit.comments import WrongKindError
 from dialogpt.data.reddit.dumps import Block, blocks
 from dialogpt.data.reddit.stages import ROWS, Report
 from dialogpt.data.reddit.work import Dump, Job, Sizes, begin, plan
-from dialogpt.errors import DialogueError
+from dialogpt.errors import CheckpointError, DialogueError
 
 Progress = Callable[[str, int, int], None]  # (what is done, done, in all); may raise to stop; what is done is kept
 _GO_ON = "repeat the command, which goes on where it stopped"
@@ -74,7 +74,6 @@ def run(job: Job, *, workers: int, memory: int, progress: Progress | None = None
         DialogueError: a dump cannot be read or is of another kind, the folder is of another run or in use, the disk is
             full. What was done is kept, and the same command goes on.
     """
-    from dialogpt.weights import CheckpointError
     from dialogpt.weights.disk import lock  # imports torch, which the workers do not need
 
     job.check()
@@ -175,6 +174,8 @@ def _read_all(job: Job, sizes: Sizes, pool: Executor, progress: Progress) -> Non
                 for future in over:
                     try:
                         future.result()
+                    except CheckpointError:  # a segment could not be written: no other can be
+                        raise
                     except DialogueError as error:
                         problems.append(str(error))
                 progress("reading", sum(reading.done for reading in readings), total)
