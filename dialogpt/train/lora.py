@@ -1,8 +1,8 @@
 """LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021): small matrices beside frozen weights.
 
 A linear layer y = W x becomes y = W x + (alpha / rank) B A x, of which only A (rank, in) and B (out, rank) are learned.
-Adapters are written and read in PEFT's format, whose names are those of the published GPT-2, and can be merged into the
-weights. What trains them is left to `dialogpt.train.trainer`.
+Adapters are written in PEFT's format, whose names are those of the published GPT-2. Reading and merging one is left to
+`dialogpt.weights.adapters`, what trains them to `dialogpt.train.trainer`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
-from dialogpt.weights.formats import StoredTensor, read_json, read_safetensors, write_json, write_safetensors
+from dialogpt.weights.formats import StoredTensor, write_json, write_safetensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PUBLISHED = {  # our layers of a block, and their published names
@@ -124,58 +121,3 @@ def write_adapter(folder: Path, model: GPT2, base: str) -> None:
         },
     )
     write_safetensors(folder / TENSORS, tensors, {"format": "pt"})
-
-
-def merge_adapter(model: GPT2, folder: Path) -> None:
-    """Add the effect of an adapter in PEFT's format, ours or anybody's, to a network's weights.
-
-    Args:
-        model: is changed; its layers are plain ones.
-        folder: holds adapter_config.json and adapter_model.safetensors.
-
-    Raises:
-        CheckpointError: a file cannot be read.
-        DialogueError: it is no LoRA of linear layers of such a network; nothing is changed.
-    """
-    config = read_json(folder / CONFIG)
-    scale = _scale(config, folder)
-    stored = read_safetensors(folder / TENSORS)
-    changes: list[tuple[Tensor, Tensor]] = []
-    used: set[str] = set()
-    for number, block in enumerate(model.blocks):
-        for ours, published in PUBLISHED.items():
-            keys = [f"{_PREFIX}{number}.{published}.{part}.weight" for part in ("lora_A", "lora_B")]
-            if not all(key in stored for key in keys):
-                continue
-            used.update(keys)
-            layer: Any = block.get_submodule(ours)
-            low, high = (stored[key].read().to(layer.weight) for key in keys)  # (rank, in), (out, rank)
-            if low.dim() != 2 or high.dim() != 2 or (high.size(0), low.size(1)) != tuple(layer.weight.shape):
-                raise DialogueError(f"{folder}: {keys[0]} does not fit a network that is {model.config.n_embd} wide")
-            if low.size(0) != high.size(1) or not (low.isfinite().all() and high.isfinite().all()):
-                raise DialogueError(f"{folder}: {keys[0]} and {keys[1]} do not fit each other, or are not finite")
-            changes.append((layer.weight, scale * (high @ low)))
-    others = sorted(stored.keys() - used)
-    if others or not changes:
-        raise DialogueError(
-            f"{folder} holds {others[0] if others else 'no adapter'}, which no layer of this network takes; expected "
-            f"adapters of c_attn, c_proj and c_fc of {len(model.blocks)} blocks"
-        )
-    with torch.no_grad():
-        for weight, change in changes:
-            weight += change
-
-
-def _scale(config: dict[str, Any], folder: Path) -> float:
-    """What B A is multiplied by.
-
-    Raises:
-        DialogueError: the adapter is of another kind.
-    """
-    rank, alpha = config.get("r"), config.get("lora_alpha")
-    if config.get("peft_type") != "LORA":
-        raise DialogueError(f"{folder} is an adapter of the kind {config.get('peft_type')!r}; expected LORA")
-    other = [name for name, plain in _PLAIN.items() if config.get(name) and config.get(name) != plain]
-    if other or type(rank) is not int or rank < 1 or not isinstance(alpha, (int, float)):
-        raise DialogueError(f"{folder} has settings that are not known here: {', '.join(other) or 'r and lora_alpha'}")
-    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
