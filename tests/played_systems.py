@@ -60,6 +60,9 @@ def windows() -> None:
     """Take away what Windows has not."""
     import filelock  # noqa: F401 - it looks for fcntl once; on Windows it has locks of another kind
 
+    with suppress(ImportError):
+        import psutil  # noqa: F401 - transformers brings it, and it asks os.sysconf while it is imported
+
     replace_imports(dict.fromkeys(GONE))
     del os.fork, os.mkfifo, os.sysconf
     shutil._use_fd_functions = False  # type: ignore[attr-defined]  # they open folders

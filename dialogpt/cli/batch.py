@@ -145,6 +145,7 @@ class _Earlier:
         self.there = self.failed = self.changed = self._whole = 0
         self._count = sum(1 for _ in _entries(output, path))
         self._left: Iterator[tuple[dict[str, Any], bytes]] = iter(())
+        self._close: Callable[[], None] = lambda: None
 
     def skip(self, lines: Iterator[Line], source: IO[bytes]) -> Iterator[Line]:
         """The lines of the input behind those whose answers stand at the beginning of the output.
@@ -192,11 +193,11 @@ class _Earlier:
             temporary.replace(self.aside)
         self.output.truncate(self._whole)
         self.output.seek(self._whole)
-        if not self.aside.exists():
-            return lambda: None
-        file = self.aside.open("rb")
-        self._left = islice(_entries(file, self.aside), self.there, None)
-        return file.close
+        if self.aside.exists():
+            file = self.aside.open("rb")
+            self._left = islice(_entries(file, self.aside), self.there, None)
+            self._close = file.close
+        return self._close
 
     def kept(self, group: list[Line]) -> dict[int, bytes]:
         """Of the next lines those that were answered before, and their answers."""
@@ -212,8 +213,8 @@ class _Earlier:
 
     def end(self) -> None:
         """Everything is answered: forget what was set aside."""
-        with suppress(OSError):  # on Windows it is still open
-            self.aside.unlink(missing_ok=True)
+        self._close()  # on Windows a file that is open stays
+        self.aside.unlink(missing_ok=True)
 
     def _keep(self, entry: dict[str, Any]) -> None:
         self.there += 1

@@ -241,7 +241,7 @@ class Int8Weights(Kernel):
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
         y = _linear_int8_weights(x.reshape(-1, x.size(-1)).bfloat16(), self.levels, self.scales)  # (rows, out)
-        y = y.float().view(*x.shape[:-1], -1)
+        y = y.float().view(*x.shape[:-1], len(self.levels))
         return _activated(y if self.bias is None else y + self.bias, self.gelu)
 
 
