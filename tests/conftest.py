@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 # One thread, here and in the programs that tests start: with two, and another program on the machine, the threads of
@@ -12,7 +13,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
+import numpy as np
 import pytest
+import torch
 import transformers
 from hypothesis import settings
 
@@ -58,6 +61,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for tier, places in TIERS.items():
             if any(path == place or path.startswith(f"{place}/") for place in places):
                 item.add_marker(tier)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """Every test draws the same numbers each time, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
