@@ -92,8 +92,8 @@ def test_that_test_sees_a_scale_that_rows_share(wide: Path) -> None:
     assert difference(beside, alone) > 1e-2
 
 
-@pytest.mark.parametrize("kind, bits", [(kernels.Int8, 8), (kernels.Int8SevenBit, 7), (kernels.Int8Weights, None)])
-@pytest.mark.parametrize("scale, shift", [(0, 0), (0, 1e-6), (-1, 0), (1, 5)])
+@pytest.mark.parametrize(("kind", "bits"), [(kernels.Int8, 8), (kernels.Int8SevenBit, 7), (kernels.Int8Weights, None)])
+@pytest.mark.parametrize(("scale", "shift"), [(0, 0), (0, 1e-6), (-1, 0), (1, 5)])
 def test_int8_takes_rows_of_any_range(kind: type[kernels.Kernel], bits: int | None, scale: float, shift: float) -> None:
     """Each product is within what rounding explains: half a step of each weight and, where they are rounded, each x.
 
