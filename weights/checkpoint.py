@@ -29,15 +29,9 @@ from dialogpt.weights.formats import (
     safetensors_metadata,
     sha256_of,
 )
-from dialogpt.weights.names import (
-    RANKING_HEAD,
-    config_of_nanogpt,
-    from_ours,
-    from_published,
-    infer_config,
-    is_linear,
-    is_usual,
-)
+from dialogpt.weights.inferred_config import config_of_nanogpt, infer_config
+from dialogpt.weights.names import RANKING_HEAD, from_ours
+from dialogpt.weights.published import from_published, is_linear, is_usual
 from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
