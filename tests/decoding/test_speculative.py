@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, Draft, GenerationConfig, Tokenizer, generate, generate_batch
+from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
 from dialogpt.decoding.sequence import GenerationError, Stopped
 from dialogpt.decoding.speculative import SpeculativeDecoder
@@ -170,12 +171,12 @@ def test_a_conversation_is_the_same_with_a_draft() -> None:
     for draft in (None, Draft.load("tiny", tokenizer, dtype="int4")):
         chat = Chat(model, tokenizer, seed=3, draft=draft)
         said = [chat.reply("Hi! How are you?"), chat.retry(), chat.reply("What is your name?")]
-        candidates = [reply.ids for reply in chat.candidates(["Hello!"], 1)]
+        found = [reply.ids for reply in candidates(chat, ["Hello!"], 1)]
         stream = chat.stream("What did you do today?")
         said.append(next(stream))
         stream.close()
         said += [chat.reply("Where do you live?"), chat.retry()]
-        heard.append([said, candidates, chat.history.turns])
+        heard.append([said, found, chat.history.turns])
     assert heard[0] == heard[1]
     assert draft is not None
     assert draft.accepted > 10
