@@ -54,7 +54,7 @@ def generate(
     """Generate one reply, token by token, without the end token.
 
     With the same seed in `generator`, the tokens are those of transformers' ``model.generate`` after
-    ``torch.manual_seed``. A token is computed when it is asked for.
+    ``torch.manual_seed``. This is a lazy iterator: each token is computed when it is requested.
 
     Args:
         model: the network.

@@ -247,7 +247,8 @@ def _several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else ids
 
 
-# The value of each processor's setting that changes nothing; with `do_sample` off this is greedy decoding.
+# The value of each processor's and warper's setting at which it changes nothing: the defaults, but for top_k, which is
+# 50 in transformers. With `do_sample` off this is greedy decoding. Settings that are no processor's are excluded.
 NEUTRAL: dict[str, Any] = {
     declared.name: declared.default
     for declared in fields(GenerationConfig)

@@ -19,7 +19,7 @@ IGNORED_SETTINGS = frozenset({
     "assistant_ensemble_weight", "compile_config", "disable_compile", "continuous_batching_config",
     "prefill_chunk_size", "generation_kwargs",
 })  # fmt: skip
-_NEUTRAL_IN_TRANSFORMERS = {  # settings that are not implemented, at the value that changes nothing
+_OFF_VALUES = {  # of settings that are not implemented: the value that changes nothing, where it is not 0
     "encoder_repetition_penalty": 1.0,
     "guidance_scale": 1.0,
     "diversity_penalty": 0.0,
@@ -39,7 +39,7 @@ def published_settings(values: Mapping[str, Any]) -> GenerationConfig:
     problems = [
         Problem(name, value, "omitted, as it is not implemented")
         for name, value in values.items()
-        if name not in known and name not in IGNORED_SETTINGS and not _is_neutral(name, value)
+        if name not in known and name not in IGNORED_SETTINGS and not _is_off(name, value)
     ]
     try:
         config = GenerationConfig(**{name: value for name, value in values.items() if name in known and value != []})
@@ -50,5 +50,5 @@ def published_settings(values: Mapping[str, Any]) -> GenerationConfig:
     return config
 
 
-def _is_neutral(name: str, value: Any) -> bool:
-    return value is None or value is False or value == [] or value == _NEUTRAL_IN_TRANSFORMERS.get(name, 0)
+def _is_off(name: str, value: Any) -> bool:
+    return value is None or value is False or value == [] or value == _OFF_VALUES.get(name, 0)

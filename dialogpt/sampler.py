@@ -137,4 +137,4 @@ WARPERS: tuple[tuple[Warper, str], ...] = (
     (epsilon_cutoff, "epsilon_cutoff"),
     (eta_cutoff, "eta_cutoff"),
 )
-_OFF = NEUTRAL | {"min_new_tokens": GenerationConfig().min_new_tokens}
+_OFF = NEUTRAL | {"min_new_tokens": None}  # the value of each setting above that turns nothing on

@@ -21,7 +21,7 @@ from dialogpt.decoding.speculative import SpeculativeDecoder
 from dialogpt.model import GPT2, KVCache
 from dialogpt.model.precision.packed import PackedEmbedding
 from dialogpt.weights import load
-from tests.helpers import NO_REFERENCE, REFERENCE, counted_reads, random_model, seeded
+from tests.helpers import counted_reads, random_model, seeded
 from tests.parity.test_settings import V, chosen_settings
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
@@ -149,19 +149,18 @@ def test_a_draft_remembers_the_dialogue(network: GPT2, monkeypatch: pytest.Monke
     assert reads[0] <= 6
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason=NO_REFERENCE)
 @pytest.mark.parametrize(
     "settings", [GenerationConfig(max_new_tokens=40), GenerationConfig.chat()], ids=["greedy", "chat"]
 )
 def test_trained_networks_say_the_same(settings: GenerationConfig) -> None:
-    """The reference in float64, tiny in int8 guessing for it, which are two trainings of the same size."""
-    tokenizer, model = Tokenizer.load(REFERENCE), load(REFERENCE, dtype="float64")
-    draft = Draft.load("tiny", tokenizer)
+    """Tiny in float64, with tiny in int4 as its draft, which often disagrees."""
+    tokenizer, model = Tokenizer.load("tiny"), load("tiny", dtype="float64")
+    draft = Draft.load("tiny", tokenizer, dtype="int4")
     for seed, text in enumerate(["Hi! How are you?", "What did you do today?", "I am tired.", "Tell me a story."]):
         prompt = [*tokenizer.encode(text), tokenizer.eos_id]
         assert outcome(model, prompt, settings, seed, draft) == outcome(model, prompt, settings, seed, None)
     assert draft.proposed > 30
-    assert draft.accepted > 0.1 * draft.proposed  # the two learned from other data
+    assert draft.accepted > 0.1 * draft.proposed
 
 
 def test_a_conversation_is_the_same_with_a_draft() -> None:
