@@ -235,7 +235,7 @@ class GenerationConfig:
 
     @property
     def tokens_to_keep(self) -> int:
-        """How many tokens every warper keeps; a beam needs one besides the end tokens to continue."""
+        """How many tokens every warper keeps; a beam needs one more than the end tokens, to continue."""
         if self.num_beams == 1:
             return 1
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1

@@ -209,7 +209,7 @@ def inspect_reply(
 
     Raises:
         DialogueError: there is no turn or no reply, or both do not fit the network's positions.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     config = config.with_end_token(tokenizer.eos_id)
     sequence = _sequence(model, tokenizer, config, turns, reply, history_tokens, ended)

@@ -301,7 +301,7 @@ def test_fed_and_the_windows_are_stated(dialogues: Path, capsys: pytest.CaptureF
         (["D", "--model", "no/such/folder/here"], 1, "no/such/folder/here"),
         (["missing.jsonl"], 1, "cannot be read"),
         ([], 2, "name the file of DIALOGUES"),
-        (["D", "--judged", "x"], 2, "leave DIALOGUES out"),
+        (["D", "--judged", "x"], 2, "omit DIALOGUES"),
         (["--judged", "x"], 1, "no blind-key.json"),
     ],
 )

@@ -94,7 +94,11 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         "--rank", action="append", default=[], metavar="HEAD=M", help="mean of a DialogRPT head; may be given again"
     )
     measured.add_argument(
-        "--resamples", type=int, default=1000, metavar="N", help="sets drawn for intervals (default: 1000; 0: none)"
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples for intervals (default: 1000; 0: none)",
     )
 
 
@@ -105,7 +109,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--json", action="store_true", help="print JSON with all figures")
     output.add_argument(
-        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies to judge blind"
+        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies for a blind evaluation"
     )
     output.add_argument("--judged", type=Path, metavar="FILE", help="score a blind.jsonl that was filled in")
     output.add_argument(
@@ -268,7 +272,7 @@ def _score(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.blind import score_answers
 
     if options.dialogues is not None:
-        raise wrong_usage(options, "--judged scores answers; leave DIALOGUES out")
+        raise wrong_usage(options, "--judged scores a finished evaluation; omit DIALOGUES")
     verdicts = score_answers(options.judged)
     if options.json:
         print(json.dumps([vars(verdict) for verdict in verdicts], ensure_ascii=False))

@@ -232,6 +232,6 @@ def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
         _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert f"interrupted; to go on: dialogpt train --resume --out {run}" in errors
+    assert f"interrupted; to resume: dialogpt train --resume --out {run}" in errors
     steps = (run / "metrics.jsonl").read_text().count("\n")
     assert (run / "last").read_text() == f"step-{steps:08d}\n"
