@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from dialogpt.model import GPT2Config
+from dialogpt.weights import names
 from dialogpt.weights.formats import StoredTensor, same_values
 from dialogpt.weights.names import (
     EMBEDDING,
@@ -22,7 +23,6 @@ from dialogpt.weights.names import (
     OUTPUT_HEAD,
     PREFIX,
     RANKING_HEAD,
-    RULES,
     Mapped,
     listed,
     mismatches,
@@ -56,7 +56,7 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
     Raises:
         CheckpointError: tensors are missing, unknown, duplicate, or of the wrong shape or dtype; all are named.
     """
-    rules = {rule.published: rule for rule in RULES}
+    rules = {rule.published: rule for rule in names.RULES}
     linear = is_linear(stored)
     found = _Found()
     for published, tensor in stored.items():
@@ -146,7 +146,7 @@ def _tie(found: _Found, config: GPT2Config) -> None:
 def _add_zero_biases(tensors: dict[str, StoredTensor], config: GPT2Config) -> None:
     """Fill in the biases that nanoGPT leaves out with ``bias=False``; it has all of them or none."""
     letters = sizes(config)
-    norm_and_matrix = [rule for rule in RULES if rule.ours.endswith(".bias")]
+    norm_and_matrix = [rule for rule in names.RULES if rule.ours.endswith(".bias")]
     if any(rule.ours.format(0) in tensors for rule in norm_and_matrix) or config.n_layer > len(tensors):
         return
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.dtype is not None), torch.float32)

@@ -62,7 +62,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What is measured.
 
     Attributes:
@@ -129,7 +129,7 @@ class Evaluation:
 
     def __init__(
         self,
-        request: Request,
+        request: EvaluationRequest,
         systems: Sequence[System],
         *,
         stop: Stop | None = None,

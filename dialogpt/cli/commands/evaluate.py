@@ -20,7 +20,7 @@ from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
-    from dialogpt.evaluate.run import Request, Result, System
+    from dialogpt.evaluate.run import EvaluationRequest, Result, System
 
 EVERY = 2.0  # seconds between progress lines
 
@@ -192,8 +192,8 @@ class _Progress:
             _say(f"{stage}: {done:,} of {total:,}")
 
 
-def _request(options: argparse.Namespace) -> Request:
-    from dialogpt.evaluate.run import Request
+def _request(options: argparse.Namespace) -> EvaluationRequest:
+    from dialogpt.evaluate.run import EvaluationRequest
 
     heads = []
     for part in options.rank:
@@ -201,7 +201,7 @@ def _request(options: argparse.Namespace) -> Request:
         if not equals or not source:
             raise wrong_usage(options, f"--rank {part!r} is not HEAD=M")
         heads.append((name, source))
-    return Request(
+    return EvaluationRequest(
         options.dialogues,
         options.protocol,
         every_turn=options.every_turn,
