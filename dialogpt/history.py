@@ -12,9 +12,7 @@ from dataclasses import dataclass
 
 from dialogpt.errors import DialogueError
 
-DEFAULT_HISTORY_TOKENS = (
-    256  # Microsoft trained on 128; long histories make the published models repeat and fall silent
-)
+DEFAULT_HISTORY_TOKENS = 256  # Microsoft trained on 128; with long histories the published models fall silent
 
 USER, BOT, SYSTEM = "user", "assistant", "system"  # speakers, by the names of OpenAI's roles; there may be others
 

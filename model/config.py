@@ -117,7 +117,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 
-# Settings that cannot change the network's result: labels, defaults of generation, notes about the file itself.
+# Settings that cannot change the network's result: labels, notes about the file, and settings of generation, which old
+# files hold; transformers 5 and `GenerationConfig` read those from generation_config.json only.
 # fmt: off
 IGNORABLE = frozenset({
     "_name_or_path", "_num_labels", "architectures", "bos_token_id", "pad_token_id", "sep_token_id",

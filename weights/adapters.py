@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dialogpt.weights.checkpoint import Checkpoint, Origin
 from dialogpt.weights.formats import CheckpointError, StoredTensor, dtype_name, read_json, read_tensors, sha256_of
-from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, RULES, bare_name, split_layer, transposed
+from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, RULES, split_layer, transposed
+from dialogpt.weights.published import bare_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")

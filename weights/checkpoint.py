@@ -29,15 +29,9 @@ from dialogpt.weights.formats import (
     safetensors_metadata,
     sha256_of,
 )
-from dialogpt.weights.names import (
-    RANKING_HEAD,
-    config_of_nanogpt,
-    from_ours,
-    from_published,
-    infer_config,
-    is_linear,
-    is_usual,
-)
+from dialogpt.weights.inferred_config import config_of_nanogpt, infer_config
+from dialogpt.weights.names import RANKING_HEAD, Mapped, from_ours
+from dialogpt.weights.published import from_published, is_linear, is_usual
 from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
 
 FORMAT_VERSION = 1
@@ -194,27 +188,14 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     if ours:
         _check_format(path, values, files)
     content = read_all(files)
-    stored = content.tensors
-    try:
-        config = _config(values, n_head, content)
-        mapped = from_ours(stored, config) if ours else from_published(stored, config)
-        config = replace(config, tie_word_embeddings=mapped.tied)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    config, mapped = _mapped(path, values, n_head, content)
     vocabulary = cache(partial(_find_vocabulary, path, config))
     if not ours:
         vocabulary()
     if not values:
         found = vocabulary()
         config = config if found is None else replace(config, eos_token_id=found.eos_id)
-        heads = f"{config.n_head} heads of {config.head_dim}"
-        heads += (
-            ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
-        )
-        sizes = f"{config.n_layer} layers, {config.n_embd} wide"
-        logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
+        _warn_of_inferred_sizes(path, config, n_head)
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
@@ -235,10 +216,35 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
         heads_assumed=not values and n_head is None and not content.settings,
-        linear=is_linear(stored),
-        usual=not ours and not content.ignored and is_usual(stored),
+        linear=is_linear(content.tensors),
+        usual=not ours and not content.ignored and is_usual(content.tensors),
         read_sha256=cache(partial(sha256_of, files)),
     )
+
+
+def _mapped(path: Path, values: dict[str, Any], n_head: int | None, content: FileContent) -> tuple[GPT2Config, Mapped]:
+    """Read the sizes, and give the tensors our names.
+
+    Raises:
+        CheckpointError: they do not fit each other; the message names the file.
+    """
+    try:
+        config = _config(values, n_head, content)
+        ours = "format_version" in values
+        mapped = from_ours(content.tensors, config) if ours else from_published(content.tensors, config)
+    except ConfigError as error:
+        folder = path if path.is_dir() else path.parent
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return replace(config, tie_word_embeddings=mapped.tied), mapped
+
+
+def _warn_of_inferred_sizes(path: Path, config: GPT2Config, n_head: int | None) -> None:
+    heads = f"{config.n_head} heads of {config.head_dim}"
+    heads += ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
+    sizes = f"{config.n_layer} layers, {config.n_embd} wide"
+    logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
 
 
 def _config(values: dict[str, Any], n_head: int | None, content: FileContent) -> GPT2Config:

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dialogpt import json_input
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described, one_line, printable
 from dialogpt.cli.reading import reading_from
@@ -239,7 +240,7 @@ def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) 
 
     def answer(lines: list[Line]) -> list[list[Reply]]:
         seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in lines]
-        return chat.candidates_for_all([line.turns for line in lines], number, seeds, stop)
+        return candidates_for_all(chat, [line.turns for line in lines], number, seeds, stop)
 
     found: dict[int, list[Reply] | str] = {}
     try:

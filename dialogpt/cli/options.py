@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from dialogpt.cli.output import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
-from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, parsed
+from dialogpt.published_settings import published_settings
+from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, kinds_of, parsed
 
 if TYPE_CHECKING:
     from dialogpt.weights import Checkpoint
@@ -224,7 +225,7 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
             ``generation_config.json``.
     """
     if options.transformers_defaults:
-        defaults = GenerationConfig.from_dict(checkpoint.generation_config if checkpoint else {})
+        defaults = published_settings(checkpoint.generation_config if checkpoint else {})
     else:
         defaults = GenerationConfig.chat(checkpoint.chat if checkpoint else None)
     given = {
@@ -242,6 +243,18 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
         return defaults.merged(given)
     except DialogueError as error:
         raise wrong_usage(options, error) from None
+
+
+def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
+    """Change one setting to what a person typed; see `GenerationConfig.merged`.
+
+    Raises:
+        DialogueError: there is no such setting, the text is no value of it, or it contradicts another setting.
+    """
+    name, kinds = name.replace("-", "_"), kinds_of(config)
+    if name not in kinds:
+        raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
+    return config.merged({name: parsed(name, text, kinds[name])})
 
 
 def rerankers_from(options: argparse.Namespace) -> list[tuple[str, float, str]]:

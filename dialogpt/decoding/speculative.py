@@ -26,6 +26,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
+from dialogpt.networks import require_same_vocabulary
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, load, open_checkpoint
 from dialogpt.weights.load import device_of
@@ -70,7 +71,7 @@ class Draft:
         checkpoint = open_checkpoint(source)
         if checkpoint.ranking_head is not None:
             raise DialogueError(f"{checkpoint.path} is a DialogRPT, which does not generate text; name another draft")
-        tokenizer.require_same(checkpoint)
+        require_same_vocabulary(tokenizer, checkpoint)
         fast = "int8" if device_of(device).type == "cpu" else "float16"
         return cls(load(checkpoint, dtype=dtype or fast, device=device))
 

@@ -28,7 +28,7 @@ from dialogpt.evaluate.metrics import LikelihoodSample, TextSample
 from dialogpt.evaluate.overlap import Floats
 from dialogpt.evaluate.protocols import PROTOCOLS, Protocol
 from dialogpt.evaluate.resumed import Line, resumed
-from dialogpt.ranking.rerankers import DialogRPT
+from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load
 from dialogpt.weights.disk import write_atomically

@@ -228,8 +228,6 @@ def inspect_reply(
     _add_contributions(captured, tokenizer, sequence, tokens, readings[-1])
     row = Decoder(model, tokenizer).add(sequence.prompt, config)  # words spelled out, and the bot's own turns
     _add_choices(captured, tokenizer, row, sequence, tokens, proceed)
-    first = len(sequence.prompt.ids)
-    log_probabilities = readings[-1].log_probability[first - 1 :].tolist()
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -238,24 +236,36 @@ def inspect_reply(
         "sampled": config.do_sample,
         "turns": _turns_data(tokenizer, turns, sequence, reply),
         "tokens": tokens,
-        "reply": {
-            "text": tokenizer.decode(reply),
-            "first": first,
-            "ended": ended,
-            "log_probability": sum(log_probabilities),
-            "log_probabilities": log_probabilities,
-        },
+        "reply": _reply_data(tokenizer, sequence, reply, ended, readings[-1]),
         "parts": [asdict(part) for part in parts_of(model.config.n_layer)],
-        "ablation": [
-            {
-                "removed": [sequence.prompt.first_turn + place for place in found.removed],
-                "log_probability": sum(found.log_probabilities),
-                "log_probabilities": found.log_probabilities,
-            }
-            for found in ablate(model, sequence.shown, sequence.reply, tokenizer.eos_id, stop)
-        ],
+        "ablation": _ablation_data(model, tokenizer, sequence, stop),
         "considered": None if considered is None else _considered_data(tokenizer, considered),
     }
+
+
+def _reply_data(
+    tokenizer: Tokenizer, sequence: _Sequence, reply: Sequence[int], ended: bool, last: Reading
+) -> dict[str, Any]:
+    first = len(sequence.prompt.ids)
+    log_probabilities = last.log_probability[first - 1 :].tolist()
+    return {
+        "text": tokenizer.decode(reply),
+        "first": first,
+        "ended": ended,
+        "log_probability": sum(log_probabilities),
+        "log_probabilities": log_probabilities,
+    }
+
+
+def _ablation_data(model: GPT2, tokenizer: Tokenizer, sequence: _Sequence, stop: Stop | None) -> list[AblationData]:
+    return [
+        {
+            "removed": [sequence.prompt.first_turn + place for place in found.removed],
+            "log_probability": sum(found.log_probabilities),
+            "log_probabilities": found.log_probabilities,
+        }
+        for found in ablate(model, sequence.shown, sequence.reply, tokenizer.eos_id, stop)
+    ]
 
 
 def _sequence(

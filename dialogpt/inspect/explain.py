@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop
@@ -47,7 +48,7 @@ def explain(
     recorder = None if draft is None else RecordingDraft(draft)
     chat.draft = recorder
     try:
-        (replies,) = chat.candidates_for_all([turns], number, [seed], stop)
+        (replies,) = candidates_for_all(chat, [turns], number, [seed], stop)
     finally:
         chat.draft = draft
     considered = _considered(chat, turns, replies, seed, recorder, stop)

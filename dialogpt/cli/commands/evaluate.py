@@ -43,6 +43,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ".tsv of turns, a tab and references",
     )
     add_model_flags(parser)
+    _add_systems(parser)
+    _add_measures(parser)
+    _add_output(parser)
+
+
+def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems = parser.add_argument_group(
         "systems", "compared on the same dialogues; the first is what others differ from"
     )
@@ -64,6 +70,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="[NAME=]FLAGS",
         help="a model with flags of its own, such as 'beams=--model M --greedy --num-beams 10'; may be given again",
     )
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_argument_group("what is measured")
     measured.add_argument(
         "--protocol", default="paper-6k", metavar="P", help="paper-6k (the default), paper-dstc or sacrebleu"
@@ -87,6 +96,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     measured.add_argument(
         "--resamples", type=int, default=1000, metavar="N", help="sets drawn for intervals (default: 1000; 0: none)"
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", type=Path, metavar="FOLDER", help="report, pictures, replies; the same call resumes there"

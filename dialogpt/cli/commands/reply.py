@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dialogpt.candidates import candidates
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, positive_number, wrong_usage
 from dialogpt.cli.output import described, print_reply
@@ -71,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
     turns = options.turns or turns_from(stdin_bytes().read())
     opened = open_chat(options)
-    found = opened.candidates(turns, number)
+    found = candidates(opened, turns, number)
     if options.json:
         print(json.dumps({"replies": described(opened.tokenizer, found)}, ensure_ascii=False))
     else:

@@ -13,14 +13,16 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
 
+from dialogpt.candidates import candidates
 from dialogpt.chat import Chat
+from dialogpt.cli.options import parse_setting
 from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
-from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT as BOT_ROLE
 from dialogpt.history import USER, Turn
 from dialogpt.settings import TYPED_COUNT, parsed, required
@@ -256,7 +258,7 @@ class Terminal:
         if number > MAX_CANDIDATES:
             raise DialogueError(f"{number} candidates are more than {MAX_CANDIDATES}")
         with self.quiet():
-            found = self.chat.candidates(texts[:-1], number)
+            found = candidates(self.chat, texts[:-1], number)
         for place, reply in enumerate(found, 1):
             self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.decode(reply.ids)))}\n")
         chosen = self._ask(f"1-{number}> ").strip()
