@@ -36,7 +36,7 @@ def candidates_for_all(
         stop: asked before every token; true cancels.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     return _replies(chat, dialogues, number, [Generators(chat.model.device, seed) for seed in seeds], stop)
 

@@ -209,7 +209,7 @@ class Chat:
         return self.tokenizer.decode(self.history.pop())
 
     def reset(self) -> None:
-        """Begin a new conversation with the same settings; samples are not seeded anew."""
+        """Begin a new conversation with the same settings; the random numbers go on."""
         self._close_stream()
         self.history.clear()
         self._shown, self.statistics = None, Statistics()
@@ -281,7 +281,7 @@ class Chat:
 
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
 
     def _turn(self, text: str) -> Turn:
         """Encode the user's turn, normalized unless nothing would be left of it."""

@@ -112,7 +112,7 @@ def generate_batch(
         stops_in_prompt: see `Decoder`.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: a prompt cannot be used, or there are not as many generators as sequences.
         GenerationError: see `Decoder.step`.
     """

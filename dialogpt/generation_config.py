@@ -19,7 +19,6 @@ from dialogpt.settings import (
     END_TOKENS,
     FACTOR,
     NUMBER,
-    PENALTY,
     POSITIVE,
     SEQUENCES,
     SHARE,
@@ -37,6 +36,7 @@ from dialogpt.settings import (
 
 DEFAULT_NEW_TOKENS = 20
 DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
+_PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +74,8 @@ class GenerationConfig:
         None, BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
     repetition_penalty: float = setting(1.0, FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
-    presence_penalty: float = setting(0.0, PENALTY, "subtract from the logits of generated tokens; 0 is off")
-    frequency_penalty: float = setting(0.0, PENALTY, "the same, for each time that a token was generated; 0 is off")
+    presence_penalty: float = setting(0.0, _PENALTY, "subtract from the logits of generated tokens; 0 is off")
+    frequency_penalty: float = setting(0.0, _PENALTY, "the same, for each time that a token was generated; 0 is off")
     no_repeat_ngram_size: int = setting(0, COUNT, "never repeat n tokens in a row from repetition_scope; 0 is off")
     bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
         None, SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
@@ -235,7 +235,7 @@ class GenerationConfig:
 
     @property
     def tokens_to_keep(self) -> int:
-        """How many tokens every warper keeps; a beam needs one besides the end tokens to continue."""
+        """How many tokens every warper keeps; a beam needs one more than the end tokens, to continue."""
         if self.num_beams == 1:
             return 1
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1

@@ -90,8 +90,8 @@ class History:
 
         Args:
             history_tokens: how many tokens of dialogue to show; the last turn is shown even if it is longer.
-            window: how many tokens fit the network beside its reply. A longer last turn is truncated at its front;
-                `history_tokens` never truncates it.
+            window: how many tokens fit the network together with its reply. A longer last turn is truncated at its
+                front; `history_tokens` never truncates it.
 
         Raises:
             DialogueError: there is no turn, or `window` leaves no room for one.

@@ -95,7 +95,7 @@ def test_retry_draws_again_and_undo_takes_back(chat: Chat) -> None:
     assert chat.undo() == "Hello"
     assert chat.texts() == []
     for nothing in (chat.undo, chat.retry):
-        with pytest.raises(DialogueError, match="nothing has been said yet"):
+        with pytest.raises(DialogueError, match="there is no exchange yet"):
             nothing()
 
 

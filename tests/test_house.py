@@ -34,6 +34,11 @@ OLD_WORDS = (
     "what judges",
     "drawn again",
     "is drawn anew",
+    "guesses ahead",
+    "leave it away",
+    "whole number above 0",
+    "whole number from 0 on",
+    "there twice",
 )
 
 

@@ -56,22 +56,22 @@ class Checkpoint:
     Attributes:
         config: sizes of the network.
         tensors: the network's parameters under our names, each once.
-        read_vocabulary: gives `vocabulary`, which says what it is.
+        read_vocabulary: reads `vocabulary`; see there.
         generation_config: the content of ``generation_config.json``, which conversions carry along and
             `dialogpt.generation_config` reads; empty where there is none.
-        history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
+        history_tokens: how much dialogue the model should be shown, if the checkpoint specifies it.
         chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
-        about: who speaks, in a sentence for people, where the checkpoint says so.
+        about: one sentence about the speaker, if the checkpoint has one.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
         read_sha256: gives `sha256()`.
-        heads_assumed: whether no file and nobody said how many heads of attention there are.
+        heads_assumed: whether the number of attention heads was neither in a file nor given.
         ours: whether it is in this project's own format.
         merged_from: where weights come from that are made of several files, such as a base and an adapter.
         linear: whether the file's matrices are nanoGPT's (out, in).
         usual: whether names, matrices and files are as transformers itself reads them.
-        settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
+        settings: what else ``config.json`` holds: labels, other tokens, notes.
         ignored: tensors of the published file that are not needed, with the reason.
         heads: a published file's own copies of the output head.
         ranking_head: DialogRPT's, (1, C): how good a reply is, from the last token's state.
@@ -118,7 +118,7 @@ class Checkpoint:
 
     @property
     def chat_template(self) -> str | None:
-        """How its tokenizer joins messages to a prompt, where it says so."""
+        """The template by which its tokenizer joins messages to a prompt, if it has one."""
         files = {path.name: path for path in self.tokenizer_files}
         if "chat_template.jinja" in files:
             return read_text(files["chat_template.jinja"])
@@ -128,7 +128,7 @@ class Checkpoint:
 
     @property
     def stored(self) -> dict[str, StoredTensor]:
-        """All that was learned, under our names: the network's tensors, and the ranking head where there is one."""
+        """All parameters under our names: the network's tensors, and the ranking head if there is one."""
         return self.tensors | ({} if self.ranking_head is None else {RANKING_HEAD.ours: self.ranking_head})
 
     @property
@@ -142,7 +142,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learned."""
+        """The number of parameters."""
         return sum(torch.Size(tensor.shape).numel() for tensor in self.stored.values())
 
     @property
@@ -280,13 +280,13 @@ def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``config.json``; empty where there is none, as beside Microsoft's own files."""
+    """The content of ``config.json``; empty if there is none, as with Microsoft's own files."""
     path = folder / "config.json"
     return read_json(path) if os.path.lexists(path) else {}
 
 
 def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:
-    """Read the vocabulary, see that the network has a row for each token, and say what a user should know."""
+    """Read the vocabulary, check that the network has a row for each token, and log what a user should know."""
     vocabulary = read_vocabulary(path if path.is_dir() else path.parent)
     if vocabulary is None and GPT2_SIZE <= config.vocab_size <= MAX_GPT2_ROWS:
         vocabulary = gpt2_vocabulary()
@@ -328,4 +328,4 @@ def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:
     tokens = values.get("history_tokens")
     if tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0):
         return tokens
-    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a whole number above 0")
+    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a positive integer")

@@ -19,7 +19,7 @@ def infer_config(stored: Mapping[str, StoredTensor], n_head: int | None) -> GPT2
 
     Args:
         stored: the file's tensors.
-        n_head: heads of attention, which no shape tells; None takes heads of 64, as every published GPT-2 has.
+        n_head: attention heads, which no shape shows; None assumes heads of width 64, as in every published GPT-2.
 
     Raises:
         CheckpointError: the tensors are not a GPT-2's, or their width is no multiple of a head's.
@@ -35,7 +35,7 @@ def infer_config(stored: Mapping[str, StoredTensor], n_head: int | None) -> GPT2
     if n_head is None and C % HEAD_DIM:
         raise CheckpointError(
             f"there is no config.json, and the width {C} is not a multiple of {HEAD_DIM}, the width of a head in every "
-            f"published GPT-2; say how many heads there are (--n-head)"
+            f"published GPT-2; pass the number of heads (--n-head)"
         )
     heads = C // HEAD_DIM if n_head is None else n_head
     try:
@@ -66,7 +66,7 @@ def config_of_nanogpt(settings: Mapping[str, Any], stored: Mapping[str, StoredTe
 
 
 def _matrix(shapes: Mapping[tuple[str, int], tuple[int, ...]], name: str) -> tuple[int, int]:
-    """The shape of a tensor that says a size, in the first layer."""
+    """The shape of a matrix in the first layer, from which a size is inferred."""
     shape = shapes.get((name, 0), ())
     if len(shape) != 2:
         found = "is missing" if (name, 0) not in shapes else f"is {list(shape)}, and a matrix was expected"

@@ -139,7 +139,7 @@ def mismatches(
     layers = {split_layer(name)[1] for name in tensors if name.startswith("blocks.")}
     problems = []
     counted = range(config.n_layer)
-    if len(layers) != config.n_layer:  # said once, rather than for each tensor of a declared million of layers
+    if len(layers) != config.n_layer:  # reported once, not for each tensor of a declared million layers
         problems.append(f"the config says n_layer {config.n_layer}, the tensors have {len(layers)} layers")
         counted = range(0)
     missing, wrong = [], []

@@ -15,6 +15,7 @@ from functools import partial
 import torch
 
 from dialogpt.model import GPT2Config
+from dialogpt.weights import names
 from dialogpt.weights.formats import StoredTensor, same_values
 from dialogpt.weights.names import (
     EMBEDDING,
@@ -22,7 +23,6 @@ from dialogpt.weights.names import (
     OUTPUT_HEAD,
     PREFIX,
     RANKING_HEAD,
-    RULES,
     Mapped,
     listed,
     mismatches,
@@ -54,9 +54,9 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
     """Give a published file's tensors our names, and our orientation.
 
     Raises:
-        CheckpointError: tensors are missing, unknown, there twice, or of the wrong shape or dtype; all are named.
+        CheckpointError: tensors are missing, unknown, duplicate, or of the wrong shape or dtype; all are named.
     """
-    rules = {rule.published: rule for rule in RULES}
+    rules = {rule.published: rule for rule in names.RULES}
     linear = is_linear(stored)
     found = _Found()
     for published, tensor in stored.items():
@@ -82,7 +82,7 @@ def from_published(stored: Mapping[str, StoredTensor], config: GPT2Config) -> Ma
     _tie(found, config)
     if linear:
         _add_zero_biases(found.tensors, config)
-    problems = [listed("unknown tensors", found.unknown), listed("tensors that are there twice", found.twice)]
+    problems = [listed("unknown tensors", found.unknown), listed("duplicate tensors", found.twice)]
     problems += found.problems + mismatches(found.tensors, config, published=True, linear=linear)
     problems += [listed("wrong shapes", ranking_problems(head, config)) for head in found.ranking_heads]
     refuse(problems)
@@ -106,7 +106,7 @@ class _Found:
 def is_linear(stored: Mapping[str, StoredTensor]) -> bool:
     """Whether a file's matrices are nn.Linear's (out, in), as nanoGPT writes them, and not Conv1D's (in, out).
 
-    The three times wider attention matrix tells, for all matrices of the file; the square ones could not.
+    The attention matrix, which is three times wider than high, shows it for all; square ones could not.
     """
     for name, tensor in stored.items():
         if split_layer(bare_name(name))[0] == "h.{}.attn.c_attn.weight" and len(tensor.shape) == 2:
@@ -122,7 +122,7 @@ def is_usual(stored: Mapping[str, StoredTensor]) -> bool:
 def _tie(found: _Found, config: GPT2Config) -> None:
     """Decide what the output head is: the embedding, which a file may hold under either name, or one of its own.
 
-    Equal copies are one tensor, whatever the config says. Copies that differ are not tied, as in transformers 5.
+    Equal copies are one tensor, whatever the config claims. Copies that differ are not tied, as in transformers 5.
     """
     shape = (config.vocab_size, config.n_embd)
     fitting = [head for head in found.heads if head.shape == shape and head.dtype is not None]
@@ -146,7 +146,7 @@ def _tie(found: _Found, config: GPT2Config) -> None:
 def _add_zero_biases(tensors: dict[str, StoredTensor], config: GPT2Config) -> None:
     """Fill in the biases that nanoGPT leaves out with ``bias=False``; it has all of them or none."""
     letters = sizes(config)
-    norm_and_matrix = [rule for rule in RULES if rule.ours.endswith(".bias")]
+    norm_and_matrix = [rule for rule in names.RULES if rule.ours.endswith(".bias")]
     if any(rule.ours.format(0) in tensors for rule in norm_and_matrix) or config.n_layer > len(tensors):
         return
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.dtype is not None), torch.float32)

@@ -1,9 +1,9 @@
 """Speculative decoding: a fast network drafts a few tokens, and the network itself checks them in one pass.
 
-A pass over five tokens takes hardly longer than over one, as the time goes into reading the weights. Draft tokens and
-tokens are sampled with the same random numbers, so that they often agree (Daliri, Musco and Suresh, "Coupling without
-Communication and Drafter-Invariant Speculative Decoding", 2024). The tokens are those that the network would generate
-alone with the same seed: a draft changes the speed and nothing else.
+A pass over five tokens takes about as long as over one, as it mostly waits for the weights to be read. Both networks
+sample with the same random numbers, so that they often agree (Daliri, Musco and Suresh, "Coupling without Communication
+and Drafter-Invariant Speculative Decoding", 2024). The tokens are those that the network would generate alone with the
+same seed: a draft changes only the speed.
 
 It decodes one sequence: a batch reads the weights once for all of its sequences already.
 """

@@ -26,7 +26,7 @@ def answer(chat: Chat, first: int, dialogues: Sequence[Dialogue], seed: int, sto
         stop: asked before every token; true ends it all.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: a dialogue cannot be answered.
     """
     seeds = [(seed + SEED_STRIDE * (first + place)) % (1 << 63) for place in range(len(dialogues))]
@@ -43,7 +43,7 @@ def rank(
     """What each head of DialogRPT predicts of a reply, from 0 to 1.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     context, given = [tokenizer.encode(turn) for turn in turns], [tokenizer.encode(reply)]
     return {head.name: float(rankers.predict(head, context, given, stop)[0]) for head in rankers.heads}

@@ -31,7 +31,7 @@ class Reranker(Protocol):
             stop: asked before every pass; true cancels.
 
         Raises:
-            Stopped: `stop` said so.
+            Stopped: `stop` returned true.
         """
         ...
 
@@ -42,7 +42,7 @@ def ranked(
     """Return the replies with their ranks, the best first; equal ones keep their order.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     ranks = reranker.scores(turns, [reply.ids for reply in replies], stop)
     order = sorted(range(len(ranks)), key=lambda index: -ranks[index])

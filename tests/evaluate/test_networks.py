@@ -22,7 +22,7 @@ from dialogpt.evaluate import LikelihoodSample, fed, meteor, predict
 from dialogpt.evaluate.likelihood import windows_of
 from dialogpt.evaluate.replies import rank
 from dialogpt.evaluate.resumed import resumed
-from dialogpt.evaluate.run import Evaluation, Request, System
+from dialogpt.evaluate.run import Evaluation, EvaluationRequest, System
 from dialogpt.ranking.dialogrpt import DialogRPT, Head
 from dialogpt.ranking.scoring import score, score_turns
 from dialogpt.weights import export
@@ -301,7 +301,7 @@ def test_fed_and_the_windows_are_stated(dialogues: Path, capsys: pytest.CaptureF
         (["D", "--model", "no/such/folder/here"], 1, "no/such/folder/here"),
         (["missing.jsonl"], 1, "cannot be read"),
         ([], 2, "name the file of DIALOGUES"),
-        (["D", "--judged", "x"], 2, "leave DIALOGUES out"),
+        (["D", "--judged", "x"], 2, "omit DIALOGUES"),
         (["--judged", "x"], 1, "no blind-key.json"),
     ],
 )
@@ -349,7 +349,7 @@ def test_systems_of_one_network_are_read_once(dialogues: Path, chat: Chat) -> No
         return chat
 
     systems = [System(name, None, open_chat, {}, "net") for name in ("a", "b")]
-    found = Evaluation(Request(dialogues, resamples=0), systems).run()
+    found = Evaluation(EvaluationRequest(dialogues, resamples=0), systems).run()
     assert found.comparison["a"]["perplexity"] == found.comparison["b"]["perplexity"]
     assert found.replies["a"] == found.replies["b"]  # seeded
     assert len(opened) == 3  # for the replies of each, and once for predictions

@@ -177,7 +177,7 @@ def test_one_turn_alone_is_ablated_to_nothing(chat: Chat) -> None:
 
 
 def test_the_last_reply_of_a_conversation(chat: Chat) -> None:
-    with pytest.raises(DialogueError, match="nothing has been said yet"):
+    with pytest.raises(DialogueError, match="there is no exchange yet"):
         explain_last(Chat(chat.model, chat.tokenizer))
     talk = Chat(chat.model, chat.tokenizer, chat.generation, seed=3)
     reply = talk.reply("Hi! How are you?")

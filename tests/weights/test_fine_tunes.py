@@ -121,7 +121,7 @@ def test_a_training_state_loads_its_weights(base: Path, state: State, tmp_path: 
     assert same_weights(folder, base, "float64")
     ignored = open_checkpoint(folder).ignored
     assert ignored
-    assert set(ignored.values()) == {"not weights: what training keeps beside them"}
+    assert set(ignored.values()) == {"not weights, but other state of the training run"}
 
 
 def test_lightning_itself_writes_such_a_file(base: Path, tmp_path: Path) -> None:

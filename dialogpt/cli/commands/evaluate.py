@@ -20,7 +20,7 @@ from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
-    from dialogpt.evaluate.run import Request, Result, System
+    from dialogpt.evaluate.run import EvaluationRequest, Result, System
 
 EVERY = 2.0  # seconds between progress lines
 
@@ -94,7 +94,11 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
         "--rank", action="append", default=[], metavar="HEAD=M", help="mean of a DialogRPT head; may be given again"
     )
     measured.add_argument(
-        "--resamples", type=int, default=1000, metavar="N", help="sets drawn for intervals (default: 1000; 0: none)"
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples for intervals (default: 1000; 0: none)",
     )
 
 
@@ -105,7 +109,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument("--json", action="store_true", help="print JSON with all figures")
     output.add_argument(
-        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies to judge blind"
+        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies for a blind evaluation"
     )
     output.add_argument("--judged", type=Path, metavar="FILE", help="score a blind.jsonl that was filled in")
     output.add_argument(
@@ -188,8 +192,8 @@ class _Progress:
             _say(f"{stage}: {done:,} of {total:,}")
 
 
-def _request(options: argparse.Namespace) -> Request:
-    from dialogpt.evaluate.run import Request
+def _request(options: argparse.Namespace) -> EvaluationRequest:
+    from dialogpt.evaluate.run import EvaluationRequest
 
     heads = []
     for part in options.rank:
@@ -197,7 +201,7 @@ def _request(options: argparse.Namespace) -> Request:
         if not equals or not source:
             raise wrong_usage(options, f"--rank {part!r} is not HEAD=M")
         heads.append((name, source))
-    return Request(
+    return EvaluationRequest(
         options.dialogues,
         options.protocol,
         every_turn=options.every_turn,
@@ -268,7 +272,7 @@ def _score(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.blind import score_answers
 
     if options.dialogues is not None:
-        raise wrong_usage(options, "--judged scores answers; leave DIALOGUES out")
+        raise wrong_usage(options, "--judged scores a finished evaluation; omit DIALOGUES")
     verdicts = score_answers(options.judged)
     if options.json:
         print(json.dumps([vars(verdict) for verdict in verdicts], ensure_ascii=False))

@@ -60,9 +60,9 @@ def run(options: argparse.Namespace) -> int:
     check_reply_count(options, config, number)
     if options.batch is not None:
         if options.turns or options.json:
-            raise wrong_usage(options, "--batch answers a file; leave TURN and --json away")
+            raise wrong_usage(options, "--batch reads a file; omit TURN and --json")
         if options.draft_model is not None:
-            raise wrong_usage(options, "--draft-model is for talking and single replies; leave it away with --batch")
+            raise wrong_usage(options, "--draft-model is for chat and single replies; omit it with --batch")
         from dialogpt.cli.batch import answer_file
 
         return answer_file(lambda: open_chat(options), options, number)

@@ -201,7 +201,7 @@ class Terminal:
     def retry(self, _: str) -> None:
         """Say another reply to the last turn."""
         if not self.chat.generation.do_sample:
-            raise DialogueError("greedy decoding would say the same again; /set do-sample true draws another reply")
+            raise DialogueError("greedy decoding would give the same reply; /set do-sample true samples another one")
         self.say(self.chat.stream_retry)
 
     def undo(self, _: str) -> None:
@@ -212,7 +212,7 @@ class Terminal:
         """Replace the last thing that the person said."""
         texts = self.chat.texts()
         if not texts:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         text = text or self._ask(YOU, texts[-2])
         if text.strip():
             self.say(partial(self.chat.stream_edit, text))
@@ -220,7 +220,7 @@ class Terminal:
     def history(self, _: str) -> None:
         """Show the conversation."""
         if not self.chat.history.turns:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         prompt = self.chat.shown()
         if self.chat.persona is not None:
             self.write(f"(persona) {printable(self.chat.tokenizer.decode(self.chat.persona))}\n")
@@ -246,7 +246,7 @@ class Terminal:
     def export(self, name: str) -> None:
         """Write the conversation as Markdown."""
         if not self.chat.history.turns:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         transcripts.export(name, self.chat.history.turns, self.chat.tokenizer, self.chat.persona)
         self.notice(f"written to {printable(name)}")
 
@@ -254,7 +254,7 @@ class Terminal:
         """Show several replies to the last turn, and take the one that is chosen."""
         number, turns, texts = _count("the number of candidates", wanted), self.chat.history.turns, self.chat.texts()
         if not turns:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         if number > MAX_CANDIDATES:
             raise DialogueError(f"{number} candidates are more than {MAX_CANDIDATES}")
         with self.quiet():
@@ -307,7 +307,7 @@ class Terminal:
         if self.chat.generation.do_sample:
             self.sampling = self.chat.generation
         elif name in ("temperature", "top_k", "top_p", "do_sample"):
-            self.notice("  decoding is greedy; /set temperature to a number above 0 draws again")
+            self.notice("  decoding is greedy; /set temperature to a number above 0 samples again")
         self.notice(f"  {self._line(name)}")
 
     def _set_history_tokens(self, number: int) -> None:

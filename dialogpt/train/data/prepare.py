@@ -418,7 +418,7 @@ def _too_long(length: int, window: int) -> str:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PreviewTurn:
     """A turn as it is learned: its text, its ids with the end token, and whether each is learned."""
 
     text: str
@@ -428,15 +428,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Line:
+class PreviewLine:
     """A line of a file as it is learned, or the problem with it."""
 
     number: int
     problem: str
-    turns: list[Turn]
+    turns: list[PreviewTurn]
 
 
-def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[Line]:
+def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
     """How the first lines of a file are read, for people who wonder whether their data is right.
 
     Raises:
@@ -450,23 +450,23 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             dialogue = next(found, None)
         for problem in islice(problems, most - shown):
             shown += 1
-            yield Line(problem.line, problem.reason, [])
+            yield PreviewLine(problem.line, problem.reason, [])
         problems.clear()
         if dialogue is None:
             return
         if shown < most:
             shown += 1
-            yield Line(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
+            yield PreviewLine(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
 
 
-def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[Turn]:
+def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
         ids = tokenizer.encode_dialogue([text]).tolist()
         fits = len(ids) <= window
         learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
-        turns.append(Turn(text, weight, ids, learned))
+        turns.append(PreviewTurn(text, weight, ids, learned))
     return turns
 
 
