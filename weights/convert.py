@@ -88,12 +88,12 @@ def write_ours(
 
 
 def save(folder: Path, like: Checkpoint, tensors: Mapping[str, Tensor], origin: Origin) -> None:
-    """Write weights that were trained here in this project's own format.
+    """Write trained weights in this project's own format.
 
     Args:
         folder: an empty one, such as `new_folder` gives.
-        like: everything but the weights: sizes, vocabulary, settings.
-        tensors: the weights by their names.
+        like: provides everything but the weights: sizes, vocabulary, settings.
+        tensors: the weights by name.
         origin: where they come from.
     """
     stored = {name: StoredTensor(name, tuple(t.shape), t.dtype, partial(_on_cpu, t)) for name, t in tensors.items()}
@@ -106,7 +106,7 @@ def _on_cpu(tensor: Tensor) -> Tensor:
 
 
 def _notes(origin: Origin, dtype: torch.dtype, ignored: Mapping[str, str]) -> dict[str, str]:
-    """The metadata of a file of weights in our format."""
+    """Return the metadata of a weight file in our format."""
     return {
         "format": "pt",
         "format_version": str(FORMAT_VERSION),
@@ -246,7 +246,7 @@ def _write(
 
 
 def make_report(checkpoint: Checkpoint, destination: Path, dtype: str) -> Report:
-    """What a conversion of a checkpoint did."""
+    """Return the report of a conversion."""
     return Report(
         source=checkpoint.path,
         destination=destination,

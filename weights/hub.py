@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub: download what a checkpoint needs, convert it once, find it again without a network.
+"""Checkpoints on the Hugging Face hub: download the files, convert them once, and find the result offline.
 
 Downloading is huggingface_hub's (the `hub` extra): its cache, its progress bars, its token, its offline mode
 (HF_HUB_OFFLINE) and its mirrors (HF_ENDPOINT). Ours are the choice of files, the check of their checksums, and the
@@ -8,7 +8,7 @@ cache of converted checkpoints (DIALOGPT_CACHE, else ~/.cache/dialogpt):
         refs/main                       the entry that the revision `main` was when it was fetched
         0f1d2c…-9a8b7c…-v1/             commit, checksum of the weights, version of our format: a folder of ours
 
-An entry is complete or not there, and a revision keeps its meaning until it is cleared.
+An entry is complete or absent, and a revision refers to the same entry until it is cleared.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
         told = "" if n_head is None or (snapshot / "config.json").exists() else f"-h{n_head}"
         entry = folder / f"{snapshot.name[:12]}-{checkpoint.sha256()[:12]}-v{FORMAT_VERSION}{told}"
         with _locked(folder):
-            for left in filter(_is_partial, folder.iterdir()):  # by a process that was killed
+            for left in filter(_is_partial, folder.iterdir()):  # left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             if not entry.exists():
                 write_ours(checkpoint, entry)
@@ -172,7 +172,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Have a repository's folder alone; its lock lies elsewhere, so that the folder can be removed."""
+    """Lock a repository's folder; the lock file is outside of it, so that the folder can be removed."""
     locks = folder.parent / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
     try:
@@ -308,7 +308,7 @@ def _fetch(name: str, repository: str, revision: str, file: RepoSibling) -> Path
 
 @contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Keep huggingface_hub's warnings back for a while: what matters of them is in our errors."""
+    """Suppress huggingface_hub's warnings; our errors include what matters of them."""
     log = logging.getLogger("huggingface_hub")
     before = log.level
     log.setLevel(logging.ERROR)
@@ -339,7 +339,7 @@ def _checksums(path: Path, file: RepoSibling) -> tuple[str, str]:
 
 
 def _require_room(name: str, repository: str, commit: str, files: list[RepoSibling]) -> None:
-    """Refuse a download that the disk has no room for: the files that are not there yet, and the converted copy."""
+    """Check that the disk has room for the missing files and for the converted copy."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     there = [try_to_load_from_cache(repository, file.rfilename, revision=commit) for file in files]

@@ -1,6 +1,6 @@
-"""Who may ask, and how often: API keys with names, and limits for each client.
+"""Access control: named API keys, and rate limits for each client.
 
-Where they are enforced is `dialogpt.serve.middleware`.
+`dialogpt.serve.middleware` enforces them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from dialogpt.errors import DialogueError
 from dialogpt.serve.errors import RequestError
 
 MAX_KEYS_FILE_BYTES = 1 << 20
-MAX_TRACKED_CLIENTS = 10_000  # whose rates are remembered; those that are idle are forgotten first
+MAX_TRACKED_CLIENTS = 10_000  # clients with a token bucket; the least recently active are evicted
 _KEY_LINE = re.compile(r"([\w.@-]{1,64})[ \t]+([\x21-\x7e]{1,512})")
 
 
 @dataclass(frozen=True)
 class Client:
-    """Who sent a request.
+    """The sender of a request.
 
     Attributes:
-        name: of its API key; without keys, its address.
+        name: the name of its API key or, without keys, its address.
         connection: its address and port.
-        has_key: whether the name is that of a key.
+        has_key: whether it sent a valid API key.
     """
 
     name: str
@@ -36,13 +36,13 @@ class Client:
 
 
 class Keys:
-    """API keys by the names of their owners."""
+    """The API keys of a server, by owner."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._keys = {name: key.encode(errors="surrogateescape") for name, key in keys.items()}
 
     def owner(self, given: str) -> str | None:
-        """Return the name of a key, None for an unknown one; the time that takes says nothing about the keys."""
+        """Return the owner of a key, or None if it is unknown; comparisons take constant time."""
         found = None
         for name, key in self._keys.items():
             if hmac.compare_digest(given.encode("latin-1"), key):
@@ -51,7 +51,7 @@ class Keys:
 
 
 def read_keys(path: Path) -> dict[str, str]:
-    """Read a file of keys: a name and a key on each line; empty lines and those that start with # are skipped.
+    """Read a file with a name and a key on each line; empty lines and lines that start with # are skipped.
 
     Raises:
         DialogueError: it cannot be read, or one of its lines is not a name and a key.
@@ -78,7 +78,7 @@ def read_keys(path: Path) -> dict[str, str]:
 
 
 class ClientLimits:
-    """At most so many requests per minute, and so many at a time, for each client; None is no limit."""
+    """Limits each client to a number of requests per minute and of concurrent requests; None means no limit."""
 
     def __init__(
         self,
@@ -88,13 +88,13 @@ class ClientLimits:
     ) -> None:
         self.per_minute, self.concurrent, self._clock = per_minute, concurrent, clock
         self._running: dict[str, int] = {}
-        self._buckets: dict[str, tuple[float, float]] = {}  # requests that are left, and when that was
+        self._buckets: dict[str, tuple[float, float]] = {}  # tokens, and the time at which they were counted
 
     def acquire(self, client: str) -> None:
-        """Count a request of a client; `release` must follow.
+        """Admit a request of a client; the caller must call `release` afterwards.
 
         Raises:
-            RequestError: it is one too many.
+            RequestError: the client has reached a limit.
         """
         running = self._running.get(client, 0)
         if self.concurrent is not None and running >= self.concurrent:
@@ -104,13 +104,13 @@ class ClientLimits:
         self._running[client] = running + 1
 
     def release(self, client: str) -> None:
-        """End a request that `acquire` counted."""
+        """Mark a request that `acquire` admitted as finished."""
         self._running[client] -= 1
         if not self._running[client]:
             del self._running[client]
 
     def _take_token(self, client: str, per_minute: int) -> None:
-        """Take one from the client's token bucket, which holds a minute's requests and refills steadily."""
+        """Take a token from the client's bucket, which holds the requests of one minute and refills continuously."""
         now = self._clock()
         left, since = self._buckets.pop(client, (float(per_minute), now))
         left = min(float(per_minute), left + (now - since) * per_minute / 60)
@@ -120,7 +120,7 @@ class ClientLimits:
             raise _too_many(f"{per_minute} requests per minute are allowed; retry in {seconds} s", seconds)
         self._buckets[client] = left - 1, now
         if len(self._buckets) > MAX_TRACKED_CLIENTS:
-            del self._buckets[next(iter(self._buckets))]  # the one that asked least recently
+            del self._buckets[next(iter(self._buckets))]  # the least recently active
 
 
 def _too_many(sentence: str, seconds: int) -> RequestError:
@@ -132,10 +132,10 @@ class Access:
     """Who may connect.
 
     Attributes:
-        keys: without one of them, only the page and the probes are answered; None asks for no key.
-        hosts: names by which the server may be called; None is any.
-        public_metrics: whether health, metrics and the description of the interface need no key.
-        limits: for each client.
+        keys: accepted API keys; only the page and the probes are public then. None requires no key.
+        hosts: accepted host names; None accepts any.
+        public_metrics: whether /health, /metrics and /openapi.json need no key.
+        limits: the rate limits of each client.
     """
 
     keys: Keys | None = None

@@ -32,16 +32,16 @@ def create_app(
     """Create the application.
 
     Args:
-        engine: decodes; the caller closes it.
-        name: what clients call the model.
-        limits: what a request is granted.
-        access: who may connect; None is everyone.
-        origins: other origins whose pages may send requests.
+        engine: generates replies; the caller closes it.
+        name: the name of the model for clients.
+        limits: the limits and defaults of requests.
+        access: who may connect; None admits everyone.
+        origins: allowed CORS origins.
         isolate_cache: whether clients without keys share no cached prefixes.
-        inspects: whether replies may be looked into.
+        inspects: whether `/inspect` is served.
     """
     description = "A GPT-2 that talks, behind OpenAI's interface."
-    # FastAPI's own documentation pages load scripts from elsewhere.
+    # FastAPI's documentation pages load scripts from a CDN, so they are disabled.
     app = FastAPI(title="dialogpt", description=description, docs_url=None, redoc_url=None)
     service = Service(engine, name, limits, Metrics(engine), isolate_cache, inspects)
     app.add_middleware(Gate, access=access or Access(), metrics=service.metrics)

@@ -123,8 +123,8 @@ class RunningReply:
 class Engine:
     """Decodes requests together, first come, first served, as many as fit.
 
-    Beams and reranked candidates are known at the end only: such requests run unbatched, one after the other. Both
-    kinds reuse cached prefixes.
+    The results of beam search and reranking are known only at the end, so such requests run unbatched, one at a time.
+    Both kinds reuse cached prefixes.
     """
 
     def __init__(
@@ -137,15 +137,15 @@ class Engine:
         prompt_tokens: int = PROMPT_TOKENS,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
-        """Start the thread.
+        """Start the decoding thread.
 
         Args:
             model: the network.
-            tokenizer: of the same checkpoint.
-            max_sequences: how many sequences are decoded together.
-            max_waiting: how many requests may wait in the queue.
-            prompt_tokens: how many tokens of prompts are prefilled in a step.
-            prefix_cache_bytes: memory for the caches of finished replies.
+            tokenizer: the tokenizer of the same checkpoint.
+            max_sequences: maximum sequences that are decoded together.
+            max_waiting: maximum requests in the queue.
+            prompt_tokens: maximum prompt tokens that are prefilled per step.
+            prefix_cache_bytes: maximum memory for the caches of finished replies.
         """
         self.model, self.tokenizer = model, tokenizer
         self.max_sequences, self.max_waiting = max_sequences, max_waiting
@@ -175,8 +175,8 @@ class Engine:
         together = max(task.plan.num_samples, task.plan.config.num_beams)
         if together > self.max_sequences:
             raise DialogueError(
-                f"{together} replies, candidates or beams were asked for; "
-                f"this server decodes {self.max_sequences} together"
+                f"{together} replies, candidates or beams were requested; "
+                f"this server decodes at most {self.max_sequences} together"
             )
         task.deadline = time.monotonic() + task.seconds
         with self._condition:
@@ -203,13 +203,13 @@ class Engine:
 
         Args:
             prompts: token ids.
-            alternatives: how many of the likeliest tokens are returned beside each.
+            alternatives: how many of the most probable tokens are returned with each.
             seconds: the time limit, the queue included.
-            keep: whether what was computed is kept, for continuations that follow.
+            keep: whether the caches are kept for continuations that follow.
             cache_owner: see `GenerationTask`.
 
         Returns:
-            What raises `TooLong` or `Closed` if it did not get that far.
+            A future with the scored tokens; it raises `TooLong` or `Closed` if scoring was stopped.
 
         Raises:
             Busy, Closed: see `submit`.
@@ -229,14 +229,14 @@ class Engine:
         return self.run_unbatched(work, seconds)
 
     def run_unbatched(self, work: Callable[[Stop], Result], seconds: float) -> Future[Result]:
-        """Run other work with the network, in turn with unbatched requests.
+        """Queue other work with the network behind unbatched requests.
 
         Args:
-            work: receives a function that says whether to stop, and raises `Stopped` then.
+            work: receives a function that returns whether to stop; it then raises `Stopped`.
             seconds: the time limit, the queue included.
 
         Returns:
-            The result; it raises `TooLong` or `Closed` if the work was stopped.
+            A future with the result; it raises `TooLong` or `Closed` if the work was stopped.
 
         Raises:
             Busy, Closed: see `submit`.
@@ -282,7 +282,7 @@ class Engine:
             self._condition.notify()
 
     def close(self, seconds: float) -> None:
-        """Refuse new requests, give the others so many seconds to finish, then end them at their current step."""
+        """Refuse new requests, give running ones a number of seconds to finish, then end them at their current step."""
         with self._condition:
             self._hard_deadline = time.monotonic() + seconds
             self._condition.notify()
@@ -321,7 +321,7 @@ class Engine:
             try:
                 open_for_work = self._admit_and_evict()
                 self._step()
-            except Exception as error:  # memory that is full, a fault of ours: the next request may fare better
+            except Exception as error:  # out of memory, or a bug: the next request may succeed
                 logger.exception("decoding failed; all running replies are lost")
                 lost = {id(running.task): running.task for running in self._running.values()}
                 self._decoder, self._running = self._new_decoder(), {}
@@ -488,8 +488,8 @@ class PrefixCache:
         """Return a cache that holds a prefix of these ids, for the caller to change; None if there is none.
 
         A whole cache is handed over, as the conversation will bring it back longer; one that shares only a prefix is
-        copied if the prefix is long enough. How long a prompt takes tells what is cached, so that other owners' caches
-        are not looked at.
+        copied if the prefix is long enough. Response times reveal what is cached, so the caches of other
+        owners are not used.
         """
         with self._lock:
             shared, index = max(
@@ -544,13 +544,13 @@ def _scored_token(choice: int, token: int, logits: torch.Tensor, alternatives: i
 
 @torch.inference_mode()
 def score_prompt(model: GPT2, ids: Sequence[int], alternatives: int, cache: KVCache) -> list[Token]:
-    """Score each token of a prompt but the first, which nothing precedes.
+    """Score each token of a prompt but the first, which has no context.
 
     Args:
         model: the network.
         ids: at least one token, and no more than the network has positions.
-        alternatives: how many of the likeliest tokens are returned beside each.
-        cache: of one row, empty; it holds the prompt afterwards.
+        alternatives: how many of the most probable tokens are returned with each.
+        cache: an empty cache of one row; it holds the prompt afterwards.
     """
     hidden = model.hidden(torch.tensor([list(ids)], device=model.device), cache)[0]  # (T, C)
     scored = [Token(0, ids[0], echoed=True)]

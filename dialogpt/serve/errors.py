@@ -21,8 +21,8 @@ from dialogpt.serve.schemas import MAX_PROMPTS, OPENAI_NAMES, ContextLengthExcee
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, TimedOut: 503, Failed: 500, NotFinite: 500}
 BODY_NAMES = {**OPENAI_NAMES, "max_new_tokens": "max_tokens"}  # what a body calls settings
 RETRY_AFTER = "1"  # seconds
-OLLAMA = "/api/"  # whose clients expect a sentence where OpenAI's expect an object
-MAX_PROBLEMS = 5  # of a body that are reported
+OLLAMA = "/api/"  # its clients expect a string where OpenAI's expect an object
+MAX_PROBLEMS = 5  # reported per body
 UNION_FIELDS = {  # what is expected of fields that take several types
     "content": "expected text, or a list of parts that are text",
     "prompt": f"expected a text, the ids of one, or a list of up to {MAX_PROMPTS} of either",
@@ -55,7 +55,7 @@ def as_request_error(error: DialogueError) -> RequestError:
 
 
 def as_response(refused: RequestError, path: str) -> JSONResponse:
-    """Return the response as the clients of a path expect it, with headers that tell them whether to retry."""
+    """Return the response as the clients of a path expect it, with headers that say whether to retry."""
     kind = "invalid_request_error" if refused.status < 429 else "server_error"
     kind = "rate_limit_error" if refused.status == 429 else kind
     headers = {"Retry-After": RETRY_AFTER} if refused.status in (429, 503) else {}
@@ -86,7 +86,7 @@ async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
     kind = request.headers.get("content-type", "none")
     if "json" not in kind:
         return as_response(
-            RequestError(400, f"the body's type is {kind[:50]}; say Content-Type: application/json"), request.url.path
+            RequestError(400, f"the body's Content-Type is {kind[:50]}; send application/json"), request.url.path
         )
     problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union has one for each of its kinds
     reported = [f"{location or 'the body'}: {sentence}" for location, sentence in problems.items()][:MAX_PROBLEMS]

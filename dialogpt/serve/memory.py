@@ -1,4 +1,4 @@
-"""Keep a served network in memory of its own, so that it does not depend on the checkpoint's file any more."""
+"""Copy a served network into memory, so that it no longer depends on the checkpoint's file."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dialogpt.model import GPT2
 
 @torch.inference_mode(False)
 def copy_weights(model: GPT2) -> None:
-    """Copy what is mapped from a file into memory.
+    """Copy all weights that are mapped from a file into memory.
 
     A mapped file that another program overwrites in place (`cp NEW OLD`, `rsync --inplace`) ends every process that
     reads it with SIGBUS, or changes its weights. Most weights are packed, and so copied, when they are first used; this
     copies the others: embeddings, norms and biases. Processes that are forked afterwards share the copy.
 
     Args:
-        model: on the CPU, its weights packed.
+        model: a network on the CPU with packed weights.
     """
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):

@@ -1,4 +1,4 @@
-"""What `/metrics` shows, in Prometheus' format."""
+"""The metrics of a server, for Prometheus."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Metrics:
     """The counters of one server."""
 
     def __init__(self, engine: Engine) -> None:
-        """Begin at zero."""
+        """Create all metrics, starting at zero."""
         self.registry = CollectorRegistry()
         self.requests = Counter("dialogpt_requests", "Requests by status.", ["status"], registry=self.registry)
         self.key_requests = Counter(

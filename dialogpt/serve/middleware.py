@@ -1,4 +1,4 @@
-"""What every request passes before anything is parsed: names, keys, limits, body size; and what is logged."""
+"""Checks that run before a request is parsed: host, API key, limits and body size; and the access log."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from dialogpt.serve.metrics import Metrics
 
 MAX_BODY_BYTES = 1 << 20  # about 200,000 tokens of dialogue; decompressed
 BODY_TIMEOUT_SECONDS = 5
-PROTECTED = ("/v1/", "/api/", "/inspect")  # what needs a key
-OPERATORS = ("/health", "/metrics", "/openapi.json")  # what needs one unless it is made public
-PROBES = ("/health/live", "/health/ready")  # of an orchestrator, which has no key; they tell nothing but a status
+PROTECTED = ("/v1/", "/api/", "/inspect")  # paths that need a key
+OPERATORS = ("/health", "/metrics", "/openapi.json")  # paths that need a key unless they are made public
+PROBES = ("/health/live", "/health/ready")  # for orchestrators, which have no key; they return only a status
 logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dialogpt.serve.access")
 
 
 class Gate:
-    """Refuses requests that may not be answered, counts and logs the others, and answers 500 where one failed."""
+    """Refuses forbidden requests, counts and logs the others, and answers 500 if one fails."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
         self.app, self.access, self.metrics = app, access, metrics
@@ -63,10 +63,10 @@ class Gate:
             sending.log()
 
     def _client(self, scope: Scope, headers: Mapping[str, str]) -> Client:
-        """Return who sent a request.
+        """Identify the sender of a request.
 
         Raises:
-            RequestError: the request may not be answered.
+            RequestError: access is denied.
         """
         host = _host_of(headers.get("host", ""))
         if self.access.hosts is not None and host not in self.access.hosts:  # DNS rebinding: a foreign name leads here
@@ -90,7 +90,7 @@ class Gate:
 
 
 class _Sending:
-    """Sends a response with the headers that all have, and keeps what the log and the metrics say of it."""
+    """Sends a response with the common headers, and records its status for log and metrics."""
 
     def __init__(self, send: Send, scope: Scope, metrics: Metrics) -> None:
         self._send, self._metrics, self._start = send, metrics, time.perf_counter()
@@ -134,7 +134,7 @@ def _normalized(scope: Scope) -> Scope:
 
 
 def _replaying(body: bytes, receive: Receive) -> Receive:
-    """Return a `receive` that gives a body that was read already, then what comes after it."""
+    """Return a `receive` that replays a body that was read already, then continues with the original."""
     messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> Message:
@@ -184,7 +184,7 @@ async def _body(receive: Receive, encoding: str) -> bytes:
 
 
 def _decompressed(body: bytes) -> bytes:
-    """Decompress gzip, and no more of it than a body may have."""
+    """Decompress gzip, up to the maximum size of a body."""
     decompressor = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     try:
         plain = decompressor.decompress(body, MAX_BODY_BYTES + 1)

@@ -1,6 +1,6 @@
-"""A request that the engine is working on: its events, and the choices they have built up so far.
+"""A request in progress: its events, and its choices so far.
 
-The engine calls back in its own thread; here the events are read in the event loop. How they are written is left to
+The engine sends events from its own thread; this module receives them in the event loop. Formatting them is left to
 `dialogpt.serve.responses`.
 """
 
@@ -99,7 +99,7 @@ class PendingResponse:
         return event.choice, added, event
 
     async def collect(self, form: ResponseFormat) -> bool:
-        """Wait until all choices are complete, and record the tokens that have probabilities; returns true."""
+        """Wait until all choices are complete, and record tokens with their probabilities; return true."""
         while not self.done:
             choice, _, event = await self.next()
             if isinstance(event, Token):

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as uvicorn speaks it, with the two timeouts that it lacks: for headers, and for clients that do not read."""
+"""uvicorn's HTTP/1.1 protocol with two timeouts that it lacks: for headers, and for clients that do not read."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class TimedProtocol(H11Protocol):
     _write_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start to wait for the headers."""
+        """Start the header timer."""
         super().connection_made(transport)
         self._await_headers()
 
     def data_received(self, data: bytes) -> None:
-        """Take data, and stop the timer once the headers are complete."""
+        """Handle received data, and stop the header timer once the headers are complete."""
         super().data_received(data)
         if self.cycle is not None and not self.cycle.response_complete:
             self._cancel_header_timer()
@@ -34,18 +34,18 @@ class TimedProtocol(H11Protocol):
             self._await_headers()
 
     def pause_writing(self) -> None:
-        """Wait until the client reads, for a while."""
+        """Pause, and start the timer within which the client must read."""
         super().pause_writing()
         if self._write_timer is None:
             self._write_timer = self.loop.call_later(WRITE_TIMEOUT_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Go on: the client has read."""
+        """Resume, as the client has read."""
         super().resume_writing()
         self._cancel_write_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the timers."""
+        """Cancel the timers."""
         self._cancel_header_timer()
         self._cancel_write_timer()
         super().connection_lost(exc)
@@ -65,7 +65,7 @@ class TimedProtocol(H11Protocol):
             self._write_timer = None
 
     def _headers_timed_out(self) -> None:
-        """Answer 408 where the connection still may be answered, and close it."""
+        """Answer 408 if no response has started, and close the connection."""
         self._header_timer = None
         if self.transport.is_closing():
             return

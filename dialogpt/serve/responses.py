@@ -25,7 +25,7 @@ class VisibleText:
         self._held, self._stopped = "", False
 
     def feed(self, token: int) -> str:
-        """Add a token, and return the text that is certain now; a possible prefix of a stop string is held back."""
+        """Add a token, and return the text that is final; a possible prefix of a stop string is held back."""
         self._held += self._decoder.feed(token)
         return self._release(last=False)
 
@@ -47,9 +47,9 @@ class VisibleText:
 
 
 def json_pieces(value: Any) -> Iterator[str]:
-    """Write JSON in pieces: an iterator is a list, each item of which is computed and written when it is asked for.
+    """Serialize JSON in pieces; an iterator becomes a list whose items are computed lazily.
 
-    So an answer with 82,000 alternatives, which takes two seconds to write, need not be written at a stretch.
+    A response with 82,000 alternatives takes two seconds to serialize; in pieces it does not block the event loop.
     """
     if isinstance(value, Iterator):
         yield "["
@@ -76,7 +76,7 @@ def compact_json(value: Any) -> str:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Count the characters at the end of a text that may begin a stop string."""
+    """Return the length of the longest suffix of a text that is a prefix of a stop string."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
@@ -85,9 +85,9 @@ class Choice:
     """One reply, as far as it is generated.
 
     Attributes:
-        visible: turns its tokens into text.
-        text: its text so far.
-        tokens: how many were generated.
+        visible: decodes its tokens to text.
+        text: the text so far.
+        tokens: the number of generated tokens.
         finish_reason: "stop" or "length" once it is complete.
     """
 

@@ -2,8 +2,7 @@
 
 The fields are OpenAI's. Beyond them a body may hold `rerank` with `num_candidates`, and any setting of
 `GenerationConfig`, by its name. Fields of OpenAI's that would change the answer and are not implemented are refused;
-unknown ones are ignored with a warning. HTTP is left to
-`dialogpt.serve.routes`.
+unknown ones are ignored with a warning. HTTP is left to `dialogpt.serve.routes`.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {  # OpenAI's fields that would ch
     "web_search_options": (),
     "reasoning_effort": ("none",),
 }
-WITHOUT_EFFECT = (  # OpenAI's fields that ask for nothing that a client could miss in the answer
+WITHOUT_EFFECT = (  # OpenAI's fields that do not change the response
     "user",
     "metadata",
     "store",
@@ -72,7 +71,7 @@ class ContextLengthExceeded(DialogueError):
 
 
 class Part(BaseModel):
-    """A part of a message: text, the only kind that there is here."""
+    """A text part of a message; other types are not supported."""
 
     type: Literal["text"]
     text: str
@@ -229,7 +228,7 @@ class CompletionRequest(GenerationRequest):
         return [self.model_copy(update={"prompt_text": prompt}) for prompt in given]
 
     def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
-        """The one text, whole; an empty one begins after the end of a turn."""
+        """Return the text, which is never truncated; an empty one becomes an end token."""
         if self.suffix:
             raise DialogueError("suffix is not implemented; omit it")
         given = self.prompt_text
@@ -277,10 +276,10 @@ class Limits:
 
 
 def warnings_for(request: GenerationRequest, limits: Limits) -> list[str]:
-    """Return what a request asks for and does not get, in sentences.
+    """Return one sentence for each part of a request that has no effect.
 
     Raises:
-        DialogueError: there is such a thing, and the server is strict.
+        DialogueError: there is one, and the server is strict.
     """
     warnings = unknown_fields(request)
     given = request.max_reply_tokens or 0

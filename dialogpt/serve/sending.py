@@ -1,4 +1,4 @@
-"""Send what a pending response becomes: whole, in pieces that leave the event loop to others, or as a stream."""
+"""Send a pending response as one JSON object or as a stream, without blocking the event loop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dialogpt.serve.schemas import GenerationRequest, warnings_for
 from dialogpt.serve.service import Service
 
 DISCONNECTED = 499  # nginx's status for a client that closed the connection; nobody reads it
-SECONDS_AT_A_STRETCH = 0.01  # of the event loop, for writing one response
+MAX_BLOCKING_SECONDS = 0.01  # for which writing one response may block the event loop
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -29,14 +29,14 @@ async def respond(
     """Answer one prompt in one format, whole or streamed as the body asks.
 
     Args:
-        service: what is served.
-        body: what is asked.
-        request: whose client may disconnect.
-        form: how the response is written.
-        warnings: what else the client is told; see `warning_headers`.
+        service: the served model.
+        body: the parsed request body.
+        request: the HTTP request, to detect a disconnected client.
+        form: the format of the response.
+        warnings: warnings for the client; see `warning_headers`.
 
     Raises:
-        RequestError: it cannot be answered.
+        RequestError: the request cannot be answered.
     """
     try:
         headers = warning_headers(warnings + warnings_for(body, service.limits))
@@ -59,16 +59,16 @@ async def respond(
 
 
 def warning_headers(warnings: list[str]) -> dict[str, str]:
-    """Return the header that says what a request asked for and did not get; empty where there is nothing."""
+    """Return the header that lists what had no effect in a request; empty if there are no warnings."""
     return {"X-Dialogpt-Warning": "; ".join(warnings)} if warnings else {}
 
 
 async def json_response(content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """Write a JSON response, however large, without keeping the event loop from others."""
+    """Serialize a JSON response of any size, yielding to the event loop in between."""
     pieces, since = [], time.perf_counter()
     for piece in json_pieces(dict(content)):
         pieces.append(piece)
-        if time.perf_counter() - since > SECONDS_AT_A_STRETCH:
+        if time.perf_counter() - since > MAX_BLOCKING_SECONDS:
             await asyncio.sleep(0)
             since = time.perf_counter()
     return Response("".join(pieces), media_type="application/json", headers=headers and dict(headers))

@@ -1,4 +1,4 @@
-"""What every endpoint shares: the engine, the model's name, the limits and the metrics."""
+"""State that all endpoints share: the engine, the model's name, the limits and the metrics."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class Service:
     """One served model.
 
     Attributes:
-        engine: decodes.
-        name: what clients call the model.
-        limits: what a request is granted.
-        metrics: what is counted.
+        engine: generates replies.
+        name: the name of the model for clients.
+        limits: the limits and defaults of requests.
+        metrics: the metrics of the server.
         isolate_cache: whether clients without keys share no cached prefixes.
-        inspects: whether replies may be looked into.
+        inspects: whether `/inspect` is served.
         created: when the server started, in seconds since 1970.
     """
 
@@ -42,7 +42,7 @@ class Service:
             raise RequestError(404, sentence, "model_not_found", "model")
 
     def cache_owner(self, client: Client, user: str | None) -> str:
-        """Return whose cached prefixes a request may use: its key's, or where asked its `user`'s or connection's."""
+        """Return the owner of the prefixes that a request may use: its key or, if isolated, its `user` or connection."""
         if client.has_key:
             return f"key {client.name}"
         return f"user {user or client.connection}" if self.isolate_cache else ""

@@ -1,8 +1,8 @@
 """One training process among several, as `torchrun` starts them, or alone.
 
-What differs between one process and many is here: who one is, how sums are taken, and how the network is wrapped. Data
-parallel training keeps a copy of the network in each process (torch's DistributedDataParallel); fully sharded training
-gives each a share of every weight (torch's FSDP2, `fully_shard`), for networks that outgrow one device.
+Everything that depends on the number of processes is here: ranks, sums over processes, and how the network is wrapped.
+Data parallel training keeps a copy of the network in each process (torch's DistributedDataParallel). Fully sharded
+training stores a shard of every weight in each (torch's FSDP2, `fully_shard`), for networks that outgrow one device.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from dialogpt.errors import DialogueError
 from dialogpt.train.objective import Objective
 from dialogpt.weights.load import device_of
 
-LONGEST_WAIT = timedelta(days=7)  # for the first process, which may be preparing terabytes; torch's is 10 or 30 minutes
+COLLECTIVE_TIMEOUT = timedelta(days=7)  # rank 0 may be preparing terabytes of data; torch's default is 10 to 30 minutes
 
 
 class Processes:
     """All processes of a run, seen from one of them.
 
     Attributes:
-        rank: number of this one, from 0.
-        size: how many there are.
-        device: where this one computes.
+        rank: the index of this process.
+        size: the number of processes.
+        device: the device that this process computes on.
     """
 
     def __init__(self, rank: int, size: int, device: torch.device) -> None:
@@ -37,11 +37,11 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes files and talks to the person."""
+        """Whether this is rank 0, which writes files and reports to the user."""
         return self.rank == 0
 
     def sums(self, values: Sequence[float]) -> list[float]:
-        """Add numbers up over all processes, each for itself, in float64."""
+        """Sum each value over all processes, in float64."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
@@ -49,11 +49,11 @@ class Processes:
         summed: list[float] = total.tolist()
         return summed
 
-    def by_first(self, action: Callable[[], object]) -> None:
-        """Let the first process do something, and the others wait for it; its error ends all of them.
+    def on_rank_0(self, action: Callable[[], object]) -> None:
+        """Run an action on rank 0 while the other ranks wait; an error there ends all of them.
 
         Raises:
-            DialogueError: in the others, the first has failed. In the first, whatever its action raises.
+            DialogueError: on the other ranks, if rank 0 failed. Rank 0 raises what its action raised.
         """
         error: BaseException | None = None
         if self.first:
@@ -62,10 +62,10 @@ class Processes:
             except (ValueError, OSError, KeyboardInterrupt) as caught:
                 error = caught
         if self.sums([float(error is not None)])[0]:
-            raise error or DialogueError("the first process has stopped; its message says why")
+            raise error or DialogueError("rank 0 failed; see its error message")
 
     def wrap(self, objective: Objective, parallel: str) -> nn.Module:
-        """The objective as it is to be called: itself, data parallel, or sharded."""
+        """Wrap the objective for data parallel or sharded training; return it unchanged for a single process."""
         if self.size == 1:
             return objective
         if parallel == "fsdp":
@@ -80,16 +80,16 @@ class Processes:
         devices = None if self.device.type == "cpu" else [self.device]
         return nn.parallel.DistributedDataParallel(objective, device_ids=devices)
 
-    def put_back(self, wrapped: nn.Module) -> None:
-        """Give up what was gathered of a sharded network to be judged, so that its weights are shares again."""
+    def reshard(self, wrapped: nn.Module) -> None:
+        """Shard a network again whose weights were gathered for evaluation."""
         for module in wrapped.modules():
             if hasattr(module, "reshard"):
                 sharded: Any = module
                 sharded.reshard()
 
     @contextmanager
-    def adding_up(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
-        """Leave gradients of a step's batches in each process until the last of them."""
+    def accumulating(self, wrapped: nn.Module, last: bool) -> Iterator[None]:
+        """Accumulate gradients locally; synchronize them over processes with the last batch of a step only."""
         if isinstance(wrapped, nn.parallel.DistributedDataParallel) and not last:
             with wrapped.no_sync():
                 yield
@@ -102,14 +102,14 @@ class Processes:
 
 @contextmanager
 def joined(device: str) -> Iterator[Processes]:
-    """Join the processes that `torchrun` started, or be the only one.
+    """Join the process group that `torchrun` started; without torchrun there is a single process.
 
     Args:
-        device: as torch names it; with several processes on GPUs, each takes its own.
+        device: a device name of torch; with "cuda" and several processes, each uses the GPU of its local rank.
 
     Raises:
         CheckpointError: the device cannot be used.
-        DialogueError: the environment is not torchrun's, or the processes do not find each other.
+        DialogueError: torchrun's environment variables are incomplete, or the processes cannot connect.
     """
     place = {name: os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     if place["WORLD_SIZE"] in ("", "1"):
@@ -124,29 +124,31 @@ def joined(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     try:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
-    except Exception as error:  # each way of not finding each other has a type of its own
+        torch.distributed.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
+    except Exception as error:  # every kind of failed rendezvous has its own type
         reason = str(error).splitlines()[0]
-        raise DialogueError(f"the processes do not find each other ({reason}); start them with torchrun") from None
+        raise DialogueError(
+            f"the processes cannot connect to each other ({reason}); start them with torchrun"
+        ) from None
     try:
         yield Processes(int(place["RANK"]), int(place["WORLD_SIZE"]), chosen)
     finally:
         torch.distributed.destroy_process_group()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor of which each process may have a share, as one; all processes must ask for it."""
-    gather: Any = getattr(tensor, "full_tensor", None)
-    gathered: Tensor = tensor.detach() if gather is None else gather().detach()
+def gather(tensor: Tensor) -> Tensor:
+    """Gather a tensor that may be sharded; all processes must call this."""
+    full: Any = getattr(tensor, "full_tensor", None)  # a method of sharded tensors only
+    gathered: Tensor = tensor.detach() if full is None else full().detach()
     return gathered
 
 
-def share(tensor: Tensor, like: Tensor) -> Tensor:
-    """This process's part of a whole tensor, laid out as another one is."""
+def shard(tensor: Tensor, like: Tensor) -> Tensor:
+    """Shard a full tensor as `like` is sharded; return it unchanged if `like` is not."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     layout: Any = like
-    shared: Tensor = distribute_tensor(tensor.to(like.device), layout.device_mesh, layout.placements)
-    return shared
+    sharded: Tensor = distribute_tensor(tensor.to(like.device), layout.device_mesh, layout.placements)
+    return sharded

@@ -1,7 +1,7 @@
-"""Dropout on a processor, with a cheaper draw: one number of 64 bits decides about four values.
+"""Dropout on a CPU with cheaper random numbers: one 64-bit random integer masks four values.
 
-torch draws a number for each value, one after the other: 10 % of the time of training `tiny`, and this takes a third of
-that. The rate is met to 1 in 65,536. On a GPU torch's own is fast, and is left in place.
+torch samples one number per value, sequentially, which takes 10 % of the time of training `tiny`; this takes a third of
+that. The rate is exact to 1 in 65,536. On a GPU torch's own dropout is fast and is kept.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dialogpt.model import GPT2
 
 
 class Dropout(nn.Module):
-    """Each value is zero with probability `rate` and divided by 1 - rate otherwise, while training."""
+    """Set each value to zero with probability `rate`, and scale the others by 1 / (1 - rate), in training mode only."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Return a tensor of the shape of `x`, which may be any."""
         if not self.training or self.rate == 0:
             return x
         numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
@@ -30,7 +30,7 @@ class Dropout(nn.Module):
 
 
 def use_cheap_dropout(model: GPT2) -> None:
-    """Put this dropout in place of torch's, in a network that is on the CPU."""
+    """Replace torch's dropout by this one in a network on the CPU."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.Dropout):

@@ -1,6 +1,6 @@
-"""What a training run reports while it goes on: a base whose methods do nothing, for listeners to override.
+"""Callbacks of a training run: a base class whose methods do nothing, for listeners to override.
 
-It imports nothing heavy. What is shown to people is left to `dialogpt.cli.training_progress`.
+It imports nothing heavy. Showing progress in a terminal is left to `dialogpt.cli.training_progress`.
 """
 
 from __future__ import annotations
@@ -15,75 +15,75 @@ if TYPE_CHECKING:
 
 
 class Listener:
-    """Hears of a run; a run in which nobody is interested has this one."""
+    """Receives the events of a run and ignores them; the default."""
 
     def preparing(self, name: str, done: int, total: int) -> None:
-        """So many bytes of the files were read; may raise to stop."""
+        """Called while data is prepared, with the bytes read and the total; an exception stops the run."""
 
     def prepared(self, name: str, data: TokenFiles, batches: Batches) -> None:
-        """The data of this name, train or valid, is ready."""
+        """Called when a data set, "train" or "valid", is ready."""
 
     def planned(self, sentences: Sequence[str]) -> None:
-        """What follows from the data: the steps, and settings that cannot do anything."""
+        """Called with the plan of the run in sentences: the number of steps, and settings without effect."""
 
     def began(self, trainer: Trainer) -> None:
-        """The network is ready, fresh or as the last checkpoint has it."""
+        """Called when the network is ready, freshly initialized or restored from the last checkpoint."""
 
     def stepped(self, trainer: Trainer, measured: Measured) -> None:
-        """A step was taken."""
+        """Called after each training step."""
 
     def validated(self, trainer: Trainer, loss: float, best: bool) -> None:
-        """The network was judged by the validation data."""
+        """Called after each validation."""
 
     def sampled(self, step: int, prompt: Sequence[str], replies: Sequence[str]) -> None:
-        """A held-out prompt was answered: before training, and at the steps since then."""
+        """Called with the replies to a held-out prompt: before training, and at each sampled step since."""
 
     def close(self) -> None:
-        """The run is left, whatever the reason."""
+        """Called when the run ends, for whatever reason."""
 
 
 class Listeners(Listener):
-    """Several listeners as one."""
+    """Forwards every event to several listeners."""
 
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
 
     def preparing(self, name: str, done: int, total: int) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.preparing(name, done, total)
 
     def prepared(self, name: str, data: TokenFiles, batches: Batches) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.prepared(name, data, batches)
 
     def planned(self, sentences: Sequence[str]) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.planned(sentences)
 
     def began(self, trainer: Trainer) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.began(trainer)
 
     def stepped(self, trainer: Trainer, measured: Measured) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.stepped(trainer, measured)
 
     def validated(self, trainer: Trainer, loss: float, best: bool) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.validated(trainer, loss, best)
 
     def sampled(self, step: int, prompt: Sequence[str], replies: Sequence[str]) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.sampled(step, prompt, replies)
 
     def close(self) -> None:
-        """Tell all."""
+        """See `Listener`."""
         for listener in self.listeners:
             listener.close()

@@ -1,7 +1,7 @@
-"""A training run from beginning to end: data, network, steps, checkpoints; and going on where it was interrupted.
+"""A training run from start to end: data, network, steps and checkpoints; and resuming an interrupted run.
 
-What a step is, is left to `dialogpt.train.trainer`, the run's folder to `dialogpt.train.run_folder`, and what a person
-sees of it to the `Listener` that the caller passes.
+A single step is left to `dialogpt.train.trainer`, the run's folder to `dialogpt.train.run_folder`, and what the user
+sees to the `Listener` that the caller passes.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Start:
-    """What a run begins with, or goes on with: a checkpoint, or fresh weights of a preset's sizes.
+    """What a run starts or resumes from: a checkpoint, or fresh weights in the sizes of a preset.
 
     Attributes:
-        checkpoint: sizes, vocabulary and settings; without tensors where weights are fresh.
+        checkpoint: sizes, vocabulary and settings; it has no tensors if the weights are fresh.
         vocabulary: its vocabulary.
         origin: where the weights come from.
     """
@@ -55,7 +55,7 @@ class Start:
 
     @classmethod
     def fresh(cls, preset: str, dropout: float | None) -> Start:
-        """Fresh weights of a size in `PRESETS`."""
+        """Start from fresh weights in a size of `PRESETS`."""
         config = PRESETS[preset]
         vocabulary = gpt2_vocabulary(config.vocab_size)
         checkpoint = Checkpoint(
@@ -73,7 +73,7 @@ class Start:
 
     @classmethod
     def loaded(cls, source: str | Path, dropout: float | None) -> Start:
-        """A checkpoint.
+        """Start from a checkpoint.
 
         Raises:
             CheckpointError: it cannot be used.
@@ -83,18 +83,16 @@ class Start:
         if checkpoint.vocabulary is None:
             raise DialogueError(f"{source} has no vocabulary; put its vocab.json and merges.txt beside it")
         if checkpoint.ranking_head is not None:
-            logger.warning("%s is a DialogRPT; its ranking head is not trained, and left out", checkpoint.path)
-        somebody_else = replace(checkpoint, about=None)  # what is trained further is not who it was
-        return cls(_with_dropout(somebody_else, dropout), checkpoint.vocabulary, checkpoint.origin())
+            logger.warning("%s is a DialogRPT; its ranking head is dropped and not trained", checkpoint.path)
+        anonymous = replace(checkpoint, about=None)  # a fine-tune is no longer the bot that `about` describes
+        return cls(_with_dropout(anonymous, dropout), checkpoint.vocabulary, checkpoint.origin())
 
     def network(self, seed: int, dtype: str) -> GPT2:
-        """The network in memory of its own, with fresh or loaded weights."""
+        """Build the network with fresh or loaded weights, in its own memory: mapped files are copied."""
         torch.manual_seed(seed)
         model = GPT2(self.checkpoint.config).to(dtype_of(dtype))
         if self.checkpoint.tensors:
-            model.load_state_dict(
-                load(self.checkpoint, dtype=dtype, trainable=True).state_dict()
-            )  # a copy of what may be mapped
+            model.load_state_dict(load(self.checkpoint, dtype=dtype, trainable=True).state_dict())
         return model
 
 
@@ -107,14 +105,14 @@ def _with_dropout(checkpoint: Checkpoint, rate: float | None) -> Checkpoint:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a run; run.json holds it, and `--resume` compares it.
+    """The arguments of a run; they are stored in run.json, and `--resume` compares them.
 
     Attributes:
-        data: files to learn from, or a folder that was prepared from such.
-        valid: files to judge by; there may be none.
+        data: training files, or one folder that was prepared from such files.
+        valid: validation files; may be empty.
         preset: a name in `PRESETS`, for fresh weights.
-        source: a checkpoint to go on from, instead.
-        config: how.
+        source: the checkpoint to fine-tune; exactly one of `preset` and `source` is given.
+        config: the training settings.
         reading: how the files are read.
     """
 
@@ -126,27 +124,27 @@ class Request:
     reading: Reading = field(default_factory=Reading)
 
     def to_dict(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return the content of run.json."""
         return {**asdict(self), "data": list(self.data), "valid": list(self.valid)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Request:
-        """From the content of run.json.
+        """Parse the content of run.json.
 
         Raises:
-            DialogueError: it is not one that this version wrote.
+            DialogueError: this version did not write it.
         """
         data, valid, preset, source, config = (values.get(each.name) for each in fields(cls)[:5])
         reading = values.get("reading", {})
         lists = all(isinstance(paths, list) and all(isinstance(p, str) for p in paths) for paths in (data, valid))
         start = (preset in (None, *PRESETS) and isinstance(preset, str)) != isinstance(source, str)
         if not (data and lists and start and isinstance(config, dict) and isinstance(reading, dict)):
-            raise DialogueError("run.json is not one that this version wrote; begin a new run")
+            raise DialogueError("run.json was not written by this version; start a new run")
         config, reading = TrainConfig.from_dict(config), Reading.from_dict(reading)
         return cls(tuple(data), tuple(valid or ()), preset, source, config, reading)
 
     def start(self) -> Start:
-        """What a new run begins with.
+        """Return what a new run starts from.
 
         Raises:
             CheckpointError, DialogueError: the checkpoint cannot be used.
@@ -157,39 +155,41 @@ class Request:
 
 
 def begin(folder: Path, request: Request, processes: Processes) -> Run:
-    """Begin a run in a new folder.
+    """Start a run in a new folder.
 
     Raises:
-        DialogueError, CheckpointError: the folder exists, or what is asked for cannot be.
+        DialogueError, CheckpointError: the folder exists, or the arguments contradict each other.
     """
     both = sorted({*request.data} & {*request.valid})
     if both:
-        raise DialogueError(f"{', '.join(both)} is both learned and judged by; hold other dialogues out for --valid")
+        raise DialogueError(
+            f"{', '.join(both)} is named for both training and validation; pass other dialogues to --valid"
+        )
     if request.config.patience is not None and not request.valid and not _splits(request):
         raise DialogueError("patience counts validations, and there is nothing to validate with; add --valid")
-    config = replace(request.config, accumulation=request.config.accumulation or processes.size)  # to be resumed with
+    config = replace(request.config, accumulation=request.config.accumulation or processes.size)  # stored for --resume
     return _opened(lambda: Run.begin(folder, replace(request, config=config).to_dict()), folder, processes)
 
 
 def resume(folder: Path, processes: Processes) -> Run:
-    """Take up a run that was begun before.
+    """Resume a run that was started before.
 
     Raises:
-        DialogueError: there is none in this folder, or another process is at it.
+        DialogueError: there is none in this folder, or another process is training it.
     """
     return _opened(lambda: Run(folder), folder, processes)
 
 
 def _opened(opened: Callable[[], Run], folder: Path, processes: Processes) -> Run:
-    """Let the first process open a run and hold it, and the others follow."""
+    """Open and lock a run on rank 0, then open it on the other ranks."""
     runs: list[Run] = []
 
-    def open_and_hold() -> None:
+    def open_and_lock() -> None:
         run = opened()
-        run.hold()
+        run.lock()
         runs.append(run)
 
-    processes.by_first(open_and_hold)
+    processes.on_rank_0(open_and_lock)
     return runs[0] if runs else Run(folder)
 
 
@@ -201,13 +201,13 @@ def fit(
     stop: Callable[[], bool] = lambda: False,
     workers: int = 1,
 ) -> Trainer:
-    """Train until the last step, until validation says to stop, or until `stop` does; the end is saved in any case.
+    """Train until the last step, early stopping, or until `stop` returns true; the final state is always saved.
 
     Args:
-        run: its folder, which says what is asked for; where it holds a checkpoint, training goes on from there.
-        processes: this one among all.
-        listener: is told.
-        stop: asked after each step.
+        run: its folder, with the arguments in run.json; if it holds a checkpoint, training resumes from there.
+        processes: all processes of the run, seen from this one.
+        listener: receives the events of the run.
+        stop: called after each step.
         workers: processes that prepare data.
 
     Raises:
@@ -256,7 +256,7 @@ def fit(
 
 
 def _plan(trainer: Trainer, batch_tokens: int) -> list[str]:
-    """What follows from the data, in sentences: the steps, and settings that cannot do anything."""
+    """Describe the plan that follows from the data, in sentences: the steps, and settings without effect."""
     config, about = trainer.config, trainer.batches.data.about
     steps_an_epoch = trainer.batches.per_epoch / trainer.accumulation
     epochs = trainer.steps / steps_an_epoch
@@ -270,7 +270,7 @@ def _plan(trainer: Trainer, batch_tokens: int) -> list[str]:
 
 
 def _sampling(trainer: Trainer, run: Run, start: Start, data: TokenFiles, listener: Listener) -> Callable[[], None]:
-    """What answers the held-out prompts at the step that was reached; nothing where the network is not whole."""
+    """Return a function that answers the held-out prompts at the current step; it does nothing on a sharded network."""
     count, processes = trainer.config.samples, trainer.processes
     if not count or not processes.first or (trainer.config.parallel == "fsdp" and processes.size > 1):
         return lambda: None
@@ -289,15 +289,17 @@ def _sampling(trainer: Trainer, run: Run, start: Start, data: TokenFiles, listen
 
 
 def form_of(request: Request, sizes: GPT2Config) -> Format:
-    """How the lines of data are to be read.
+    """Return how the lines of data are read.
 
     Raises:
-        DialogueError: rows would be longer than the network sees, or than a batch.
+        DialogueError: the window exceeds the network's positions, or a batch.
     """
     config = request.config
     window = config.window or sizes.n_positions
     if window > sizes.n_positions:
-        raise DialogueError(f"a window of {window} is more than the {sizes.n_positions} tokens that the network sees")
+        raise DialogueError(
+            f"a window of {window} tokens exceeds the network's {sizes.n_positions} positions; reduce --window"
+        )
     if config.batch_tokens is not None and config.batch_tokens < window:
         raise DialogueError(
             f"a batch of {config.batch_tokens} tokens cannot hold a row of {window}; make --batch-tokens larger, or "
@@ -311,17 +313,17 @@ def form_of(request: Request, sizes: GPT2Config) -> Format:
 
 
 def _splits(request: Request) -> bool:
-    """Whether some dialogues are held out; of a prepared folder none can be."""
+    """Whether some dialogues are held out; a prepared folder cannot be split."""
     return request.config.split > 0 and not request.valid and not _are_prepared(request.data)
 
 
 def _check_before_preparing(run: Run, request: Request, form: Format, processes: Processes) -> None:
-    """Find mistakes while they cost nothing: preparing may take hours."""
+    """Check the arguments before preparing, which may take hours."""
     require_dtype(request.config.dtype, processes.device)
     size, accumulation = processes.size, request.config.accumulation
     if accumulation and accumulation % size:
         raise DialogueError(
-            f"a step of {accumulation} batches cannot be dealt out to {size} processes; make --accumulation a multiple "
+            f"{accumulation} batches per step cannot be divided among {size} processes; make --accumulation a multiple "
             f"of {size}"
         )
     unread = [
@@ -330,7 +332,7 @@ def _check_before_preparing(run: Run, request: Request, form: Format, processes:
         if not (_are_prepared(paths) or (run.folder / "data" / name).exists())
         for path in paths
     ]
-    processes.by_first(lambda: check_paths(unread, form))
+    processes.on_rank_0(lambda: check_paths(unread, form))
 
 
 def _are_prepared(paths: Sequence[str]) -> bool:
@@ -345,10 +347,10 @@ def _steps(
     stop: Callable[[], bool],
     sample: Callable[[], None],
 ) -> None:
-    """Take steps; now and then validate, sample and save."""
+    """Run the training steps; validate, sample and save at their intervals."""
     config, progress, processes = trainer.config, trainer.progress, trainer.processes
     valid_every = config.valid_every or VALID_EVERY
-    while progress.step < trainer.steps and not _given_up(trainer):
+    while progress.step < trainer.steps and not _patience_exhausted(trainer):
         measured = trainer.step()
         last = progress.step == trainer.steps
         lines: list[dict[str, Any]] = [asdict(measured)]
@@ -364,10 +366,10 @@ def _steps(
             lines.append({"step": progress.step, "valid_loss": loss, "valid_perplexity": perplexity})
             listener.validated(trainer, loss, best)
             sample()
-        processes.by_first(partial(run.log, lines))
-        stopping = processes.sums([float(stop())])[0] > 0  # a Ctrl-C reaches the processes at different steps
-        if best or last or stopping or _given_up(trainer) or progress.step % config.save_every == 0:
-            trainer.try_out()
+        processes.on_rank_0(partial(run.log, lines))
+        stopping = processes.sums([float(stop())])[0] > 0  # processes may receive Ctrl-C at different steps
+        if best or last or stopping or _patience_exhausted(trainer) or progress.step % config.save_every == 0:
+            trainer.check_next_loss()
             save()
         if stopping:
             trainer.interrupted = not last
@@ -375,14 +377,14 @@ def _steps(
     sample()
 
 
-def _given_up(trainer: Trainer) -> bool:
+def _patience_exhausted(trainer: Trainer) -> bool:
     patience = trainer.config.patience
     return patience is not None and trainer.progress.worse >= patience
 
 
 @dataclass(frozen=True)
 class _Data:
-    """What a run learns from and is validated with, as token files: made once, by the first process."""
+    """Prepares the training and validation data of a run as token files, once, on rank 0."""
 
     run: Run
     request: Request
@@ -393,7 +395,7 @@ class _Data:
     workers: int
 
     def prepared(self) -> dict[str, TokenFiles]:
-        """The sets "train" and, where there is one, "valid"."""
+        """Return the data sets: "train" and, if there is validation data, "valid"."""
         request, share = self.request, self.request.config.split
         folder = self.run.folder / "data"
         if not _splits(request):
@@ -409,7 +411,7 @@ class _Data:
         }
 
     def _split(self, share: float) -> None:
-        """Hold some dialogues out; of very few none are, as everything or nothing would be."""
+        """Hold out some dialogues, but none of very few: there all or none could fall into the share."""
 
         def split() -> None:
             try:
@@ -418,16 +420,16 @@ class _Data:
             except NothingUsable:
                 if not (self.run.folder / "data" / "train").exists():
                     self._prepare("train", self.request.data, ALL)
-                logger.warning("too few dialogues to hold some out; name others with --valid to see how well it learns")
+                logger.warning("too few dialogues to hold any out; pass others with --valid to get a validation loss")
 
-        self.processes.by_first(split)
+        self.processes.on_rank_0(split)
 
     def _make(self, name: str, paths: Sequence[str], share: tuple[float, float]) -> None:
         def make() -> None:
             if not (_are_prepared(paths) or (self.run.folder / "data" / name).exists()):
                 self._prepare(name, paths, share)
 
-        self.processes.by_first(make)
+        self.processes.on_rank_0(make)
 
     def _prepare(self, name: str, paths: Sequence[str], share: tuple[float, float]) -> None:
         prepare(

@@ -1,8 +1,8 @@
-"""LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021): small matrices beside frozen weights.
+"""LoRA (Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021): low-rank updates of frozen weights.
 
-A linear layer y = W x becomes y = W x + (alpha / rank) B A x, of which only A (rank, in) and B (out, rank) are learned.
-Adapters are written in PEFT's format, whose names are those of the published GPT-2. Reading and merging one is left to
-`dialogpt.weights.adapters`, what trains them to `dialogpt.train.trainer`.
+A linear layer y = W x becomes y = W x + (alpha / rank) B A x, of which only A (rank, in) and B (out, rank) are trained.
+Adapters are written in PEFT's format, whose names are those of the published GPT-2. Reading and merging adapters is
+left to `dialogpt.weights.adapters`, training them to `dialogpt.train.trainer`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dialogpt.model import GPT2
 from dialogpt.weights.formats import StoredTensor, write_json, write_safetensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-PUBLISHED = {  # our layers of a block, and their published names
+PUBLISHED = {  # our names of a block's layers to their published names
     "attention.qkv": "attn.c_attn",
     "attention.output": "attn.c_proj",
     "mlp.up": "mlp.c_fc",
@@ -37,28 +37,27 @@ class LoRALinear(nn.Module):
         self.scale = alpha / rank
         self.lora_A = nn.Parameter(base.weight.new_empty(rank, base.in_features))
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(
-            self.lora_A, a=math.sqrt(5)
-        )  # as PEFT does; B is zero, so that nothing changes at first
+        # As in PEFT; B is zero, so the adapter has no effect at first.
+        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Apply the layer and its adapter: (..., in) -> (..., out)."""
         out: Tensor = self.base(x)
         return out + F.linear(F.linear(x, self.lora_A), self.lora_B) * self.scale
 
     def merged_weight(self) -> Tensor:
-        """W + (alpha / rank) B A: (out, in)."""
+        """Return W + (alpha / rank) B A: (out, in)."""
         return self.base.weight.detach() + self.scale * (self.lora_B.detach() @ self.lora_A.detach())
 
 
 def attach(model: GPT2, rank: int, alpha: float | None, targets: str) -> None:
-    """Freeze a network, and give some of its layers adapters.
+    """Freeze a network and add adapters to some of its layers, in place.
 
     Args:
-        model: is changed.
+        model: the network.
         rank: of the adapters.
-        alpha: their scale times the rank; None is twice the rank.
-        targets: PEFT's names of layers, with commas between them; "c_proj" is two layers of each block.
+        alpha: scale times rank; None means twice the rank.
+        targets: PEFT's names of layers, separated by commas; "c_proj" names two layers of each block.
     """
     model.requires_grad_(False)
     names = targets.split(",")
@@ -71,12 +70,12 @@ def attach(model: GPT2, rank: int, alpha: float | None, targets: str) -> None:
 
 
 def adapters(model: nn.Module) -> dict[str, LoRALinear]:
-    """The layers of a network that have adapters, by their names: "blocks.0.attention.qkv" and so on."""
+    """Return the layers of a network that have adapters, by name, such as "blocks.0.attention.qkv"."""
     return {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
 def merged_parameters(model: GPT2) -> Iterator[tuple[str, Tensor]]:
-    """The parameters that the network would have without adapters and with their effect, by their plain names."""
+    """Yield the network's parameters with the adapters merged into them, under the names that they have without."""
     layers = adapters(model)
     for name, parameter in model.named_parameters():
         owner, _, last = name.rpartition(".base.")
@@ -90,9 +89,9 @@ def write_adapter(folder: Path, model: GPT2, base: str) -> None:
     """Write the adapters of a network in PEFT's format.
 
     Args:
-        folder: an existing one.
+        folder: an existing folder.
         model: a network with adapters.
-        base: the checkpoint that they belong to, for those who load them.
+        base: the name of the base checkpoint, for PEFT.
     """
     layers = adapters(model)
     tensors, targets = [], set()

@@ -1,9 +1,9 @@
-"""The loss: cross entropy of each learned token, computed only where there is one and a few rows at a time.
+"""The loss: cross entropy of the target tokens, computed at target positions only, in chunks of rows.
 
-The logits of a batch are its largest tensor by far: 8,192 places times 50,257 tokens are 1.6 GB in float32, and
-autograd would keep several such. Here a slice of them is computed, turned into its gradient at once and forgotten, so
-that backward has nothing left to do but to scale. The formulas are those of softmax regression: the gradient of a
-row's loss by its logits is softmax(logits) - onehot(label).
+The logits of a batch are by far its largest tensor: 8,192 positions times 50,257 tokens are 1.6 GB in float32, and
+autograd would keep several tensors of that size. Here each chunk of logits is computed, converted to its gradient and
+freed, so that the backward pass only scales the gradients. As in softmax regression, the gradient of a row's loss with
+respect to its logits is softmax(logits) - onehot(label).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dialogpt.model import GPT2
 from dialogpt.train.data.batches import IGNORED
 
-SLICE_ROWS = 256  # of logits at a time: 8 MiB for 8,192 tokens, 51 MB for 50,257; for tiny 128 and 1,024 are slower
+CHUNK_ROWS = 256  # of logits: 8 MiB for 8,192 tokens, 51 MB for 50,257; for tiny, 128 and 1,024 are slower
 
 
 class Objective(nn.Module):
@@ -27,23 +27,25 @@ class Objective(nn.Module):
         self.model = model
 
     def forward(self, ids: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The sum over learned tokens of weight times -log p(token): (B, T) three times -> scalar.
+        """Return the sum of weight * -log p(token) over the target tokens, a scalar.
 
         Args:
-            ids: token ids, padded on the right.
-            labels: (B, T), not shifted: the ids themselves, or `IGNORED`. The first of a row is never learned.
-            weights: (B, T) how much each label counts; None is 1 for all.
+            ids: (B, T) token ids, padded on the right.
+            labels: (B, T) target ids, not shifted, or `IGNORED`. The first token of a row is never a target.
+            weights: (B, T) weight of each label; None means 1 for all.
         """
         hidden = self.model.hidden(ids)[:, :-1]  # (B, T - 1, C)
         targets = labels[:, 1:]  # (B, T - 1)
-        learned = targets != IGNORED
+        is_target = targets != IGNORED
         head = self.model.output_head or self.model.token_embedding
-        counts = torch.ones_like(targets[learned], dtype=torch.float32) if weights is None else weights[:, 1:][learned]
-        return linear_cross_entropy(hidden[learned], head.weight, targets[learned], counts)
+        counts = (
+            torch.ones_like(targets[is_target], dtype=torch.float32) if weights is None else weights[:, 1:][is_target]
+        )
+        return linear_cross_entropy(hidden[is_target], head.weight, targets[is_target], counts)
 
 
 def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """sum(weights * cross_entropy(hidden @ head.T, targets)), without ever holding all logits.
+    """Return sum(weights * cross_entropy(hidden @ head.T, targets)) without storing all logits at once.
 
     Args:
         hidden: (N, C).
@@ -51,54 +53,56 @@ def linear_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, weights:
         targets: (N,) token ids.
         weights: (N,).
     """
-    place = hidden.device.type
-    if torch.is_autocast_enabled(place):
-        hidden = hidden.to(torch.get_autocast_dtype(place))
-    learning = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
-    with torch.autocast(place, enabled=False):  # it would cast the head anew for every slice
-        total: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, weights, learning)  # type: ignore[no-untyped-call]
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    needs_gradient = torch.is_grad_enabled() and (hidden.requires_grad or head.requires_grad)
+    with torch.autocast(device, enabled=False):  # else it would cast the head again for every chunk
+        total: Tensor = _LinearCrossEntropy.apply(hidden, head, targets, weights, needs_gradient)  # type: ignore[no-untyped-call]
     return total
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The loss and, in the same pass, its gradients by `hidden` and `head`.
+    """Compute the loss and, in the same pass, its gradients with respect to `hidden` and `head`.
 
     Products are computed in the dtype of `hidden` (bfloat16 in mixed precision), everything else in at least float32.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, learning: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, needs_gradient: bool
+    ) -> Tensor:
         exact = torch.promote_types(head.dtype, torch.float32)
         table = head.to(hidden.dtype)  # (V, C)
         weights = weights.to(exact)
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        if learning:
-            by_hidden = torch.empty_like(hidden)
-            head_learns = ctx.needs_input_grad[1]  # not with adapters, whose head is frozen
-            by_head = torch.zeros(head.shape if head_learns else 0, dtype=exact, device=head.device)
-        for start in range(0, len(hidden), SLICE_ROWS):
-            part = slice(start, start + SLICE_ROWS)
+        if needs_gradient:
+            hidden_gradient = torch.empty_like(hidden)
+            head_needs_gradient = ctx.needs_input_grad[1]  # not with adapters, whose head is frozen
+            head_gradient = torch.zeros(head.shape if head_needs_gradient else 0, dtype=exact, device=head.device)
+        for start in range(0, len(hidden), CHUNK_ROWS):
+            part = slice(start, start + CHUNK_ROWS)
             logits = (hidden[part] @ table.t()).to(exact)  # (n, V)
-            places, counts = targets[part, None], weights[part, None]  # each (n, 1)
-            scored = logits.gather(-1, places)
+            labels, counts = targets[part, None], weights[part, None]  # each (n, 1)
+            scored = logits.gather(-1, labels)
             highest = logits.amax(-1, keepdim=True)
             odds = logits.sub_(highest).exp_()  # (n, V); one pass of exp serves the loss and its gradient
             sums = odds.sum(-1, keepdim=True)  # (n, 1)
             total += ((sums.log() + highest - scored) * counts).sum()
-            if learning:
-                slope = odds.mul_(counts / sums).scatter_add_(-1, places, -counts)  # (n, V)
-                slope = slope.to(hidden.dtype)
-                torch.mm(slope, table, out=by_hidden[part])
-                if head_learns:
-                    by_head += slope.t() @ hidden[part]
-        if learning:
-            ctx.save_for_backward(by_hidden, by_head)
+            if needs_gradient:
+                logit_gradient = odds.mul_(counts / sums).scatter_add_(-1, labels, -counts)  # (n, V)
+                logit_gradient = logit_gradient.to(hidden.dtype)
+                torch.mm(logit_gradient, table, out=hidden_gradient[part])
+                if head_needs_gradient:
+                    head_gradient += logit_gradient.t() @ hidden[part]
+        if needs_gradient:
+            ctx.save_for_backward(hidden_gradient, head_gradient)
             ctx.head_dtype = head.dtype
         return total
 
     @staticmethod
-    def backward(ctx: Any, *by_total: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        by_hidden, by_head = ctx.saved_tensors
-        (scale,) = by_total
-        for_head = (by_head * scale).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
-        return by_hidden * float(scale), for_head, None, None, None
+    def backward(ctx: Any, *total_gradients: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+        hidden_gradient, head_gradient = ctx.saved_tensors
+        (scale,) = total_gradients
+        scaled_head_gradient = (head_gradient * scale).to(ctx.head_dtype) if ctx.needs_input_grad[1] else None
+        return hidden_gradient * float(scale), scaled_head_gradient, None, None, None

@@ -1,6 +1,6 @@
-"""How weights are moved: the learning rate of each step, and which optimizer moves which weights.
+"""The learning rate of each step, and which optimizer updates which weights.
 
-What a step is made of is left to `dialogpt.train.trainer`. AdamW is Loshchilov and Hutter's ("Decoupled Weight Decay
+The training step is left to `dialogpt.train.trainer`. AdamW is Loshchilov and Hutter's ("Decoupled Weight Decay
 Regularization", 2019); Muon is Jordan's ("Muon: An optimizer for hidden layers in neural networks", 2024). The schedule
 `noam` is that of "Attention Is All You Need" (2017), section 5.3, as DialoGPT's training code has it.
 """
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 from dialogpt.train.settings import TrainConfig
 
-TABLES = ("token_embedding.", "position_embedding.", "output_head.")  # a row for each token or position
+TABLES = ("token_embedding.", "position_embedding.", "output_head.")  # one row per token or position
 
 
 def lr_at(step: int, steps: int, width: int, config: TrainConfig) -> float:
-    """The learning rate of a step.
+    """Return the learning rate of a step.
 
     Args:
-        step: from 1 on.
-        steps: how many there are in all.
-        width: of the network (n_embd), which `noam` divides by.
+        step: counted from 1.
+        steps: the number of steps of the run.
+        width: n_embd of the network, which `noam` scales by.
         config: `lr`, `schedule`, `warmup_steps` and `final_lr`.
     """
     assert config.lr is not None  # `planned` chooses one
@@ -42,9 +42,9 @@ def lr_at(step: int, steps: int, width: int, config: TrainConfig) -> float:
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
-    """AdamW for all weights; or Muon, with products in `dtype`, for the blocks' matrices and AdamW for the others.
+    """Build AdamW for all weights; or Muon, with products in `dtype`, for the blocks' matrices and AdamW for the rest.
 
-    Norms, biases and what else is no matrix do not decay: pulling a norm's scale to zero is no regularisation.
+    Vectors (norms and biases) have no weight decay: shrinking the scale of a norm does not regularize.
     """
     named = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
     matrices = [weight for name, weight in named if weight.dim() > 1 and not name.startswith(TABLES)]
@@ -61,12 +61,12 @@ def build_optimizers(model: nn.Module, config: TrainConfig, dtype: torch.dtype) 
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every step is made orthogonal: all directions of a matrix are learned at the same speed.
+    """Momentum with orthogonalized updates: all directions of a matrix are learned at the same speed.
 
-    torch has one too, from 2.9 on, which always computes in bfloat16: for `tiny` a step then takes 0.11 s rather than
-    0.23 s on a processor with instructions for it, and 0.6 s rather than 0.13 s on one without. Here it is in the dtype
-    of the other products. The constants are the published ones, and steps are scaled to the size that AdamW's usually
-    have (0.2 in root mean square), so that one learning rate serves both (Liu et al., "Muon is Scalable for LLM
+    torch 2.9 and newer have Muon, but always in bfloat16: a step of `tiny` then takes 0.11 s instead of 0.23 s on a
+    processor with bfloat16 instructions, and 0.6 s instead of 0.13 s on one without. This one uses the dtype of the
+    other products. The constants are the published ones. Updates are scaled to the usual root mean square of AdamW's,
+    0.2, so that one learning rate serves both (Liu et al., "Muon is Scalable for LLM
     Training", 2025, section 2.2).
     """
 
@@ -79,7 +79,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         for group in self.param_groups:
             for matrix in group["params"]:
                 if matrix.grad is None:
@@ -95,7 +95,7 @@ class Muon(torch.optim.Optimizer):
 
     @classmethod
     def orthogonal(cls, matrix: Tensor) -> Tensor:
-        """About U V' of the singular value decomposition U S V', by Newton and Schulz's iteration: (m, n) -> (m, n)."""
+        """Approximate U V' of the singular value decomposition U S V' by Newton-Schulz iteration: (m, n) -> (m, n)."""
         wide = matrix if matrix.size(0) <= matrix.size(1) else matrix.t()  # (m, n), m <= n: its square is the smaller
         x = wide / wide.norm().clamp(min=1e-7)
         for _ in range(cls.ROUNDS):
@@ -106,7 +106,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def set_lr(optimizers: Sequence[torch.optim.Optimizer], lr: float) -> None:
-    """Give all groups the learning rate of the coming step."""
+    """Set the learning rate of all parameter groups."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr

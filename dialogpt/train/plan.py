@@ -1,13 +1,13 @@
-"""Settings that follow from the data where nobody chose them: one rule, written down here and in docs/training.md.
+"""Defaults that are derived from the data; docs/training.md describes the same rules.
 
-    batch_tokens   a 24th of the data, between 256 and 8,192
-    epochs         as many as make 150 steps, between 3 and 30
-    lr             1e-3 for a network that is 256 wide, falling with the square of the width; of more than 150 steps
-                   their fourth root less, at most to 0.3 of it; five times as much for adapters (LoRA)
-    valid_every    an epoch, at most 500 steps
+    batch_tokens   1/24 of the data, between 256 and 8,192
+    epochs         enough for 150 steps, between 3 and 30
+    lr             1e-3 * (256 / width)^2, at least 2e-5; times (150 / steps)^(1/4) in runs of more than 150 steps, but
+                   at least 0.3 of it; times 5 for adapters (LoRA)
+    valid_every    one epoch, at most 500 steps
 
-With 8,192 tokens a batch and three epochs, as a large data set has them, 200 dialogues took 6 steps and changed
-nothing: the loss of tiny went from 5.32 to 4.80, and its replies stayed.
+With the 8,192 tokens per batch and 3 epochs of a large data set, 200 dialogues gave 6 steps and had no visible effect:
+the loss of tiny fell from 5.32 to 4.80, and its replies stayed the same.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from dialogpt.train.settings import TrainConfig
 
-BATCHES, STEPS = 24, 150  # an epoch should have, a run should have
+BATCHES, STEPS = 24, 150  # targets: batches per epoch, steps per run
 MIN_BATCH, MAX_BATCH, ROUNDED = 256, 8192, 64  # tokens
 MIN_EPOCHS, MAX_EPOCHS = 3, 30
 LR, WIDTH, MIN_LR = 1e-3, 256, 2e-5
@@ -26,23 +26,23 @@ VALID_EVERY = 500
 
 
 def batch_tokens_for(tokens: int, processes: int) -> int:
-    """How large a batch of a small data set is.
+    """Choose the batch size of a data set, in tokens.
 
     Args:
-        tokens: of the data.
-        processes: that share a step's batches.
+        tokens: the size of the data.
+        processes: how many processes share the batches of a step.
     """
     share = tokens // (BATCHES * processes) // ROUNDED * ROUNDED
     return max(MIN_BATCH, min(MAX_BATCH, share))
 
 
 def planned(config: TrainConfig, steps_an_epoch: float, width: int) -> TrainConfig:
-    """The settings with all that follows from the data.
+    """Return settings in which everything that depends on the data is filled in.
 
     Args:
-        config: what was chosen.
-        steps_an_epoch: how many there are, with the chosen batches.
-        width: of the network (n_embd).
+        config: what the user chose.
+        steps_an_epoch: steps per epoch with the chosen batches.
+        width: n_embd of the network.
     """
     if config.steps is None and config.epochs is None:
         epochs = round(STEPS / steps_an_epoch)
@@ -58,7 +58,7 @@ def planned(config: TrainConfig, steps_an_epoch: float, width: int) -> TrainConf
 
 
 def idle_settings(config: TrainConfig, steps: int, validates: bool) -> list[str]:
-    """Settings that cannot do anything in a run of so many steps, a sentence each."""
+    """Return one sentence for each setting that has no effect in a run of this many steps."""
     found = []
     warmup = 16_000 if config.warmup_steps is None and config.schedule == "noam" else config.warmup_steps
     if warmup is not None and warmup >= steps:

@@ -1,4 +1,4 @@
-"""The loss curves of a run as a picture. matplotlib is needed for it (the extra `train`)."""
+"""Plot the loss curves of a run. This needs matplotlib (the extra `train`)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SMOOTHED = 50  # steps whose mean is the bold line
+SMOOTHED = 50  # steps in the moving average
 
 
 def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draw training and validation loss over the steps; the file appears when it is whole.
+    """Plot training and validation loss over steps; the file is replaced only when it is complete.
 
     Args:
         metrics: the lines of metrics.jsonl.
@@ -22,12 +22,14 @@ def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
     valid = [line for line in metrics if "valid_loss" in line]
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    places, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
-    axes.plot(places, losses, color="#9db8d9", linewidth=0.6, label="each step")
-    axes.plot(places, smoothed(losses), color="#1f4e8c", linewidth=1.5, label=f"mean of {SMOOTHED} steps around")
+    numbers, losses = [line["step"] for line in steps], [line["loss"] for line in steps]
+    axes.plot(numbers, losses, color="#9db8d9", linewidth=0.6, label="each step")
+    axes.plot(numbers, smoothed(losses), color="#1f4e8c", linewidth=1.5, label=f"mean of {SMOOTHED} steps around")
     if valid:
-        judged = [line["valid_loss"] for line in valid]
-        axes.plot([line["step"] for line in valid], judged, "o-", color="#c8553d", markersize=3, label="validation")
+        valid_losses = [line["valid_loss"] for line in valid]
+        axes.plot(
+            [line["step"] for line in valid], valid_losses, "o-", color="#c8553d", markersize=3, label="validation"
+        )
     axes.set_xlabel("steps")
     axes.set_ylabel("loss, nats a token")
     axes.grid(alpha=0.3)
@@ -38,9 +40,9 @@ def draw(metrics: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def smoothed(losses: Sequence[float]) -> list[float]:
-    """The mean around each step, of as many steps before as after, so that it lags behind nothing.
+    """Return a centred moving average, whose window shrinks at both ends.
 
-    A mean of the steps before lies above a falling loss: a nat, in the first third of a short run.
+    A trailing average would lag behind a falling loss: by one nat in the first third of a short run.
     """
     half = SMOOTHED // 2
     means = []

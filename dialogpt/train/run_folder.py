@@ -1,15 +1,15 @@
-"""The folder of a training run: what was asked for, its checkpoints, and what was measured.
+"""The folder of a training run: its arguments, checkpoints and metrics.
 
-    run.json            the settings, the model it started from, the data
+    run.json            the settings, the model that it started from, the data
     data/               the prepared dialogues
     step-00000500/      a checkpoint in this project's format, and training.safetensors and training.json beside it:
-                        what the optimizers remember and how far the run is
+                        the state of the optimizers and the progress of the run
     last, best          small files that name the newest checkpoint, and the one with the lowest validation loss
-    metrics.jsonl       a line for each step and each validation
-    loss.png            the curves
+    metrics.jsonl       one line per step and per validation
+    loss.png            the loss curves
 
-A checkpoint takes its name only when all of it is on the disk, so a process that dies at any instant leaves the last
-one whole.
+A checkpoint gets its name only when all of it is on the disk, so a process that dies at any moment leaves the previous
+checkpoint intact.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from dialogpt.weights.formats import (
 
 logger = logging.getLogger(__name__)
 STATE, PROGRESS, LOCK, ADAPTER = "training.safetensors", "training.json", ".lock", "adapter"
-LEARNED = "learned."  # before the names of what adapters learn, beside the state of the optimizers
+ADAPTER_PREFIX = "learned."  # of adapter weights, which are stored beside the state of the optimizers
 
 
 def step_name(step: int) -> str:
-    """The name of a step's checkpoint; names sort as steps do."""
+    """Return the name of a step's checkpoint; names sort in the order of steps."""
     return f"step-{step:08d}"
 
 
@@ -63,28 +63,28 @@ class Run:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a run that was begun.
+        """Open an existing run.
 
         Raises:
             DialogueError: there is none.
             CheckpointError: its run.json is damaged.
         """
         if not (folder / "run.json").is_file():
-            raise DialogueError(f"{folder} holds no run to resume; leave out --resume to begin one there")
+            raise DialogueError(f"{folder} holds no run to resume; omit --resume to start one there")
         self.folder = folder
         self.about = read_json(folder / "run.json")
-        self._release: Callable[[], None] | None = None  # lets go of the lock
+        self._release: Callable[[], None] | None = None  # releases the lock
         self._new = False
 
     @classmethod
     def begin(cls, folder: Path, about: Mapping[str, Any]) -> Run:
-        """Begin a run in a new folder.
+        """Create the folder of a new run.
 
         Raises:
             CheckpointError: it exists or cannot be written.
         """
         if (folder / "run.json").exists():
-            raise CheckpointError(f"{folder} holds a run already; pass --resume to go on with it, or name a new folder")
+            raise CheckpointError(f"{folder} holds a run already; pass --resume to continue it, or name a new folder")
         with new_folder(folder) as temporary:
             write_json(temporary / "run.json", about)
         run = cls(folder)
@@ -99,20 +99,20 @@ class Run:
     ) -> None:
         if self._release is None:
             return
-        useless = self._new and kind is not None and not self.checkpoints()  # the data was wrong, say: nothing is lost
+        useless = self._new and kind is not None and not self.checkpoints()  # bad data, for example: nothing is lost
         if useless:
-            traceback.clear_frames(trace)  # they hold prepared data, which Windows does not remove while it is mapped
+            traceback.clear_frames(trace)  # frames keep prepared data mapped, which Windows then cannot delete
             try:
                 self._empty()
             except OSError as left:
-                logger.warning("%s has no checkpoint, and cannot be removed: %s", self.folder, reason_of(left))
+                logger.warning("%s has no checkpoint and cannot be removed: %s", self.folder, reason_of(left))
         self._release()
         if useless:
-            with suppress(OSError):  # what is left was reported above, or belongs to a run that was begun since
+            with suppress(OSError):  # remaining files were reported above, or belong to a run that was started since
                 self.folder.rmdir()
 
     def _empty(self) -> None:
-        """Remove everything but the lock, which keeps others out meanwhile."""
+        """Remove everything but the lock file, which excludes other processes meanwhile."""
         (self.folder / "run.json").unlink()  # first: without it there is nothing to resume
         for path in self.folder.iterdir():
             if path.is_dir() and not path.is_symlink():
@@ -120,13 +120,13 @@ class Run:
             elif path.name != LOCK:
                 path.unlink()
 
-    def hold(self) -> None:
-        """Keep other processes from training here, until the run is left.
+    def lock(self) -> None:
+        """Lock the folder against other processes until the `with` block of the run ends.
 
-        A new run that is left by an error before its first checkpoint is removed.
+        If an error ends a new run before its first checkpoint, its folder is removed.
 
         Raises:
-            DialogueError: another one does, or the folder cannot be locked.
+            DialogueError: another process is training here, or the folder cannot be locked.
         """
         try:
             self._release = lock(self.folder / LOCK)
@@ -138,19 +138,19 @@ class Run:
             shutil.rmtree(left, ignore_errors=True)
 
     def checkpoints(self) -> list[Path]:
-        """The checkpoints from which training can go on, the newest last."""
+        """Return the checkpoints from which training can resume, the newest last."""
         return sorted(path.parent for path in self.folder.glob(f"step-*/{PROGRESS}"))
 
     def restore(self, trainer: Trainer) -> None:
-        """Bring a trainer to the newest checkpoint, and forget what was measured after it.
+        """Restore a trainer from the newest checkpoint, and drop later metrics.
 
         Raises:
             CheckpointError: it cannot be read.
         """
         newest = self.checkpoints()[-1]
         state = {name: stored.read() for name, stored in read_safetensors(newest / STATE).items()}
-        learned = [name for name in state if name.startswith(LEARNED)]
-        weights = {name.removeprefix(LEARNED): state.pop(name) for name in learned}
+        learned = [name for name in state if name.startswith(ADAPTER_PREFIX)]
+        weights = {name.removeprefix(ADAPTER_PREFIX): state.pop(name) for name in learned}
         if not weights:
             weights = {name: stored.read() for name, stored in open_checkpoint(newest).tensors.items()}
         try:
@@ -158,10 +158,10 @@ class Run:
             trainer.restore(weights, state, progress)
         except ValueError as error:
             raise CheckpointError(f"{newest} cannot be resumed from ({error}); its files are damaged") from None
-        trainer.processes.by_first(lambda: self._tidy(newest.name, progress))
+        trainer.processes.on_rank_0(lambda: self._tidy(newest.name, progress))
 
     def _tidy(self, newest: str, progress: Progress) -> None:
-        """Point to what a kill may have left as the newest checkpoint, and forget what was measured after it."""
+        """Repair what a kill may have left: point `last` to the newest checkpoint, and drop later metrics."""
         best = step_name(progress.best_step)
         self._point("last", newest)
         if progress.best_step and (self.folder / best).is_dir():
@@ -172,7 +172,7 @@ class Run:
         temporary.replace(self.folder / "metrics.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """What was measured so far; a line that cannot be read, such as a kill cuts short, is left out."""
+        """Return the metrics so far; lines that cannot be parsed, as after a kill, are skipped."""
         path = self.folder / "metrics.jsonl"
         lines = path.read_bytes().splitlines() if path.exists() else []
         measured = []
@@ -184,10 +184,10 @@ class Run:
         return measured
 
     def log(self, entries: Sequence[Mapping[str, Any]]) -> None:
-        """Add lines to metrics.jsonl.
+        """Append lines to metrics.jsonl.
 
         Raises:
-            DialogueError: the disk is full, say.
+            DialogueError: the file cannot be written.
         """
         path = self.folder / "metrics.jsonl"
         try:
@@ -197,22 +197,22 @@ class Run:
             raise DialogueError(f"{path} cannot be written: {reason_of(error)}; the last checkpoint is kept") from None
 
     def save(self, trainer: Trainer, like: Checkpoint, origin: Origin) -> None:
-        """Write a checkpoint, point `last` and perhaps `best` to it, and remove those that neither points to.
+        """Write a checkpoint, point `last` and possibly `best` to it, and remove checkpoints that neither names.
 
-        All processes of a run must call it; the first writes.
+        All processes of a run must call this; rank 0 writes.
 
         Args:
-            trainer: whose state it is.
-            like: everything but the weights.
+            trainer: the trainer to save.
+            like: provides everything but the weights.
             origin: where the weights come from.
 
         Raises:
-            CheckpointError: it cannot be written; the checkpoints before are as they were.
+            CheckpointError: it cannot be written; earlier checkpoints are intact.
         """
-        weights, state, learned = trainer.weights(), trainer.optimizer_state(), trainer.adapter_weights()
-        state |= {f"{LEARNED}{name}": value for name, value in learned.items()}
-        adapted = trainer.model if learned else None
-        trainer.processes.by_first(lambda: self._write(trainer.progress, weights, state, adapted, like, origin))
+        weights, state, adapter = trainer.weights(), trainer.optimizer_state(), trainer.adapter_weights()
+        state |= {f"{ADAPTER_PREFIX}{name}": value for name, value in adapter.items()}
+        adapted = trainer.model if adapter else None
+        trainer.processes.on_rank_0(lambda: self._write(trainer.progress, weights, state, adapted, like, origin))
 
     def _write(
         self,
@@ -237,7 +237,7 @@ class Run:
         except (CheckpointError, OSError) as error:
             step, reason = progress.step, error if isinstance(error, CheckpointError) else reason_of(error)
             raise CheckpointError(
-                f"the checkpoint of step {step} is not saved, those before are whole: {reason}"
+                f"the checkpoint of step {step} cannot be saved, earlier checkpoints are intact: {reason}"
             ) from None
         link = "last"
         try:
@@ -248,7 +248,7 @@ class Run:
         except OSError as error:
             raise CheckpointError(
                 f"the checkpoint of step {progress.step} is saved as {self.folder / name}, but {self.folder / link} "
-                f"cannot be written: {reason_of(error)}; train --resume goes on from it"
+                f"cannot be written: {reason_of(error)}; train --resume continues from it"
             ) from None
         self._prune(name, step_name(progress.best_step) if progress.best_step else None)
 
@@ -256,9 +256,9 @@ class Run:
         write_atomically(self.folder / link, f"{name}\n")
 
     def _prune(self, last: str, best: str | None) -> None:
-        """Keep the last checkpoint whole, of the best one what chatting needs, and nothing else.
+        """Keep the last checkpoint, and of the best one what inference needs; remove all others.
 
-        What cannot be removed, as a chat has it open on Windows, is tried again after the next checkpoint.
+        Files that cannot be removed, as when a chat has them open on Windows, are retried after the next checkpoint.
         """
 
         def complain(error: OSError) -> None:
@@ -271,7 +271,7 @@ class Run:
                     (folder / STATE).unlink(missing_ok=True)
                     if folder.name != best:
                         doomed = folder.with_name(f".{folder.name}.partial-{os.getpid()}-{os.urandom(4).hex()}")
-                        folder.rename(doomed)  # whole or gone, also for a chat that is opening it
+                        folder.rename(doomed)  # atomic, also for a chat that is opening it
             except OSError as error:
                 complain(error)
         for doomed in self.folder.glob(".step-*.partial-*"):

@@ -1,9 +1,9 @@
-"""Replies to a few held-out prompts, before, during and after training: whether the bot has changed, in its own words.
+"""Replies to a few held-out prompts, before, during and after training, to show how the bot changes.
 
-    samples.json    the prompts, what was really replied, and the replies by step
-    samples.md      the same for people
+    samples.json    the prompts, the replies in the data, and the sampled replies by step
+    samples.md      the same as a readable page
 
-The same prompts with the same seeds each time, by the pipeline that chat and server use.
+Prompts and seeds are the same each time; the reply pipeline is that of chat and server.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ class Samples:
     """The prompts of a run and the replies to them.
 
     Attributes:
-        folder: of the run.
-        prompts: turns, oldest first, the last to be answered.
-        expected: what the data has as the answer.
-        replies: by step; 0 is before training.
+        folder: the folder of the run.
+        prompts: the turns of each prompt, oldest first.
+        expected: the reply in the data, for each prompt.
+        replies: sampled replies by step; step 0 is before training.
     """
 
     folder: Path
@@ -46,14 +46,14 @@ class Samples:
 
     @classmethod
     def of(cls, folder: Path, data: TokenFiles, tokenizer: Tokenizer, count: int, step: int) -> Samples:
-        """The samples of a run, with those that were taken before a step where the run goes on.
+        """Choose the prompts of a run; if it resumes, restore the samples up to its step.
 
         Args:
-            folder: of the run.
-            data: what the prompts come from: the last turn of each dialogue is to be replied.
-            tokenizer: of the network.
-            count: how many prompts.
-            step: that was reached.
+            folder: the folder of the run.
+            data: the source of the prompts, which are dialogues without their last turn.
+            tokenizer: the tokenizer of the network.
+            count: the number of prompts.
+            step: the step that the run has reached.
         """
         dialogues = _spread(data, tokenizer, count)
         samples = cls(folder, [turns[:-1] for turns in dialogues], [turns[-1] for turns in dialogues])
@@ -68,7 +68,7 @@ class Samples:
         return samples
 
     def take(self, model: GPT2, tokenizer: Tokenizer, like: Checkpoint, step: int) -> None:
-        """Answer the prompts, and write all samples down."""
+        """Answer the prompts, and write all samples to the folder."""
         if not self.prompts:
             return
         settings = GenerationConfig.chat(like.chat).merged({"max_new_tokens": NEW_TOKENS})
@@ -84,7 +84,7 @@ class Samples:
         write_atomically(self.folder / "samples.md", self.page())
 
     def page(self) -> str:
-        """The samples for people: a table for each prompt."""
+        """Format the samples as Markdown, with a table for each prompt."""
         parts = ["# Samples\nReplies to held-out prompts; step 0 is before training.\n"]
         for number, (prompt, expected) in enumerate(zip(self.prompts, self.expected, strict=True)):
             parts.append("\n".join([f"## {number + 1}", *(f"> {_cell(turn)}\n" for turn in prompt)]))
@@ -94,7 +94,7 @@ class Samples:
         return "\n".join(parts)
 
     def of_prompt(self, number: int) -> list[str]:
-        """The replies to a prompt, by step."""
+        """Return the replies to one prompt, ordered by step."""
         return [replies[number] for _, replies in sorted(self.replies.items())]
 
 
@@ -103,16 +103,16 @@ def _cell(text: str) -> str:
 
 
 def _spread(data: TokenFiles, tokenizer: Tokenizer, count: int) -> list[list[str]]:
-    """Some dialogues of at least two turns, evenly spread over the data."""
+    """Select dialogues of at least two turns, evenly spaced over the data."""
     found: list[list[str]] = []
-    places = np.unique(np.linspace(0, len(data.ends) - 1, min(4 * count, len(data.ends))).astype(int))
-    for place in places.tolist():
+    indices = np.unique(np.linspace(0, len(data.ends) - 1, min(4 * count, len(data.ends))).astype(int))
+    for index in indices.tolist():
         if len(found) == count:
             break
-        start = 0 if place == 0 else int(data.ends[place - 1, 0])
-        ids = data.tokens[start : int(data.ends[place, 0])]
-        cuts = np.flatnonzero(ids == data.eos_id)
-        turns = [tokenizer.decode(turn.tolist()[:-1]) for turn in np.split(ids, cuts + 1)[:-1]]
+        start = 0 if index == 0 else int(data.ends[index - 1, 0])
+        ids = data.tokens[start : int(data.ends[index, 0])]
+        end_tokens = np.flatnonzero(ids == data.eos_id)
+        turns = [tokenizer.decode(turn.tolist()[:-1]) for turn in np.split(ids, end_tokens + 1)[:-1]]
         if len(turns) > 1:
             found.append(turns)
     return found

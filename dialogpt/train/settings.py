@@ -1,6 +1,6 @@
-"""Every setting of a training run, with its range and its default; the flags of `dialogpt train` are made of it.
+"""All settings of a training run with their ranges and defaults; the flags of `dialogpt train` are derived from them.
 
-It imports nothing heavy, as `dialogpt --help` reads it. What the settings do is left to the files that use them.
+It imports nothing heavy, as `dialogpt --help` reads it. What the settings do is left to the modules that use them.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TRAIN_DTYPES = ("auto", "float64", "float32", "bfloat16")
 LORA_TARGETS = ("c_attn", "c_proj", "c_fc")  # PEFT's names of GPT-2's layers; c_proj is attention's and the MLP's
 LOSS_ON = ("replies", "all")
 PARALLEL = ("data", "fsdp")
-LARGEST = 10**9  # of integers
+MAX_INTEGER = 10**9  # of any setting
 
-_STEPS = integer(1, LARGEST)
+_STEPS = integer(1, MAX_INTEGER)
 _ABOVE_0 = number(above=0)
 _SHARE_BELOW_1 = number(minimum=0, below=1)
 _TARGETS = Kind(
@@ -32,86 +32,94 @@ _TARGETS = Kind(
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How a model is trained; what it learns from and where it goes are arguments beside it.
+    """The settings of a training run, without its data and its folder.
 
     Raises:
-        SettingsError: a value has the wrong type or range, or two contradict each other; all of them are named.
+        SettingsError: values have a wrong type or range, or contradict each other; all problems are reported.
     """
 
     epochs: float | None = setting(
-        None, number(above=0, maximum=1_000_000), "how often each turn is learned (default: 3, and more of little data)"
+        None, number(above=0, maximum=1_000_000), "passes over the data (default: 3, and more for little data)"
     )
-    steps: int | None = setting(None, _STEPS, "how many steps to take, instead of --epochs")
+    steps: int | None = setting(None, _STEPS, "number of steps, instead of --epochs")
     batch_tokens: int | None = setting(
         None,
         _STEPS,
-        "places of a batch: its rows times the longest of them (default: 8192, and less of little data)",
+        "slots of a batch: rows times the longest row (default: 8192, and less for little data)",
     )
     accumulation: int | None = setting(
         None, _STEPS, "batches whose gradients make one step (default: one for each process)"
     )
     window: int | None = setting(
-        None, integer(2, LARGEST), "the most tokens of a row (default: as many as the model sees)"
+        None, integer(2, MAX_INTEGER), "maximum tokens of a row (default: all positions of the model)"
     )
-    loss_on: str = setting("replies", choice(*LOSS_ON), "learn every turn but the first, or all")
-    reverse: bool = setting(False, SWITCH, "learn the source given the reply, as MMI reranking needs it")
+    loss_on: str = setting("replies", choice(*LOSS_ON), "which turns are targets: all but the first, or all")
+    reverse: bool = setting(False, SWITCH, "train on the source given the reply, for MMI reranking")
     tsv_weights: bool = setting(False, SWITCH, "each turn of a .tsv file begins with its weight")
-    optimizer: str = setting("adamw", choice(*OPTIMIZERS), "muon moves the blocks' matrices by Muon, the rest by AdamW")
+    optimizer: str = setting(
+        "adamw", choice(*OPTIMIZERS), "muon updates the blocks' matrices with Muon, the rest with AdamW"
+    )
     lr: float | None = setting(
         None,
         _ABOVE_0,
-        "the highest learning rate (noam: the factor before 1e4 / sqrt(n_embd); default: by width and steps)",
+        "peak learning rate (noam: the factor before 1e4 / sqrt(n_embd); default: by width and steps)",
     )
-    schedule: str = setting("cosine", choice(*SCHEDULES), "how the learning rate falls")
+    schedule: str = setting("cosine", choice(*SCHEDULES), "how the learning rate decays")
     warmup_steps: int | None = setting(
-        None, integer(0, LARGEST), "steps in which the learning rate rises (default: a tenth, at most 100; noam: 16000)"
+        None,
+        integer(0, MAX_INTEGER),
+        "steps in which the learning rate rises (default: a tenth, at most 100; noam: 16000)",
     )
     final_lr: float = setting(
-        0.02, number(minimum=0, maximum=1), "what is left of the learning rate at the end (cosine, linear)"
+        0.02, number(minimum=0, maximum=1), "final learning rate as a fraction of --lr (cosine, linear)"
     )
-    beta1: float = setting(0.9, _SHARE_BELOW_1, "AdamW's decay of the mean gradient")
-    beta2: float = setting(0.95, _SHARE_BELOW_1, "AdamW's decay of the mean squared gradient")
-    epsilon: float = setting(1e-8, _ABOVE_0, "AdamW's smallest divisor")
-    weight_decay: float = setting(0.1, number(minimum=0), "decay of matrices; norms and biases have none")
-    max_grad_norm: float = setting(1.0, _ABOVE_0, "longer gradients are shortened to this")
-    dropout: float | None = setting(None, _SHARE_BELOW_1, "in place of the model's own three rates")
-    dtype: str = setting("auto", choice(*TRAIN_DTYPES), "to multiply in; auto is bfloat16 where the processor can")
+    beta1: float = setting(0.9, _SHARE_BELOW_1, "AdamW's decay rate of the mean gradient")
+    beta2: float = setting(0.95, _SHARE_BELOW_1, "AdamW's decay rate of the mean squared gradient")
+    epsilon: float = setting(1e-8, _ABOVE_0, "AdamW's epsilon, added to the denominator")
+    weight_decay: float = setting(0.1, number(minimum=0), "weight decay of matrices; norms and biases have none")
+    max_grad_norm: float = setting(1.0, _ABOVE_0, "gradients are clipped to this norm")
+    dropout: float | None = setting(None, _SHARE_BELOW_1, "one dropout rate in place of the model's three")
+    dtype: str = setting(
+        "auto", choice(*TRAIN_DTYPES), "dtype of matrix products; auto is bfloat16 where the processor supports it"
+    )
     gradient_checkpointing: bool = setting(
-        False, SWITCH, "compute each block twice rather than keep its inside in memory"
+        False, SWITCH, "recompute the activations of each block instead of storing them"
     )
-    lora: int | None = setting(None, _STEPS, "train adapters of this rank, and leave the weights as they are")
+    lora: int | None = setting(None, _STEPS, "train LoRA adapters of this rank and freeze the weights")
     lora_target: str = setting(
         "c_attn", _TARGETS, "with --lora: which layers have adapters, by their published names: c_attn,c_proj,c_fc"
     )
     lora_alpha: float | None = setting(
         None, _ABOVE_0, "with --lora: the adapters' scale times rank (default: twice the rank)"
     )
-    parallel: str = setting("data", choice(*PARALLEL), "with torchrun: a copy in each process, or a share (fsdp)")
+    parallel: str = setting(
+        "data", choice(*PARALLEL), "with torchrun: replicate the network in each process (data), or shard it (fsdp)"
+    )
     split: float = setting(
-        0.05, _SHARE_BELOW_1, "the share of dialogues that are held out to validate with, where no --valid is given"
+        0.05, _SHARE_BELOW_1, "fraction of dialogues that is held out for validation, unless --valid is given"
     )
     samples: int = setting(4, integer(0, 100), "held-out prompts that are answered before, during and after training")
     valid_every: int | None = setting(None, _STEPS, "steps between validations (default: an epoch, at most 500)")
     save_every: int = setting(500, _STEPS, "steps between checkpoints")
-    patience: int | None = setting(None, _STEPS, "stop after so many validations without a better one")
-    seed: int = setting(1, COUNT, "of fresh weights, dropout and the order of batches")
+    patience: int | None = setting(None, _STEPS, "stop after this many validations in a row without improvement")
+    seed: int = setting(1, COUNT, "seed of fresh weights, dropout and the order of batches")
 
     def __post_init__(self) -> None:
         problems = problems_of(self, kinds_of(self))
         if self.epochs is not None and self.steps is not None:
-            problems.append(Problem("epochs", self.epochs, "omitted where {steps} says when to stop"))
+            problems.append(Problem("epochs", self.epochs, "omitted, as {steps} sets the length of the run"))
         if self.schedule == "noam" and self.warmup_steps == 0:
             problems.append(Problem("warmup_steps", 0, "positive with {schedule} noam, whose peak ends the warm-up"))
         if self.optimizer == "muon" and self.parallel == "fsdp":
-            problems.append(Problem("optimizer", "muon", "adamw with {parallel} fsdp, which splits the matrices"))
+            problems.append(Problem("optimizer", "muon", "adamw with {parallel} fsdp, which shards the matrices"))
         if self.lora is not None and self.parallel == "fsdp":
-            problems.append(Problem("lora", self.lora, "omitted with {parallel} fsdp: adapters are too small to split"))
+            problems.append(Problem("lora", self.lora, "omitted with {parallel} fsdp: adapters are too small to shard"))
         if problems:
             raise SettingsError(problems)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """A config from its names and values; unknown names are refused.
+        """Build settings from names and values; unknown names are refused.
 
         Raises:
             DialogueError: as the class, or a name is not known.

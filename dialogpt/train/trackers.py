@@ -1,4 +1,4 @@
-"""Logs of a run in the tools that people watch runs with: TensorBoard and Trackio, each an extra package."""
+"""Log the metrics of a run to TensorBoard or Trackio, each of which is an extra package."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ TRACKERS = ("tensorboard", "trackio")
 
 
 def tracker(name: str, folder: Path) -> Listener:
-    """A listener that writes to a tool.
+    """Return a listener that logs to a tracker.
 
     Args:
-        name: in `TRACKERS`.
-        folder: of the run.
+        name: one of `TRACKERS`.
+        folder: the folder of the run.
 
     Raises:
         DialogueError: the tool is not installed.
@@ -32,42 +32,42 @@ def tracker(name: str, folder: Path) -> Listener:
 
 
 class _Tracker(Listener):
-    """What both are told: numbers by name and step, and samples as text."""
+    """Logs scalars by name and step; the base of both trackers."""
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers down."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Log scalars."""
         raise NotImplementedError
 
     def stepped(self, trainer: Trainer, measured: Measured) -> None:
-        """Write a step's numbers down."""
+        """Log the metrics of a step."""
         values = {"loss": measured.loss, "lr": measured.lr, "grad_norm": measured.grad_norm}
-        self.numbers({f"train/{name}": value for name, value in values.items()}, measured.step)
+        self.scalars({f"train/{name}": value for name, value in values.items()}, measured.step)
 
     def validated(self, trainer: Trainer, loss: float, best: bool) -> None:
-        """Write the validation loss down."""
-        self.numbers({"valid/loss": loss}, trainer.progress.step)
+        """Log the validation loss."""
+        self.scalars({"valid/loss": loss}, trainer.progress.step)
 
 
 class TensorBoard(_Tracker):
-    """Event files in RUN/tensorboard, for `tensorboard --logdir RUN`."""
+    """Writes event files to RUN/tensorboard, for `tensorboard --logdir RUN`."""
 
     def __init__(self, folder: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer: Any = SummaryWriter(folder / "tensorboard")
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers down."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Log scalars."""
         for name, value in values.items():
             self.writer.add_scalar(name, value, step)
 
     def sampled(self, step: int, prompt: Sequence[str], replies: Sequence[str]) -> None:
-        """Write a reply down beside the first one."""
+        """Log a reply together with the one before training."""
         shown = "\n\n".join([*prompt, f"**{replies[-1]}**", f"(before training: {replies[0]})"])
         self.writer.add_text(f"samples/{prompt[-1][:40]}", shown, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the log."""
         self.writer.close()
 
 
@@ -79,10 +79,10 @@ class Trackio(_Tracker):
 
         self.run: Any = trackio.init(project="dialogpt", name=folder.name, embed=False)
 
-    def numbers(self, values: Mapping[str, float], step: int) -> None:
-        """Write numbers down."""
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Log scalars."""
         self.run.log(dict(values), step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the log."""
         self.run.finish()

@@ -1,8 +1,8 @@
-"""One training step, and all state that steps change: the network, its optimizers, and a few numbers.
+"""One training step, and all state that steps change: the network, its optimizers and the progress of the run.
 
-The gradient of a step is exact for any way of dealing its batches out: the sum over all learned tokens of all batches
-and processes, divided by the sum of their weights. Every draw of step n comes from the seed and n, so that there is no
-state of a generator to keep. When to validate and save is left to `dialogpt.train.loop`, files to
+The gradient of a step is the same however its batches are distributed over processes: the sum over all target tokens,
+divided by the sum of their weights. The random numbers of step n follow from the seed and n, so no generator state is
+saved. When to validate and save is left to `dialogpt.train.loop`, files to
 `dialogpt.train.run_folder`.
 """
 
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
 from dialogpt.train.data.batches import Batch, Batches
-from dialogpt.train.distributed import Processes, share, whole
+from dialogpt.train.distributed import Processes, gather, shard
 from dialogpt.train.dropout import use_cheap_dropout
 from dialogpt.train.lora import adapters, merged_parameters
 from dialogpt.train.objective import Objective
@@ -33,15 +33,15 @@ from dialogpt.train.settings import TrainConfig
 
 @dataclass(frozen=True)
 class Measured:
-    """What one step saw.
+    """The metrics of one step.
 
     Attributes:
         step: its number, from 1.
-        loss: mean over the learned tokens, weighted, in nats, before the step.
-        learned: tokens.
-        lr: learning rate.
-        grad_norm: before clipping.
-        seconds: it took.
+        loss: weighted mean over the target tokens, in nats, before the update.
+        learned: the number of target tokens.
+        lr: the learning rate.
+        grad_norm: the norm of the gradient before clipping.
+        seconds: the duration of the step.
     """
 
     step: int
@@ -54,15 +54,15 @@ class Measured:
 
 @dataclass
 class Progress:
-    """How far a run is; what a checkpoint keeps beside weights and optimizers.
+    """The progress of a run, which a checkpoint stores beside weights and optimizer state.
 
     Attributes:
-        step: steps taken.
-        tokens: learned in them.
-        seconds: spent in them.
-        best_loss: of all validations.
-        best_step: when it was measured; 0 is never.
-        worse: validations since the best.
+        step: how many steps were taken.
+        tokens: how many target tokens they had.
+        seconds: how long they took.
+        best_loss: the lowest validation loss.
+        best_step: the step that had it; 0 if there was none.
+        worse: how many validations have passed since.
     """
 
     step: int = 0
@@ -73,15 +73,15 @@ class Progress:
     worse: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """For a file of JSON, which has no infinity."""
+        """Return values that JSON can express: it has no infinity."""
         return asdict(self) | {"best_loss": self.best_loss if math.isfinite(self.best_loss) else None}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Progress:
-        """From the content of a file.
+        """Parse the content of a file.
 
         Raises:
-            ValueError: it holds something else.
+            ValueError: it is not the progress of a run.
         """
         read = {**values, "best_loss": math.inf if values.get("best_loss") is None else values["best_loss"]}
         kinds = {field.name: type(field.default) for field in fields(cls)}
@@ -94,12 +94,12 @@ class Trainer:
     """A network in training.
 
     Attributes:
-        config: how it is trained, with all that follows from the data.
-        model: its weights, in float32 (float64 with that dtype).
-        optimizers: what moves them.
-        progress: how far it is.
-        steps: how many there will be.
-        interrupted: whether training was left before its end because the caller asked for it.
+        config: the training settings, with all defaults that depend on the data filled in.
+        model: the network, in float32 (in float64 with that dtype).
+        optimizers: they update its weights.
+        progress: the progress of the run.
+        steps: the number of steps of the whole run.
+        interrupted: whether the caller stopped training before its last step.
     """
 
     def __init__(
@@ -108,19 +108,19 @@ class Trainer:
         """Wrap a network for training.
 
         Args:
-            model: with memory of its own.
-            batches: what is learned.
-            valid: what the network is judged by.
-            config: how; its batches of a step can be dealt out evenly.
-            processes: alone, or among others; all must have been given equal weights.
+            model: a network in its own memory.
+            batches: training data.
+            valid: validation data.
+            config: settings; `accumulation` is a multiple of the number of processes.
+            processes: all processes of the run; each must pass equal weights.
         """
         self.config, self.processes = config, processes
         self.batches, self.valid = batches, valid
         self.dtype = multiply_dtype(config.dtype, processes.device)
         self.accumulation = config.accumulation or processes.size
         self.model = model.to(torch.float64 if self.dtype == torch.float64 else torch.float32).train()
-        if config.parallel == "data" or processes.size == 1:  # one that is shared out moves block by block as it is
-            self.model.to(processes.device)  # wrapped: it may not fit one device
+        if config.parallel == "data" or processes.size == 1:  # FSDP moves block by block: all may not fit one device
+            self.model.to(processes.device)
         if processes.device.type == "cpu":
             use_cheap_dropout(model)
         if config.gradient_checkpointing:
@@ -134,10 +134,10 @@ class Trainer:
         self.interrupted = False
 
     def step(self) -> Measured:
-        """Learn from the next batches.
+        """Run one training step on the next batches.
 
         Raises:
-            DialogueError: loss or gradient are not finite; the weights are as they were before the step.
+            DialogueError: the loss or the gradient is not finite; the weights are unchanged.
         """
         start, number = time.perf_counter(), self.progress.step + 1
         count, processes = self.accumulation, self.processes
@@ -146,17 +146,17 @@ class Trainer:
         weight, learned = processes.sums([sum(b.weight for b in batches), sum(b.learned for b in batches)])
         total = 0.0
         for n, batch in zip(mine, batches, strict=True):
-            torch.manual_seed((self.config.seed * 1_000_003 + n) % (1 << 63))  # for dropout, whoever computes the batch
-            with processes.adding_up(self.objective, last=n + processes.size >= number * count):
+            torch.manual_seed((self.config.seed * 1_000_003 + n) % (1 << 63))  # dropout is independent of the rank
+            with processes.accumulating(self.objective, last=n + processes.size >= number * count):
                 loss = self._loss(batch)
-                scaled = loss * (processes.size / weight)  # as the processes' gradients are averaged
+                scaled = loss * (processes.size / weight)  # gradients are averaged over processes
                 scaled.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         (loss_sum,) = processes.sums([total])
         parameters = list(self.model.parameters())
-        norm = float(whole(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
+        norm = float(gather(torch.nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm)))
         if not (math.isfinite(loss_sum) and math.isfinite(norm)):
-            raise _not_finite(number, f"the loss is {loss_sum / weight:.4g} and the length of its gradient {norm:.4g}")
+            raise _not_finite(number, f"the loss is {loss_sum / weight:.4g} and the gradient norm is {norm:.4g}")
         lr = lr_at(number, self.steps, self.model.config.n_embd, self.config)
         set_lr(self.optimizers, lr)
         for optimizer in self.optimizers:
@@ -169,35 +169,35 @@ class Trainer:
         return Measured(number, loss_sum / weight, int(learned), lr, norm, seconds)
 
     def validate(self) -> float:
-        """The mean loss, in nats, over every learned token of the validation data; weights count.
+        """Return the weighted mean loss over all target tokens of the validation data, in nats.
 
         Raises:
             DialogueError: it is not finite.
         """
         assert self.valid is not None
-        loss = self._judged(self.valid, range(self.valid.per_epoch))
+        loss = self._mean_loss(self.valid, range(self.valid.per_epoch))
         if not math.isfinite(loss):
             raise _not_finite(self.progress.step, f"the validation loss is {loss:.4g}")
         return loss
 
-    def try_out(self) -> None:
-        """Look at the next batches with weights that no loss has seen since they were moved, before they are saved.
+    def check_next_loss(self) -> None:
+        """Evaluate the updated weights on the next batches before they are saved.
 
         Raises:
             DialogueError: their loss is not finite.
         """
         first = self.progress.step * self.accumulation
-        loss = self._judged(self.batches, range(first, first + self.processes.size))
+        loss = self._mean_loss(self.batches, range(first, first + self.processes.size))
         if not math.isfinite(loss):
-            raise _not_finite(self.progress.step, f"it leads to a loss of {loss:.4g}")
+            raise _not_finite(self.progress.step, f"the loss after its update is {loss:.4g}")
 
-    def _judged(self, batches: Batches, numbers: range) -> float:
-        """The mean loss over some batches, without learning from them."""
+    def _mean_loss(self, batches: Batches, numbers: range) -> float:
+        """Return the mean loss over a range of batches, without gradients."""
         total = weight = 0.0
         self.model.eval()
         try:
             with torch.no_grad():
-                # Sharded networks are gathered for each batch, so all processes must run equally many.
+                # Sharded weights are gathered for each batch, so all processes must run the same number.
                 for first in numbers[:: self.processes.size]:
                     mine = first + self.processes.rank
                     batch = batches[min(mine, numbers[-1])]
@@ -206,7 +206,7 @@ class Trainer:
                         total, weight = total + loss, weight + batch.weight
         finally:
             self.model.train()
-            self.processes.put_back(self.objective)
+            self.processes.reshard(self.objective)
         total, weight = self.processes.sums([total, weight])
         return total / weight
 
@@ -217,63 +217,63 @@ class Trainer:
         return loss
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """What the optimizers remember of each weight: "0.blocks.0.mlp.up.weight.exp_avg" and so on, as `weights`."""
+        """Return the state of the optimizers under names such as "0.blocks.0.mlp.up.weight.exp_avg"; see `weights`."""
         return self._collected(
             (f"{n}.{name}.{key}", value)
             for n, optimizer in enumerate(self.optimizers)
-            for name, parameter in self._learned()
+            for name, parameter in self._trainable()
             for key, value in optimizer.state.get(parameter, {}).items()
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """The network's weights, whole and on the CPU, for the first process; the others help and get nothing.
+        """Gather the network's weights on the CPU of rank 0, with adapters merged; other ranks get an empty dictionary.
 
-        The effect of adapters is in them.
+        All ranks must call this.
         """
         return self._collected(merged_parameters(self.model))
 
     def adapter_weights(self) -> dict[str, Tensor]:
-        """What is learned of a network with adapters; nothing of another."""
-        return self._collected(self._learned()) if adapters(self.model) else {}
+        """Return the weights of the adapters; empty if there are none."""
+        return self._collected(self._trainable()) if adapters(self.model) else {}
 
-    def _learned(self) -> list[tuple[str, nn.Parameter]]:
+    def _trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [pair for pair in self.model.named_parameters() if pair[1].requires_grad]
 
     def _collected(self, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Tensor]:
         collected = {}
         for name, tensor in tensors:
-            gathered = whole(tensor)  # one at a time: all of a network that is shared out may not fit one device
+            gathered = gather(tensor)  # one at a time: a sharded network may not fit one device
             if self.processes.first:
                 collected[name] = gathered.cpu()
         return collected
 
     def restore(self, weights: dict[str, Tensor], optimizer_state: dict[str, Tensor], progress: Progress) -> None:
-        """Go back to a saved state. Weights are copied, as a mapped file's alignment would change the last bits.
+        """Restore a saved state. Weights are copied, as the alignment of a mapped file would change the last bits.
 
         Args:
-            weights: of everything that is learned, by name.
-            optimizer_state: what the optimizers remember.
-            progress: how far it was.
+            weights: all trainable weights, by name.
+            optimizer_state: see `optimizer_state`.
+            progress: the progress at that time.
 
         Raises:
-            ValueError: the state is not one of this network and these optimizers; nothing is changed.
+            ValueError: the state does not belong to this network and these optimizers; nothing is changed.
         """
-        parameters = dict(self._learned())
+        parameters = dict(self._trainable())
         self._check(optimizer_state, parameters, progress)
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(share(weights[name].to(parameter.dtype), parameter))
+                parameter.copy_(shard(weights[name].to(parameter.dtype), parameter))
         for name, value in optimizer_state.items():
             n, rest = name.split(".", 1)
             owner, key = rest.rsplit(".", 1)
             parameter = parameters[owner]
             scalar = value.dim() == 0  # AdamW's count of steps, which stays on the CPU unless it is fused on a GPU
-            kept = value.clone() if scalar else share(value.clone().to(parameter.device), parameter)
+            kept = value.clone() if scalar else shard(value.clone().to(parameter.device), parameter)
             self.optimizers[int(n)].state[parameter][key] = kept.to(parameter.device) if scalar else kept
         self.progress = progress
 
     def _check(self, state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], progress: Progress) -> None:
-        """Raise unless the state is what the optimizers write, to the shape: they would believe any."""
+        """Raise unless names and shapes are those that the optimizers write; torch would accept any state."""
         names = {parameter: name for name, parameter in parameters.items()}
         expected = {
             f"{n}.{names[parameter]}.{key}": torch.Size() if key == "step" else parameter.shape
@@ -288,7 +288,7 @@ class Trainer:
 
 def _not_finite(step: int, what: str) -> DialogueError:
     return DialogueError(
-        f"step {step}: {what}; the run ends, and its last good checkpoint is kept. Try a lower --lr, a longer "
+        f"step {step}: {what}; training stops, and the last good checkpoint is kept. Try a lower --lr, a longer "
         f"--warmup-steps, or --dtype float32, in a new folder"
     )
 
@@ -297,16 +297,16 @@ STATE_KEYS: dict[type, tuple[str, ...]] = {torch.optim.AdamW: ("step", "exp_avg"
 
 
 def recompute_blocks(model: GPT2) -> None:
-    """Let each block forget its inside and compute it again on the way back: less memory, a third more time."""
+    """Recompute the activations of each block in the backward pass: less memory, a third more time."""
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def multiply_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What to multiply in: the dtype of a name, or, for auto, bfloat16 where the device has instructions for it.
+    """Return the dtype of matrix products; "auto" is bfloat16 if the device has instructions for it, else float32.
 
-    Where it has not, torch computes the same products several times slower: 60 against 290 GFLOP/s on a processor with
-    AVX-512 but without AVX512_BF16.
+    Without such instructions bfloat16 is several times slower: 60 instead of 290 GFLOP/s on a processor with AVX-512
+    but without AVX512_BF16.
     """
     if name != "auto":
         dtype: torch.dtype = getattr(torch, name)

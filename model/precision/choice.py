@@ -1,6 +1,6 @@
-"""Which kernel a precision uses on this machine: a table, so that a seed gives the same reply every time.
+"""The kernel of each precision on this machine: a fixed table, so that a seed gives the same reply every time.
 
-How each multiplies, and whether it runs, is left to `kernels.py`. `dialogpt bench --kernels` measures all of them and
+The kernels, and the check whether one runs here, are left to `kernels.py`. `dialogpt bench --kernels` measures all of them and
 says where the machine contradicts the table; ``DIALOGPT_KERNELS=float32=plain,int8=fbgemm-int8-7-bit`` overrides it.
 """
 
@@ -32,10 +32,10 @@ FLOAT32_OF_FLOAT16 = "float32 of float16"  # float32 for weights that are stored
 VARIABLE = "DIALOGPT_KERNELS"
 Kernels = tuple[type[Kernel], ...]
 
-# For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. One that
-# computes wrong results does not run, so that VNNI, which 8-bit products need, is no capability of its own. Where none
-# is left, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
-# (docs/benchmarks.md); the other rows are reasoned from which of torch's operators exist there.
+# For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. A kernel that
+# computes wrong results counts as not running, so VNNI, which 8-bit products need, is no capability of its own. If none
+# runs, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
+# (docs/benchmarks.md); the other rows follow from which of torch's operators exist there.
 _X86: dict[str, Kernels] = {
     "float32": (Float32, Plain),
     FLOAT32_OF_FLOAT16: (Float16, Float32, Plain),
@@ -58,7 +58,7 @@ TABLE: Mapping[str, Mapping[str, Kernels]] = MappingProxyType(
 
 
 def capability() -> str:
-    """The row of `TABLE` that this processor has, as torch uses it (ATEN_CPU_CAPABILITY=avx2 hides AVX-512)."""
+    """Return the row of `TABLE` for this processor as torch uses it (ATEN_CPU_CAPABILITY=avx2 hides AVX-512)."""
     if platform.machine().lower() in ("arm64", "aarch64"):
         if platform.system() == "Darwin":
             return "Accelerate"
@@ -86,7 +86,7 @@ def kernel_for(precision: str, inputs: int) -> type[Kernel] | None:
 
 
 def candidates(precision: str) -> Kernels:
-    """All kernels that a precision has on some processor, in the order of the table."""
+    """Return all kernels of a precision, on any processor, in the order of the table."""
     return tuple(dict.fromkeys(kernel for row in TABLE.values() for kernel in row[precision]))
 
 

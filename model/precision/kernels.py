@@ -1,10 +1,10 @@
-"""The products: one class each, which packs a weight for one of torch's fast operators and says whether that runs here.
+"""The kernels: each class packs a weight for one of torch's fast operators and checks whether that runs here.
 
 A decoding step reads every weight once, so its floor is weight bytes over memory bandwidth; `F.linear` in float32
 reaches a third of that for one row. Which kernel a precision uses is left to `choice.py`.
 
-A product takes float32 and gives float32, in every precision: on a CPU, attention and norms in float32 are the fastest,
-and the most exact. It changes no setting of the process, so any number of threads may share a network.
+Inputs and outputs are float32 in every precision: on a CPU, attention and norms are fastest in float32, and most exact.
+A kernel changes no setting of the process, so any number of threads may share a network.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PACKED_FOR_ROWS = 64  # float32 weights are packed for many rows; for one row that is within 5 % of packed for one
+PACKED_FOR_ROWS = 64  # float32 weights are packed for many rows; for one row this is within 5 % of packing for one
 CHUNK = 256  # rows of a weight that are rounded at a time, so that a head of 150 MB is not in memory twice for int8
 GROUP = 32  # weights that share a scale in int4
 INT4_OUTPUTS = 64  # what its kernel packs together
@@ -52,10 +52,10 @@ class Kernel:
     @torch.inference_mode(False)
     @torch.no_grad()
     def runs_here(cls) -> bool:
-        """Whether a product of known numbers comes out right on this machine; it is tried once.
+        """Whether the kernel computes a known product correctly on this machine; the result is cached.
 
-        Flags of torch do not tell: some of the operators are private and missing from other builds, some refuse a
-        processor when they are called, and 8-bit products overflow without a word where VNNI is missing. A third of the
+        torch's capability flags do not say so: some of the operators are private and missing from other builds, some refuse a
+        processor when they are called, and 8-bit products overflow silently without VNNI. A third of the
         weights are the largest of their output, and all activations are positive: these products overflow first.
         """
         weight, x = _probe()
@@ -75,7 +75,7 @@ class Kernel:
 
 
 class Plain(Kernel):
-    """By `F.linear`, where there is no better one."""
+    """`F.linear`, the fallback."""
 
     name = "plain"
 

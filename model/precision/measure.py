@@ -21,7 +21,7 @@ CLEARLY = 0.9  # a kernel contradicts the table when it takes less than this sha
 
 @dataclass(frozen=True)
 class Timing:
-    """One kernel of one precision.
+    """The measurement of one kernel of one precision.
 
     Attributes:
         precision: a row of `choice.TABLE`.

@@ -1,6 +1,6 @@
-"""The modules that take the place of a network's linear layers and of its token embedding: their weights are packed.
+"""Modules with packed weights, which replace a network's linear layers and its token embedding.
 
-They are for inference only, in float32, on a CPU: packed weights are no parameters. The kernel is `choice.py`'s.
+They are for inference only, in float32, on a CPU: packed weights are not parameters. `choice.py` chooses the kernel.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 class PackedLinear(nn.Module):
     """A linear layer of float32 activations, (..., in) -> (..., out), for inference only.
 
-    Its weight is packed at its first use, as packing 500 MB takes half a second, and opening a checkpoint stays fast.
+    Its weight is packed lazily: packing 500 MB takes half a second, and opening a checkpoint stays fast.
     """
 
     def __init__(self, read: Read, read_bias: Read | None, precision: str, gelu: bool) -> None:
-        """Take what will be packed.
+        """Create the layer with an unpacked weight.
 
         Args:
             read: reads its weight (out, in), also for `state_dict`, which thereby is complete.
@@ -55,7 +55,7 @@ class PackedLinear(nn.Module):
         return (self.kernel or self.packed())(x)
 
     def packed(self) -> Kernel:
-        """Pack the weight; threads that come at once each pack it, and one result stays."""
+        """Pack the weight; concurrent threads may each pack it, and one result is kept."""
         weight, bias = self.weight, self.bias
         if weight is not None:  # else another thread was faster
             self.kernel = pack(weight, bias, self.precision, self.gelu)

@@ -83,7 +83,7 @@ def weighted(theirs: Any, ids: Tensor, labels: Tensor, weights: Tensor) -> Tenso
 def test_masked_loss_and_gradients_equal_theirs(
     networks: tuple[GPT2, Any], rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objective, "SLICE_ROWS", rows)
+    monkeypatch.setattr(objective, "CHUNK_ROWS", rows)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)  # their loss would round the logits to float32
     ours, theirs = networks
     ids, labels, _ = a_batch()

@@ -310,7 +310,7 @@ def test_cached_prefixes_are_shared_with_nobody_else(network: GPT2) -> None:
 def test_more_than_there_are_places_is_refused(engine: Engine, config: GenerationConfig) -> None:
     """Candidates, too, of which one is said: all are decoded together."""
     for reranker in (None, RankForEver()):
-        with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes 4 together"):
+        with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes at most 4 together"):
             engine.submit(SubmittedTask([1], config, reranker=reranker).task)
 
 

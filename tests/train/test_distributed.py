@@ -108,5 +108,5 @@ def test_batches_that_cannot_be_dealt_out_are_refused(tmp_path: Path) -> None:
     with begin(tmp_path / "run", a_request(tmp_path, accumulation=3), Processes(0, 1, torch.device("cpu"))) as run:
         two = Processes(0, 2, torch.device("cpu"))
         two.sums = list  # type: ignore[method-assign] # there is no second one to add up with
-        with pytest.raises(DialogueError, match="a step of 3 batches cannot be dealt out to 2 processes"):
+        with pytest.raises(DialogueError, match="3 batches per step cannot be divided among 2 processes"):
             fit(run, two)

@@ -248,7 +248,7 @@ def test_a_new_run_without_a_checkpoint_is_removed_before_its_lock_is_released(
 
     def fail() -> None:
         with Run.begin(tmp_path / "run", {}) as run:
-            run.hold()
+            run.lock()
             (run.folder / "data").mkdir()
             (run.folder / "data" / "tokens.bin").touch()
             raise KeyboardInterrupt
@@ -263,7 +263,7 @@ def test_a_run_that_cannot_be_locked_is_a_sentence(tmp_path: Path) -> None:
     run = Run.begin(tmp_path / "run", {})
     (tmp_path / "run" / ".lock").mkdir()
     with pytest.raises(DialogueError, match=r"\.lock cannot be locked: "):
-        run.hold()
+        run.lock()
 
 
 def test_float64_on_a_mac_s_gpu_is_refused_by_name(tmp_path: Path) -> None:
@@ -334,7 +334,9 @@ def test_a_full_disk_keeps_what_was_saved(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("dialogpt.train.run_folder.write_safetensors", full)
     request = a_request(tmp_path, valid_every=100)
-    with pytest.raises(CheckpointError, match=r"step 6 is not saved, those before are whole: .*No space left"):
+    with pytest.raises(
+        CheckpointError, match=r"step 6 cannot be saved, earlier checkpoints are intact: .*No space left"
+    ):
         train(tmp_path / "run", request)
     assert sorted(path.name for path in (tmp_path / "run").glob("*step*")) == ["step-00000003"]
     monkeypatch.undo()

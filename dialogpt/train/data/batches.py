@@ -1,8 +1,8 @@
-"""Token files to batches: dialogues cut at turns to fit the window, rows of equal length together.
+"""Token files to batches: dialogues are split at turns to fit the window, and rows of similar length are batched.
 
-The order of all batches of all epochs is a pure function of the data, the sizes and a seed, so that a run that was
-interrupted goes on from a number. Each turn is trained on once an epoch. The plan is held in memory, about 50 bytes for
-each piece; the tokens are not. How the loss uses a batch is left to `dialogpt.train.objective`.
+The order of all batches of all epochs is a pure function of the data, the sizes and a seed, so that an interrupted run
+resumes from a batch number. Each turn is a target once per epoch. The index of the pieces is kept in memory, about 50
+bytes per piece; the tokens are not. How the loss uses a batch is left to `dialogpt.train.objective`.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from torch import Tensor
 from dialogpt.errors import DialogueError
 from dialogpt.train.data.prepare import TokenFiles
 
-AT_ONCE = 1 << 20  # dialogues that are cut together
+CHUNK_DIALOGUES = 1 << 20  # dialogues that are split together
 IGNORED = -100  # the label of a token that is no target, as in torch's cross entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of one training step, padded on the right.
+    """One batch, padded on the right.
 
     Attributes:
-        ids: (B, T).
-        labels: (B, T): the same ids, `IGNORED` where they are no target: padding, context, first tokens. They are
-            not shifted; the objective compares each with what the network says one place before it.
-        weights: (B, T), float32: how much each label counts.
+        ids: (B, T) token ids.
+        labels: (B, T) the same ids, or `IGNORED` for padding, context and first tokens. They are not shifted: the
+            objective compares each label with the logits one position before it.
+        weights: (B, T) in float32, the weight of each label.
     """
 
     ids: Tensor
@@ -38,24 +38,24 @@ class Batch:
 
     @property
     def learned(self) -> int:
-        """How many target tokens there are."""
+        """The number of target tokens."""
         return int((self.labels != IGNORED).sum())
 
     @property
     def weight(self) -> float:
-        """The sum of the weights of the target tokens, by which the sum of their losses is divided."""
+        """The sum of the weights of the target tokens, which normalizes the loss."""
         return float(self.weights[self.labels != IGNORED].double().sum())
 
 
 @dataclass(frozen=True)
 class _Pieces:
-    """Parts of dialogues that fit the window; one entry each, 21 bytes.
+    """Pieces of dialogues that fit the window, one array entry each (21 bytes).
 
     Attributes:
-        starts: first token.
-        lengths: in tokens.
-        turns: number of the first turn, for its weight.
-        with_context: whether the first turn is there only to be answered.
+        starts: index of the first token.
+        lengths: number of tokens.
+        turns: index of the first turn, to look up weights.
+        with_context: whether the first turn is context only.
     """
 
     starts: NDArray[np.int64]
@@ -65,21 +65,21 @@ class _Pieces:
 
 
 class Batches:
-    """All batches of all epochs, by number.
+    """All batches of all epochs, indexed by their number.
 
     Attributes:
-        per_epoch: how many batches there are in an epoch.
+        per_epoch: the number of batches in an epoch.
     """
 
     def __init__(self, data: TokenFiles, *, window: int, batch_tokens: int, learn_first: bool, seed: int) -> None:
-        """Cut the dialogues and plan the batches.
+        """Split the dialogues and plan the batches.
 
         Args:
             data: prepared dialogues.
-            window: the most tokens of a row.
-            batch_tokens: the most places of a batch, rows times the longest of them; at least `window`.
-            learn_first: whether a dialogue's first turn is trained on too.
-            seed: of the order.
+            window: maximum tokens of a row.
+            batch_tokens: maximum slots of a batch, rows times the longest row; at least `window`.
+            learn_first: whether a dialogue's first turn is a target too.
+            seed: seeds the order of pieces and batches.
 
         Raises:
             DialogueError: no turn can be trained on.
@@ -94,29 +94,29 @@ class Batches:
             )
         self._edges = _edges(np.sort(self.pieces.lengths), batch_tokens)
         self.per_epoch = len(self._edges) - 1
-        self._shuffled: tuple[int, NDArray[np.int32], NDArray[np.int64]] | None = None  # the last epoch asked for
+        self._shuffled: tuple[int, NDArray[np.int32], NDArray[np.int64]] | None = None  # of the last epoch used
 
     def __getitem__(self, number: int) -> Batch:
-        """A batch of the endless sequence of epochs."""
-        epoch, place = divmod(number, self.per_epoch)
+        """Return a batch of the endless sequence of epochs."""
+        epoch, index = divmod(number, self.per_epoch)
         if self._shuffled is None or self._shuffled[0] != epoch:
             self._shuffled = (epoch, *self._order(epoch))
         _, rows, batches = self._shuffled
-        which = batches[place]
+        which = batches[index]
         return self._batch(rows[self._edges[which] : self._edges[which + 1]])
 
     def _order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """An epoch's pieces, by length and at random among equals, and the order of its batches."""
+        """Return an epoch's pieces, sorted by length with ties shuffled, and the shuffled order of its batches."""
         generator = np.random.default_rng((self.seed, epoch))
         rows = generator.permutation(np.arange(len(self.pieces.lengths), dtype=np.int32))
         rows = rows[np.argsort(self.pieces.lengths[rows], kind="stable")]
         return rows, generator.permutation(self.per_epoch)
 
     def _batch(self, rows: NDArray[np.int32]) -> Batch:
-        """Pad some pieces to one batch, and mark their target tokens."""
+        """Pad pieces to one batch, and mark their target tokens."""
         width = int(self.pieces.lengths[rows].max())
         ids = np.full((len(rows), width), self.data.eos_id, np.int64)  # (B, T)
-        learned = np.zeros(ids.shape, bool)
+        is_target = np.zeros(ids.shape, bool)
         weights = np.zeros(ids.shape, np.float32)
         for row, piece in enumerate(rows):
             start, length = self.pieces.starts[piece], self.pieces.lengths[piece]
@@ -124,20 +124,20 @@ class Batches:
             ends = ids[row, :length] == self.data.eos_id
             turn = np.cumsum(ends) - ends  # of each token, counted in this piece
             weights[row, :length] = self.data.weights[self.pieces.turns[piece] + turn]
-            learned[row, :length] = turn >= self.pieces.with_context[piece]
+            is_target[row, :length] = turn >= self.pieces.with_context[piece]
         if ids.max() >= self.data.about["vocabulary_size"]:
-            raise DialogueError(f"{self.data.folder} holds ids that no token has; it is damaged: prepare it again")
-        learned[:, 0] = False  # nothing precedes it
-        learned &= weights > 0
-        labels = np.where(learned, ids, IGNORED)
+            raise DialogueError(f"{self.data.folder} holds ids outside the vocabulary; it is damaged: prepare it again")
+        is_target[:, 0] = False  # nothing precedes it
+        is_target &= weights > 0
+        labels = np.where(is_target, ids, IGNORED)
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(weights))
 
 
 def _pieces(data: TokenFiles, window: int, learn_first: bool) -> _Pieces:
-    """Cut all dialogues, some at a time: what is computed on the way takes several times the memory of its result."""
+    """Split all dialogues in chunks, as temporary arrays take several times the memory of the result."""
     before, parts = np.zeros((1, 2), np.int64), []
-    for first in range(0, len(data.ends), AT_ONCE):
-        ends = np.array(data.ends[first : first + AT_ONCE])
+    for first in range(0, len(data.ends), CHUNK_DIALOGUES):
+        ends = np.array(data.ends[first : first + CHUNK_DIALOGUES])
         parts.append(_pieces_of(data, np.concatenate([before, ends[:-1]]), ends, window, learn_first))
         before = ends[-1:]
     return _Pieces(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Pieces)))
@@ -146,29 +146,31 @@ def _pieces(data: TokenFiles, window: int, learn_first: bool) -> _Pieces:
 def _pieces_of(
     data: TokenFiles, begins: NDArray[np.int64], ends: NDArray[np.int64], window: int, learn_first: bool
 ) -> _Pieces:
-    """Cut dialogues that are longer than the window; each piece begins with the turn before it as its context."""
+    """Split dialogues that are longer than the window; each piece starts with the turn before it as context."""
     first_turn, after = begins[0, 1], ends[-1, 1]
     counts = np.concatenate([[0], np.cumsum(data.weights[first_turn:after] > 0)])
 
     def weighted(turns: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many turns before these have a weight, from the first on."""
+        """Count the turns with a positive weight before each of these turns."""
         before: NDArray[np.int64] = counts[turns - first_turn]
         return before
 
     lengths = ends[:, 0] - begins[:, 0]
-    taught = weighted(ends[:, 1]) > weighted(np.minimum(begins[:, 1] + (not learn_first), ends[:, 1]))
-    whole = np.flatnonzero((lengths <= window) & taught)
-    starts, sizes, turns = [begins[whole, 0]], [lengths[whole]], [begins[whole, 1]]
-    context = [np.full(len(whole), not learn_first)]
+    has_targets = weighted(ends[:, 1]) > weighted(np.minimum(begins[:, 1] + (not learn_first), ends[:, 1]))
+    fitting = np.flatnonzero((lengths <= window) & has_targets)
+    starts, sizes, turns = [begins[fitting, 0]], [lengths[fitting]], [begins[fitting, 1]]
+    context = [np.full(len(fitting), not learn_first)]
     for dialogue in np.flatnonzero(lengths > window):
         (start, turn), end = begins[dialogue], ends[dialogue, 0]
         turn_ends = np.flatnonzero(data.tokens[start:end] == data.eos_id) + 1
-        cuts = np.array(cut(np.diff(turn_ends, prepend=0).tolist(), window, learn_first), np.int64).reshape(-1, 5)
-        cuts = cuts[weighted(turn + cuts[:, 4]) > weighted(turn + cuts[:, 2] + cuts[:, 3])]
-        starts.append(start + cuts[:, 0])
-        sizes.append(cuts[:, 1])
-        turns.append(turn + cuts[:, 2])
-        context.append(cuts[:, 3] > 0)
+        pieces = np.array(split_turns(np.diff(turn_ends, prepend=0).tolist(), window, learn_first), np.int64).reshape(
+            -1, 5
+        )
+        pieces = pieces[weighted(turn + pieces[:, 4]) > weighted(turn + pieces[:, 2] + pieces[:, 3])]
+        starts.append(start + pieces[:, 0])
+        sizes.append(pieces[:, 1])
+        turns.append(turn + pieces[:, 2])
+        context.append(pieces[:, 3] > 0)
     return _Pieces(
         np.concatenate(starts),
         np.concatenate(sizes).astype(np.int32),
@@ -177,23 +179,23 @@ def _pieces_of(
     )
 
 
-def cut(lengths: list[int], window: int, learn_first: bool) -> list[tuple[int, int, int, int, int]]:
-    """Cut one dialogue into pieces of at most `window` tokens that learn each turn once.
+def split_turns(lengths: list[int], window: int, learn_first: bool) -> list[tuple[int, int, int, int, int]]:
+    """Split one dialogue into pieces of at most `window` tokens in which each turn is a target once.
 
-    A piece begins with the turn before those that it learns, or with as much of that turn's end as there is room for. A
-    turn that is longer than the window is not learned.
+    A piece starts with the turn before its targets as context, truncated on the left if it does not fit. A turn that is
+    longer than the window is not a target.
 
-    Example: turns of 4, 3, 3 and 2 tokens and a window of 8, first turns learned too: the first two (7 tokens); then
-    the second again, to be answered by the third and the fourth (8 tokens).
+    Example: turns of 4, 3, 3 and 2 tokens, a window of 8 and `learn_first` give two pieces: the first two turns (7
+    tokens); then the second turn as context of the third and the fourth (8 tokens).
 
     Args:
-        lengths: of the turns, with their end tokens.
-        window: the most tokens of a piece.
-        learn_first: whether the first turn is learned.
+        lengths: the number of tokens of each turn, with its end token.
+        window: maximum tokens of a piece.
+        learn_first: whether the first turn is a target.
 
     Returns:
-        For each piece its first token, its length, its first turn, whether that turn is context, and the turn after
-        its last.
+        For each piece: the index of its first token, its length, the index of its first turn, whether that turn is
+        context, and the index after its last turn.
     """
     pieces = []
     ends = np.cumsum(lengths).tolist()
@@ -213,11 +215,11 @@ def cut(lengths: list[int], window: int, learn_first: bool) -> list[tuple[int, i
 
 
 def _edges(lengths: NDArray[np.int32], batch_tokens: int) -> NDArray[np.int64]:
-    """Where batches begin and end among sorted lengths: as many rows as fit, each as long as the last of them."""
+    """Return the boundaries of batches among sorted lengths: as many rows as fit, padded to the last of them."""
     edges = [0]
     while edges[-1] < len(lengths):
         start, fits = edges[-1], 1
-        most = min(batch_tokens // int(lengths[start]), len(lengths) - start)  # rows, if none were longer
+        most = min(batch_tokens // int(lengths[start]), len(lengths) - start)  # rows, if all had this length
         low, high = 1, most
         while low <= high:
             rows = (low + high) // 2

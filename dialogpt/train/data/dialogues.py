@@ -1,6 +1,6 @@
-"""How dialogues are read for training: the settings of `dialogpt.data`, and what a model can use of them.
+"""How dialogues are read for training: the reading settings of `dialogpt.data`, and the limits that a model sets.
 
-Formats, and what is done to dialogues, are left to `dialogpt.data`, turning text into ids to `prepare`.
+File formats and transformations are left to `dialogpt.data`, tokenizing to `prepare`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ ALL = (0.0, 1.0)  # every dialogue
 
 @dataclass(frozen=True)
 class Format:
-    """How some files are to be read.
+    """How files are read.
 
     Attributes:
-        window: the most tokens that the model sees at once; a turn that is longer is reported.
-        fewest_turns: dialogues with fewer have nothing to learn.
-        reverse: whether dialogues are turned round.
-        reading: their kind, and what is done to them.
-        share: which dialogues are taken, by `share_of`: from the first number on, below the second. Those that are held
-            out have one share, those that are learned the other, whatever data is added later.
+        window: the maximum number of tokens of a row; longer turns are reported.
+        fewest_turns: dialogues with fewer turns have no targets and are skipped.
+        reverse: whether the order of turns is reversed.
+        reading: their kind, and the transformations.
+        share: the half-open range of `share_of` in which dialogues are selected. Held-out dialogues have one range and
+            training dialogues the other, and stay there when data is added.
     """
 
     window: int
@@ -34,9 +34,9 @@ class Format:
     share: tuple[float, float] = ALL
 
     def transformer(self) -> Transformer:
-        """What applies it to each dialogue."""
+        """Return the transformer that is applied to each dialogue."""
         return Transformer(self.reading, min_turns=self.fewest_turns, reverse=self.reverse)
 
     def takes(self, dialogue: Dialogue) -> bool:
-        """Whether a dialogue is in the share."""
+        """Return whether a dialogue falls into the share."""
         return self.share == ALL or self.share[0] <= share_of(dialogue) < self.share[1]

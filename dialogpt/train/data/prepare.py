@@ -5,11 +5,11 @@ A prepared folder holds
     tokens.bin      the ids of all turns, each turn ended by the end token: uint16, or uint32 for a large vocabulary
     dialogues.bin   for each dialogue, where its tokens and its turns end: two int64
     weights.bin     a float32 for each turn
-    problems.txt    the lines that could not be used, or not whole, with their reasons; empty where there are none
-    data.json       what the above is
+    problems.txt    the lines that were skipped or shortened, with the reasons; empty if there are none
+    data.json       the format, the counts and the sources of these files
 
-Files are read in blocks of 8 MiB, in several processes where there are many, so that memory does not grow with the
-data. Which tokens make a batch is left to `dialogpt.train.data.batches`.
+Files are read in blocks of 8 MiB, by several processes if there are many blocks, so that memory does not grow with the
+data. Batching is left to `dialogpt.train.data.batches`.
 """
 
 from __future__ import annotations
@@ -50,22 +50,24 @@ from dialogpt.weights import Vocabulary
 from dialogpt.weights.formats import new_folder, read_json, sha256_of, write_json
 
 PREPARED_VERSION = 1
-BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
-SHOWN = 5  # problems that data.json repeats
-BLOCK_TOKENS = 1 << 20  # of files that are read whole: what is held before it is written
+BLOCK = 8 << 20  # bytes of text per task; its result takes about as much memory again
+MAX_SHOWN = 5  # problems that data.json repeats
+BLOCK_TOKENS = 1 << 20  # tokens of a streamed file that are buffered before they are written
 
-Part = tuple[Path, str, int, int]  # a file, its kind, and the bytes in which the lines of a block begin
-Progress = Callable[[int, int], None]  # (bytes done, bytes in all); may raise to stop, and nothing is left behind
+Part = tuple[Path, str, int, int]  # a file, its kind, and the range of bytes in which the block's lines start
+Progress = Callable[
+    [int, int], None
+]  # receives (bytes read, total bytes); an exception stops preparing, and no files remain
 
 
 class TokenFiles:
-    """A prepared folder, mapped.
+    """A prepared folder, mapped into memory.
 
     Attributes:
-        folder: where it is.
-        tokens: ids of all dialogues, one after the other.
-        ends: (dialogues, 2): where the tokens and the turns of each end.
-        weights: of each turn.
+        folder: its path.
+        tokens: the ids of all dialogues, concatenated.
+        ends: (dialogues, 2) the end offsets of each dialogue, in tokens and in turns.
+        weights: the weight of each turn.
         eos_id: the id that ends every turn.
         about: the content of data.json.
     """
@@ -74,8 +76,8 @@ class TokenFiles:
         """Map a folder that `prepare` made.
 
         Raises:
-            CheckpointError: it has no data.json that can be read.
-            DialogueError: it is of another version, or its files are not as long as it says.
+            CheckpointError: its data.json cannot be read.
+            DialogueError: it has another version, or files of an unexpected length.
         """
         self.folder = folder
         self.about = about = read_json(folder / "data.json")
@@ -93,10 +95,10 @@ class TokenFiles:
             raise DialogueError(f"{folder / 'dialogues.bin'} is damaged; prepare the dialogues again")
 
     def check(self, vocabulary: Vocabulary, form: Format) -> None:
-        """Raise unless the folder was prepared for this vocabulary and is to be read in this way.
+        """Check that the folder was prepared for this vocabulary and format.
 
         Raises:
-            DialogueError: it was not; what differs.
+            DialogueError: it was not; the message names what differs.
         """
         wanted = {"fewest_turns": form.fewest_turns, "reverse": form.reverse, "vocabulary": digest(vocabulary),
                   "eos_id": vocabulary.eos_id}  # fmt: skip
@@ -106,14 +108,14 @@ class TokenFiles:
 
 
 def digest(vocabulary: Vocabulary) -> str:
-    """A short name of what text becomes which ids."""
+    """Return a hash of everything that determines how text becomes ids."""
     content = json.dumps([sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())])
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
     if not path.is_file() or path.stat().st_size != length * dtype.itemsize:
-        raise DialogueError(f"{path} is not the {length:,} numbers that data.json beside it says; prepare it again")
+        raise DialogueError(f"{path} does not hold the {length:,} numbers that its data.json names; prepare it again")
     return np.memmap(path, dtype, "r")
 
 
@@ -131,13 +133,13 @@ def prepare(
     Args:
         paths: files, or folders of some kinds.
         folder: a new folder.
-        vocabulary: of the model that will learn from it.
+        vocabulary: the vocabulary of the model to train.
         form: how lines are read.
-        workers: processes to use; more than one needs a main module that can be imported, as Python's spawn does.
-        progress: called with the bytes read.
+        workers: number of processes; more than one needs an importable main module, as spawn does.
+        progress: see `Progress`.
 
     Raises:
-        DialogueError: a file cannot be read, or none holds a dialogue that can be used; the first reason is named.
+        DialogueError: a file cannot be read, or none holds a usable dialogue; the first reason is named.
         CheckpointError: the folder exists or cannot be written.
     """
     sizes = [size_of(path) for path in paths]
@@ -167,11 +169,11 @@ def prepare(
 
 @dataclass
 class _Prepared:
-    """What was written.
+    """Counts and problems of the blocks that were written.
 
     Attributes:
-        counts: of tokens, dialogues, turns and so on.
-        statistics: of all blocks.
+        counts: the number of tokens, dialogues, turns and so on.
+        statistics: merged over all blocks.
         shown: the first problems, as sentences.
     """
 
@@ -214,7 +216,7 @@ def _write_blocks(
             for line, reason in block.problems:
                 problem = str(Problem(path, before + line if line else 0, reason))
                 print(problem, file=problems)
-                prepared.shown += [problem] if len(prepared.shown) < SHOWN else []
+                prepared.shown += [problem] if len(prepared.shown) < MAX_SHOWN else []
             prepared.add(block)
             done += block.bytes
             if progress is not None:
@@ -227,15 +229,15 @@ def _files_of(path: Path) -> tuple[Path, ...]:
 
 
 class NothingUsable(DialogueError):
-    """No dialogue of some files can be used, or none is in the share that was asked for."""
+    """No dialogue is usable, or none falls into the requested share."""
 
 
 def _blocks(
     paths: Sequence[Path], vocabulary: Vocabulary, form: Format, workers: int
 ) -> Iterator[tuple[Path, int, _Block]]:
-    """All blocks in order, each with its file and how many lines of it came before.
+    """Yield all blocks in order, each with its file and the number of lines before it.
 
-    Files with a dialogue a line are shared out to processes; others are read as a stream, in this one.
+    Files with one dialogue per line are distributed to worker processes; others are streamed in this one.
     """
     kinds = [(path, kind_of(path, form.reading).name) for path in paths]
     for by_line, group in groupby(kinds, key=lambda pair: is_by_line(pair[0], pair[1], form)):
@@ -253,7 +255,7 @@ def _blocks(
 
 
 def is_by_line(path: Path, kind: str, form: Format) -> bool:
-    """Whether every line of a file is a dialogue, so that a part of it can be read alone."""
+    """Whether every line of a file is a dialogue, so that its parts can be read independently."""
     if KINDS[kind].parse is None or path.is_dir() or is_array(Source(path, form.reading)):
         return False
     with path.open("rb") as file:
@@ -261,10 +263,10 @@ def is_by_line(path: Path, kind: str, form: Format) -> bool:
 
 
 def check_paths(paths: Iterable[str | Path], form: Format) -> None:
-    """Raise unless files can be read and their kind is known.
+    """Check that files exist and that their kind is known.
 
     Raises:
-        DialogueError: one cannot, or is not.
+        DialogueError: a file does not exist, or its kind is unknown.
     """
     for path in map(Path, paths):
         if not (path.is_file() or path.is_dir()):
@@ -279,16 +281,16 @@ def _parts(path: Path, kind: str) -> list[Part]:
 
 @dataclass
 class _Block:
-    """What the lines that begin in one part of a file hold; counted from the part's own start.
+    """The dialogues whose lines start in one part of a file; offsets and lines are relative to that part.
 
     Attributes:
         tokens, ends, weights: as in `TokenFiles`.
-        problems: line, from 1, and reason.
-        shortened: how many of the problems leave the dialogue in use.
-        targets: how many tokens are learned.
+        problems: pairs of a line, from 1, and a reason.
+        shortened: the number of problems whose dialogue is used all the same.
+        targets: the number of target tokens.
         statistics: of the dialogues.
-        lines: how many lines there are.
-        bytes: how many were read.
+        lines: the number of lines.
+        bytes: the number of bytes read.
     """
 
     tokens: NDArray[np.uint32]
@@ -304,7 +306,7 @@ class _Block:
 
 @dataclass
 class _Building:
-    """A block while it grows."""
+    """Collects the dialogues of a block."""
 
     tokens: list[NDArray[np.uint32]] = field(default_factory=lambda: [np.zeros(0, np.uint32)])
     ends: array[int] = field(default_factory=lambda: array("q"))
@@ -316,7 +318,7 @@ class _Building:
     statistics: Statistics = field(default_factory=Statistics)
 
     def built(self, lines: int, size: int) -> _Block:
-        """The block that it has become."""
+        """Return the finished block."""
         return _Block(
             tokens=np.concatenate(self.tokens),
             ends=np.array(self.ends, np.int64).reshape(-1, 2),
@@ -331,7 +333,7 @@ class _Building:
 
 
 class _Reader:
-    """Reads files and parts of them; each process builds its own once, as that takes 0.2 s."""
+    """Reads files and parts of files; each process creates one, as that takes 0.2 s."""
 
     def __init__(self, vocabulary: Vocabulary, form: Format) -> None:
         self.tokenizer = Tokenizer(vocabulary)
@@ -339,7 +341,7 @@ class _Reader:
         self.transformer = form.transformer()
 
     def read(self, part: Part) -> _Block:
-        """A part of a file whose every line is a dialogue."""
+        """Read a part of a file with one dialogue per line."""
         path, kind, start, end = part
         parse, building = KINDS[kind].parse, _Building()
         assert parse is not None
@@ -357,7 +359,7 @@ class _Reader:
         return building.built(number, end - start)
 
     def stream(self, path: Path, kind: str) -> Iterator[_Block]:
-        """A file that can only be read from its beginning, some dialogues at a time."""
+        """Read a file that cannot be split, and yield a block whenever `BLOCK_TOKENS` are buffered."""
         building, size = _Building(), 0
 
         def on_bytes(count: int) -> None:
@@ -376,7 +378,7 @@ class _Reader:
         yield building.built(0, size)
 
     def _note(self, building: _Building, line: int, reason: str) -> None:
-        """Write a problem down, once: the share that ends at 1 does it for what has no share."""
+        """Record a problem; a file that is split is read twice, and only the share that ends at 1 records problems."""
         if self.form.share[1] == 1:
             building.problems.append((line, reason))
 
@@ -407,19 +409,16 @@ class _Reader:
 
 def _too_long(length: int, window: int) -> str:
     if length == window:
-        return (
-            f"a turn of {length:,} tokens fills all that the model sees; nothing is before its first token, which is "
-            f"not learned"
-        )
+        return f"a turn of {length:,} tokens fills the model's window; its first token has no context and is no target"
     return (
-        f"a turn of {length:,} tokens is more than the {window:,} that the model sees; its end is shown, and it is not "
-        f"learned"
+        f"a turn of {length:,} tokens exceeds the model's window of {window:,}; its end is context, and it is not a "
+        f"target"
     )
 
 
 @dataclass(frozen=True)
 class PreviewTurn:
-    """A turn as it is learned: its text, its ids with the end token, and whether each is learned."""
+    """A turn as training sees it: its text, its ids with the end token, and whether each is a target (`learned`)."""
 
     text: str
     weight: float
@@ -429,7 +428,7 @@ class PreviewTurn:
 
 @dataclass(frozen=True)
 class PreviewLine:
-    """A line of a file as it is learned, or the problem with it."""
+    """A line of a file as training sees it, or the problem with it."""
 
     number: int
     problem: str
@@ -437,7 +436,7 @@ class PreviewLine:
 
 
 def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
-    """How the first lines of a file are read, for people who wonder whether their data is right.
+    """Yield the first lines of a file as training sees them, so that users can check their data.
 
     Raises:
         DialogueError: the file cannot be read.
@@ -446,7 +445,7 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
     found = read_one(path, kind_of(path, form.reading), form.transformer(), problems.append)
     while shown < most:
         dialogue = None
-        with suppress(DialogueError):  # of a file that holds nothing else, its problems are shown
+        with suppress(DialogueError):  # a file without a usable dialogue: its problems are shown
             dialogue = next(found, None)
         for problem in islice(problems, most - shown):
             shown += 1
@@ -462,52 +461,54 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
 def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
-    for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
+    for index, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
         ids = tokenizer.encode_dialogue([text]).tolist()
         fits = len(ids) <= window
-        learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
+        learned = [fits and weight > 0 and (index > 0 or (learn_first and n > 0)) for n in range(len(ids))]
         turns.append(PreviewTurn(text, weight, ids, learned))
     return turns
 
 
 def _read(parts: Sequence[Part], vocabulary: Vocabulary, form: Format, workers: int) -> Iterator[_Block]:
-    """The blocks of all parts in their order; with several processes, one more is under way than there are."""
+    """Yield the blocks of all parts in order; with several workers, one more part than workers is in flight."""
     # A worker takes a second and a half to start, a block half a second.
     workers = min(workers, len(parts) // 4, most_workers())
     if workers < 2:
         yield from map(_Reader(vocabulary, form).read, parts)
         return
-    spawn = get_context("spawn")  # a forked copy of a process with threads may hang
+    spawn = get_context("spawn")  # forking a process with threads may deadlock
     with ProcessPoolExecutor(workers, spawn, _start_worker, (vocabulary, form)) as pool:
-        under_way: deque[Future[_Block]] = deque()
+        in_flight: deque[Future[_Block]] = deque()
         try:
             for part in parts:
-                under_way.append(pool.submit(_work, part))
-                if len(under_way) > workers:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                in_flight.append(pool.submit(_work, part))
+                if len(in_flight) > workers:
+                    yield in_flight.popleft().result()
+            while in_flight:
+                yield in_flight.popleft().result()
         except BrokenProcessPool:
-            raise DialogueError("a process that read dialogues was ended from outside; is there memory left?") from None
+            raise DialogueError(
+                "a worker process was killed while reading dialogues; free some memory and try again"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 def most_workers(system: str = sys.platform) -> int:
-    """How many processes a pool may have: Windows waits for at most 64 things at once, and a pool for three more."""
+    """Return the maximum size of a process pool: Windows waits for at most 64 handles, and a pool needs three more."""
     return 61 if system == "win32" else 1024
 
 
-_readers: list[_Reader] = []  # in a worker: its own
+_readers: list[_Reader] = []  # of a worker process
 
 
 def _start_worker(vocabulary: Vocabulary, form: Format) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the process that asked decides
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     _readers.append(_Reader(vocabulary, form))
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = parent_process()
     assert parent is not None
     parent.join()

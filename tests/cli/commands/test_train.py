@@ -109,11 +109,11 @@ def test_check_of_nothing_usable_is_a_sentence(files: Path, capsys: pytest.Captu
     ("arguments", "sentence"),
     [
         (["--out", "RUN", "--model", "./tiny"], "there is no folder or file './tiny'"),
-        (["--out", "RUN", "--resume"], "holds no run to resume; leave out --resume to begin one"),
-        (["--out", "RUN", "--window", "65"], "a window of 65 is more than the 64 tokens that the network sees"),
+        (["--out", "RUN", "--resume"], "holds no run to resume; omit --resume to start one"),
+        (["--out", "RUN", "--window", "65"], "a window of 65 tokens exceeds the network's 64 positions"),
         (["--out", "RUN", "--batch-tokens", "63"], "a batch of 63 tokens cannot hold a row of 64"),
         (["--out", "RUN", "--valid", "nowhere.jsonl"], "nowhere.jsonl is not there"),
-        (["--out", "RUN", "--valid", "train.jsonl"], "train.jsonl is both learned and judged by"),
+        (["--out", "RUN", "--valid", "train.jsonl"], "train.jsonl is named for both training and validation"),
         (["--out", "RUN", "--patience", "1", "--split", "0"], "there is nothing to validate with; add --valid"),
         (["--out", "RUN", "--model", "nowhere"], "there is no folder or file 'nowhere'"),
         (["--out", "model"], "model exists already; name a new folder"),
@@ -144,7 +144,7 @@ def test_mistakes_are_sentences_and_leave_no_run(
         (["a.jsonl", "--out", "x", "--steps", "0"], "--steps must be an integer from 1 to 1,000,000,000, got 0"),
         (
             ["a.jsonl", "--out", "x", "--steps", "3", "--epochs", "1"],
-            "--epochs must be omitted where --steps says when to stop",
+            "--epochs must be omitted, as --steps sets the length of the run",
         ),
         (["a.jsonl", "--out", "x", "--steps", "9" * 400], "1,000,000,000, got 999"),
         (

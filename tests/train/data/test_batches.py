@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dialogpt.data import Reading
 from dialogpt.errors import DialogueError
 from dialogpt.train.data import batches as module
-from dialogpt.train.data.batches import IGNORED, Batches, cut
+from dialogpt.train.data.batches import IGNORED, Batches, split_turns
 from dialogpt.train.data.dialogues import Format
 from dialogpt.train.data.prepare import TokenFiles, prepare
 from tests.helpers import small_vocabulary
@@ -128,7 +128,7 @@ def test_dialogues_that_are_planned_in_parts_give_the_same_rows(
 
     whole = rows()
     assert len(whole) > 40
-    monkeypatch.setattr(module, "AT_ONCE", 7)
+    monkeypatch.setattr(module, "CHUNK_DIALOGUES", 7)
     assert rows() == whole
 
 
@@ -137,7 +137,7 @@ def test_cutting_learns_every_turn_that_fits_exactly_once(lengths: list[int], wi
     """The slow and obvious count: which tokens of which turns each piece learns."""
     turn_of = [turn for turn, length in enumerate(lengths) for _ in range(length)]
     learned: list[int] = []
-    for start, length, first, with_context, after in cut(lengths, window, learn_first):
+    for start, length, first, with_context, after in split_turns(lengths, window, learn_first):
         assert 1 <= length <= window
         held = turn_of[start : start + length]
         assert (held[0], held[-1]) == (first, after - 1)
