@@ -34,11 +34,14 @@ from dialogpt.sampler import check_tokens
 from dialogpt.settings import POSITIVE, Checked, required
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from dialogpt.weights import Checkpoint, Source, load, open_checkpoint
+from dialogpt.weights.formats import Progress
 
 logger = logging.getLogger(__name__)
 
 
-def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.device) -> tuple[GPT2, Tokenizer]:
+def load_network(
+    checkpoint: Checkpoint, *, dtype: str, device: str | torch.device, progress: Progress | None = None
+) -> tuple[GPT2, Tokenizer]:
     """Load a network and its tokenizer; a DialogRPT, which only scores replies, is logged as a warning.
 
     Raises:
@@ -46,7 +49,7 @@ def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.devi
     """
     if checkpoint.ranking_head is not None:
         logger.warning("%s is a DialogRPT: it scores replies, and was not trained to generate them", checkpoint.path)
-    return load(checkpoint, dtype=dtype, device=device), Tokenizer.load(checkpoint)
+    return load(checkpoint, dtype=dtype, device=device, progress=progress), Tokenizer.load(checkpoint)
 
 
 class Chat:

@@ -32,7 +32,7 @@ from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
 from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of
 from dialogpt.weights.folders import WEIGHT_FILES, no_weights, shard_names, weights_among
-from dialogpt.weights.formats import CheckpointError, read_json, sha256_of
+from dialogpt.weights.formats import CheckpointError, Progress, read_json, sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -80,7 +80,7 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dialogpt"
 
 
-def converted(name: str, n_head: int | None = None) -> Path:
+def converted(name: str, n_head: int | None = None, progress: Progress | None = None) -> Path:
     """The folder of a checkpoint on the hub in our format: from the cache, or else downloaded and converted.
 
     Without a network it is the folder of what was downloaded before, which is not kept as a conversion: only the hub
@@ -89,6 +89,7 @@ def converted(name: str, n_head: int | None = None) -> Path:
     Args:
         name: "owner/name", or "owner/name@revision".
         n_head: see `open_checkpoint`.
+        progress: called before each tensor that is converted.
 
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be fetched or used, or the disk is full.
@@ -102,7 +103,7 @@ def converted(name: str, n_head: int | None = None) -> Path:
         downloaded, complete = download(repository, revision)
         if not complete:
             return downloaded
-        found = _convert(downloaded, f"{repository}@{downloaded.name}", folder, n_head)
+        found = _convert(downloaded, f"{repository}@{downloaded.name}", folder, n_head, progress)
         _record(folder, reference, found.name)
     return found
 
@@ -152,7 +153,7 @@ def _record(folder: Path, reference: str, entry: str) -> None:
 _ELSEWHERE = "set DIALOGPT_CACHE to a folder that has room and can be written"
 
 
-def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Path:
+def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None, progress: Progress | None) -> Path:
     """Convert what was downloaded into the cache, once, whoever else may be at it."""
     try:
         checkpoint = replace(open_path(snapshot, n_head=n_head), name=name)
@@ -162,7 +163,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
             for left in filter(_is_partial, folder.iterdir()):  # by a process that was killed
                 shutil.rmtree(left, ignore_errors=True)
             if not entry.exists():
-                write_ours(checkpoint, entry)
+                write_ours(checkpoint, entry, progress=progress)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except OSError as error:

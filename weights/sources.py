@@ -33,7 +33,11 @@ Source = str | os.PathLike[str] | Checkpoint
 
 
 def open_checkpoint(
-    source: Source, *, n_head: int | None = None, adapter: str | os.PathLike[str] | None = None
+    source: Source,
+    *,
+    n_head: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Checkpoint:
     """Open a source and check that its parts fit each other.
 
@@ -43,18 +47,19 @@ def open_checkpoint(
         source: see this file's opening; an open checkpoint is returned as it is.
         n_head: heads of attention, for a file without a ``config.json`` whose heads are not 64 wide.
         adapter: the folder of a PEFT adapter that is merged into the weights as they are read.
+        progress: called before each tensor of what is downloaded and converted.
 
     Raises:
         CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
     """
     if adapter is not None:
-        return merge_adapter(open_checkpoint(source, n_head=n_head), adapter)
+        return merge_adapter(open_checkpoint(source, n_head=n_head, progress=progress), adapter)
     if isinstance(source, Checkpoint):
         return source
     path = _find(source)
     if path is None:
         name = os.fspath(source)
-        folder = hub.converted(name, n_head)
+        folder = hub.converted(name, n_head, progress)
         try:
             return replace(open_path(folder, n_head=n_head), name=name)
         except CheckpointError as error:
@@ -118,6 +123,7 @@ def load(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trainable: bool = False,
+    progress: Progress | None = None,
 ) -> GPT2:
     """Open a source and build its network; see `open_checkpoint` and `dialogpt.weights.load.build_network`."""
     checkpoint = open_checkpoint(source)
@@ -125,7 +131,7 @@ def load(
         require_dtype(dtype, device)
     if dtype in DTYPES and device_of(device).type != "cpu":
         check_device(device_of(device), DTYPES[dtype], hub.cache_folder())
-    return build_network(checkpoint, dtype=dtype, device=device, trainable=trainable)
+    return build_network(checkpoint, dtype=dtype, device=device, trainable=trainable, progress=progress)
 
 
 def load_ranking_head(

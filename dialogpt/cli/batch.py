@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
@@ -27,11 +26,13 @@ from typing import IO, Any
 from dialogpt import json_input
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described, one_line, printable
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.standard_input import stdin_bytes
 from dialogpt.data import Problem
 from dialogpt.data.detect import kind_of
+from dialogpt.data.formats.kind import Kind
 from dialogpt.data.read import read_one
 from dialogpt.data.settings import AUTO
 from dialogpt.data.transform import Transformer
@@ -42,7 +43,6 @@ from dialogpt.generation import Reply
 from dialogpt.weights.disk import lock, reason_of
 
 SHOWN = 5  # problems of an input of another kind
-EVERY = 1.0  # seconds between progress lines
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds have other draws
 
 
@@ -70,7 +70,10 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
     with ExitStack() as files:
         source = stdin_bytes() if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
         output: IO[bytes] = sys.stdout.buffer
-        lines = _lines(source, options)
+        kind = _kind(options)
+        lines = _lines(source, options, kind)
+        total = sum(1 for _ in source) if kind is None and _rewinds(source) else None
+        _rewinds(source)
         earlier = None
         if options.output is not None:
             _require_output(options.output, source)
@@ -83,21 +86,27 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
             files.callback(earlier.begin())
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
         counts = Counter[str]()
-        shown = time.monotonic()
-        with flagged() as interrupted:
+        done = 0 if earlier is None else earlier.there
+        with flagged() as interrupted, ProgressLine() as progress:
+            progress.count("answering", done, total, "lines")
+
+            def stop() -> bool:
+                progress.refresh()
+                return interrupted()
+
             for group in _grouped(lines, options.batch_size):
                 if interrupted():
                     raise KeyboardInterrupt
                 kept = {} if earlier is None else earlier.kept(group)
-                found = _answers(chat, [line for line in group if line.number not in kept], number, base, interrupted)
+                found = _answers(chat, [line for line in group if line.number not in kept], number, base, stop)
                 answers = (
-                    kept.get(line.number) or _answered(chat, line, line.problem or found[line.number], counts)
+                    kept.get(line.number)
+                    or _answered(chat, line, line.problem or found[line.number], counts, progress.say)
                     for line in group
                 )
                 _store(output, b"".join(answers), options.output)
-                if time.monotonic() - shown > EVERY:
-                    shown = time.monotonic()
-                    print(f"dialogpt: {group[-1].number} lines answered", file=sys.stderr)
+                done = group[-1].number
+                progress.count("answering", done, total, "lines")
         if earlier is not None:
             earlier.end()
     there, failed = (earlier.there, earlier.failed) if earlier is not None else (0, 0)
@@ -110,12 +119,14 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
     return FAILED if failed else DONE
 
 
-def _answered(chat: Chat, line: Line, answer: list[Reply] | str, counts: Counter[str]) -> bytes:
-    """A line of the output; counts what it is."""
+def _answered(
+    chat: Chat, line: Line, answer: list[Reply] | str, counts: Counter[str], say: Callable[[str], None]
+) -> bytes:
+    """A line of the output; counts what it is, and says why it is none."""
     counts["answered"] += 1
     if isinstance(answer, str):
         counts["failed"] += 1
-        print(f"dialogpt: line {line.number}: {answer}", file=sys.stderr)
+        say(f"dialogpt: line {line.number}: {answer}")
         content: dict[str, Any] = {**line.others, "line": line.number, "error": answer}
     else:
         content = {**line.others, "replies": described(chat.tokenizer, answer)}
@@ -349,14 +360,25 @@ def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], byte
         yield entry, raw
 
 
-def _lines(source: IO[bytes], options: argparse.Namespace) -> Iterator[Line]:
-    """The lines of the input, or the dialogues of an input of another kind."""
-    reading = replace(reading_from(options), min_turns=1)
+def _rewinds(source: IO[bytes]) -> bool:
+    """Go back to the beginning of an input, if it has one; a pipe has none."""
+    return source.seekable() and source.seek(0) == 0
+
+
+def _kind(options: argparse.Namespace) -> Kind | None:
+    """What the input is; None where each line is a dialogue in JSON."""
+    reading = reading_from(options)
     kind = None
     if str(options.batch) != "-":
         with suppress(DialogueError) if reading.kind == AUTO else nullcontext():
             kind = kind_of(options.batch, reading)
-    if kind is None or kind.name == "turns":
+    return None if kind is None or kind.name == "turns" else kind
+
+
+def _lines(source: IO[bytes], options: argparse.Namespace, kind: Kind | None) -> Iterator[Line]:
+    """The lines of the input, or the dialogues of an input of another kind."""
+    reading = replace(reading_from(options), min_turns=1)
+    if kind is None:
         yield from _lines_of_json(source)
         return
     problems: list[Problem] = []

@@ -6,6 +6,7 @@ The generation flags are the fields of `GenerationConfig` in kebab case, on top 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
@@ -169,7 +170,7 @@ def flag_of(name: str) -> str:
 def wrong_usage(
     options: argparse.Namespace, problem: str | DialogueError, name_of: Callable[[str], str] = flag_of
 ) -> SystemExit:
-    """Report wrong usage as argparse does: the usage line, then the problem.
+    """Report wrong usage as argparse does: the usage line, then the problem, and what of it the config file sets.
 
     Args:
         options: the flags.
@@ -177,8 +178,12 @@ def wrong_usage(
         name_of: the flag of a setting, where it is another than its name.
     """
     sentence = problem.worded(name_of) if isinstance(problem, SettingsError) else str(problem)
-    options.parser.print_usage(sys.stderr)
-    print(f"{options.parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
+    parser = options.parser
+    named = sorted(flag for flag in parser.set_in_file if re.search(rf"{flag}(?![\w-])", sentence))
+    if named:
+        sentence += f" ({', '.join(named)}: set in {parser.file})"
+    parser.print_usage(sys.stderr)
+    print(f"{parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
     return SystemExit(USAGE)
 
 

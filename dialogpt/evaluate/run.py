@@ -185,7 +185,7 @@ class Evaluation:
             size = self.request.window or "all positions of the network"
             bot = "the bot's turns" if self.request.bot_only else "all turns"
             notes.append(f"perplexity of {bot}, end tokens included; windows of {size}, overlapping by half")
-        self.on_stage("comparing", 0, 1)
+        self.on_stage("comparing", 0, len(self.dialogues))
         texts = {
             name: TextSample(self.protocol, self.dialogues, found, counted.get(name), means[name])
             for name, found in given.items()
@@ -196,7 +196,7 @@ class Evaluation:
         if likelihoods:
             for name, figures in compare(likelihoods, **resampling).items():
                 comparison[name] |= figures
-        self.on_stage("comparing", 1, 1)
+        self.on_stage("comparing", len(self.dialogues), len(self.dialogues))
         quality = {name: sample.quality for name, sample in texts.items()}
         bins = {name: sample.bins for name, sample in likelihoods.items()}
         return Result(self.protocol, self.dialogues, given, comparison, quality, bins, notes)

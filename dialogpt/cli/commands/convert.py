@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, wrong_usage
 from dialogpt.cli.output import ignored_rows, table
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.signals import flagged, raised
 from dialogpt.errors import DONE, DialogueError
 
@@ -18,7 +19,14 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
-    parser = subparsers.add_parser("convert", help="a published checkpoint to ours, or ours back")
+    parser = subparsers.add_parser(
+        "convert",
+        help="a published checkpoint to ours, or ours back",
+        examples=(
+            "dialogpt convert microsoft/DialoGPT-small OURS --verify",
+            "dialogpt convert RUN FOLDER --to hf                 # for transformers",
+        ),
+    )
     parser.add_argument("source", help=SOURCE)
     add_n_head(parser)
     add_adapter(parser)
@@ -51,15 +59,15 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.weights.formats import require_new
 
     require_new(options.destination)  # before anything is downloaded
-    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head, adapter=options.adapter)
-    with flagged() as interrupted:
-
-        def show_progress(done: int, total: int) -> None:
-            if interrupted():
-                raise KeyboardInterrupt
-            if sys.stderr.isatty():
-                print(f"\r{done + 1} of {total} tensors", end="" if done + 1 < total else "\n", file=sys.stderr)
-
+    with ProgressLine() as line:
+        checkpoint = weights.open_checkpoint(
+            options.source,
+            n_head=options.n_head,
+            adapter=options.adapter,
+            progress=line.counter("converting what was downloaded", "tensors"),
+        )
+    with flagged() as interrupted, ProgressLine() as line:
+        show_progress = line.counter("converting", "tensors", interrupted)
         try:
             if options.to == "hf":
                 report = weights.export(checkpoint, options.destination, progress=show_progress)

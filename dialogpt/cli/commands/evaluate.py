@@ -9,20 +9,18 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import SOURCE, add_model_flags, generation_from, positive_number, rerankers_from, wrong_usage
 from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
     from dialogpt.evaluate.run import Request, Result, System
-
-EVERY = 2.0  # seconds between progress lines
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,6 +30,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="%(prog)s DIALOGUES [--model M | --replies FILE | --system FLAGS]... [FLAGS]  (--help lists them)",
         help="figures of replies and models on a file of dialogues, with intervals",
         conflict_handler="resolve",  # --model may be given again here
+        everyday=(
+            *("--model", "--replies", "--system", "--protocol", "--bot", "--out", "--json", "--blind", "--greedy"),
+            *("--num-beams", "--seed", "--dtype"),
+        ),
+        examples=(
+            "dialogpt evaluate HELD-OUT.jsonl --model tiny --model RUN --out REPORT",
+            "dialogpt evaluate HELD-OUT.jsonl --system 'beams=--greedy --num-beams 10'",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
@@ -101,7 +107,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
-class _Named(argparse.Action):
+class _Named(argparse._AppendAction):
     """Keeps systems in the order in which they are typed, with the flag that each was given by."""
 
     def __call__(
@@ -132,15 +138,24 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.run import Evaluation, write_results
 
     request = _request(options)
-    with flagged() as interrupted:
+    with flagged() as interrupted, ProgressLine() as line:
+
+        def stop() -> bool:
+            line.refresh()
+            return interrupted()
+
+        def show(stage: str, done: int, total: int) -> None:
+            line.count(stage, done, total, "dialogues")
+
         try:
-            result = Evaluation(request, systems, stop=interrupted, on_stage=_Progress()).run()
+            result = Evaluation(request, systems, stop=stop, on_stage=show).run()
         except Stopped:
             kept = "nothing was kept, as there is no --out"
             if options.out is not None:
                 kept = f"what was computed is in {options.out}; the same command resumes"
-            _say(f"interrupted; {kept}")
+            line.say(f"dialogpt: interrupted; {kept}")
             return INTERRUPTED
+        line.end()
         written = write_results(request.out, result, request.seed) if request.out is not None else []
         for note in result.notes:
             _say(note)
@@ -162,18 +177,6 @@ def _print(result: Result, *, as_json: bool, shown: str) -> None:
 
 def _say(sentence: str) -> None:
     print(f"dialogpt: {printable(one_line(sentence))}", file=sys.stderr)
-
-
-class _Progress:
-    """Progress on stderr, now and then."""
-
-    def __init__(self) -> None:
-        self._shown = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if time.monotonic() - self._shown > EVERY:
-            self._shown = time.monotonic()
-            _say(f"{stage}: {done:,} of {total:,}")
 
 
 def _request(options: argparse.Namespace) -> Request:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
-    parser = subparsers.add_parser("info", help="what a checkpoint is")
+    parser = subparsers.add_parser(
+        "info", help="what a checkpoint is", examples=("dialogpt info RUN", "dialogpt info microsoft/DialoGPT-small")
+    )
     parser.add_argument("source", nargs="?", default="tiny", help=f"{SOURCE} (default: tiny)")
     add_n_head(parser)
     add_adapter(parser)

@@ -20,6 +20,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "reply",
         usage="%(prog)s [FLAGS] TURN...  (--help lists them)",
         help="replies to a dialogue given as arguments, or to a file of them",
+        everyday=(
+            *("--model", "--num-replies", "--json", "--batch", "--output", "--temperature", "--top-p"),
+            *("--max-new-tokens", "--greedy", "--num-beams", "--seed", "--dtype"),
+        ),
+        examples=(
+            'dialogpt reply "Hi!" "Hello, how are you?" "Fine, and you?"',
+            'dialogpt reply --greedy --model microsoft/DialoGPT-small "Does money buy happiness?"',
+            "dialogpt reply --batch DIALOGUES.jsonl --output REPLIES.jsonl --seed 1",
+        ),
     )
     parser.add_argument(
         "turns",

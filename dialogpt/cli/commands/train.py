@@ -41,6 +41,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         usage="%(prog)s DATA... --out RUN [FLAGS]  (--help lists them)",
         help="learn from dialogues, from fresh weights or a checkpoint",
+        everyday=(
+            *("--out", "--resume", "--check", "--valid", "--model", "--preset", "--epochs", "--lr", "--batch-tokens"),
+            *("--lora", "--device"),
+        ),
+        examples=(
+            "dialogpt train DATA.jsonl --out RUN                 # goes on from tiny",
+            "dialogpt train DATA.jsonl --out RUN --model microsoft/DialoGPT-small --device cuda",
+            "dialogpt train --resume --out RUN                   # after Ctrl-C, or a crash",
+            "dialogpt chat RUN",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
