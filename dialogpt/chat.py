@@ -15,23 +15,26 @@ import time
 import weakref
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache
 from dialogpt.normalize import normalize
+from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.ranking.scoring import Score, score_turns
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, generate_replies, stream_reply
 from dialogpt.sampler import check_tokens
-from dialogpt.settings import POSITIVE, Checked, required
+from dialogpt.settings import POSITIVE, Checked, require_names, required
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
 from dialogpt.weights import Checkpoint, Source, load, open_checkpoint
 from dialogpt.weights.formats import Progress
@@ -42,17 +45,19 @@ logger = logging.getLogger(__name__)
 def load_network(
     checkpoint: Checkpoint, *, dtype: str, device: str | torch.device, progress: Progress | None = None
 ) -> tuple[GPT2, Tokenizer]:
-    """Load a network and its tokenizer; a DialogRPT, which only scores replies, is logged as a warning.
+    """Load a network and its tokenizer; one that was not trained to generate replies is logged as a warning.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
     if checkpoint.ranking_head is not None:
         logger.warning("%s is a DialogRPT: it scores replies, and was not trained to generate them", checkpoint.path)
+    if checkpoint.reverse:
+        logger.warning("%s is a reverse model: it ranks replies, and was not trained to answer", checkpoint.shown_name)
     return load(checkpoint, dtype=dtype, device=device, progress=progress), Tokenizer.load(checkpoint)
 
 
-class Chat:
+class Chat(Described):
     """One conversation with one network; the network itself may serve many.
 
     Attributes:
@@ -120,8 +125,8 @@ class Chat:
         Raises:
             DialogueError: a setting is out of range, or the draft does not fit the network.
         """
-        self.model = model
-        self.tokenizer = tokenizer
+        self._caller = OneCaller()
+        self.model, self.tokenizer = model, tokenizer
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
         self.history = History(tokenizer.eos_id)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
@@ -138,33 +143,36 @@ class Chat:
     @classmethod
     def load(
         cls,
-        source: Source,
+        source: Source = "tiny",
         *,
         dtype: str = "float32",
         device: str | torch.device = "cpu",
         generation: GenerationConfig | None = None,
         seed: int | None = None,
         history_tokens: int | None = None,
+        **settings: Any,
     ) -> Chat:
         """Begin a conversation with a checkpoint.
 
-        Arguments are those of `dialogpt.weights.load` and of the constructor; `history_tokens` is the checkpoint's own
-        if it has one. A reranker or a draft can be set afterwards.
+        Arguments are those of `dialogpt.weights.load` and of the constructor, and settings on top of `generation`:
+        `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one. Set a reranker or a draft afterwards.
 
         Raises:
-            CheckpointError: the checkpoint cannot be used.
+            CheckpointError: the checkpoint cannot be used; a TypeError names the setting that does not exist.
         """
+        require_names(settings, GenerationConfig, "dtype", "device", "generation", "seed", "history_tokens")
         checkpoint = open_checkpoint(source)
         model, tokenizer = load_network(checkpoint, dtype=dtype, device=device)
         if history_tokens is None:
             history_tokens = checkpoint.history_tokens
         if generation is None:
             generation = GenerationConfig.chat(checkpoint.chat).fitted(model.config.n_positions)
-        return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
+        return cls(model, tokenizer, generation.merged(settings), seed=seed, history_tokens=history_tokens)
 
     def reply(self, text: str) -> str:
         """Return the whole reply to a text; errors are those of `stream`."""
-        return "".join(self.stream(text))
+        with self._caller:
+            return "".join(self.stream(text))
 
     def stream(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
         """Stream the reply to a text while it is generated.
@@ -208,7 +216,8 @@ class Chat:
 
     def retry(self) -> str:
         """Return the whole reply of `stream_retry`."""
-        return "".join(self.stream_retry())
+        with self._caller:
+            return "".join(self.stream_retry())
 
     def undo(self) -> str:
         """Remove the last exchange, and return the user's turn.
@@ -283,7 +292,9 @@ class Chat:
             history = History(self.tokenizer.eos_id, self.turns_from(texts))
             asked.append(Dialogue(self._prompt(history), history.turns, sources))
         cache = self._cache if len(asked) == 1 else None
-        return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
+        with self._caller:
+            self._close_stream()
+            return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
 
     def set_persona(self, text: str) -> None:
         """Show the network this text as a first turn before every dialogue; an empty one shows none.
@@ -337,10 +348,8 @@ class Chat:
         return stream
 
     def _close_stream(self) -> None:
-        """Close the stream of an abandoned reply."""
-        stream = self._current() if self._current is not None else None
-        if stream is not None:
-            stream.close()
+        """Close the stream of an abandoned reply; a DialogueError if another thread is generating."""
+        self._caller.close(self._current() if self._current is not None else None)
 
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:

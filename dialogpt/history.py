@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError
 
 DEFAULT_HISTORY_TOKENS = (
@@ -53,7 +54,7 @@ class Prompt:
     own_turns: list[list[int]] | None = None
 
 
-class History:
+class History(Described):
     """The turns of a dialogue, oldest first.
 
     Attributes:

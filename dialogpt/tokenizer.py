@@ -15,6 +15,7 @@ import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError
 from dialogpt.merges import Piece, check_order, explained
 from dialogpt.weights import Checkpoint, CheckpointError, Source, Vocabulary, open_checkpoint
@@ -31,7 +32,7 @@ _SPACES = _GAP.pattern.removesuffix("+") + "*"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class Tokenizer:
+class Tokenizer(Described):
     """Text to ids and back for one vocabulary.
 
     Attributes:

@@ -43,7 +43,7 @@ from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, 
 FORMAT_VERSION = 1
 MAX_GPT2_ROWS = 50304  # GPT-2's tokens, padded to a multiple of 128 as nanoGPT does
 logger = logging.getLogger(__name__)
-_OUR_KEYS = ("format_version", "history_tokens", "chat", "about")  # what our config.json has beyond transformers'
+_OUR_KEYS = ("format_version", "history_tokens", "chat", "about", "reverse")  # in our config.json alone
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
@@ -68,6 +68,7 @@ class Checkpoint:
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
         chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
         about: who speaks, in a sentence for people, where the checkpoint says so.
+        reverse: whether it was trained on reversed dialogues, for MMI; None where the checkpoint does not say.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
@@ -93,6 +94,7 @@ class Checkpoint:
     ours: bool
     chat: dict[str, Any] = field(default_factory=dict)
     about: str | None = None
+    reverse: bool | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     heads: tuple[StoredTensor, ...] = ()
@@ -227,6 +229,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         history_tokens=_history_tokens(values, folder),
         chat=_checked(values, "chat", dict, "settings and their values", folder) or {},
         about=_checked(values, "about", str, "a sentence", folder),
+        reverse=_checked(values, "reverse", bool, "true or false", folder),
         path=path,
         files=files,
         ours=ours,

@@ -161,11 +161,11 @@ def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of a ``config.json``: the sizes, and what the source's said besides."""
-    own = {"history_tokens": checkpoint.history_tokens, "chat": checkpoint.chat, "about": checkpoint.about}
+    own = {name: getattr(checkpoint, name) for name in ("history_tokens", "chat", "about", "reverse")}
     return {
         **published_config(checkpoint.config),
         **checkpoint.settings,
-        **{key: value for key, value in own.items() if value},
+        **{key: value for key, value in own.items() if value or value is False},
     }
 
 

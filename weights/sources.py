@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dialogpt.errors import did_you_mean
 from dialogpt.model import GPT2
 from dialogpt.weights import hub
 from dialogpt.weights.adapters import merge_adapter
@@ -27,6 +29,8 @@ from dialogpt.weights.llama_cpp import write_gguf
 from dialogpt.weights.load import build_network, device_of, read_ranking_head, require_dtype
 
 TINY = Path(__file__).parent / "tiny"
+KNOWN = ("tiny", *(f"microsoft/DialoGPT-{size}" for size in ("small", "medium", "large")))  # to guess slips
+MAX_BESIDE = 1000  # names of a folder that are looked at
 _HUB_URL = re.compile(r"https?://[\w.-]+/(\w[\w.-]*/\w[\w.-]*)", re.ASCII)
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 Source = str | os.PathLike[str] | Checkpoint
@@ -111,10 +115,20 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
             f"there is no {path.name!r} in the folder {path.parent}, which has {there}; check the name (for the hub's "
             f"checkpoint of that name, {name}@main)"
         )
+    meant = did_you_mean(name, (*KNOWN, *_beside(path)))
     raise CheckpointError(
-        f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub as "
+        f"there is no folder or file {name!r}{meant}{' Else' if meant else ':'} check the path, or name a checkpoint "
+        f"on the Hugging Face hub as "
         f"owner/name or owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
     )
+
+
+def _beside(path: Path) -> list[str]:
+    """What there is in the folder of a path, as it would be typed."""
+    try:
+        return [str(path.with_name(other.name)) for other in islice(path.parent.iterdir(), MAX_BESIDE)]
+    except (OSError, ValueError):
+        return []
 
 
 def load(

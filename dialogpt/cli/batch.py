@@ -72,8 +72,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         output: IO[bytes] = sys.stdout.buffer
         kind = _kind(options)
         lines = _lines(source, options, kind)
-        total = sum(1 for _ in source) if kind is None and _rewinds(source) else None
-        _rewinds(source)
+        total = _count(source) if kind is None else None
         earlier = None
         if options.output is not None:
             _require_output(options.output, source)
@@ -86,9 +85,8 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
             files.callback(earlier.begin())
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
         counts = Counter[str]()
-        done = 0 if earlier is None else earlier.there
         with flagged() as interrupted, ProgressLine() as progress:
-            progress.count("answering", done, total, "lines")
+            progress.count("answering", 0 if earlier is None else earlier.there, total, "lines")
 
             def stop() -> bool:
                 progress.refresh()
@@ -105,8 +103,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
                     for line in group
                 )
                 _store(output, b"".join(answers), options.output)
-                done = group[-1].number
-                progress.count("answering", done, total, "lines")
+                progress.count("answering", group[-1].number, total, "lines")
         if earlier is not None:
             earlier.end()
     there, failed = (earlier.there, earlier.failed) if earlier is not None else (0, 0)
@@ -189,7 +186,7 @@ class _Earlier:
             return
         place = source.tell()
         source.seek(0)
-        count = sum(1 for _ in source)
+        count = _count(source) or 0
         source.seek(place)
         if count < self._count:
             raise DialogueError(
@@ -360,9 +357,14 @@ def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], byte
         yield entry, raw
 
 
-def _rewinds(source: IO[bytes]) -> bool:
-    """Go back to the beginning of an input, if it has one; a pipe has none."""
-    return source.seekable() and source.seek(0) == 0
+def _count(source: IO[bytes]) -> int | None:
+    """How many lines an input has that is at its beginning, and is left there; None of a pipe."""
+    if not source.seekable():
+        return None
+    place = source.tell()
+    count = sum(1 for _ in source)
+    source.seek(place)
+    return count
 
 
 def _kind(options: argparse.Namespace) -> Kind | None:

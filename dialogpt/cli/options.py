@@ -10,9 +10,9 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import dialogpt
 from dialogpt.cli.output import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
@@ -29,10 +29,7 @@ SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
 
 def installed_version() -> str:
     """The version of this package, for people."""
-    try:
-        return version("dialogpt")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return dialogpt.__version__
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

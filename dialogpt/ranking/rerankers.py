@@ -8,6 +8,7 @@ the candidates is left to `dialogpt.replies`.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from dialogpt.ranking.scoring import MICRO_BATCH, score
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, load, load_ranking_head, open_checkpoint
 
+logger = logging.getLogger(__name__)
 HUMAN = ("human_vs_rand", "human_vs_machine")  # heads that predict whether a reply is human, not how good it is
 HEADS = (*HUMAN, "updown", "width", "depth")
 
@@ -82,9 +84,20 @@ class MMI:
 
         Raises:
             CheckpointError: it cannot be used.
-            DialogueError: its vocabulary is another one.
+            DialogueError: it is no reverse model, or its vocabulary is another one.
         """
-        model = _load(source, tokenizer)
+        checkpoint = open_checkpoint(source)
+        if checkpoint.reverse is False:
+            raise DialogueError(
+                f"{checkpoint.shown_name} is a forward model, which was trained to answer; expected a reverse model, "
+                f"which was trained with --reverse"
+            )
+        model = _load(checkpoint, tokenizer)
+        if checkpoint.reverse is None:
+            logger.warning(
+                "%s does not say whether it is a reverse model; what was not trained with --reverse ranks badly",
+                checkpoint.shown_name,
+            )
         return cls(model, tokenizer.eos_id, **settings)  # type: ignore[arg-type]
 
     def scores(

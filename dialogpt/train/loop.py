@@ -241,7 +241,7 @@ def fit(
     trainer = Trainer(model, sets["train"], sets.get("valid"), config, processes)
 
     def save() -> None:
-        run.save(trainer, start.checkpoint, start.origin)
+        run.save(trainer, replace(start.checkpoint, reverse=config.reverse), start.origin)
 
     if left_off:
         run.restore(trainer)

@@ -92,6 +92,16 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     rules.add_argument(
         "--plain-text", action="store_true", help="write text as it was typed, not as words and signs apart"
     )
+    _add_lists(parser)
+    titles = parser.add_argument_group("submissions")
+    titles.add_argument(
+        "--submissions", nargs="+", type=Path, default=[], metavar="FILE", help="RS_YYYY-MM.zst and so on"
+    )
+    titles.add_argument("--titles", action="store_true", help="a submission's title is the first turn")
+    parser.set_defaults(run=run_reddit, parser=parser)
+
+
+def _add_lists(parser: argparse.ArgumentParser) -> None:
     lists = parser.add_argument_group("lists, one entry a line")
     lists.add_argument(
         "--bots", type=Path, metavar="FILE", help="authors to leave out, in place of the list that comes along"
@@ -108,12 +118,6 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     lists.add_argument("--discarded-targets", type=Path, metavar="FILE", help="SHA-224 of turns that get the weight 0")
     lists.add_argument("--test-ids", type=Path, metavar="FILE",
                        help="make the paper's test set of test-multi-refs-ids.txt: FOLDER/test.refs.txt")  # fmt: skip
-    titles = parser.add_argument_group("submissions")
-    titles.add_argument(
-        "--submissions", nargs="+", type=Path, default=[], metavar="FILE", help="RS_YYYY-MM.zst and so on"
-    )
-    titles.add_argument("--titles", action="store_true", help="a submission's title is the first turn")
-    parser.set_defaults(run=run_reddit, parser=parser)
 
 
 def _size(text: str) -> int:

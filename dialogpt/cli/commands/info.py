@@ -64,6 +64,8 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
         rows.append(("chat settings", ", ".join(f"{name} {value}" for name, value in checkpoint.chat.items())))
     if checkpoint.about is not None:
         rows.append(("about", checkpoint.about))
+    if checkpoint.reverse is not None:
+        rows.append(("direction", "reverse: ranks replies (MMI)" if checkpoint.reverse else "forward: answers"))
     if checkpoint.ranking_head is not None:
         rows.append(("ranking head", "scores replies (DialogRPT), and was not trained to write them"))
     rows += ignored_rows(checkpoint.ignored)

@@ -17,7 +17,7 @@ from typing import Any
 
 from dialogpt import json_input
 from dialogpt.cli.output import printable
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.history import BOT, USER, Turn
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights.disk import reason_of, write_atomically
@@ -75,7 +75,8 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
         path = Path(name).expanduser()
         content = _read(path)
     except (OSError, RuntimeError) as error:
-        raise DialogueError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DialogueError(f"{name} cannot be read: {reason}{_meant(name)}") from None
     except ValueError:
         content = {}
     turns = content.get("turns") if content.get("format") == FORMAT else None
@@ -90,6 +91,14 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
         Turn(_ids(turn, role, f"{name}: turn {number}", tokenizer, vocab_size), role)
         for number, (turn, role) in enumerate(zip(turns, roles, strict=True), 1)
     ]
+
+
+def _meant(name: str) -> str:
+    """What is in the same folder and may have been meant by a name."""
+    with suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        return did_you_mean(name, [name[: len(name) - len(path.name)] + other.name for other in path.parent.iterdir()])
+    return ""
 
 
 def load_persona(name: str) -> str:
