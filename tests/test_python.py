@@ -1,4 +1,4 @@
-"""The package from Python: defaults, settings as keywords, what objects look like, and what threads and pickle may do."""
+"""The package from Python: defaults, settings as keywords, what objects look like, what threads and pickle may do."""
 
 from __future__ import annotations
 
