@@ -14,6 +14,7 @@ import pytest
 
 import dialogpt
 from dialogpt import Chat, Draft, GenerationConfig, History, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.errors import DialogueError, SettingsError
 from dialogpt.weights import load
 from tests.helpers import environment, pair
@@ -104,7 +105,7 @@ def test_whole_replies_of_several_threads_come_one_after_the_other(chat: Chat) -
         try:
             for _ in range(4):
                 chat.reply("Hi there!")
-                chat.candidates(["Hi!"], 2)
+                candidates(chat, ["Hi!"], 2)
         except Exception as error:
             errors.append(error)
 
@@ -142,7 +143,7 @@ def test_a_stream_of_another_thread_is_refused_with_a_sentence(chat: Chat) -> No
 
 
 def test_a_reply_in_another_thread_refuses_all_but_replies(chat: Chat) -> None:
-    with chat._caller:
+    with chat.caller:
         refused: list[Exception] = []
 
         def ask() -> None:

@@ -160,7 +160,7 @@ def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of a ``config.json``: the sizes, and what the source's said besides."""
+    """The content of a ``config.json``: the sizes, and what else the source's held."""
     own = {name: getattr(checkpoint, name) for name in ("history_tokens", "chat", "about", "reverse")}
     return {
         **published_config(checkpoint.config),

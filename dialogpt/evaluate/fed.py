@@ -71,7 +71,7 @@ def judge(
         stop: asked before every few sentences are read; true ends it all.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     dialogue = [tokenizer.eos_id]
     for text in (*turns, reply):

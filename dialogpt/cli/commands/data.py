@@ -54,7 +54,7 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "reddit",
         usage="%(prog)s DUMPS... --out FOLDER [FLAGS]  (--help lists them)",
         help="the paths in Reddit's comment trees, filtered as for DialoGPT",
-        description="Repeat the same command to go on with a run that was stopped.",
+        description="Repeat the same command to resume a run that was stopped.",
         everyday=(
             *("--out", "--format", "--workers", "--memory", "--rules", "--min-score", "--max-turns", "--bots"),
             *("--blocked-words", "--submissions", "--titles"),
@@ -184,7 +184,7 @@ def _run(options: argparse.Namespace, job: Job) -> dict[str, Any]:
 
             return local.run(job, workers=workers, memory=options.memory, progress=show)
         except KeyboardInterrupt:
-            say("interrupted; repeat the command to go on")
+            say("interrupted; repeat the command to resume")
             raise
         except Exception:
             if interrupted():  # it can surface as an error of the library that it hit
