@@ -115,8 +115,7 @@ class Chat(Described):
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
         self.history = History(tokenizer.eos_id)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
-        self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
-        self.draft = draft
+        self.reranker, self.num_candidates, self.normalize, self.draft = reranker, num_candidates, normalize, draft
         self.persona: Turn | None = None
         self.statistics = Statistics()
         self.generators = Generators(model.device, seed)
@@ -141,9 +140,7 @@ class Chat(Described):
 
         Arguments are those of `dialogpt.weights.load` and of the constructor, and settings on top of `generation`:
         `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one. Set a reranker or a draft afterwards.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be used; a TypeError names the setting that does not exist.
+        Errors are those of `open_checkpoint`, and a TypeError for a setting that does not exist.
         """
         require_names(settings, GenerationConfig, "dtype", "device", "generation", "seed", "history_tokens")
         checkpoint = open_checkpoint(source)
