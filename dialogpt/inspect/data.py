@@ -213,16 +213,9 @@ def inspect_reply(
     """
     config = config.with_end_token(tokenizer.eos_id)
     sequence = _sequence(model, tokenizer, config, turns, reply, history_tokens, ended)
-
-    def proceed() -> None:
-        if stop is not None and stop():
-            raise Stopped
-
+    proceed = _proceed_unless(stop)
     captured = capture(model, sequence.ids)
-    positions = list(range(len(sequence.ids) - 1))  # those that predict a token
-    readings = read_lens(captured, positions, sequence.ids[1:], max(ALTERNATIVES, LENS_TOKENS), proceed)
-    if positions and not bool(torch.isfinite(readings[-1].log_probability).all()):
-        raise DialogueError("the network's output holds NaN or infinity; its weights are damaged: convert it again")
+    readings = _readings(captured, sequence, proceed)
     tokens = _tokens(captured, tokenizer, sequence, len(turns), readings)
     _add_attention(captured, sequence, tokens, proceed)
     _add_contributions(captured, tokenizer, sequence, tokens, readings[-1])
@@ -241,6 +234,27 @@ def inspect_reply(
         "ablation": _ablation_data(model, tokenizer, sequence, stop),
         "considered": None if considered is None else _considered_data(tokenizer, considered),
     }
+
+
+def _proceed_unless(stop: Stop | None) -> Proceed:
+    def proceed() -> None:
+        if stop is not None and stop():
+            raise Stopped
+
+    return proceed
+
+
+def _readings(captured: Capture, sequence: _Sequence, proceed: Proceed) -> list[LensReading]:
+    """Read every layer at every position that predicts a token.
+
+    Raises:
+        DialogueError: the network's output is not finite.
+    """
+    positions = list(range(len(sequence.ids) - 1))
+    readings = read_lens(captured, positions, sequence.ids[1:], max(ALTERNATIVES, LENS_TOKENS), proceed)
+    if positions and not bool(torch.isfinite(readings[-1].log_probability).all()):
+        raise DialogueError("the network's output holds NaN or infinity; its weights are damaged: convert it again")
+    return readings
 
 
 def _reply_data(

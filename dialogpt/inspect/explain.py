@@ -31,7 +31,7 @@ def explain(
     Args:
         chat: its network and settings; the conversation itself is left as it is.
         turns: at least one; the last is answered.
-        reply: what was answered, and ended there; None generates it, as ``chat.candidates`` does.
+        reply: what was answered, and ended there; None generates it, as `dialogpt.candidates` does.
         seed: of the reply that is generated; None is another one each time.
         name: of the model, for people.
         stop: asked between pieces of the work; true ends it.

@@ -123,7 +123,7 @@ def test_clear_undo_and_retry(play: Play) -> None:
 
 def test_retry_under_greedy_says_that_it_cannot_differ(play: Play) -> None:
     played = play("Hello", "/set do-sample off", "/retry")
-    assert "greedy decoding would say the same again" in played.said
+    assert "greedy decoding would give the same reply" in played.said
     assert len(played.chat.texts()) == 2
 
 
