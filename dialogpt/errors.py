@@ -107,7 +107,10 @@ class SettingsError(DialogueError):
 
 def shortened(value: Any) -> str:
     """Return a value as text for an error: at most 80 characters of it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # brackets nested too deeply; an integer of more than 4,300 digits
+        text = f"a {type(value).__name__} too large to print"
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 

@@ -58,6 +58,15 @@ def problems_of(config: Any, kinds: Mapping[str, Kind]) -> list[Problem]:
     ]
 
 
+def problems_of_values(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> list[Problem]:
+    """Return the named values that are missing or not of their kind, as `problems_of` does for a configuration."""
+    return [
+        Problem(name, values.get(name), kind.expected)
+        for name, kind in kinds.items()
+        if not kind.accepts(values.get(name))
+    ]
+
+
 def parsed(name: str, text: str, kind: Kind) -> Any:
     """Parse the value of a setting as a person types it; "none" unsets it. Ranges are checked later.
 

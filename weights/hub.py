@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dialogpt.errors import install_hint
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
 from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of
@@ -133,6 +134,7 @@ def _recorded(folder: Path, reference: str) -> Path | None:
 def _referred(path: Path) -> str | None:
     """The name of an entry that a file of references holds."""
     try:
+        require_plain_file(path)
         entry = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None

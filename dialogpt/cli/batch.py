@@ -267,6 +267,8 @@ def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) 
 
 def _opened(path: Path) -> IO[bytes]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # it would be looked at, and then read again
+            raise DialogueError(f"{path} is not a plain file; send it to standard input, and pass --batch -")
         return path.open("rb")
     except OSError as error:
         raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
@@ -347,8 +349,8 @@ def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], byte
     """
     for raw in file:
         entry = None
-        with suppress(ValueError, RecursionError):
-            entry = json.loads(raw)
+        with suppress(ValueError):
+            entry = json_input.parse(raw.decode())
         ours = isinstance(entry, dict) and ("replies" in entry or "error" in entry)
         if not raw.endswith(b"\n") and (ours or (raw.startswith(b"{") and entry is None)):
             return
@@ -394,8 +396,20 @@ def _lines(source: IO[bytes], options: argparse.Namespace, kind: Kind | None) ->
         print(f"dialogpt: and {len(problems) - SHOWN} more; dialogpt import lists them all", file=sys.stderr)
 
 
+def _raw_lines(source: IO[bytes]) -> Iterator[bytes]:
+    """The lines of the input as bytes.
+
+    Raises:
+        DialogueError: it cannot be read any more; otherwise the error would be taken for the output's.
+    """
+    try:
+        yield from source
+    except OSError as error:
+        raise DialogueError(f"{getattr(source, 'name', 'the input')} cannot be read: {error.strerror}") from None
+
+
 def _lines_of_json(source: IO[bytes]) -> Iterator[Line]:
-    for number, raw in enumerate(source, 1):
+    for number, raw in enumerate(_raw_lines(source), 1):
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)  # Windows' tools begin files with it
         if not raw.strip():

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
 BETWEEN_TURNS = " EOS "  # in DialoGPT's TSV
 
@@ -164,6 +165,7 @@ def lines_of(path: Path, *, skip_blank: bool = True) -> Iterator[tuple[int, str]
         DialogueError: the file cannot be read, or a line is not UTF-8.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if number == 1:

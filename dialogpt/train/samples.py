@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dialogpt import own_files
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.generation_config import GenerationConfig
@@ -60,9 +61,9 @@ class Samples:
         path = folder / "samples.json"
         if step and path.is_file():
             try:
-                replies = json.loads(path.read_text(encoding="utf-8"))["replies"]
-                kept = {int(at): [str(reply) for reply in listed] for at, listed in replies.items() if int(at) <= step}
-            except (ValueError, KeyError, TypeError, AttributeError):
+                replies = own_files.read_object(path, {"replies": own_files.TEXTS_BY_TEXT})["replies"]
+                kept = {int(at): listed for at, listed in replies.items() if int(at) <= step}
+            except (OSError, ValueError):
                 kept = {}  # a damaged file costs the earlier samples, not the run
             samples.replies = {at: listed for at, listed in kept.items() if len(listed) == len(samples.prompts)}
         return samples

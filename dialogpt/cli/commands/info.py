@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialogpt import own_files
 from dialogpt.cli.options import SOURCE, add_adapter, add_n_head
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.errors import DONE
@@ -79,11 +80,13 @@ def _run_rows(run: Path, step: str) -> list[tuple[str, str]]:
     from dialogpt.weights.formats import read_json
 
     about = read_json(run / "run.json")
+    own_files.require(about, {"data": own_files.TEXTS}, str(run / "run.json"))
     base = about.get("source") or f"fresh weights ({about.get('preset')})"
     rows = [("run", run.name), ("step", f"{int(step.removeprefix('step-')):,}"), ("base", str(base))]
     prepared = run / "data" / "train" / "data.json"
     if prepared.is_file():
         data = read_json(prepared)
+        own_files.require(data, {"dialogues": own_files.COUNT, "sources": own_files.TEXT_BY_TEXT}, str(prepared))
         sums = [f"{path}, sha256 {digest}" for path, digest in data.get("sources", {}).items()]
         rows.append(("data", "; ".join([f"{data.get('dialogues', 0):,} dialogues", *sums])))
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from dialogpt import json_input
 from dialogpt.cli.output import printable
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.history import BOT, USER, Turn
+from dialogpt.plain_file import require_plain_file
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights.disk import reason_of, write_atomically
 
@@ -155,8 +155,9 @@ def _read(path: Path) -> dict[str, Any]:
         OSError: it is not there, or a pipe or device, which might never end.
         ValueError: it holds something else.
     """
-    if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > SIZE_LIMIT:
-        raise OSError(errno.EINVAL, "not a plain file of a conversation's size")
+    require_plain_file(path)
+    if path.stat().st_size > SIZE_LIMIT:
+        raise OSError(errno.EFBIG, f"it is larger than {SIZE_LIMIT >> 20} MiB; a conversation is not")
     content = json_input.parse(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise ValueError("not an object")

@@ -125,8 +125,6 @@ class Batches:
             turn = np.cumsum(ends) - ends  # of each token, counted in this piece
             weights[row, :length] = self.data.weights[self.pieces.turns[piece] + turn]
             learned[row, :length] = turn >= self.pieces.with_context[piece]
-        if ids.max() >= self.data.about["vocabulary_size"]:
-            raise DialogueError(f"{self.data.folder} holds ids that no token has; it is damaged: prepare it again")
         learned[:, 0] = False  # nothing precedes it
         learned &= weights > 0
         labels = np.where(learned, ids, IGNORED)
