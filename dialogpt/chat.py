@@ -120,7 +120,7 @@ class Chat:
         self.model = model
         self.tokenizer = tokenizer
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
-        self.history = History(tokenizer.eos_id)
+        self.history = History(tokenizer.eos_id, prefix=tokenizer.turn_prefix)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
         self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
         self.draft = draft
@@ -178,7 +178,7 @@ class Chat:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
             GenerationError: while iterating; as after an interruption, what was yielded is kept.
         """
-        turn = self._turn(text)
+        turn = self._turn(text, USER)
         self._close_stream()
         return self._begin([*self.history.turns, turn], stop)
 
@@ -198,7 +198,7 @@ class Chat:
         Raises:
             DialogueError: as `stream`, or there is no exchange yet.
         """
-        turn = self._turn(text)
+        turn = self._turn(text, USER)
         self._close_stream()
         self._require_exchange()
         return self._begin([*self.history.turns[:-2], turn], stop)
@@ -216,7 +216,7 @@ class Chat:
         self._close_stream()
         self._require_exchange()
         self.history.pop()
-        return self.tokenizer.decode(self.history.pop())
+        return self.tokenizer.turn_text(self.history.pop(), USER)
 
     def reset(self) -> None:
         """Begin a new conversation with the same settings; samples are not seeded anew."""
@@ -233,7 +233,7 @@ class Chat:
         self._close_stream()
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
-        self.history = History(self.tokenizer.eos_id, turns)
+        self.history = History(self.tokenizer.eos_id, turns, self.tokenizer.turn_prefix)
         self._shown, self.statistics = None, Statistics()
 
     def candidates(self, turns: Sequence[str], number: int) -> list[Reply]:
@@ -277,7 +277,7 @@ class Chat:
         plan = self._plan(number)
         asked = []
         for texts, sources in zip(dialogues, generators, strict=True):
-            history = History(self.tokenizer.eos_id, self.turns_from(texts))
+            history = History(self.tokenizer.eos_id, self.turns_from(texts), self.tokenizer.turn_prefix)
             asked.append(Dialogue(self._prompt(history), history.turns, sources))
         cache = self._cache if len(asked) == 1 else None
         return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
@@ -289,7 +289,7 @@ class Chat:
             DialogueError: the text is not valid, or leaves no room for a dialogue.
         """
         self._close_stream()
-        persona = Turn(self._turn(text), SYSTEM) if text.strip() else None
+        persona = self._turn(text, SYSTEM) if text.strip() else None
         window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
         if persona is not None and 2 * (len(persona) + 1) > window:
             raise DialogueError(
@@ -303,7 +303,7 @@ class Chat:
         Raises:
             DialogueError: a text is not valid.
         """
-        return alternating([*map(self._turn, texts)])
+        return [*map(self._turn, texts, alternating(len(texts)))]
 
     def _plan(self, num_replies: int = 1) -> Plan:
         """Resolve the settings of the next replies.
@@ -321,14 +321,16 @@ class Chat:
 
     def score(self, turns: Sequence[str]) -> list[Score]:
         """Return how probable each turn of a dialogue is after those before it; see `score_turns`."""
-        return score_turns(self.model, [*map(self._turn, turns)], self.tokenizer.eos_id)
+        spoken = self.turns_from(turns)
+        begins = [self.tokenizer.turn_prefix.of(turn.role) for turn in spoken]
+        return score_turns(self.model, spoken, self.tokenizer.eos_id, begins)
 
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        prompt = self._prompt(History(self.history.eos_id, turns))
+        prompt = self._prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
         return stream
@@ -343,9 +345,10 @@ class Chat:
         if len(self.history.turns) < 2:
             raise DialogueError("nothing has been said yet")
 
-    def _turn(self, text: str) -> Turn:
-        """Encode the user's turn, normalized unless nothing would be left of it."""
-        return Turn(self.tokenizer.encode((normalize(text) if self.normalize else text) or text), USER)
+    def _turn(self, text: str, role: str) -> Turn:
+        """Encode a turn, normalized unless nothing would be left of it."""
+        text = (normalize(text) if self.normalize else text) or text
+        return Turn(self.tokenizer.encode_turn(text, role), role)
 
     def _prompt(self, history: History) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""

@@ -43,7 +43,13 @@ from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, 
 FORMAT_VERSION = 1
 MAX_GPT2_ROWS = 50304  # GPT-2's tokens, padded to a multiple of 128 as nanoGPT does
 logger = logging.getLogger(__name__)
-_OUR_KEYS = ("format_version", "history_tokens", "chat", "about")  # what our config.json has beyond transformers'
+_OUR_KEYS = (
+    "format_version",
+    "history_tokens",
+    "chat",
+    "about",
+    "turn_prefix",
+)  # what our config.json has beyond transformers'
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
@@ -68,6 +74,7 @@ class Checkpoint:
         history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
         chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
         about: who speaks, in a sentence for people, where the checkpoint says so.
+        turn_prefix: what each turn of the user, and each of the bot, begins with, where the checkpoint says so.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
@@ -93,6 +100,7 @@ class Checkpoint:
     ours: bool
     chat: dict[str, Any] = field(default_factory=dict)
     about: str | None = None
+    turn_prefix: tuple[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     heads: tuple[StoredTensor, ...] = ()
@@ -114,7 +122,10 @@ class Checkpoint:
         Raises:
             CheckpointError: it is damaged, or larger than the embedding.
         """
-        return self.read_vocabulary()
+        vocabulary = self.read_vocabulary()
+        if vocabulary is None or self.turn_prefix is None:
+            return vocabulary
+        return replace(vocabulary, turn_prefix=self.turn_prefix)
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -227,6 +238,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         history_tokens=_history_tokens(values, folder),
         chat=_checked(values, "chat", dict, "settings and their values", folder) or {},
         about=_checked(values, "about", str, "a sentence", folder),
+        turn_prefix=_turn_prefix(values, folder),
         path=path,
         files=files,
         ours=ours,
@@ -316,6 +328,15 @@ def _checked(values: dict[str, Any], key: str, kind: type, expected: str, folder
     if value is None or isinstance(value, kind):
         return value
     raise CheckpointError(f"{folder / 'config.json'}: {key} is {str(value)[:80]!r}, expected {expected}")
+
+
+def _turn_prefix(values: dict[str, Any], folder: Path) -> tuple[str, str] | None:
+    prefix = _checked(values, "turn_prefix", list, "two texts", folder)
+    if prefix is None:
+        return None
+    if len(prefix) != 2 or not all(isinstance(text, str) for text in prefix):
+        raise CheckpointError(f"{folder / 'config.json'}: turn_prefix is {str(prefix)[:80]}, expected two texts")
+    return (prefix[0], prefix[1]) if any(prefix) else None
 
 
 def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +34,11 @@ Source = str | os.PathLike[str] | Checkpoint
 
 
 def open_checkpoint(
-    source: Source, *, n_head: int | None = None, adapter: str | os.PathLike[str] | None = None
+    source: Source,
+    *,
+    n_head: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    turn_prefix: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Open a source and check that its parts fit each other.
 
@@ -43,10 +48,16 @@ def open_checkpoint(
         source: see this file's opening; an open checkpoint is returned as it is.
         n_head: heads of attention, for a file without a ``config.json`` whose heads are not 64 wide.
         adapter: the folder of a PEFT adapter that is merged into the weights as they are read.
+        turn_prefix: what each turn of the user, and each of the bot, begins with; None is the checkpoint's own, and two
+            empty texts are nothing.
 
     Raises:
         CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
     """
+    if turn_prefix is not None:
+        user, bot = turn_prefix
+        checkpoint = open_checkpoint(source, n_head=n_head, adapter=adapter)
+        return replace(checkpoint, turn_prefix=(user, bot) if user or bot else None)
     if adapter is not None:
         return merge_adapter(open_checkpoint(source, n_head=n_head), adapter)
     if isinstance(source, Checkpoint):

@@ -60,6 +60,7 @@ class Vocabulary:
         without_row: added tokens whose id is beyond the network's embedding, and which therefore have none here.
         flags: how added tokens treat the text around them, where they do: lstrip, rstrip, single_word.
         add_prefix_space: whether a text begins with a space for the tokenizer, whatever was typed.
+        turn_prefix: what each turn of the user, and each of the bot, begins with; None for nothing, as in DialoGPT.
 
     Raises:
         CheckpointError: ids or merges contradict each other; all problems are named.
@@ -74,6 +75,7 @@ class Vocabulary:
     without_row: frozenset[str] = frozenset()
     flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     add_prefix_space: bool = False
+    turn_prefix: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -153,6 +155,27 @@ class Vocabulary:
             write_json(folder / "special_tokens_map.json", settings)
 
 
+def chat_template(turn_prefix: tuple[str, str] | None) -> str:
+    """The template that makes of messages the prompt that a chat here makes of them.
+
+    DialoGPT's own joins them by the end token. Where turns have prefixes, the bot's ends the prompt.
+    """
+    if turn_prefix is None:
+        return CHAT_TEMPLATE
+    user, bot, ask = (
+        json.dumps(text, ensure_ascii=False) for text in (*turn_prefix, turn_prefix[1].rstrip())
+    )  # Jinja's strings are written like JSON's
+    return (
+        "{% for message in messages %}{% if message.role == 'user' %}{{ "
+        + user
+        + " }}{% elif message.role == 'assistant' %}{{ "
+        + bot
+        + " }}{% endif %}{{ message.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ "
+        + ask
+        + " }}{% endif %}"
+    )
+
+
 @cache
 def gpt2_merges() -> tuple[str, ...]:
     """The 50,000 merges of GPT-2, from the file that this package carries."""
@@ -214,7 +237,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         special=frozenset(added.special | added.ids.keys() - typed.keys()),
         eos_token=added.eos_token,
         origin=origin,
-        flags={text: flags for text, flags in added.flags.items() if flags and text in typed},
+        flags={text: flags for text, flags in added.flags.items() if flags},
         add_prefix_space=added.add_prefix_space or (model is not None and model[2]),
     )
 
@@ -336,9 +359,10 @@ class _Added:
         if len(self.ids) > MAX_ADDED:
             raise CheckpointError(f"{path}: there are more than {MAX_ADDED:,} added tokens; expected a fine-tune's few")
         self.typed.discard(text)
-        if isinstance(token, dict) and not token.get("special"):
-            self.typed.add(text)
+        if isinstance(token, dict):
             self.flags[text] = frozenset(flag for flag in _BEHAVIOUR if token.get(flag))
+            if not token.get("special"):
+                self.typed.add(text)
 
 
 def _read_added(folder: Path, content: Mapping[str, Any]) -> _Added:

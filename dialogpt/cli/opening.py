@@ -66,7 +66,9 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
     from dialogpt.ranking.rerankers import load_reranker
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(options.model, n_head=options.n_head, adapter=options.adapter)
+    checkpoint = open_checkpoint(
+        options.model, n_head=options.n_head, adapter=options.adapter, turn_prefix=options.turn_prefix
+    )
     threads.use(options.threads, checkpoint.parameters, neighbours)
     generation = generation_from(options, checkpoint)
     if options.max_new_tokens is None:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, wrong_usage
+from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, add_turn_prefix, wrong_usage
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.cli.signals import flagged, raised
 from dialogpt.errors import DONE, DialogueError
@@ -22,6 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("source", help=SOURCE)
     add_n_head(parser)
     add_adapter(parser)
+    add_turn_prefix(parser)
     parser.add_argument("destination", type=Path, help="a new folder")
     parser.add_argument(
         "--to",
@@ -51,7 +52,13 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.weights.formats import require_new
 
     require_new(options.destination)  # before anything is downloaded
-    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head, adapter=options.adapter)
+    checkpoint = weights.open_checkpoint(
+        options.source, n_head=options.n_head, adapter=options.adapter, turn_prefix=options.turn_prefix
+    )
+    if checkpoint.turn_prefix is not None:
+        from dialogpt.tokenizer import Tokenizer
+
+        Tokenizer.load(checkpoint)  # a prefix that cannot be used is refused before anything is written
     with flagged() as interrupted:
 
         def show_progress(done: int, total: int) -> None:
