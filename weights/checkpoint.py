@@ -29,6 +29,7 @@ from dialogpt.weights.formats import (
     safetensors_metadata,
     sha256_of,
 )
+from dialogpt.weights.litgpt import from_litgpt, is_litgpt
 from dialogpt.weights.names import (
     RANKING_HEAD,
     config_of_nanogpt,
@@ -205,8 +206,10 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     if ours:
         _check_format(path, values, files)
     content = read_all(files)
-    stored = content.tensors
     try:
+        stored = content.tensors
+        if not ours and is_litgpt(stored):
+            stored = from_litgpt(stored, _config(values, n_head, content) if values else None)
         config = _config(values, n_head, content)
         mapped = from_ours(stored, config) if ours else from_published(stored, config)
         config = replace(config, tie_word_embeddings=mapped.tied)

@@ -181,6 +181,37 @@ def test_nanogpt_keeps_its_matrices_the_other_way_round(tmp_path: Path, bias: bo
     assert not checkpoint.heads_assumed
 
 
+@pytest.mark.parametrize("old", [False, True])
+def test_a_gpt2_under_litgpts_names_loads(base: Path, state: State, tmp_path: Path, old: bool) -> None:
+    """Older versions keep query, key and value of each head together, which their name tells."""
+    names = {
+        "ln_1": "norm_1",
+        "ln_2": "norm_2",
+        "attn.c_attn": "attn.attn" if old else "attn.qkv",
+        "attn.c_proj": "attn.proj",
+        "mlp.c_fc": "mlp.fc",
+        "mlp.c_proj": "mlp.proj",
+    }
+    written: State = {"lm_head.weight": state["transformer.wte.weight"].clone()}
+    for name, tensor in state.items():
+        matrix = tensor.t() if any(part in name for part in list(names)[2:]) and tensor.dim() == 2 else tensor
+        if old and "c_attn" in name:
+            matrix = matrix.reshape(3, 2, 64, *matrix.shape[1:]).transpose(0, 1).reshape(matrix.shape)
+        for published, theirs in names.items():
+            name = name.replace(f".{published}.", f".{theirs}.")
+        written[name] = matrix.contiguous()
+    folder = beside(base, tmp_path / "copy")
+    torch.save({"model": written}, folder / "lit_model.pth")
+    assert same_weights(folder, base, "float64")
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="do not say which activation"):
+        open_checkpoint(folder)
+    del written["transformer.wpe.weight"]
+    torch.save(written, folder / "lit_model.pth")
+    with pytest.raises(CheckpointError, match="rotary positions and are no GPT-2"):
+        open_checkpoint(folder)
+
+
 def test_a_lost_bias_of_another_form_is_still_damage(base: Path, state: State, tmp_path: Path) -> None:
     folder = beside(base, tmp_path / "copy")
     save_file({name: t for name, t in state.items() if not name.endswith(".bias")}, folder / "model.safetensors")
