@@ -380,6 +380,43 @@ def test_the_splitters_that_transformers_writes_are_read(base: Path, tmp_path: P
         assert Tokenizer(vocabulary).encode(text) == theirs(text, add_special_tokens=False).input_ids, text
 
 
+def test_tokens_around_a_text_are_not_part_of_a_turn(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RoBERTa's `<s>` and `</s>`, and templates: transformers' ids without the tokens that it adds, and a notice."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    from dialogpt.weights.vocabulary import read_vocabulary
+
+    end = ("<|endoftext|>", 556)
+    template = processors.TemplateProcessing(single="<|endoftext|> $A", pair=None, special_tokens=[end])
+    forms = {
+        "roberta": processors.RobertaProcessing(end, end, add_prefix_space=True),
+        "bert": processors.BertProcessing(end, end),
+        "template": template,
+        "sequence": processors.Sequence([processors.ByteLevel(), template]),
+    }
+    for name, processor in forms.items():
+        backend = GPT2Tokenizer.from_pretrained(base).backend_tokenizer
+        backend.post_processor = processor
+        (tmp_path / name).mkdir()
+        backend.save(str(tmp_path / name / "tokenizer.json"))
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / name / "tokenizer.json"))
+        caplog.clear()
+        vocabulary = read_vocabulary(tmp_path / name)
+        assert vocabulary is not None
+        assert "puts <|endoftext|>" in caplog.text
+        for text in ("Hello, how are you?", " a  b", ""):
+            assert Tokenizer(vocabulary).encode(text) == theirs(text, add_special_tokens=False).input_ids, text
+    path = tmp_path / "roberta" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"] = {"type": "Reversing"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="it sets post_processor Reversing$"):
+        read_vocabulary(tmp_path / "roberta")
+
+
 def test_special_tokens_of_a_reply_are_not_shown(base: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(base, tmp_path / "copy"))
     (folder / "special_tokens_map.json").write_text('{"additional_special_tokens": ["a"]}')
