@@ -324,17 +324,17 @@ def _splits_as_gpt2(splitter: Any) -> bool | None:
 def _tokens_around(processor: Any) -> tuple[list[str], list[str]]:
     """What a ``tokenizer.json`` puts around a whole text: its tokens, and the kinds of processors that are not known.
 
-    Transformers leaves these tokens out with `add_special_tokens=False`, as its chat templates do; RoBERTa's are <s> and
-    </s>. The texts that are encoded here are turns, which a dialogue's end token separates.
+    Transformers leaves these tokens out with `add_special_tokens=False`, as its chat templates do; RoBERTa's are <s>
+    and </s>. The texts that are encoded here are turns, which a dialogue's end token separates.
     """
     tokens: list[Any] = []
     unknown = []
     waiting = [] if processor is None else [processor]
     while waiting:  # no recursion: sequences may be nested as deeply as JSON is
-        part = waiting.pop(0)
+        part = waiting.pop()
         kind = part.get("type") if isinstance(part, dict) else type(part).__name__
         if kind == "Sequence" and isinstance(part.get("processors"), list):
-            waiting = [*part["processors"], *waiting]
+            waiting += reversed(part["processors"])
         elif kind == "TemplateProcessing" and isinstance(part.get("single"), list):
             pieces = [piece.get("SpecialToken") for piece in part["single"] if isinstance(piece, dict)]
             tokens += [piece.get("id") for piece in pieces if isinstance(piece, dict)]
