@@ -6,6 +6,7 @@ apply them. This file imports no torch, as the command line builds its flags fro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -38,6 +39,7 @@ from dialogpt.settings import (
 
 DEFAULT_NEW_TOKENS = 20
 DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,8 +191,10 @@ class GenerationConfig:
         problems = [
             Problem(name, value, "omitted, as it is not implemented")
             for name, value in values.items()
-            if name not in known and name not in IGNORED_SETTINGS and not _is_neutral(name, value)
+            if name in NOT_IMPLEMENTED and not (value is None or value is False or value in ([], NOT_IMPLEMENTED[name]))
         ]
+        if unknown := sorted(values.keys() - known.keys() - IGNORED_SETTINGS - NOT_IMPLEMENTED.keys()):
+            logger.warning("settings that are not known, in transformers or here, are ignored: %s", ", ".join(unknown))
         try:
             config = cls(**{name: value for name, value in values.items() if name in known and value != []})
         except SettingsError as error:
@@ -318,15 +322,10 @@ IGNORED_SETTINGS = frozenset({
     "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
     "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "speculation_type",
     "assistant_ensemble_weight", "compile_config", "disable_compile", "continuous_batching_config",
-    "prefill_chunk_size", "generation_kwargs",
+    "prefill_chunk_size", "generation_kwargs", "prompt_lookup_num_tokens", "low_memory", "use_mtp", "_commit_hash",
 })  # fmt: skip
-_NEUTRAL_IN_TRANSFORMERS = {  # settings that are not implemented, at the value that changes nothing
-    "encoder_repetition_penalty": 1.0,
-    "guidance_scale": 1.0,
-    "diversity_penalty": 0.0,
-    "num_beam_groups": 1,
-}
-
-
-def _is_neutral(name: str, value: Any) -> bool:
-    return value is None or value is False or value == [] or value == _NEUTRAL_IN_TRANSFORMERS.get(name, 0)
+NOT_IMPLEMENTED = {  # settings that change tokens, each at the value that changes none
+    "constraints": None, "diversity_penalty": 0.0, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0, "force_words_ids": None, "guidance_scale": 1.0, "num_beam_groups": 1,
+    "penalty_alpha": 0.0, "token_healing": False, "watermarking_config": None,
+}  # fmt: skip
