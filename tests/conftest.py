@@ -28,6 +28,7 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "data/test_hostile_files.py",
         "cli/test_main.py",
         "cli/test_verify.py",
+        "cli/test_verify_forms.py",
         "parity/test_training.py",
         "data/reddit",
         "inspect/test_page.py",

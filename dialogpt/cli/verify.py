@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dialogpt.cli.verify_replies import compare_replies
 from dialogpt.generation import generate
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.model import GPT2, KVCache
@@ -30,6 +33,7 @@ from dialogpt.weights import Checkpoint, export, load, load_ranking_head
 from dialogpt.weights.formats import container, count_non_finite, equal_values
 from dialogpt.weights.formats.states import find_state
 from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, PREFIX, RANKING_HEAD, bare_name
+from dialogpt.weights.vocabulary import TOKENIZER_FILES
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of the largest value compared
 VERDICTS = {True: "equal ", False: "DIFFER", None: "  -   "}
@@ -92,13 +96,31 @@ def readable(checkpoint: Checkpoint) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / "exported"
         export(checkpoint, exported)
-        state = {} if checkpoint.ours else _read_independently(checkpoint)
+        own = checkpoint.ours or checkpoint.merged_from is not None  # no file holds what an adapter was merged into
+        state = {} if own else _read_independently(checkpoint)
         if state:
             kept = {name: tensor for name, tensor in state.items() if name not in checkpoint.ignored}
             as_published = {_as_transformers(name): tensor.contiguous() for name, tensor in kept.items()}
             (exported / "model.safetensors").unlink()
             save_file(as_published, exported / "model.safetensors", {"format": "pt"})
         yield exported
+
+
+@contextmanager
+def merged_by_peft(base: Checkpoint, adapter: str) -> Iterator[Path]:
+    """A folder that transformers reads: the base as in `readable`, with an adapter that peft itself has merged."""
+    import peft
+    from transformers import GPT2LMHeadModel
+
+    with readable(base) as folder, tempfile.TemporaryDirectory() as temporary:
+        for name in ("vocab.json", "merges.txt", "generation_config.json", *TOKENIZER_FILES):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, temporary)
+        with warnings.catch_warnings():  # each version of peft has others
+            warnings.simplefilter("ignore")
+            network = GPT2LMHeadModel.from_pretrained(folder)
+            peft.PeftModel.from_pretrained(network, adapter).merge_and_unload().save_pretrained(temporary)
+        yield Path(temporary)
 
 
 def _read_independently(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -164,6 +186,7 @@ def compare(
     for name, settings in (("greedy tokens", GREEDY), ("sampled tokens", SAMPLED)):
         if prompt:
             results.append(compare_generation(name, ours, theirs, prompt, settings, new, seed))
+    results.append(Result("whole replies", *compare_replies(checkpoint, ours, theirs, folder)))
     return results
 
 

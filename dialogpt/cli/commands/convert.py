@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -111,9 +112,16 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
         results += verify.compare(source, options.destination, "float32", 0, layers=False)
     else:
         written = open_checkpoint(options.destination)
-        downloaded = None if source.name is None else hub.snapshot(source.origin().name)  # of the same commit
+        plain = source.name is not None and options.adapter is None
+        downloaded = hub.snapshot(source.origin().name) if plain else None  # of the same commit
         original = source if downloaded is None else open_checkpoint(downloaded, n_head=options.n_head)
-        with verify.readable(original) as folder:
+        merges = find_spec("peft") is not None and original.dtype.itemsize > 2  # in 16 bits each rounds in its own way
+        if options.adapter is not None and merges:
+            base = open_checkpoint(options.source, n_head=options.n_head)
+            theirs = verify.merged_by_peft(base, options.adapter)
+        else:
+            theirs = verify.readable(original)
+        with theirs as folder:
             rounded = None if options.dtype is None else written.dtype
             results += verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
     print(verify.table(results))
