@@ -43,6 +43,7 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "train",
         "weights/test_damaged_files.py",
         "weights/test_hub.py",
+        "weights/test_push.py",
         "weights/test_published_forms.py",
     ),
     "browser": ("inspect/test_page.py", "serve/test_page.py"),

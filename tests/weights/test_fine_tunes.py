@@ -588,33 +588,6 @@ def test_llama_cpp_has_no_other_activations(tmp_path: Path) -> None:
 # ---- the hub and devices ----
 
 
-def test_push_uploads_an_export_and_nothing_else(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    calls: list[tuple[str, str]] = []
-
-    class Api:
-        def create_repo(self, name: str, **_: Any) -> None:
-            calls.append(("create", name))
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **_: Any) -> Any:
-            calls.append(("upload", " ".join(allow_patterns)))
-            return argparse.Namespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert main(["push", str(base), "me/bot"]) == 1
-    assert "is no exported checkpoint; make one with: dialogpt convert" in capsys.readouterr().err
-    export(base, tmp_path / "out")
-    assert main(["push", str(tmp_path / "out"), "bot"]) == 1
-    assert "expected OWNER/NAME" in capsys.readouterr().err
-    assert not calls
-    assert main(["push", str(tmp_path / "out"), "me/bot"]) == 0
-    assert capsys.readouterr().out == "https://hub/me/bot/commit/1\n"
-    assert [kind for kind, _ in calls] == ["create", "upload"]
-    assert "model.safetensors" in calls[1][1]
-
-
 def test_a_device_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dialogpt.weights import device_check
 
