@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from dialogpt.weights.names import (
     is_usual,
 )
 from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
+from dialogpt.weights.wrapped import unwrapped
 
 FORMAT_VERSION = 1
 MAX_GPT2_ROWS = 50304  # GPT-2's tokens, padded to a multiple of 128 as nanoGPT does
@@ -207,10 +208,10 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         _check_format(path, values, files)
     content = read_all(files)
     try:
-        stored = content.tensors
+        stored, outside = (content.tensors, {}) if ours else unwrapped(content.tensors)
         if not ours and is_litgpt(stored):
-            stored = from_litgpt(stored, _config(values, n_head, content) if values else None)
-        config = _config(values, n_head, content)
+            stored = from_litgpt(stored, _config(values, n_head, content, stored) if values else None)
+        config = _config(values, n_head, content, stored)
         mapped = from_ours(stored, config) if ours else from_published(stored, config)
         config = replace(config, tie_word_embeddings=mapped.tied)
     except ConfigError as error:
@@ -246,22 +247,24 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         files=files,
         ours=ours,
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
-        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored,
+        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored | outside,
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
         heads_assumed=not values and n_head is None and not content.settings,
         linear=is_linear(stored),
-        usual=not ours and not content.ignored and is_usual(stored),
+        usual=not ours and not content.ignored and not outside and is_usual(content.tensors),
         read_sha256=cache(partial(sha256_of, files)),
     )
 
 
-def _config(values: dict[str, Any], n_head: int | None, content: FileContent) -> GPT2Config:
+def _config(
+    values: dict[str, Any], n_head: int | None, content: FileContent, stored: Mapping[str, StoredTensor]
+) -> GPT2Config:
     """The sizes in a ``config.json``, which the flags must not contradict; without one, those that the tensors have."""
     if not values and content.settings and n_head is None:
-        return config_of_nanogpt(content.settings, content.tensors)
+        return config_of_nanogpt(content.settings, stored)
     if not values:
-        return infer_config(content.tensors, n_head)
+        return infer_config(stored, n_head)
     config = GPT2Config.from_dict(values)
     if n_head not in (None, config.n_head):
         raise ConfigError([Problem("n_head", n_head, f"{config.n_head}, as config.json says")])

@@ -34,6 +34,7 @@ from dialogpt.weights.formats import container, count_non_finite, equal_values
 from dialogpt.weights.formats.states import find_state
 from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, PREFIX, RANKING_HEAD, bare_name
 from dialogpt.weights.vocabulary import TOKENIZER_FILES
+from dialogpt.weights.wrapped import unwrapped
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of the largest value compared
 VERDICTS = {True: "equal ", False: "DIFFER", None: "  -   "}
@@ -140,7 +141,7 @@ def _read_independently(checkpoint: Checkpoint) -> dict[str, Tensor]:
         except Exception:  # it names classes, which only our reader passes over
             return {}
         state |= find_state(file, content, Tensor).tensors
-    return state
+    return unwrapped(state)[0]
 
 
 def _as_transformers(name: str) -> str:

@@ -78,6 +78,22 @@ def test_the_prefixes_that_training_leaves_are_stripped(base: Path, state: State
     assert same_weights(folder, base, "float64")
 
 
+@pytest.mark.parametrize("prefix", ["network.", "chatbot.gpt2.", "model.lm."])
+def test_a_network_inside_a_module_of_any_name_is_found(base: Path, state: State, tmp_path: Path, prefix: str) -> None:
+    """A LightningModule has its network under any name, beside metrics and losses of its own."""
+    folder = beside(base, tmp_path / "copy")
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {**wrapped, "accuracy.total": torch.ones(1)}}, folder / "last.ckpt")
+    assert same_weights(folder, base, "float64")
+    assert "outside the network" in open_checkpoint(folder).ignored["accuracy.total"]
+    (folder / "config.json").unlink()
+    assert open_checkpoint(folder).config.n_embd == 128
+    two = {**wrapped, **{f"teacher.{name}": tensor for name, tensor in state.items()}}
+    torch.save({"state_dict": two}, folder / "last.ckpt")
+    with pytest.raises(CheckpointError, match="not those of a GPT-2"):
+        open_checkpoint(folder)
+
+
 def test_torch_compile_writes_a_prefix_of_its_own(base: Path, tmp_path: Path) -> None:
     folder = beside(base, tmp_path / "copy")
     compiled = torch.compile(GPT2LMHeadModel.from_pretrained(base))
