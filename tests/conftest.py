@@ -42,6 +42,7 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "test_tour.py",
         "train",
         "weights/test_damaged_files.py",
+        "weights/test_damaged_forms.py",
         "weights/test_hub.py",
         "weights/test_push.py",
         "weights/test_published_forms.py",
