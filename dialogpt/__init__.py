@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dialogpt.generation import Reply, generate, generate_batch
     from dialogpt.generation_config import GenerationConfig
     from dialogpt.history import History
-    from dialogpt.ranking.rerankers import MMI, DialogRPT
+    from dialogpt.ranking.dialogrpt import DialogRPT
+    from dialogpt.ranking.mmi import MMI
     from dialogpt.ranking.scoring import Score
     from dialogpt.tokenizer import StreamDecoder, Tokenizer
 
@@ -48,8 +49,8 @@ _HOMES = {
     "generate_batch": "generation",
     "GenerationConfig": "generation_config",
     "History": "history",
-    "MMI": "ranking.rerankers",
-    "DialogRPT": "ranking.rerankers",
+    "MMI": "ranking.mmi",
+    "DialogRPT": "ranking.dialogrpt",
     "Score": "ranking.scoring",
     "Draft": "decoding.speculative",
     "StreamDecoder": "tokenizer",

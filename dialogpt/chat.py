@@ -2,7 +2,8 @@
 
 Typed text becomes a turn; the reply is streamed as text and becomes the next turn. The cache holds the last prompt and
 reply, and the decoder crops it to what the next prompt shares with them, so a turn costs its own tokens. Replies are
-made in `dialogpt.replies`; the keyboard and the screen are left to `dialogpt.cli.terminal`.
+made in `dialogpt.replies`, several to one dialogue in `dialogpt.candidates`; the keyboard and the screen are left to
+`dialogpt.cli.terminal`.
 
 One turn, in order of the calls: `Terminal.talk`, `Chat.stream`, `Chat._answer`, `replies.stream_reply`,
 `Decoder.step`, `Decoder.next_logits`, `prefill_sequences`, `GPT2.hidden`, `choose_tokens`, `StreamDecoder.feed`.
@@ -22,31 +23,19 @@ from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
 from dialogpt.errors import DialogueError, Problem, SettingsError
-from dialogpt.generation import Reply
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache
+from dialogpt.networks import load_network
 from dialogpt.normalize import normalize
 from dialogpt.ranking.rerankers import Reranker
-from dialogpt.ranking.scoring import Score, score_turns
-from dialogpt.replies import Dialogue, Generators, Plan, Statistics, generate_replies, stream_reply
+from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
 from dialogpt.sampler import check_tokens
 from dialogpt.settings import POSITIVE, Checked, required
 from dialogpt.tokenizer import StreamDecoder, Tokenizer
-from dialogpt.weights import Checkpoint, Source, load, open_checkpoint
+from dialogpt.weights import Source, open_checkpoint
 
 logger = logging.getLogger(__name__)
-
-
-def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.device) -> tuple[GPT2, Tokenizer]:
-    """Load a network and its tokenizer; a DialogRPT, which only scores replies, is logged as a warning.
-
-    Raises:
-        CheckpointError: the checkpoint cannot be used.
-    """
-    if checkpoint.ranking_head is not None:
-        logger.warning("%s is a DialogRPT: it scores replies, and was not trained to generate them", checkpoint.path)
-    return load(checkpoint, dtype=dtype, device=device), Tokenizer.load(checkpoint)
 
 
 class Chat:
@@ -62,6 +51,7 @@ class Chat:
         normalize: whether typed text is spelled as the training data were; see `dialogpt.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
         statistics: of the last reply.
+        cache, generators: of this conversation.
     """
 
     @Checked
@@ -109,10 +99,10 @@ class Chat:
             generation: None is the chat preset, with at most half the network's positions for a reply.
             seed: of all samples of this conversation; None is a different one each time.
             history_tokens: None is 256.
-            reranker: see the class.
-            num_candidates: see the class.
-            draft: see the class.
-            normalize: see the class.
+            reranker: None takes the only reply.
+            num_candidates: for a reranker.
+            draft: None decodes plainly.
+            normalize: whether typed text is normalized.
 
         Raises:
             DialogueError: a setting is out of range, or the draft does not fit the network.
@@ -126,8 +116,8 @@ class Chat:
         self.draft = draft
         self.persona: Turn | None = None
         self.statistics = Statistics()
-        self._generators = Generators(model.device, seed)
-        self._cache = KVCache.for_model(model)
+        self.generators = Generators(model.device, seed)
+        self.cache = KVCache.for_model(model)
         self._shown: Prompt | None = None
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
@@ -219,7 +209,7 @@ class Chat:
         return self.tokenizer.turn_text(self.history.pop(), USER)
 
     def reset(self) -> None:
-        """Begin a new conversation with the same settings; samples are not seeded anew."""
+        """Begin a new conversation with the same settings; the random numbers go on."""
         self._close_stream()
         self.history.clear()
         self._shown, self.statistics = None, Statistics()
@@ -235,52 +225,6 @@ class Chat:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
         self.history = History(self.tokenizer.eos_id, turns, self.tokenizer.turn_prefix)
         self._shown, self.statistics = None, Statistics()
-
-    def candidates(self, turns: Sequence[str], number: int) -> list[Reply]:
-        """Generate several replies to one dialogue, which is not made part of this conversation.
-
-        Args:
-            turns: at least one; the last is answered.
-            number: how many replies; above 1 the settings must sample, or have as many beams. With a reranker they are
-                the best of `num_candidates`, the best first.
-        """
-        return self._replies([turns], number, [self._generators])[0]
-
-    def candidates_for_all(
-        self,
-        dialogues: Sequence[Sequence[str]],
-        number: int,
-        seeds: Sequence[int],
-        stop: Stop | None = None,
-    ) -> list[list[Reply]]:
-        """Generate several replies to each of several dialogues together; see `candidates`.
-
-        Args:
-            dialogues: of each at least one turn.
-            number: how many replies to each.
-            seeds: one for each dialogue, so that its replies do not depend on the others; reply k is sampled with
-                seed + k.
-            stop: asked before every token; true ends it all.
-
-        Raises:
-            Stopped: `stop` said so.
-        """
-        return self._replies(dialogues, number, [Generators(self.model.device, seed) for seed in seeds], stop)
-
-    def _replies(
-        self,
-        dialogues: Sequence[Sequence[str]],
-        number: int,
-        generators: Sequence[Generators],
-        stop: Stop | None = None,
-    ) -> list[list[Reply]]:
-        plan = self._plan(number)
-        asked = []
-        for texts, sources in zip(dialogues, generators, strict=True):
-            history = History(self.tokenizer.eos_id, self.turns_from(texts), self.tokenizer.turn_prefix)
-            asked.append(Dialogue(self._prompt(history), history.turns, sources))
-        cache = self._cache if len(asked) == 1 else None
-        return generate_replies(self.model, self.tokenizer, plan, asked, cache=cache, draft=self.draft, stop=stop)
 
     def set_persona(self, text: str) -> None:
         """Show the network this text as a first turn before every dialogue; an empty one shows none.
@@ -305,7 +249,7 @@ class Chat:
         """
         return [*map(self._turn, texts, alternating(len(texts)))]
 
-    def _plan(self, num_replies: int = 1) -> Plan:
+    def plan(self, num_replies: int = 1) -> Plan:
         """Resolve the settings of the next replies.
 
         Raises:
@@ -319,18 +263,12 @@ class Chat:
             num_candidates=self.num_candidates,
         )
 
-    def score(self, turns: Sequence[str]) -> list[Score]:
-        """Return how probable each turn of a dialogue is after those before it; see `score_turns`."""
-        spoken = self.turns_from(turns)
-        begins = [self.tokenizer.turn_prefix.of(turn.role) for turn in spoken]
-        return score_turns(self.model, spoken, self.tokenizer.eos_id, begins)
-
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        prompt = self._prompt(History(self.history.eos_id, turns, self.history.prefix))
+        prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
         return stream
@@ -343,14 +281,14 @@ class Chat:
 
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
 
     def _turn(self, text: str, role: str) -> Turn:
         """Encode a turn, normalized unless nothing would be left of it."""
         text = (normalize(text) if self.normalize else text) or text
         return Turn(self.tokenizer.encode_turn(text, role), role)
 
-    def _prompt(self, history: History) -> Prompt:
+    def prompt(self, history: History) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""
         window = self.generation.prompt_room(self.model.config.n_positions)
         first = [] if self.persona is None else [*self.persona, history.eos_id]
@@ -376,16 +314,16 @@ class Chat:
 
         try:
             self.history.turns, self._shown = turns, prompt
-            computed = len(prompt.ids) - cached_tokens(self._cache, prompt.ids)
+            computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
             decoder = StreamDecoder(self.tokenizer, reply=True)
             for tokens in stream_reply(
                 self.model,
                 self.tokenizer,
-                self._plan(),
-                Dialogue(prompt, turns, self._generators),
-                self._cache,
+                self.plan(),
+                Dialogue(prompt, turns, self.generators),
+                self.cache,
                 on_token=count,
                 draft=self.draft,
                 stop=stop,

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from dialogpt.errors import DialogueError
 from dialogpt.turn_prefix import NO_PREFIX, TurnPrefix
 
-DEFAULT_HISTORY_TOKENS = (
-    256  # Microsoft trained on 128; long histories make the published models repeat and fall silent
-)
+DEFAULT_HISTORY_TOKENS = 256  # Microsoft trained on 128; with long histories the published models fall silent
 
 USER, BOT, SYSTEM = "user", "assistant", "system"  # speakers, by the names of OpenAI's roles; there may be others
 
@@ -94,8 +92,8 @@ class History:
 
         Args:
             history_tokens: how many tokens of dialogue to show; the last turn is shown even if it is longer.
-            window: how many tokens fit the network beside its reply. A longer last turn is truncated at its front;
-                `history_tokens` never truncates it.
+            window: how many tokens fit the network together with its reply. A longer last turn is truncated at its
+                front; `history_tokens` never truncates it.
 
         Raises:
             DialogueError: there is no turn, or `window` leaves no room for one.

@@ -228,7 +228,6 @@ def _tuple_of(accepts: Any, expected: str, parse: Any = json.loads, freeze: Any 
 
 
 FACTOR = number(above=0)
-PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
 NUMBER = number()
 SHARE = number(minimum=0, maximum=1)
 SHARE_ABOVE_0 = number(above=0, maximum=1)

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.cli.main import guarded
 from dialogpt.model import GPT2
 from dialogpt.weights import load, open_checkpoint
@@ -147,7 +148,7 @@ def answers(model: str, turns: Sequence[str], seeds: Iterable[int], *, greedy: b
         settings = settings.greedy()
     for seed in seeds:
         chat = Chat(network, tokenizer, settings, seed=seed, history_tokens=history_tokens)
-        (reply,) = chat.candidates(turns, 1)
+        (reply,) = candidates(chat, turns, 1)
         yield tokenizer.decode(reply.ids)
 
 

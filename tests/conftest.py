@@ -19,6 +19,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+from dialogpt.weights import export
 from tests.helpers import ROOT, write_published
 
 TIERS = {  # files and folders of tests that the default run leaves out; see tests/README.md
@@ -72,6 +73,14 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained weights as transformers writes them: `tiny`, exported."""
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    export("tiny", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

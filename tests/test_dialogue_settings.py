@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
+from dialogpt.candidates import candidates, candidates_for_all
 from dialogpt.cli.main import main
 from dialogpt.decoding.sequence import infer_own_turns, spellings
 from dialogpt.model import GPT2
@@ -228,7 +229,7 @@ def test_a_chat_with_beams_says_whole_replies(published: Path) -> None:
     (best,) = generate_batch(chat.model, [prompt], config)[0]
     assert first == chat.tokenizer.decode(best.ids)
     assert chat.reply("And?")
-    assert len(chat.candidates(["Hello there."], 3)) == 3
+    assert len(candidates(chat, ["Hello there."], 3)) == 3
 
 
 @pytest.mark.parametrize(
@@ -272,10 +273,10 @@ def test_redrawn_replies_do_not_depend_on_other_dialogues(number: int) -> None:
         sequence_bias=[[[chat.tokenizer.eos_id], 16.0]],  # type: ignore[arg-type]
     )
     dialogues = [["Hi!"], ["How are you?"], ["What?", "Yes.", "No."], ["Ok."], ["Tell me more."], ["Bye."]]
-    together = chat.candidates_for_all(dialogues, number, range(6))
+    together = candidates_for_all(chat, dialogues, number, range(6))
     assert any(not reply.ids for replies in together for reply in replies) or number == 1
     for place, turns in enumerate(dialogues):
-        (alone,) = chat.candidates_for_all([turns], number, [place])
+        (alone,) = candidates_for_all(chat, [turns], number, [place])
         assert [reply.ids for reply in alone] == [reply.ids for reply in together[place]]
 
 

@@ -15,15 +15,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from dialogpt import Chat, Decoder, DialogueError, GenerationConfig, History, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.cli.batch import SEED_STRIDE
 from dialogpt.cli.commands import serve as command
 from dialogpt.cli.main import build_parser, main
 from dialogpt.cli.opening import open_chat
-from dialogpt.cli.options import generation_from
-from dialogpt.generation_config import parse_setting
+from dialogpt.cli.options import generation_from, parse_setting
 from dialogpt.history import BOT, USER, Prompt, Turn, alternating
 from dialogpt.model import KVCache
-from dialogpt.ranking.rerankers import MMI
+from dialogpt.ranking.mmi import MMI
 from dialogpt.replies import Dialogue, Generators, Plan, stream_reply
 from dialogpt.serve.app import create_app
 from dialogpt.serve.engine import Engine
@@ -227,7 +227,9 @@ def of_chat(chat: Chat, seed: int, num_replies: int) -> list[str]:
         num_candidates=chat.num_candidates,
     )
     if num_replies > 1:
-        return [chat.tokenizer.decode(reply.ids) for reply in fresh.candidates([text for _, text in TALK], num_replies)]
+        return [
+            chat.tokenizer.decode(reply.ids) for reply in candidates(fresh, [text for _, text in TALK], num_replies)
+        ]
     fresh.restore([chat.tokenizer.encode(text) for _, text in TALK[:-1]])
     return ["".join(fresh.stream(TALK[-1][1]))]
 

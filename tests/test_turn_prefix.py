@@ -12,12 +12,14 @@ import torch
 from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
 from dialogpt.cli.terminal import transcripts
 from dialogpt.errors import DialogueError
 from dialogpt.evaluate.likelihood import predict
 from dialogpt.history import BOT, USER, History, Turn
 from dialogpt.inspect.explain import explain
+from dialogpt.ranking.scoring import score_turns
 from dialogpt.serve.schemas import ChatRequest, Limits
 from dialogpt.turn_prefix import strip_gap
 from dialogpt.weights import convert, export, open_checkpoint
@@ -70,7 +72,7 @@ def test_prompts_and_replies_are_transformers(speakers: Path, prefix: tuple[str,
     expected = their_ids(speakers, DIALOGUE, prefix)
     shown = explain(bot, DIALOGUE, "So.")["tokens"]
     assert [token["id"] for token in shown][: len(expected)] == expected
-    (reply,) = bot.candidates(DIALOGUE, 1)
+    (reply,) = candidates(bot, DIALOGUE, 1)
     network = GPT2LMHeadModel.from_pretrained(speakers, dtype=torch.float64).eval()
     ids = torch.tensor([expected])
     output = network.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12)
@@ -156,7 +158,7 @@ def test_it_is_kept_by_convert_and_export(speakers: Path, tmp_path: Path, capsys
     talk = ["--model", str(tmp_path / "ours"), "--greedy", "--dtype", "float64", "--max-new-tokens", "12"]
     assert main(["reply", "--turn-prefix", "", "", *talk, "--json", *DIALOGUE]) == 0
     without = json.loads(capsys.readouterr().out)["replies"][0]["ids"]
-    assert without == chat(speakers, None).candidates(DIALOGUE, 1)[0].ids
+    assert without == candidates(chat(speakers, None), DIALOGUE, 1)[0].ids
     assert without != replies[0]
     assert main(["info", str(tmp_path / "ours")]) == 0
     assert "'<speaker1> ' and '<speaker2> '" in capsys.readouterr().out
@@ -178,7 +180,9 @@ def test_the_server_and_perplexity_know_it(speakers: Path) -> None:
     found = predict(bot.model, tokenizer, ["Hi!", "Hello."])
     counted = [*tokenizer.encode(" Hi!"), 0, *tokenizer.encode(" Hello."), 0]
     assert found.tokens == len(counted)  # prefixes are read, and not counted
-    scores = bot.score(["Hi!", "Hello."])
+    spoken = [Turn(tokenizer.encode_turn(text, role), role) for text, role in (("Hi!", USER), ("Hello.", BOT))]
+    begins = [tokenizer.turn_prefix.of(turn.role) for turn in spoken]
+    scores = score_turns(bot.model, spoken, tokenizer.eos_id, begins)
     assert sum(len(score.ids) for score in scores) == len(counted)
 
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dialogpt.weights.checkpoint import Checkpoint, Origin
 from dialogpt.weights.formats import CheckpointError, StoredTensor, dtype_name, read_json, read_tensors, sha256_of
-from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, RULES, bare_name, split_layer, transposed
+from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, RULES, split_layer, transposed
+from dialogpt.weights.published import bare_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -77,7 +78,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Che
     config = _read_config(path)
     file = next((path / name for name in WEIGHTS if os.path.lexists(path / name)), None)
     if file is None:
-        raise CheckpointError(f"{path} has no weights of an adapter; expected {' or '.join(WEIGHTS)} beside {CONFIG}")
+        raise CheckpointError(f"{path} has no weights of an adapter; expected {' or '.join(WEIGHTS)} next to {CONFIG}")
     deltas, saved = _sort(path, read_tensors(file).tensors, config, checkpoint)
     tensors = dict(checkpoint.tensors)
     if checkpoint.config.tie_word_embeddings and not saved.keys().isdisjoint((OUTPUT_HEAD.ours, EMBEDDING)):

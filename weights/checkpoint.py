@@ -29,16 +29,10 @@ from dialogpt.weights.formats import (
     safetensors_metadata,
     sha256_of,
 )
+from dialogpt.weights.inferred_config import config_of_nanogpt, infer_config
 from dialogpt.weights.litgpt import from_litgpt, is_litgpt
-from dialogpt.weights.names import (
-    RANKING_HEAD,
-    config_of_nanogpt,
-    from_ours,
-    from_published,
-    infer_config,
-    is_linear,
-    is_usual,
-)
+from dialogpt.weights.names import RANKING_HEAD, Mapped, from_ours
+from dialogpt.weights.published import from_published, is_linear, is_usual
 from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
 from dialogpt.weights.wrapped import unwrapped
 
@@ -70,23 +64,23 @@ class Checkpoint:
     Attributes:
         config: sizes of the network.
         tensors: the network's parameters under our names, each once.
-        read_vocabulary: gives `vocabulary`, which says what it is.
+        read_vocabulary: reads `vocabulary`; see there.
         generation_config: the content of ``generation_config.json``, which conversions carry along and
             `dialogpt.generation_config` reads; empty where there is none.
-        history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
+        history_tokens: how much dialogue the model should be shown, if the checkpoint specifies it.
         chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
-        about: who speaks, in a sentence for people, where the checkpoint says so.
-        turn_prefix: what each turn of the user, and each of the bot, begins with, where the checkpoint says so.
+        about: one sentence about the speaker, if the checkpoint has one.
+        turn_prefix: what each turn of the user, and each of the bot, begins with, if the checkpoint specifies it.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
         read_sha256: gives `sha256()`.
-        heads_assumed: whether no file and nobody said how many heads of attention there are.
+        heads_assumed: whether the number of attention heads was neither in a file nor given.
         ours: whether it is in this project's own format.
         merged_from: where weights come from that are made of several files, such as a base and an adapter.
         linear: whether the file's matrices are nanoGPT's (out, in).
         usual: whether names, matrices and files are as transformers itself reads them.
-        settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
+        settings: what else ``config.json`` holds: labels, other tokens, notes.
         ignored: tensors of the published file that are not needed, with the reason.
         heads: a published file's own copies of the output head.
         ranking_head: DialogRPT's, (1, C): how good a reply is, from the last token's state.
@@ -137,7 +131,7 @@ class Checkpoint:
 
     @property
     def chat_template(self) -> str | None:
-        """How its tokenizer joins messages to a prompt, where it says so."""
+        """The template by which its tokenizer joins messages to a prompt, if it has one."""
         files = {path.name: path for path in self.tokenizer_files}
         if "chat_template.jinja" in files:
             return read_text(files["chat_template.jinja"])
@@ -147,7 +141,7 @@ class Checkpoint:
 
     @property
     def stored(self) -> dict[str, StoredTensor]:
-        """All that was learned, under our names: the network's tensors, and the ranking head where there is one."""
+        """All parameters under our names: the network's tensors, and the ranking head if there is one."""
         return self.tensors | ({} if self.ranking_head is None else {RANKING_HEAD.ours: self.ranking_head})
 
     @property
@@ -161,7 +155,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learned."""
+        """The number of parameters."""
         return sum(torch.Size(tensor.shape).numel() for tensor in self.stored.values())
 
     @property
@@ -207,29 +201,14 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     if ours:
         _check_format(path, values, files)
     content = read_all(files)
-    try:
-        stored, outside = (content.tensors, {}) if ours else unwrapped(content.tensors)
-        if not ours and is_litgpt(stored):
-            stored = from_litgpt(stored, _config(values, n_head, content, stored) if values else None)
-        config = _config(values, n_head, content, stored)
-        mapped = from_ours(stored, config) if ours else from_published(stored, config)
-        config = replace(config, tie_word_embeddings=mapped.tied)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    config, stored, mapped, outside = _mapped(path, values, n_head, content)
     vocabulary = cache(partial(_find_vocabulary, path, config))
     if not ours:
         vocabulary()
     if not values:
         found = vocabulary()
         config = config if found is None else replace(config, eos_token_id=found.eos_id)
-        heads = f"{config.n_head} heads of {config.head_dim}"
-        heads += (
-            ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
-        )
-        sizes = f"{config.n_layer} layers, {config.n_embd} wide"
-        logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
+        _warn_of_inferred_sizes(path, config, n_head)
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
@@ -255,6 +234,36 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         usual=not ours and not content.ignored and not outside and is_usual(content.tensors),
         read_sha256=cache(partial(sha256_of, files)),
     )
+
+
+def _mapped(
+    path: Path, values: dict[str, Any], n_head: int | None, content: FileContent
+) -> tuple[GPT2Config, dict[str, StoredTensor], Mapped, dict[str, str]]:
+    """Read the sizes, and give the tensors our names: sizes, tensors as published, as ours, and those left out.
+
+    Raises:
+        CheckpointError: they do not fit each other; the message names the file.
+    """
+    ours = "format_version" in values
+    try:
+        stored, outside = (content.tensors, {}) if ours else unwrapped(content.tensors)
+        if not ours and is_litgpt(stored):
+            stored = from_litgpt(stored, _config(values, n_head, content, stored) if values else None)
+        config = _config(values, n_head, content, stored)
+        mapped = from_ours(stored, config) if ours else from_published(stored, config)
+    except ConfigError as error:
+        folder = path if path.is_dir() else path.parent
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return replace(config, tie_word_embeddings=mapped.tied), stored, mapped, outside
+
+
+def _warn_of_inferred_sizes(path: Path, config: GPT2Config, n_head: int | None) -> None:
+    heads = f"{config.n_head} heads of {config.head_dim}"
+    heads += ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
+    sizes = f"{config.n_layer} layers, {config.n_embd} wide"
+    logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
 
 
 def _config(
@@ -292,13 +301,13 @@ def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``config.json``; empty where there is none, as beside Microsoft's own files."""
+    """The content of ``config.json``; empty if there is none, as with Microsoft's own files."""
     path = folder / "config.json"
     return read_json(path) if os.path.lexists(path) else {}
 
 
 def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:
-    """Read the vocabulary, see that the network has a row for each token, and say what a user should know."""
+    """Read the vocabulary, check that the network has a row for each token, and log what a user should know."""
     vocabulary = read_vocabulary(path if path.is_dir() else path.parent)
     if vocabulary is None and GPT2_SIZE <= config.vocab_size <= MAX_GPT2_ROWS:
         vocabulary = gpt2_vocabulary()
@@ -349,4 +358,4 @@ def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:
     tokens = values.get("history_tokens")
     if tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0):
         return tokens
-    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a whole number above 0")
+    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a positive integer")

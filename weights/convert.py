@@ -160,7 +160,7 @@ def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The content of a ``config.json``: the sizes, and what the source's said besides."""
+    """The content of a ``config.json``: the sizes, and what else the source's held."""
     own = {
         "history_tokens": checkpoint.history_tokens,
         "chat": checkpoint.chat,

@@ -153,7 +153,7 @@ _ELSEWHERE = "set DIALOGPT_CACHE to a folder that has room and can be written"
 
 
 def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Path:
-    """Convert what was downloaded into the cache, once, whoever else may be at it."""
+    """Convert what was downloaded into the cache, once, even if several processes try."""
     try:
         checkpoint = replace(open_path(snapshot, n_head=n_head), name=name)
         told = "" if n_head is None or (snapshot / "config.json").exists() else f"-h{n_head}"
@@ -199,7 +199,7 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
     """Fetch the files that a checkpoint needs, and no others, into huggingface_hub's cache.
 
     Returns:
-        Their folder, which is named for the commit, and whether the hub was there to say that these are all.
+        Their folder, which is named for the commit, and whether the hub confirmed that these are all.
 
     Raises:
         CheckpointError: huggingface_hub is not installed; the hub cannot be reached and nothing is cached; there is no
@@ -329,7 +329,7 @@ def _broken_off(name: str, file: RepoSibling, error: Exception) -> CheckpointErr
 
 
 def _checksums(path: Path, file: RepoSibling) -> tuple[str, str]:
-    """What the hub says a file's checksum is, and what it is: sha256 of large files, git's own of small ones."""
+    """The hub's checksum of a file, and ours: sha256 for large files, git's own for small ones."""
     if file.lfs is not None:
         return file.lfs.sha256, sha256_of([path])
     if file.blob_id is None:

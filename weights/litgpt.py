@@ -17,7 +17,8 @@ from torch import Tensor
 
 from dialogpt.model import GPT2Config
 from dialogpt.weights.formats import CheckpointError, StoredTensor
-from dialogpt.weights.names import PREFIX, bare_name, split_layer
+from dialogpt.weights.names import PREFIX, split_layer
+from dialogpt.weights.published import bare_name
 
 _INTERLEAVED = "attn.attn"
 _MODULES = {  # litgpt's -> the published name, of a layer

@@ -91,7 +91,7 @@ def _require_fits(checkpoint: Checkpoint, dtype: str) -> Vocabulary:
         raise CheckpointError(f"there is no dtype {dtype!r} in GGUF here; expected one of {', '.join(KINDS)}")
     if vocabulary is None:
         raise CheckpointError(
-            f"{checkpoint.path} has no vocabulary, which a GGUF file needs; put it beside the weights"
+            f"{checkpoint.path} has no vocabulary, which a GGUF file needs; put it in the folder of the weights"
         )
     odd = [f"activation_function {config.activation_function}"] * (config.activation_function not in TANH_GELUS)
     odd += ["scale_attn_weights false"] * (not config.scale_attn_weights)

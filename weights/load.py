@@ -94,10 +94,10 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def require_dtype(dtype: str, device: str | torch.device) -> None:
-    """Refuse float64 on a Mac's GPU, which has none; torch would say so in the middle of the first tensor.
+    """Refuse float64 on a Mac's GPU, which has none; torch would report it only in the middle of the first tensor.
 
     Raises:
-        CheckpointError: as said.
+        CheckpointError: it is such a GPU.
     """
     if dtype == "float64" and str(device).partition(":")[0] == "mps":
         raise CheckpointError("the dtype float64 does not exist on the device mps; choose float32, or the device cpu")

@@ -222,7 +222,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         (ids, merges, _), origin = model, f"{folder.name}/tokenizer.json"
     elif there:
         missing = ({"vocab.json", "merges.txt"} - there).pop()
-        raise CheckpointError(f"{folder} has half a vocabulary: {missing} is missing beside the other; fetch it")
+        raise CheckpointError(f"{folder} has half a vocabulary: {missing} is missing; fetch it")
     elif os.path.lexists(folder / "vocab.txt"):
         raise CheckpointError(
             f"{folder} has a vocab.txt, which is BERT's vocabulary: its checkpoint is no GPT-2, or was fine-tuned with "
@@ -248,7 +248,7 @@ def _ids(content: Mapping[str, Any], path: Path) -> dict[str, int]:
     """Check that names have ids, as in ``vocab.json``."""
     for token, n in content.items():
         if type(n) is not int or not 0 <= n < 1 << 31:
-            raise CheckpointError(f"{path}: the id of {token!r} is {n!r}; expected a whole number from 0 on")
+            raise CheckpointError(f"{path}: the id of {token!r} is {n!r}; expected a non-negative integer")
     try:
         "".join(content).encode()
     except UnicodeEncodeError:

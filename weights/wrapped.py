@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from dialogpt.weights.names import PREFIX, bare_name
+from dialogpt.weights.names import PREFIX
+from dialogpt.weights.published import bare_name
 
 Tensor = TypeVar("Tensor")
 OUTSIDE = "outside the network: of the module that it was trained in"

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dialogpt import json_input
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described, one_line, printable
 from dialogpt.cli.reading import reading_from
@@ -43,7 +44,7 @@ from dialogpt.weights.disk import lock, reason_of
 
 SHOWN = 5  # problems of an input of another kind
 EVERY = 1.0  # seconds between progress lines
-SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds have other draws
+SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds sample other replies
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         f"dialogpt: {counts['answered']} lines answered, {there} were there already, {failed} failed", file=sys.stderr
     )
     if earlier is not None and earlier.changed:
-        print(f"dialogpt: {earlier.changed} of them had changed in the input, and were answered anew", file=sys.stderr)
+        print(f"dialogpt: {earlier.changed} of them had changed in the input and were answered again", file=sys.stderr)
     return FAILED if failed else DONE
 
 
@@ -233,13 +234,13 @@ def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) 
     """Replies to each line that is a dialogue, or why it cannot be answered; by the line's number.
 
     Raises:
-        KeyboardInterrupt: `stop` said so.
+        KeyboardInterrupt: `stop` returned true.
     """
     good = [line for line in group if line.problem is None]
 
     def answer(lines: list[Line]) -> list[list[Reply]]:
         seeds = [(base + SEED_STRIDE * line.number) % (1 << 63) for line in lines]
-        return chat.candidates_for_all([line.turns for line in lines], number, seeds, stop)
+        return candidates_for_all(chat, [line.turns for line in lines], number, seeds, stop)
 
     found: dict[int, list[Reply] | str] = {}
     try:

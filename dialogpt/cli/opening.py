@@ -61,9 +61,8 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
     """
     generation_from(options)
     sources = rerankers_from(options)
-    from dialogpt.chat import load_network
     from dialogpt.history import DEFAULT_HISTORY_TOKENS
-    from dialogpt.ranking.rerankers import load_reranker
+    from dialogpt.networks import load_network
     from dialogpt.weights import open_checkpoint
 
     checkpoint = open_checkpoint(
@@ -81,9 +80,17 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
         tokenizer,
         generation,
         history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
-        reranker=load_reranker(sources, tokenizer) if sources else None,
+        reranker=_reranker(sources, tokenizer) if sources else None,
         num_candidates=options.num_candidates or DEFAULT_CANDIDATES,
     )
+
+
+def _reranker(sources: list[tuple[str, float, str]], tokenizer: Tokenizer) -> Reranker:
+    """Open what --rerank names: one reverse model, "mmi", or DialogRPT's heads; errors are those of their `load`."""
+    from dialogpt.ranking.dialogrpt import DialogRPT
+    from dialogpt.ranking.mmi import MMI
+
+    return MMI.load(sources[0][2], tokenizer) if sources[0][0] == "mmi" else DialogRPT.load(sources, tokenizer)
 
 
 def open_chat(options: argparse.Namespace) -> Chat:

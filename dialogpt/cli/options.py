@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 from dialogpt.cli.output import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
-from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, parsed
+from dialogpt.published_settings import published_settings
+from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, kinds_of, parsed
 
 if TYPE_CHECKING:
     from dialogpt.weights import Checkpoint
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
 PRECISIONS = (*DTYPES, "int8", "int4")  # likewise
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
 
 
@@ -40,10 +41,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--draft-model",
         metavar="M",
-        help="guesses ahead, which makes a reply faster and changes none: a smaller model of the same "
-        "vocabulary, or the same one, which then guesses in int8; for one reply at a time, without beams",
+        help="speculative decoding, which is faster and changes no reply: a smaller draft model of the same "
+        "vocabulary, or the same model, which then drafts in int8; for one reply at a time, without beams",
     )
-    model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
+    model.add_argument("--seed", type=_seed, metavar="N", help="sample the same replies each time")
     model.add_argument(
         "--normalize-text",
         action="store_true",
@@ -69,7 +70,7 @@ def add_choice_flags(parser: argparse.ArgumentParser) -> None:
     )
     choice.add_argument("--reverse-model", metavar="M", help="a checkpoint that was trained with --reverse, for mmi")
     choice.add_argument(
-        "--num-candidates", type=positive_number, metavar="N", help="how many replies are judged (default: 16)"
+        "--num-candidates", type=positive_number, metavar="N", help="how many candidates are ranked (default: 16)"
     )
 
 
@@ -144,7 +145,7 @@ class _Switch(argparse.Action):
 
 
 def add_n_head(parser: argparse._ActionsContainer) -> None:
-    """The flag for a checkpoint whose file does not say how many heads it has."""
+    """The flag for a checkpoint whose files do not hold the number of heads."""
     parser.add_argument(
         "--n-head", type=positive_number, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
     )
@@ -216,14 +217,14 @@ def positive_number(text: str) -> int:
 
 def _threads(text: str) -> int:
     number = positive_number(text)
-    if number > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{number} threads are more than {MOST_THREADS}")
+    if number > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{number} threads are more than {MAX_THREADS}")
     return number
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 20 or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 0 to 2^64 - 1")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not an integer from 0 to 2^64 - 1")
     return int(text)
 
 
@@ -236,7 +237,7 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
             ``generation_config.json``.
     """
     if options.transformers_defaults:
-        defaults = GenerationConfig.from_dict(checkpoint.generation_config if checkpoint else {})
+        defaults = published_settings(checkpoint.generation_config if checkpoint else {})
     else:
         defaults = GenerationConfig.chat(checkpoint.chat if checkpoint else None)
     given = {
@@ -254,6 +255,18 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
         return defaults.merged(given)
     except DialogueError as error:
         raise wrong_usage(options, error) from None
+
+
+def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
+    """Change one setting to what a person typed; see `GenerationConfig.merged`.
+
+    Raises:
+        DialogueError: there is no such setting, the text is no value of it, or it contradicts another setting.
+    """
+    name, kinds = name.replace("-", "_"), kinds_of(config)
+    if name not in kinds:
+        raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
+    return config.merged({name: parsed(name, text, kinds[name])})
 
 
 def rerankers_from(options: argparse.Namespace) -> list[tuple[str, float, str]]:

@@ -32,7 +32,8 @@ from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Checkpoint, export, load, load_ranking_head
 from dialogpt.weights.formats import container, count_non_finite, equal_values
 from dialogpt.weights.formats.states import find_state
-from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, PREFIX, RANKING_HEAD, bare_name
+from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, PREFIX, RANKING_HEAD
+from dialogpt.weights.published import bare_name
 from dialogpt.weights.vocabulary import TOKENIZER_FILES
 from dialogpt.weights.wrapped import unwrapped
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 
+from dialogpt.candidates import candidates
 from dialogpt.chat import Chat
 from dialogpt.errors import DialogueError
-from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import alternating
 from dialogpt.model import GPT2
+from dialogpt.published_settings import published_settings
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Checkpoint
 from dialogpt.weights.vocabulary import chat_template
@@ -68,10 +69,10 @@ def compare_replies(checkpoint: Checkpoint, ours: GPT2, theirs: Any, folder: Pat
 
 
 def _our_reply(checkpoint: Checkpoint, model: GPT2, tokenizer: Tokenizer, turns: list[str], new: int) -> list[int]:
-    own = GenerationConfig.from_dict(checkpoint.generation_config)
+    own = published_settings(checkpoint.generation_config)
     config = replace(own, do_sample=False, num_beams=1, num_return_sequences=1, max_new_tokens=new)
     chat = Chat(model, tokenizer, config, history_tokens=model.config.n_positions)
-    (reply,) = chat.candidates(turns, 1)
+    (reply,) = candidates(chat, turns, 1)
     return reply.ids
 
 

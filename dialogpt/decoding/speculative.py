@@ -1,9 +1,9 @@
 """Speculative decoding: a fast network drafts a few tokens, and the network itself checks them in one pass.
 
-A pass over five tokens takes hardly longer than over one, as the time goes into reading the weights. Draft tokens and
-tokens are sampled with the same random numbers, so that they often agree (Daliri, Musco and Suresh, "Coupling without
-Communication and Drafter-Invariant Speculative Decoding", 2024). The tokens are those that the network would generate
-alone with the same seed: a draft changes the speed and nothing else.
+A pass over five tokens takes about as long as over one, as it mostly waits for the weights to be read. Both networks
+sample with the same random numbers, so that they often agree (Daliri, Musco and Suresh, "Coupling without Communication
+and Drafter-Invariant Speculative Decoding", 2024). The tokens are those that the network would generate alone with the
+same seed: a draft changes only the speed.
 
 It decodes one sequence: a batch reads the weights once for all of its sequences already.
 """
@@ -26,6 +26,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
+from dialogpt.networks import require_same_vocabulary
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, load, open_checkpoint
 from dialogpt.weights.load import device_of
@@ -70,7 +71,7 @@ class Draft:
         checkpoint = open_checkpoint(source)
         if checkpoint.ranking_head is not None:
             raise DialogueError(f"{checkpoint.path} is a DialogRPT, which does not generate text; name another draft")
-        tokenizer.require_same(checkpoint)
+        require_same_vocabulary(tokenizer, checkpoint)
         fast = "int8" if device_of(device).type == "cpu" else "float16"
         return cls(load(checkpoint, dtype=dtype or fast, device=device))
 

@@ -72,7 +72,7 @@ def judge(
         stop: asked before every few sentences are read; true ends it all.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     dialogue = [tokenizer.eos_id]
     for text, role in zip((*turns, reply), (*alternating(len(turns)), BOT), strict=True):

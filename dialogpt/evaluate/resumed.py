@@ -40,7 +40,7 @@ def resumed(
         on_progress: called after each group.
 
     Raises:
-        Stopped: `stop` said so; what was computed is in the file.
+        Stopped: `stop` returned true; what was computed is in the file.
         DialogueError: the file was computed with other settings, is being written by another run, or cannot be written.
     """
     with ExitStack() as files:

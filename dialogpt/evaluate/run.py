@@ -28,7 +28,7 @@ from dialogpt.evaluate.metrics import LikelihoodSample, TextSample
 from dialogpt.evaluate.overlap import Floats
 from dialogpt.evaluate.protocols import PROTOCOLS, Protocol
 from dialogpt.evaluate.resumed import Line, resumed
-from dialogpt.ranking.rerankers import DialogRPT
+from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load
 from dialogpt.weights.disk import write_atomically
@@ -62,7 +62,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What is measured.
 
     Attributes:
@@ -129,7 +129,7 @@ class Evaluation:
 
     def __init__(
         self,
-        request: Request,
+        request: EvaluationRequest,
         systems: Sequence[System],
         *,
         stop: Stop | None = None,
@@ -171,7 +171,7 @@ class Evaluation:
         """Generate, measure and compare.
 
         Raises:
-            Stopped: `stop` said so; with a folder, what was computed is there.
+            Stopped: `stop` returned true; with a folder, what was computed is there.
             DialogueError, CheckpointError: a network cannot be used, or a file cannot be written.
         """
         given = {system.name: self._replies(system) for system in self.systems}

@@ -27,7 +27,7 @@ from dialogpt.inspect.attention import attention_weights, summed_by_turn
 from dialogpt.inspect.capture import Capture, capture
 from dialogpt.inspect.contributions import contributions, parts_of
 from dialogpt.inspect.distributions import Stage, stages
-from dialogpt.inspect.lens import Reading, lens_logits, read_lens
+from dialogpt.inspect.lens import LensReading, lens_logits, read_lens
 from dialogpt.inspect.search import Considered
 from dialogpt.model import GPT2
 from dialogpt.sampler import Seen, active_processors
@@ -209,7 +209,7 @@ def inspect_reply(
 
     Raises:
         DialogueError: there is no turn or no reply, or both do not fit the network's positions.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     config = config.with_end_token(tokenizer.eos_id)
     sequence = _sequence(model, tokenizer, config, turns, reply, history_tokens, ended)
@@ -228,8 +228,6 @@ def inspect_reply(
     _add_contributions(captured, tokenizer, sequence, tokens, readings[-1])
     row = Decoder(model, tokenizer).add(sequence.prompt, config)  # words spelled out, and the bot's own turns
     _add_choices(captured, tokenizer, row, sequence, tokens, proceed)
-    first = len(sequence.prompt.ids)
-    log_probabilities = readings[-1].log_probability[first - 1 :].tolist()
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -238,24 +236,36 @@ def inspect_reply(
         "sampled": config.do_sample,
         "turns": _turns_data(tokenizer, turns, sequence, reply),
         "tokens": tokens,
-        "reply": {
-            "text": tokenizer.turn_text(reply, BOT),
-            "first": first,
-            "ended": ended,
-            "log_probability": sum(log_probabilities),
-            "log_probabilities": log_probabilities,
-        },
+        "reply": _reply_data(tokenizer, sequence, reply, ended, readings[-1]),
         "parts": [asdict(part) for part in parts_of(model.config.n_layer)],
-        "ablation": [
-            {
-                "removed": [sequence.prompt.first_turn + place for place in found.removed],
-                "log_probability": sum(found.log_probabilities),
-                "log_probabilities": found.log_probabilities,
-            }
-            for found in ablate(model, sequence.shown, sequence.reply, tokenizer.eos_id, stop)
-        ],
+        "ablation": _ablation_data(model, tokenizer, sequence, stop),
         "considered": None if considered is None else _considered_data(tokenizer, considered),
     }
+
+
+def _reply_data(
+    tokenizer: Tokenizer, sequence: _Sequence, reply: Sequence[int], ended: bool, last: LensReading
+) -> dict[str, Any]:
+    first = len(sequence.prompt.ids)
+    log_probabilities = last.log_probability[first - 1 :].tolist()
+    return {
+        "text": tokenizer.turn_text(reply, BOT),
+        "first": first,
+        "ended": ended,
+        "log_probability": sum(log_probabilities),
+        "log_probabilities": log_probabilities,
+    }
+
+
+def _ablation_data(model: GPT2, tokenizer: Tokenizer, sequence: _Sequence, stop: Stop | None) -> list[AblationData]:
+    return [
+        {
+            "removed": [sequence.prompt.first_turn + place for place in found.removed],
+            "log_probability": sum(found.log_probabilities),
+            "log_probabilities": found.log_probabilities,
+        }
+        for found in ablate(model, sequence.shown, sequence.reply, tokenizer.eos_id, stop)
+    ]
 
 
 def _sequence(
@@ -302,7 +312,7 @@ def _candidates(tokenizer: Tokenizer, ids: Tensor, probabilities: Tensor) -> lis
 
 
 def _tokens(
-    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, turn_count: int, readings: list[Reading]
+    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, turn_count: int, readings: list[LensReading]
 ) -> list[TokenData]:
     """Every token with what was predicted in its place; attention and the rest are added later."""
     norms = torch.stack([residual.norm(dim=-1) for residual in captured.residual], dim=1).tolist()  # (T, L + 1)
@@ -339,7 +349,7 @@ def _tokens(
     return tokens
 
 
-def _lens_data(tokenizer: Tokenizer, reading: Reading, place: int) -> LensData:
+def _lens_data(tokenizer: Tokenizer, reading: LensReading, place: int) -> LensData:
     return {
         "top": _candidates(
             tokenizer, reading.top_ids[place, :LENS_TOKENS], reading.top_probabilities[place, :LENS_TOKENS]
@@ -381,7 +391,7 @@ def _add_attention(captured: Capture, sequence: _Sequence, tokens: list[TokenDat
 
 
 def _add_contributions(
-    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, tokens: list[TokenData], last: Reading
+    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, tokens: list[TokenData], last: LensReading
 ) -> None:
     """What raised each token, and its likeliest rival: the first token of the ranking that is another one."""
     if len(tokens) < 2:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop
@@ -37,7 +38,7 @@ def explain(
 
     Raises:
         DialogueError: a text is not valid, or see `inspect_reply` and `Chat.candidates`.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     if reply is not None:
         return _inspected(chat, turns, chat.tokenizer.encode_turn(reply, BOT), True, name, None, stop)
@@ -47,7 +48,7 @@ def explain(
     recorder = None if draft is None else RecordingDraft(draft)
     chat.draft = recorder
     try:
-        (replies,) = chat.candidates_for_all([turns], number, [seed], stop)
+        (replies,) = candidates_for_all(chat, [turns], number, [seed], stop)
     finally:
         chat.draft = draft
     considered = _considered(chat, turns, replies, seed, recorder, stop)
@@ -62,11 +63,11 @@ def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Ins
     by the network.
 
     Raises:
-        DialogueError: nothing has been said yet, or the reply no longer fits the settings.
-        Stopped: `stop` said so.
+        DialogueError: there is no exchange yet, or the reply no longer fits the settings.
+        Stopped: `stop` returned true.
     """
     if len(chat.history.turns) < 2:
-        raise DialogueError("nothing has been said yet")
+        raise DialogueError("there is no exchange yet")
     *turns, reply = chat.history.turns
     shown = chat.shown()
     limit = chat.generation.reply_limit(0 if shown is None else len(shown.ids))

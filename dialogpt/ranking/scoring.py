@@ -60,7 +60,7 @@ def score(
 
     Raises:
         DialogueError: a sequence cannot be scored.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     if micro_batch < 1:
         raise SettingsError([Problem("micro_batch", micro_batch, "a positive integer")])

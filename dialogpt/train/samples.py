@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import BOT, USER
@@ -75,7 +76,7 @@ class Samples:
         chat = Chat(model, tokenizer, settings.fitted(model.config.n_positions), history_tokens=like.history_tokens)
         model.eval()
         try:
-            found = chat.candidates_for_all(self.prompts, 1, [SEED + n for n in range(len(self.prompts))])
+            found = candidates_for_all(chat, self.prompts, 1, [SEED + n for n in range(len(self.prompts))])
         finally:
             model.train()
         self.replies[step] = [tokenizer.turn_text(replies[0].ids, BOT) for replies in found]

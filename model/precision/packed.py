@@ -83,7 +83,7 @@ class PackedEmbedding(TokenEmbedding):
         """Take a weight (V, C).
 
         Args:
-            read: reads it; a ValueError says that it cannot be read any more.
+            read: reads it; raises ValueError once it cannot be read any more.
             precision: one of `CPU_PRECISIONS`.
             is_head: whether it is the output head too; else it is only mapped.
         """
@@ -110,7 +110,7 @@ class PackedEmbedding(TokenEmbedding):
         return (self.kernel or self.packed())(hidden)
 
     def packed(self) -> Kernel:
-        """Pack the weight, and map it anew; threads that come at once each do so, and one result stays."""
+        """Pack the weight and map it again; concurrent threads each do so, and one result is kept."""
         self.kernel = kernel = pack(self.weight, None, self.precision, gelu=False)
         with suppress(ValueError):  # where the file is gone, what was read of it stays in memory
             self.weight = nn.Parameter(self.read(), requires_grad=False)

@@ -13,10 +13,12 @@ from transformers import GPT2Config as TheirConfig
 from transformers import GPT2ForSequenceClassification
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
 from dialogpt.decoding.sequence import Stopped
 from dialogpt.model import GPT2
-from dialogpt.ranking.rerankers import MMI, DialogRPT
+from dialogpt.ranking.dialogrpt import DialogRPT
+from dialogpt.ranking.mmi import MMI
 from dialogpt.weights import CheckpointError, load
 from tests.helpers import write_published
 
@@ -129,7 +131,7 @@ def test_dialogrpt_is_transformers_classifier(published: Path, ranker: Path) -> 
 def test_a_chat_says_the_best_candidate(published: Path, reverse: Path) -> None:
     chat = Chat.load(published, seed=1, generation=GenerationConfig(do_sample=True, max_new_tokens=8, min_new_tokens=2))
     chat.reranker, chat.num_candidates = MMI.load(reverse, chat.tokenizer), 6
-    replies = chat.candidates(["Hello there."], 6)
+    replies = candidates(chat, ["Hello there."], 6)
     assert [reply.rank for reply in replies] == sorted((reply.rank or 0 for reply in replies), reverse=True)
     again = Chat.load(published, seed=1, generation=chat.generation)
     again.reranker, again.num_candidates = chat.reranker, 6

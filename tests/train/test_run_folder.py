@@ -167,7 +167,7 @@ def test_a_run_with_links_of_an_earlier_version_is_resumed(tmp_path: Path) -> No
 
 def test_a_name_of_a_step_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "last").write_text("step-00000007\n")
-    with pytest.raises(CheckpointError, match="last names step-00000007, which is not beside it; pass another"):
+    with pytest.raises(CheckpointError, match="step-00000007, which is not in the same folder; pass another"):
         open_checkpoint(tmp_path / "last")
     for content in ("../step-00000007", "step-00000007/../..", "notes", "step-7" + " " * 300):
         (tmp_path / "last").write_text(content)

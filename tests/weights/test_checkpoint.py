@@ -497,7 +497,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "twice": (
         lambda folder: rewrite(folder, lambda t: t.update({"wpe.weight": t["transformer.wpe.weight"].clone()})),
-        "there twice",
+        "duplicate tensors",
     ),
     "wrong shape": (
         lambda folder: rewrite(folder, lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.ones(96, 24)})),
@@ -570,7 +570,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
                 "lm_head.decoder.weight": t["transformer.wte.weight"] + 2,
             }),
         ),
-        "tensors that are there twice: lm_head",
+        "duplicate tensors: lm_head",
     ),
     "large vocabulary": (
         lambda folder: [

@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel, GPT2Tokenizer
 from dialogpt import Chat, Tokenizer
 from dialogpt.cli.main import main
 from dialogpt.errors import DialogueError
+from dialogpt.networks import require_same_vocabulary
 from dialogpt.weights import CheckpointError, convert, export, export_gguf, load, open_checkpoint
 from tests.helpers import same_weights, their_model, weights_of, write_published
 
@@ -136,7 +137,7 @@ def test_a_training_state_loads_its_weights(base: Path, state: State, tmp_path: 
     assert same_weights(folder, base, "float64")
     ignored = open_checkpoint(folder).ignored
     assert ignored
-    assert set(ignored.values()) == {"not weights: what training keeps beside them"}
+    assert set(ignored.values()) == {"not weights, but other state of the training run"}
 
 
 def test_lightning_itself_writes_such_a_file(base: Path, tmp_path: Path) -> None:
@@ -450,11 +451,11 @@ def test_one_vocabulary_may_extend_the_other(base: Path, tmp_path: Path) -> None
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(base / name, tmp_path)
     (tmp_path / "added_tokens.json").write_text('{"<pad>": 557}')
-    Tokenizer.load(tmp_path).require_same(open_checkpoint(base))
-    Tokenizer.load(base).require_same(open_checkpoint(tmp_path))
+    require_same_vocabulary(Tokenizer.load(tmp_path), open_checkpoint(base))
+    require_same_vocabulary(Tokenizer.load(base), open_checkpoint(tmp_path))
     (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<pad>"}')
     with pytest.raises(DialogueError, match="another vocabulary"):
-        Tokenizer.load(base).require_same(open_checkpoint(tmp_path))
+        require_same_vocabulary(Tokenizer.load(base), open_checkpoint(tmp_path))
 
 
 def test_merges_that_double_are_refused_at_once(base: Path, tmp_path: Path) -> None:

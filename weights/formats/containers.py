@@ -30,7 +30,7 @@ def container(path: Path) -> str | None:
 
 
 def read_tensors(path: Path) -> FileContent:
-    """List the tensors of a file, whatever its name says: safetensors, or what torch.save writes.
+    """List the tensors of a file, recognised by its content: safetensors, or what torch.save writes.
 
     Raises:
         CheckpointError: the file cannot be read, or is neither, or is damaged.

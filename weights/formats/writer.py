@@ -67,7 +67,7 @@ def require_new(destination: Path) -> None:
     """Refuse a destination that exists and is not an empty folder.
 
     Raises:
-        CheckpointError: as said.
+        CheckpointError: it exists.
     """
     if destination.is_symlink() or (destination.exists() and (destination.is_file() or any(destination.iterdir()))):
         raise CheckpointError(f"{destination} exists already; name a new folder, or remove it first")
@@ -75,7 +75,7 @@ def require_new(destination: Path) -> None:
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """Fill a folder under a temporary name beside `destination`; it takes that name only when all is written.
+    """Fill a folder under a temporary name next to `destination`; it is renamed only when all is written.
 
     Raises:
         CheckpointError: `destination` exists and is not an empty folder, or cannot be written; nothing is left.

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         parameters = sum(parameter.numel() for parameter in GPT2(opened.model.config).parameters())
     title = (
         f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}"
-        f"{'' if options.draft_model is None else f'; {options.draft_model} guesses ahead'}."
+        f"{'' if options.draft_model is None else f'; draft model {options.draft_model}'}."
     )
     return talk(opened, title, remember=not options.no_history, go_on=options.go_on)
 

@@ -58,7 +58,7 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "reddit",
         usage="%(prog)s DUMPS... --out FOLDER [FLAGS]  (--help lists them)",
         help="the paths in Reddit's comment trees, filtered as for DialoGPT",
-        description="Repeat the same command to go on with a run that was stopped.",
+        description="Repeat the same command to resume a run that was stopped.",
     )
     parser.add_argument("dumps", nargs="+", type=Path, metavar="DUMPS", help="RC_YYYY-MM.zst, also .gz or plain NDJSON")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, or one to go on with")
@@ -171,7 +171,7 @@ def _run(options: argparse.Namespace, job: Job) -> dict[str, Any]:
 
             return local.run(job, workers=workers, memory=options.memory, progress=progress)
         except KeyboardInterrupt:
-            progress.say("interrupted; repeat the command to go on")
+            progress.say("interrupted; repeat the command to resume")
             raise
         except Exception:
             if interrupted():  # it can surface as an error of the library that it hit

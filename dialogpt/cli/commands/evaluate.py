@@ -20,7 +20,7 @@ from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
-    from dialogpt.evaluate.run import Request, Result, System
+    from dialogpt.evaluate.run import EvaluationRequest, Result, System
 
 EVERY = 2.0  # seconds between progress lines
 
@@ -43,6 +43,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         ".tsv of turns, a tab and references",
     )
     add_model_flags(parser)
+    _add_systems(parser)
+    _add_measures(parser)
+    _add_output(parser)
+
+
+def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems = parser.add_argument_group(
         "systems", "compared on the same dialogues; the first is what others differ from"
     )
@@ -64,6 +70,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="[NAME=]FLAGS",
         help="a model with flags of its own, such as 'beams=--model M --greedy --num-beams 10'; may be given again",
     )
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_argument_group("what is measured")
     measured.add_argument(
         "--protocol", default="paper-6k", metavar="P", help="paper-6k (the default), paper-dstc or sacrebleu"
@@ -85,15 +94,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rank", action="append", default=[], metavar="HEAD=M", help="mean of a DialogRPT head; may be given again"
     )
     measured.add_argument(
-        "--resamples", type=int, default=1000, metavar="N", help="sets drawn for intervals (default: 1000; 0: none)"
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples for intervals (default: 1000; 0: none)",
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", type=Path, metavar="FOLDER", help="report, pictures, replies; the same call resumes there"
     )
     output.add_argument("--json", action="store_true", help="print JSON with all figures")
     output.add_argument(
-        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies to judge blind"
+        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies for a blind evaluation"
     )
     output.add_argument("--judged", type=Path, metavar="FILE", help="score a blind.jsonl that was filled in")
     output.add_argument(
@@ -176,8 +192,8 @@ class _Progress:
             _say(f"{stage}: {done:,} of {total:,}")
 
 
-def _request(options: argparse.Namespace) -> Request:
-    from dialogpt.evaluate.run import Request
+def _request(options: argparse.Namespace) -> EvaluationRequest:
+    from dialogpt.evaluate.run import EvaluationRequest
 
     heads = []
     for part in options.rank:
@@ -185,7 +201,7 @@ def _request(options: argparse.Namespace) -> Request:
         if not equals or not source:
             raise wrong_usage(options, f"--rank {part!r} is not HEAD=M")
         heads.append((name, source))
-    return Request(
+    return EvaluationRequest(
         options.dialogues,
         options.protocol,
         every_turn=options.every_turn,
@@ -256,7 +272,7 @@ def _score(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.blind import score_answers
 
     if options.dialogues is not None:
-        raise wrong_usage(options, "--judged scores answers; leave DIALOGUES out")
+        raise wrong_usage(options, "--judged scores a finished evaluation; omit DIALOGUES")
     verdicts = score_answers(options.judged)
     if options.json:
         print(json.dumps([vars(verdict) for verdict in verdicts], ensure_ascii=False))

@@ -13,14 +13,16 @@ from dataclasses import fields, replace
 from difflib import get_close_matches
 from functools import partial
 
+from dialogpt.candidates import candidates
 from dialogpt.chat import Chat
+from dialogpt.cli.options import parse_setting
 from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
-from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig, parse_setting
+from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT as BOT_ROLE
 from dialogpt.history import USER, Turn
 from dialogpt.settings import TYPED_COUNT, parsed, required
@@ -199,7 +201,7 @@ class Terminal:
     def retry(self, _: str) -> None:
         """Say another reply to the last turn."""
         if not self.chat.generation.do_sample:
-            raise DialogueError("greedy decoding would say the same again; /set do-sample true draws another reply")
+            raise DialogueError("greedy decoding would give the same reply; /set do-sample true samples another one")
         self.say(self.chat.stream_retry)
 
     def undo(self, _: str) -> None:
@@ -210,7 +212,7 @@ class Terminal:
         """Replace the last thing that the person said."""
         texts = self.chat.texts()
         if not texts:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         text = text or self._ask(YOU, texts[-2])
         if text.strip():
             self.say(partial(self.chat.stream_edit, text))
@@ -218,7 +220,7 @@ class Terminal:
     def history(self, _: str) -> None:
         """Show the conversation."""
         if not self.chat.history.turns:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         prompt = self.chat.shown()
         if self.chat.persona is not None:
             self.write(f"(persona) {printable(self.chat.tokenizer.decode(self.chat.persona))}\n")
@@ -244,7 +246,7 @@ class Terminal:
     def export(self, name: str) -> None:
         """Write the conversation as Markdown."""
         if not self.chat.history.turns:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         transcripts.export(name, self.chat.history.turns, self.chat.tokenizer, self.chat.persona)
         self.notice(f"written to {printable(name)}")
 
@@ -252,11 +254,11 @@ class Terminal:
         """Show several replies to the last turn, and take the one that is chosen."""
         number, turns, texts = _count("the number of candidates", wanted), self.chat.history.turns, self.chat.texts()
         if not turns:
-            raise DialogueError("nothing has been said yet")
+            raise DialogueError("there is no exchange yet; type something first")
         if number > MAX_CANDIDATES:
             raise DialogueError(f"{number} candidates are more than {MAX_CANDIDATES}")
         with self.quiet():
-            found = self.chat.candidates(texts[:-1], number)
+            found = candidates(self.chat, texts[:-1], number)
         for place, reply in enumerate(found, 1):
             self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.reply_text(reply.ids)))}\n")
         chosen = self._ask(f"1-{number}> ").strip()
@@ -305,7 +307,7 @@ class Terminal:
         if self.chat.generation.do_sample:
             self.sampling = self.chat.generation
         elif name in ("temperature", "top_k", "top_p", "do_sample"):
-            self.notice("  decoding is greedy; /set temperature to a number above 0 draws again")
+            self.notice("  decoding is greedy; /set temperature to a number above 0 samples again")
         self.notice(f"  {self._line(name)}")
 
     def _set_history_tokens(self, number: int) -> None:

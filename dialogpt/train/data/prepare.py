@@ -144,35 +144,9 @@ def prepare(
     """
     sizes = [size_of(path) for path in paths]
     dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
-    done = 0
-    counts = dict.fromkeys(("tokens", "dialogues", "turns", "targets", "unusable", "shortened"), 0)
-    statistics = Statistics()
-    shown: list[str] = []
-    with (
-        new_folder(folder) as temporary,
-        (temporary / "tokens.bin").open("wb") as tokens,
-        (temporary / "dialogues.bin").open("wb") as ends,
-        (temporary / "weights.bin").open("wb") as weights,
-        (temporary / "problems.txt").open("w", encoding="utf-8", errors="backslashreplace") as problems,
-    ):
-        for path, before, block in _blocks(paths, vocabulary, form, workers):
-            tokens.write(block.tokens.astype(dtype).data)
-            ends.write((block.ends + np.array([counts["tokens"], counts["turns"]])).data)
-            weights.write(block.weights.data)
-            for line, reason in block.problems:
-                problem = str(Problem(path, before + line if line else 0, reason))
-                print(problem, file=problems)
-                shown += [problem] if len(shown) < SHOWN else []
-            done += block.bytes
-            counts["tokens"] += len(block.tokens)
-            counts["dialogues"] += len(block.ends)
-            counts["turns"] += len(block.weights)
-            counts["targets"] += block.targets
-            counts["shortened"] += block.shortened
-            counts["unusable"] += len(block.problems) - block.shortened
-            statistics.merge(block.statistics)
-            if progress is not None:
-                progress(min(done, sum(sizes)), sum(sizes))
+    with new_folder(folder) as temporary:
+        prepared = _write_blocks(temporary, _blocks(paths, vocabulary, form, workers), dtype, sum(sizes), progress)
+        counts, shown = prepared.counts, prepared.shown
         if [size_of(path) for path in paths] != sizes:
             raise DialogueError(
                 f"{', '.join(map(str, paths))} changed while it was read; try again when it is complete"
@@ -186,11 +160,68 @@ def prepare(
             "dtype": dtype.name,
             "vocabulary": digest(vocabulary),
             "vocabulary_size": vocabulary.size,
-            "warnings": statistics.warnings(),
+            "warnings": prepared.statistics.warnings(),
             "sources": {str(path): sha256_of(_files_of(path)) for path in paths},
         }
         write_json(temporary / "data.json", {**about, **counts, **asdict(form), "first_problems": shown})
     return TokenFiles(folder)
+
+
+@dataclass
+class _Prepared:
+    """What was written.
+
+    Attributes:
+        counts: of tokens, dialogues, turns and so on.
+        statistics: of all blocks.
+        shown: the first problems, as sentences.
+    """
+
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("tokens", "dialogues", "turns", "targets", "unusable", "shortened"), 0)
+    )
+    statistics: Statistics = field(default_factory=Statistics)
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, block: _Block) -> None:
+        """Count a block."""
+        self.counts["tokens"] += len(block.tokens)
+        self.counts["dialogues"] += len(block.ends)
+        self.counts["turns"] += len(block.weights)
+        self.counts["targets"] += block.targets
+        self.counts["shortened"] += block.shortened
+        self.counts["unusable"] += len(block.problems) - block.shortened
+        self.statistics.merge(block.statistics)
+
+
+def _write_blocks(
+    folder: Path,
+    blocks: Iterator[tuple[Path, int, _Block]],
+    dtype: np.dtype[Any],
+    size: int,
+    progress: Progress | None,
+) -> _Prepared:
+    """Write the token files and the list of problems."""
+    prepared, done = _Prepared(), 0
+    with (
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "dialogues.bin").open("wb") as ends,
+        (folder / "weights.bin").open("wb") as weights,
+        (folder / "problems.txt").open("w", encoding="utf-8", errors="backslashreplace") as problems,
+    ):
+        for path, before, block in blocks:
+            tokens.write(block.tokens.astype(dtype).data)
+            ends.write((block.ends + np.array([prepared.counts["tokens"], prepared.counts["turns"]])).data)
+            weights.write(block.weights.data)
+            for line, reason in block.problems:
+                problem = str(Problem(path, before + line if line else 0, reason))
+                print(problem, file=problems)
+                prepared.shown += [problem] if len(prepared.shown) < SHOWN else []
+            prepared.add(block)
+            done += block.bytes
+            if progress is not None:
+                progress(min(done, size), size)
+    return prepared
 
 
 def _files_of(path: Path) -> tuple[Path, ...]:
@@ -389,7 +420,7 @@ def _too_long(length: int, window: int) -> str:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PreviewTurn:
     """A turn as it is learned: its text, its ids with the end token, and whether each is learned."""
 
     text: str
@@ -399,15 +430,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Line:
+class PreviewLine:
     """A line of a file as it is learned, or the problem with it."""
 
     number: int
     problem: str
-    turns: list[Turn]
+    turns: list[PreviewTurn]
 
 
-def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[Line]:
+def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
     """How the first lines of a file are read, for people who wonder whether their data is right.
 
     Raises:
@@ -421,23 +452,23 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             dialogue = next(found, None)
         for problem in islice(problems, most - shown):
             shown += 1
-            yield Line(problem.line, problem.reason, [])
+            yield PreviewLine(problem.line, problem.reason, [])
         problems.clear()
         if dialogue is None:
             return
         if shown < most:
             shown += 1
-            yield Line(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
+            yield PreviewLine(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
 
 
-def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[Turn]:
+def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
         ids = tokenizer.whole_turn(text, (USER, BOT)[place % 2])
         fits = len(ids) <= window
         learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
-        turns.append(Turn(text, weight, ids, learned))
+        turns.append(PreviewTurn(text, weight, ids, learned))
     return turns
 
 

@@ -174,8 +174,8 @@ def test_multi_says_several_lines_as_one_turn(play: Play) -> None:
         ("/", "there is no command /"),
         ("/save", "usage: /save FILE"),
         ("/undo now", "usage: /undo"),
-        ("/undo", "nothing has been said yet"),
-        ("/edit", "nothing has been said yet"),
+        ("/undo", "there is no exchange yet"),
+        ("/edit", "there is no exchange yet"),
         ("\udcff", "half a surrogate pair"),
     ],
 )
@@ -259,7 +259,7 @@ def test_greedy_decoding_puts_the_sampling_settings_aside(play: Play) -> None:
 
 
 def test_an_empty_history_says_so(play: Play) -> None:
-    assert "nothing has been said yet" in play("/history").said
+    assert "there is no exchange yet" in play("/history").said
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_first_word(
@@ -308,7 +308,7 @@ def test_a_candidate_that_is_chosen_is_taken(play: Play) -> None:
     assert played.chat.history.turns == before
     assert "'3' is none of them" in said
     assert "more than 64" in said
-    assert "nothing has been said yet" in play("/clear", "/candidates 2").said
+    assert "there is no exchange yet" in play("/clear", "/candidates 2").said
 
 
 def test_a_persona_is_shown_to_the_model_whatever_is_dropped(play: Play, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_export_writes_markdown_and_writes_nothing_over(play: Play, tmp_path: Pa
     played = play("Hello *you*", f"/export {path}", f"/export {path}", "/clear", f"/export {tmp_path}/other.md")
     assert "**You:** Hello \\*you\\*\n\n**Bot:** " in path.read_text(encoding="utf-8")
     assert "exists; choose another name" in played.said
-    assert "nothing has been said yet" in played.said
+    assert "there is no exchange yet" in played.said
 
 
 def test_set_shows_takes_an_equals_sign_and_suggests(play: Play) -> None:
