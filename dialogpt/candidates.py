@@ -51,7 +51,7 @@ def _replies(
     plan = chat.plan(number)
     asked = []
     for texts, own in zip(dialogues, generators, strict=True):
-        history = History(chat.tokenizer.eos_id, chat.turns_from(texts))
+        history = History(chat.tokenizer.eos_id, chat.turns_from(texts), chat.tokenizer.turn_prefix)
         asked.append(Dialogue(chat.prompt(history), history.turns, own))
     cache = chat.cache if len(asked) == 1 else None
     with chat.caller:

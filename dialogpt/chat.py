@@ -113,7 +113,7 @@ class Chat(Described):
         self.caller = OneCaller()
         self.model, self.tokenizer = model, tokenizer
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
-        self.history = History(tokenizer.eos_id)
+        self.history = History(tokenizer.eos_id, prefix=tokenizer.turn_prefix)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
         self.reranker, self.num_candidates, self.normalize, self.draft = reranker, num_candidates, normalize, draft
         self.persona: Turn | None = None
@@ -171,7 +171,7 @@ class Chat(Described):
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
             GenerationError: while iterating; as after an interruption, what was yielded is kept.
         """
-        turn = self._turn(text)
+        turn = self._turn(text, USER)
         self.close_stream()
         return self._begin([*self.history.turns, turn], stop)
 
@@ -191,7 +191,7 @@ class Chat(Described):
         Raises:
             DialogueError: as `stream`, or there is no exchange yet.
         """
-        turn = self._turn(text)
+        turn = self._turn(text, USER)
         self.close_stream()
         self._require_exchange()
         return self._begin([*self.history.turns[:-2], turn], stop)
@@ -210,7 +210,7 @@ class Chat(Described):
         self.close_stream()
         self._require_exchange()
         self.history.pop()
-        return self.tokenizer.decode(self.history.pop())
+        return self.tokenizer.turn_text(self.history.pop(), USER)
 
     def reset(self) -> None:
         """Begin a new conversation with the same settings; the random numbers go on."""
@@ -227,7 +227,7 @@ class Chat(Described):
         self.close_stream()
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
-        self.history = History(self.tokenizer.eos_id, turns)
+        self.history = History(self.tokenizer.eos_id, turns, self.tokenizer.turn_prefix)
         self._shown, self.statistics = None, Statistics()
 
     def set_persona(self, text: str) -> None:
@@ -237,7 +237,7 @@ class Chat(Described):
             DialogueError: the text is not valid, or leaves no room for a dialogue.
         """
         self.close_stream()
-        persona = Turn(self._turn(text), SYSTEM) if text.strip() else None
+        persona = self._turn(text, SYSTEM) if text.strip() else None
         window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
         if persona is not None and 2 * (len(persona) + 1) > window:
             raise DialogueError(
@@ -251,7 +251,7 @@ class Chat(Described):
         Raises:
             DialogueError: a text is not valid.
         """
-        return alternating([*map(self._turn, texts)])
+        return [*map(self._turn, texts, alternating(len(texts)))]
 
     def plan(self, num_replies: int = 1) -> Plan:
         """Resolve the settings of the next replies.
@@ -272,7 +272,7 @@ class Chat(Described):
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        prompt = self.prompt(History(self.history.eos_id, turns))
+        prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
         return stream
@@ -285,9 +285,10 @@ class Chat(Described):
         if len(self.history.turns) < 2:
             raise DialogueError("there is no exchange yet; type something first")
 
-    def _turn(self, text: str) -> Turn:
-        """Encode the user's turn, normalized unless nothing would be left of it."""
-        return Turn(self.tokenizer.encode((normalize(text) if self.normalize else text) or text), USER)
+    def _turn(self, text: str, role: str) -> Turn:
+        """Encode a turn, normalized unless nothing would be left of it."""
+        text = (normalize(text) if self.normalize else text) or text
+        return Turn(self.tokenizer.encode_turn(text, role), role)
 
     def prompt(self, history: History) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""

@@ -401,16 +401,36 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
         raise CheckpointError(f"uploading takes huggingface_hub: {install_hint('hub')}") from None
     try:
         hub = huggingface_hub.HfApi()
-        hub.create_repo(name, private=private, exist_ok=True)
-        commit = hub.upload_folder(
-            repo_id=name, folder_path=folder, commit_message="Upload by dialogpt", allow_patterns=sorted(names)
-        )
+        files = [huggingface_hub.CommitOperationAdd(file, folder / file) for file in sorted(names)]
+        with _without_warnings():
+            hub.create_repo(name, private=private, exist_ok=True)
+            # not upload_folder, which may make several commits of one folder
+            commit = hub.create_commit(name, files, commit_message="Upload by dialogpt")
     except Exception as error:  # no network, no right: each version has other types for it
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(
-            f"{name} could not be uploaded ({reason}); check the name, and log in with: hf auth login"
-        ) from None
+        raise CheckpointError(f"{name} could not be uploaded: {_refusal(error, name)}") from None
     return str(commit.commit_url)
+
+
+def _refusal(error: Exception, name: str) -> str:
+    """Why the hub did not take an upload, and what helps."""
+    from huggingface_hub import constants, get_token
+
+    if not hasattr(error, "response") and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a large file, whose own error only names it
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is not asked, as HF_HUB_OFFLINE is set; unset it"
+    if status == 401 and get_token() is None:
+        return "nobody is logged in; log in with: hf auth login"
+    if status == 401:
+        return "the hub does not know the token; make one with the right to write, and log in with: hf auth login"
+    if status == 403:
+        owner = name.partition("/")[0]
+        return f"the token has no right to write to {owner}; use one that has, or a name of your own ({reason})"
+    if status is None:
+        return f"the hub ({constants.ENDPOINT}) cannot be reached ({reason}); try again with a network"
+    return f"{reason}; check the name, or try again later"
 
 
 # ---- the cache ----

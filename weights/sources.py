@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -42,6 +43,7 @@ def open_checkpoint(
     n_head: int | None = None,
     adapter: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    turn_prefix: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Open a source and check that its parts fit each other.
 
@@ -52,10 +54,16 @@ def open_checkpoint(
         n_head: heads of attention, for a file without a ``config.json`` whose heads are not 64 wide.
         adapter: the folder of a PEFT adapter that is merged into the weights as they are read.
         progress: called before each tensor of what is downloaded and converted.
+        turn_prefix: what each turn of the user, and each of the bot, begins with; None is the checkpoint's own, and two
+            empty texts are nothing.
 
     Raises:
         CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
     """
+    if turn_prefix is not None:
+        user, bot = turn_prefix
+        checkpoint = open_checkpoint(source, n_head=n_head, adapter=adapter, progress=progress)
+        return replace(checkpoint, turn_prefix=(user, bot) if user or bot else None)
     if adapter is not None:
         return merge_adapter(open_checkpoint(source, n_head=n_head, progress=progress), adapter)
     if isinstance(source, Checkpoint):

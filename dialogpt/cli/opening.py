@@ -68,8 +68,13 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
     from dialogpt.weights import open_checkpoint
 
     with ProgressLine() as line:
-        convert = line.counter("converting what was downloaded", "tensors")
-        checkpoint = open_checkpoint(options.model, n_head=options.n_head, adapter=options.adapter, progress=convert)
+        checkpoint = open_checkpoint(
+            options.model,
+            n_head=options.n_head,
+            adapter=options.adapter,
+            turn_prefix=options.turn_prefix,
+            progress=line.counter("converting what was downloaded", "tensors"),
+        )
     threads.use(options.threads, checkpoint.parameters, neighbours)
     generation = generation_from(options, checkpoint)
     if options.max_new_tokens is None:

@@ -78,6 +78,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
     add_n_head(model)
     add_adapter(model)
+    add_turn_prefix(model)
     model.add_argument(
         "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
     )
@@ -151,6 +152,17 @@ def add_n_head(parser: argparse._ActionsContainer) -> None:
 def add_adapter(parser: argparse._ActionsContainer) -> None:
     """The flag for a LoRA adapter on top of the checkpoint."""
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter (LoRA) to merge into the weights")
+
+
+def add_turn_prefix(parser: argparse._ActionsContainer) -> None:
+    """The flag for a fine-tune that was trained with speaker tokens."""
+    parser.add_argument(
+        "--turn-prefix",
+        nargs=2,
+        metavar=("USER", "BOT"),
+        help="what turns begin with where a fine-tune was trained so, to the letter: '<speaker1> ' '<speaker2> ' "
+        "(default: the checkpoint's own)",
+    )
 
 
 def _preset() -> str:

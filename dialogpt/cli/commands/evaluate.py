@@ -254,10 +254,10 @@ def _network(options: argparse.Namespace, name: str, model: str) -> System:
     from dialogpt.evaluate.run import System
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(model, n_head=own.n_head)
+    checkpoint = open_checkpoint(model, n_head=own.n_head, adapter=own.adapter, turn_prefix=own.turn_prefix)
     if checkpoint.vocabulary is None:
         raise DialogueError(f"{model} has no vocabulary; put its vocab.json and merges.txt beside it")
-    digest = checkpoint.sha256()
+    digest = checkpoint.sha256() + (f" {checkpoint.turn_prefix}" if checkpoint.turn_prefix else "")
     settings = {
         "sha256": digest,
         "generation": asdict(generation_from(own, checkpoint)),

@@ -59,6 +59,8 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
     if vocabulary is not None:
         rows.append(("end of a turn", f"{vocabulary.eos_token}, token {vocabulary.eos_id}"))
+    if checkpoint.turn_prefix is not None:
+        rows.append(("turns begin with", " and ".join(map(repr, checkpoint.turn_prefix))))
     if checkpoint.history_tokens is not None:
         rows.append(("history tokens", str(checkpoint.history_tokens)))
     if checkpoint.chat:

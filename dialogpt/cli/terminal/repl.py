@@ -280,7 +280,7 @@ class Terminal:
         with self.quiet():
             found = candidates(self.chat, texts[:-1], number)
         for place, reply in enumerate(found, 1):
-            self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.decode(reply.ids)))}\n")
+            self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.reply_text(reply.ids)))}\n")
         chosen = self._ask(f"1-{number}> ").strip()
         if not chosen:
             self.notice("the reply stays as it was")

@@ -44,7 +44,10 @@ def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn |
         "format": FORMAT,
         "version": VERSION,
         **({} if persona is None else {"persona": tokenizer.decode(persona)}),
-        "turns": [{"speaker": SPEAKERS[turn.role], "text": tokenizer.decode(turn), "ids": turn} for turn in turns],
+        "turns": [
+            {"speaker": SPEAKERS[turn.role], "text": tokenizer.turn_text(turn, turn.role), "ids": turn}
+            for turn in turns
+        ],
     }
     try:
         path = Path(name).expanduser()
@@ -119,7 +122,7 @@ def export(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn
     named += [("You" if turn.role == USER else "Bot", turn) for turn in turns]
     parts = ["# Conversation"]
     for speaker, turn in named:
-        text = printable(tokenizer.decode(turn)).replace("\\", "\\\\")
+        text = printable(tokenizer.turn_text(turn, turn.role)).replace("\\", "\\\\")
         for sign in "`*_<[#>":
             text = text.replace(sign, f"\\{sign}")
         parts.append(f"**{speaker}:** " + "  \n".join(text.splitlines()))
@@ -173,11 +176,11 @@ def _ids(turn: Any, role: str, where: str, tokenizer: Tokenizer, vocab_size: int
     if (
         isinstance(ids, list)
         and all(type(n) is int and 0 <= n < vocab_size and n != tokenizer.eos_id for n in ids)
-        and tokenizer.decode(ids) == turn["text"]
+        and tokenizer.turn_text(ids, role) == turn["text"]
     ):
         return ids
     try:
-        return tokenizer.encode(turn["text"])
+        return tokenizer.encode_turn(turn["text"], role)
     except DialogueError as error:
         raise DialogueError(f"{where}: {error}") from None
 

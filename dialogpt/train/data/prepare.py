@@ -45,6 +45,7 @@ from dialogpt.data.read import read_one
 from dialogpt.data.report import Statistics
 from dialogpt.data.source import UTF16, Source, lines_of
 from dialogpt.errors import DialogueError
+from dialogpt.history import BOT, USER
 from dialogpt.settings import choice
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.dialogues import Format
@@ -156,8 +157,9 @@ class TokenFiles:
 
 def digest(vocabulary: Vocabulary) -> str:
     """A short name of what text becomes which ids."""
-    content = json.dumps([sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    content: list[Any] = [sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())]
+    content += [vocabulary.turn_prefix] if vocabulary.turn_prefix else []
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
@@ -512,7 +514,7 @@ def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: b
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
-        ids = tokenizer.encode_dialogue([text]).tolist()
+        ids = tokenizer.whole_turn(text, (USER, BOT)[place % 2])
         fits = len(ids) <= window
         learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
         turns.append(PreviewTurn(text, weight, ids, learned))
