@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from dialogpt.ranking.dialogrpt import DialogRPT
     from dialogpt.ranking.mmi import MMI
     from dialogpt.ranking.scoring import Score
-    from dialogpt.tokenizer import StreamDecoder, Tokenizer
+    from dialogpt.stream_decoder import StreamDecoder
+    from dialogpt.tokenizer import Tokenizer
 
 __all__ = [
     "MMI",
@@ -55,7 +56,7 @@ _HOMES = {
     "DialogRPT": "ranking.dialogrpt",
     "Score": "ranking.scoring",
     "Draft": "decoding.speculative",
-    "StreamDecoder": "tokenizer",
+    "StreamDecoder": "stream_decoder",
     "Tokenizer": "tokenizer",
 }
 

@@ -35,7 +35,8 @@ from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
 from dialogpt.sampler import check_tokens
 from dialogpt.settings import POSITIVE, Checked, require_names, required
-from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, open_checkpoint
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ to `dialogpt.history`. It follows openai/gpt-2, src/encoder.py.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -162,32 +161,3 @@ def _refuse_surrogates(text: str) -> None:
             f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was not "
             f"valid UTF-8; type or convert it again"
         ) from None
-
-
-class StreamDecoder:
-    """Ids to text while they arrive: a character is returned with its last byte, never half of it."""
-
-    def __init__(self, tokenizer: Tokenizer, *, reply: bool = False) -> None:
-        """Begin a text.
-
-        Args:
-            tokenizer: spells the tokens.
-            reply: whether special tokens are left out as in replies; see `Tokenizer.skip_special_tokens`.
-        """
-        self._spell = tokenizer.shown_bytes if reply else tokenizer.bytes_of
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._gap = tokenizer.turn_prefix.gap(BOT) if reply else ""
-
-    @property
-    def waiting(self) -> bool:
-        """Whether bytes of an unfinished character are withheld."""
-        return bool(self._decoder.getstate()[0])
-
-    def feed(self, token_id: int) -> str:
-        """Return the text that this id completes; it is empty in the middle of a character."""
-        text, self._gap = strip_gap(self._decoder.decode(self._spell(token_id)), self._gap)
-        return text
-
-    def finish(self) -> str:
-        """Return the rest: U+FFFD for a character that was never completed."""
-        return self._decoder.decode(b"", final=True)

@@ -119,7 +119,7 @@ def test_streams_show_what_whole_replies_are() -> None:
 
 
 def test_the_space_after_a_prefix_is_no_part_of_a_reply(speakers: Path) -> None:
-    from dialogpt.tokenizer import StreamDecoder
+    from dialogpt.stream_decoder import StreamDecoder
 
     tokenizer = chat(speakers).tokenizer
     ids = tokenizer.encode(" Hello  you")

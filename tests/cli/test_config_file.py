@@ -157,7 +157,7 @@ MISTAKES = {
     "greedy = 'yes'": "greedy: expected true or false, got 'yes'",
     "model = 3": "model: expected a text, in quotes, got 3",
     "dtype = 'flaot32'": "dtype: invalid choice: 'flaot32'; did you mean float32?",
-    "seed = -1": "seed: '-1' is not a whole number",
+    "seed = -1": r"seed: '-1' is not an integer from 0 to",
     "seed = ": "is not valid TOML: ",
     "seed = 1\nseed = 2": "is not valid TOML",
     "chat = 3": "unknown key 'chat'",
