@@ -178,7 +178,9 @@ class CommandParser(argparse.ArgumentParser):
             for each in value if isinstance(value, list) else [value]:
                 action(self, scratch, self._get_values(action, [config_file.word_of(each, is_text)]), f"--{key}")
         else:
-            several = action.nargs in ("+", "*") and isinstance(value, list)
+            several = action.nargs not in (None, "?") and isinstance(value, list)
+            if isinstance(action.nargs, int) and (not several or len(value) != action.nargs):
+                raise config_file.WrongType(f"a list of {action.nargs}", value)
             words = [config_file.word_of(each, is_text) for each in (value if several else [value])]
             if action.nargs == "?" and value is True:  # the flag alone
                 words = []

@@ -98,6 +98,7 @@ def test_every_flag_of_every_command_can_be_set(file: Path) -> None:
         "memory": ("2G", ["2G"]),
         "bad-words": ("x", ["x"]),
         "window": (8, ["8"]),
+        "turn-prefix": (["<you>", "<me>"], ["<you>", "<me>"]),
     }
     number = 0
     root = build_parser()
@@ -161,6 +162,8 @@ MISTAKES = {
     "seed = ": "is not valid TOML: ",
     "seed = 1\nseed = 2": "is not valid TOML",
     "chat = 3": "unknown key 'chat'",
+    "turn-prefix = '<you>'": "turn-prefix: expected a list of 2, got '<you>'",
+    "turn-prefix = ['<you>']": "turn-prefix: expected a list of 2, got",
     "a = " + "[" * 20_000: "nested too deeply|is not valid TOML",
 }
 
