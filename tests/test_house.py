@@ -23,7 +23,7 @@ TOUR = (
     "dialogpt/generation.py",
     "dialogpt/chat.py",
 )
-MAX_TOUR_LINES = 2020
+MAX_TOUR_LINES = 2000
 MAX_GPT2_LINES = 210
 MAX_FUNCTION_LINES = 60
 OLD_WORDS = (
