@@ -6,7 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-from dialogpt.candidates import candidates
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, positive_number, wrong_usage
 from dialogpt.cli.output import described, print_reply
@@ -80,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.turns and not options.json:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
     turns = options.turns or turns_from(stdin_bytes().read())
+    from dialogpt.candidates import candidates
+
     opened = open_chat(options)
     found = candidates(opened, turns, number)
     if options.json:
