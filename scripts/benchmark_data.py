@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{usage.peak_bytes / 2**20:6,.0f} MiB",
                 flush=True,
             )
-    if options.picture is not None:
-        draw(rows, f"{options.engine}, {options.workers} workers, --memory {options.memory}", options.picture)
+            if options.picture is not None:  # anew after each run, so that one that is stopped leaves its beginning
+                draw(rows, f"{options.engine}, {options.workers} workers, --memory {options.memory}", options.picture)
     about = {"processor": processor(), "engine": options.engine, "workers": options.workers, "memory": options.memory}
     print(json.dumps({**about, "rows": rows}))
     return 0
