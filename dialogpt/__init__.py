@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from dialogpt.chat import Chat
     from dialogpt.decoding.loop import Decoder, Step
     from dialogpt.decoding.speculative import Draft
@@ -16,9 +18,11 @@ if TYPE_CHECKING:
     from dialogpt.generation import Reply, generate, generate_batch
     from dialogpt.generation_config import GenerationConfig
     from dialogpt.history import History
-    from dialogpt.ranking.rerankers import MMI, DialogRPT
+    from dialogpt.ranking.dialogrpt import DialogRPT
+    from dialogpt.ranking.mmi import MMI
     from dialogpt.ranking.scoring import Score
-    from dialogpt.tokenizer import StreamDecoder, Tokenizer
+    from dialogpt.stream_decoder import StreamDecoder
+    from dialogpt.tokenizer import Tokenizer
 
 __all__ = [
     "MMI",
@@ -48,18 +52,31 @@ _HOMES = {
     "generate_batch": "generation",
     "GenerationConfig": "generation_config",
     "History": "history",
-    "MMI": "ranking.rerankers",
-    "DialogRPT": "ranking.rerankers",
+    "MMI": "ranking.mmi",
+    "DialogRPT": "ranking.dialogrpt",
     "Score": "ranking.scoring",
     "Draft": "decoding.speculative",
-    "StreamDecoder": "tokenizer",
+    "StreamDecoder": "stream_decoder",
     "Tokenizer": "tokenizer",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    value: Any
+    if name == "__version__":
+        value = _installed_version()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dialogpt")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
 from dialogpt.decoding.beam_search import beam_search
-from dialogpt.decoding.loop import Decoder, Step, StepDecoder
+from dialogpt.decoding.loop import Decoder, Step
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, TokenSequence
 from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
@@ -18,6 +19,8 @@ from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.tokenizer import Tokenizer
+
+StepDecoder: TypeAlias = Decoder | SpeculativeDecoder  # what generates replies token by token
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def generate(
     """Generate one reply, token by token, without the end token.
 
     With the same seed in `generator`, the tokens are those of transformers' ``model.generate`` after
-    ``torch.manual_seed``. A token is computed when it is asked for.
+    ``torch.manual_seed``. This is a lazy iterator: each token is computed when it is requested.
 
     Args:
         model: the network.
@@ -109,7 +112,7 @@ def generate_batch(
         stops_in_prompt: see `Decoder`.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: a prompt cannot be used, or there are not as many generators as sequences.
         GenerationError: see `Decoder.step`.
     """

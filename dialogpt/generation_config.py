@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.settings import (
     BIASES,
@@ -19,7 +20,6 @@ from dialogpt.settings import (
     END_TOKENS,
     FACTOR,
     NUMBER,
-    PENALTY,
     POSITIVE,
     SEQUENCES,
     SHARE,
@@ -31,17 +31,17 @@ from dialogpt.settings import (
     choice,
     kinds_of,
     number,
-    parsed,
     problems_of,
     setting,
 )  # fmt: skip
 
 DEFAULT_NEW_TOKENS = 20
 DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
+_PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GenerationConfig(Described):
     """The settings of one generation; the defaults are transformers'. A setting of None takes its default.
 
     Raises:
@@ -75,8 +75,8 @@ class GenerationConfig:
         None, BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
     repetition_penalty: float = setting(1.0, FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
-    presence_penalty: float = setting(0.0, PENALTY, "subtract from the logits of generated tokens; 0 is off")
-    frequency_penalty: float = setting(0.0, PENALTY, "the same, for each time that a token was generated; 0 is off")
+    presence_penalty: float = setting(0.0, _PENALTY, "subtract from the logits of generated tokens; 0 is off")
+    frequency_penalty: float = setting(0.0, _PENALTY, "the same, for each time that a token was generated; 0 is off")
     no_repeat_ngram_size: int = setting(0, COUNT, "never repeat n tokens in a row from repetition_scope; 0 is off")
     bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
         None, SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
@@ -176,29 +176,6 @@ class GenerationConfig:
             raise DialogueError(f"the checkpoint has chat settings that do not exist: {', '.join(unknown)}")
         return preset.merged(own or {})
 
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> GenerationConfig:
-        """Return the settings of a checkpoint's ``generation_config.json``.
-
-        Raises:
-            DialogueError: values are out of range, or ask for what is not implemented; all problems are named.
-        """
-        if not isinstance(values, Mapping):
-            raise DialogueError(f"settings are a {type(values).__name__}; expected a dictionary")
-        known = kinds_of(cls)
-        problems = [
-            Problem(name, value, "omitted, as it is not implemented")
-            for name, value in values.items()
-            if name not in known and name not in IGNORED_SETTINGS and not _is_neutral(name, value)
-        ]
-        try:
-            config = cls(**{name: value for name, value in values.items() if name in known and value != []})
-        except SettingsError as error:
-            raise SettingsError([*problems, *error.problems]) from None
-        if problems:
-            raise SettingsError(problems)
-        return config
-
     def fitted(self, n_positions: int) -> GenerationConfig:
         """Return these settings with at most half of a small network's positions for the reply."""
         if self.max_new_tokens is None:
@@ -234,18 +211,6 @@ class GenerationConfig:
             given.setdefault("max_new_tokens", None)
         return replace(defaults, **given)
 
-    def with_bans_of(self, other: GenerationConfig) -> GenerationConfig:
-        """Return these settings with everything added that another configuration bans or biases.
-
-        A server's clients may add bans to the operator's and remove none. Where both bias the same tokens, the other
-        configuration counts.
-        """
-        united: dict[str, Any] = {}
-        for name in BANS:
-            entries = (*(getattr(self, name) or ()), *(getattr(other, name) or ()))
-            united[name] = tuple(dict(entries).items() if name == "sequence_bias" else dict.fromkeys(entries)) or None
-        return replace(self, **united)
-
     def with_end_token(self, token: int) -> GenerationConfig:
         """Return these settings with one more token that ends a reply: the end of a turn, which no turn may hold."""
         return replace(self, eos_token_id=tuple(dict.fromkeys((token, *self.end_ids))))
@@ -271,7 +236,7 @@ class GenerationConfig:
 
     @property
     def tokens_to_keep(self) -> int:
-        """How many tokens every warper keeps; a beam needs one besides the end tokens to continue."""
+        """How many tokens every warper keeps; a beam needs one more than the end tokens, to continue."""
         if self.num_beams == 1:
             return 1
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1
@@ -283,19 +248,8 @@ def _several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else ids
 
 
-def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
-    """Change one setting to what a person typed; see `GenerationConfig.merged`.
-
-    Raises:
-        DialogueError: there is no such setting, the text is no value of it, or it contradicts another setting.
-    """
-    name, kinds = name.replace("-", "_"), kinds_of(config)
-    if name not in kinds:
-        raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
-    return config.merged({name: parsed(name, text, kinds[name])})
-
-
-# The value of each processor's setting that changes nothing; with `do_sample` off this is greedy decoding.
+# The value of each processor's and warper's setting at which it changes nothing: the defaults, but for top_k, which is
+# 50 in transformers. With `do_sample` off this is greedy decoding. Settings that are no processor's are excluded.
 NEUTRAL: dict[str, Any] = {
     declared.name: declared.default
     for declared in fields(GenerationConfig)
@@ -309,24 +263,3 @@ NEUTRAL: dict[str, Any] = {
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
-
-# Settings of transformers that change no token here: labels, outputs, its cache, what other networks use.
-IGNORED_SETTINGS = frozenset({
-    "transformers_version", "_from_model_config", "bos_token_id", "pad_token_id", "decoder_start_token_id", "use_cache",
-    "cache_implementation", "cache_config", "max_cache_len", "return_dict_in_generate", "output_scores",
-    "output_logits", "output_attentions", "output_hidden_states", "return_legacy_cache", "is_assistant",
-    "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
-    "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "speculation_type",
-    "assistant_ensemble_weight", "compile_config", "disable_compile", "continuous_batching_config",
-    "prefill_chunk_size", "generation_kwargs",
-})  # fmt: skip
-_NEUTRAL_IN_TRANSFORMERS = {  # settings that are not implemented, at the value that changes nothing
-    "encoder_repetition_penalty": 1.0,
-    "guidance_scale": 1.0,
-    "diversity_penalty": 0.0,
-    "num_beam_groups": 1,
-}
-
-
-def _is_neutral(name: str, value: Any) -> bool:
-    return value is None or value is False or value == [] or value == _NEUTRAL_IN_TRANSFORMERS.get(name, 0)

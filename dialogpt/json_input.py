@@ -27,7 +27,7 @@ def parse(text: str, *, unique_keys: bool = False) -> Any:
 
     Args:
         text: what came.
-        unique_keys: whether a key that is there twice is an error; readers differ in which of two they believe.
+        unique_keys: whether a duplicate key is an error; parsers differ in which value they keep.
 
     Raises:
         ValueError: it is not JSON, too large, nested too deeply, or has a number that JSON cannot give back.
@@ -59,6 +59,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in pairs:
         if key in made:
-            raise ValueError(f"the key {key!r} is there twice")
+            raise ValueError(f"the key {key!r} is duplicate")
         made[key] = value
     return made

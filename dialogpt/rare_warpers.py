@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.sorting import nth_largest
 
 TOP_H_TOKENS = 100  # transformers considers no more tokens for top_h
 
@@ -55,11 +56,6 @@ def eta_cutoff(scores: Tensor, config: GenerationConfig) -> Tensor:
     entropy = torch.distributions.Categorical(logits=scores, validate_args=False).entropy()  # type: ignore[no-untyped-call]  # (B,)
     eta = torch.minimum(epsilon, epsilon.sqrt() * torch.exp(-entropy))[:, None]  # (B, 1)
     return _cut_below(scores, scores.softmax(dim=-1), eta, config)
-
-
-def nth_largest(scores: Tensor, n: int) -> Tensor:
-    """Return the n-th largest score of each row: (B, V) -> (B, 1)."""
-    return scores.topk(min(n, scores.size(1))).values[:, -1:]  # (B, 1)
 
 
 def _cut_below(scores: Tensor, probabilities: Tensor, minimum: Tensor, config: GenerationConfig) -> Tensor:

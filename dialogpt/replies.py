@@ -13,17 +13,18 @@ from typing import Generic, TypeVar
 
 import torch
 
-from dialogpt.decoding.loop import Step, StepDecoder
+from dialogpt.decoding.loop import Step
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.prefill import prefill
 from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.decoding.speculative import Draft
-from dialogpt.generation import Reply, decoder_for, generate_batch
+from dialogpt.generation import Reply, StepDecoder, decoder_for, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import Reranker, ranked
-from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.tokenizer import Tokenizer
 
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
 MAX_SEED = 1 << 64
@@ -173,7 +174,7 @@ class ReplyStream(Generic[Item]):
             tokenizer: tells white space from text.
             plan: its settings, and the number of attempts.
             prompt: what is answered.
-            generator: where its tokens are drawn from, attempt after attempt.
+            generator: what its tokens are sampled from, attempt after attempt.
             describe: what is handed out of each token.
             cache: see `Decoder.add`.
 
@@ -237,7 +238,7 @@ def stream_reply(
         stop: asked after every token; true ends the reply before that token is yielded.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: see `Decoder.add` and `Decoder.step`.
     """
     if not plan.streams:
@@ -286,7 +287,7 @@ def generate_replies(
         stops_in_prompt: see `Decoder`.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: see `Decoder.add` and `Decoder.step`.
     """
     beams = plan.config.num_beams

@@ -29,10 +29,10 @@ from dialogpt.processors import (
     sequence_bias,
     suppressed_tokens,
 )
-from dialogpt.rare_warpers import epsilon_cutoff, eta_cutoff, min_p, nth_largest, top_h, typical_p
+from dialogpt.rare_warpers import epsilon_cutoff, eta_cutoff, min_p, top_h, typical_p
+from dialogpt.sorting import nth_largest, removed_by_short_sort
 
 __all__ = ["Seen", "active_processors", "check_tokens", "next_token_probabilities", "next_token_scores"]
-MAX_SHORT_SORT = 1024  # tokens that top_p sorts alone, without the removed ones
 Processor = Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor]
 Warper = Callable[[Tensor, GenerationConfig], Tensor]
 
@@ -118,32 +118,13 @@ def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     Example: p = 0.7 and 0.5, 0.3, 0.2. The cumulative sums from the smallest are 0.2, 0.5, 1.0; tokens whose sum is at
     most 1 - p = 0.3 are removed, so 0.5 and 0.3 are kept: the token that crosses p is kept.
     """
-    removed = _removed_by_short_sort(scores, config)
+    removed = removed_by_short_sort(scores, config)
     if removed is not None:
         return scores.masked_fill_(removed, -torch.inf)
     ascending, order = scores.sort(dim=-1)  # (B, V)
     cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p  # (B, V)
     cut[:, -config.tokens_to_keep :] = False
     return scores.masked_fill_(cut.scatter(1, order, cut), -torch.inf)
-
-
-def _removed_by_short_sort(scores: Tensor, config: GenerationConfig) -> Tensor | None:
-    """Return what top_p removes by sorting only the tokens that are left, as after top_k: (B, V).
-
-    Sorting all 50,257 scores takes 4 ms. None where only that can tell: too many tokens are left, a cumulative sum
-    equals 1 - p up to rounding, or a removed score equals a kept one.
-    """
-    left = int((scores > -torch.inf).sum(dim=-1).max())
-    if not config.tokens_to_keep < left <= MAX_SHORT_SORT:
-        return None
-    ascending = scores.topk(left).values.flip(-1)  # (B, left)
-    total = ascending.softmax(dim=-1).cumsum(dim=-1)
-    cut = total <= 1 - config.top_p
-    cut[:, -config.tokens_to_keep :] = False
-    kept = ascending.masked_fill(cut, torch.inf).amin(dim=-1, keepdim=True)  # (B, 1), the smallest kept score
-    removed = ascending.masked_fill(~cut, -torch.inf).amax(dim=-1, keepdim=True)  # (B, 1), the largest removed one
-    doubtful = ((total - (1 - config.top_p)).abs() < 1e-5).any() or ((removed == kept) & (kept > -torch.inf)).any()
-    return None if doubtful else scores < kept
 
 
 WARPERS: tuple[tuple[Warper, str], ...] = (
@@ -156,4 +137,4 @@ WARPERS: tuple[tuple[Warper, str], ...] = (
     (epsilon_cutoff, "epsilon_cutoff"),
     (eta_cutoff, "eta_cutoff"),
 )
-_OFF = NEUTRAL | {"min_new_tokens": GenerationConfig().min_new_tokens}
+_OFF = NEUTRAL | {"min_new_tokens": None}  # the value of each setting above that turns nothing on

@@ -7,36 +7,34 @@ to `dialogpt.history`. It follows openai/gpt-2, src/encoder.py.
 
 from __future__ import annotations
 
-import codecs
-import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError
+from dialogpt.history import BOT, USER
 from dialogpt.merges import Piece, check_order, explained
-from dialogpt.weights import Checkpoint, CheckpointError, Source, Vocabulary, open_checkpoint
+from dialogpt.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
+from dialogpt.turn_prefix import read_prefix, strip_gap
+from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
 # GPT-2 splits text before it merges: English contractions; then words, numbers and other signs, each with one space
 # before it; then white space, whose last character belongs to the word that follows.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# tiktoken's engine backtracks through a run of white space and panics on a long one (a million spaces, then a letter).
-# The pattern splits a run before its last character where other text follows, so long ones are split there first.
-_GAP = re.compile("[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]+")  # what \s is in Rust
-_LONG_GAP = 1000
-_SPACES = _GAP.pattern.removesuffix("+") + "*"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class Tokenizer:
+class Tokenizer(Described):
     """Text to ids and back for one vocabulary.
 
     Attributes:
         vocabulary: where it comes from.
         eos_id: the id that ends every turn; `encode` never returns it.
+        turn_prefix: what turns begin with, in a fine-tune that was trained so.
         skip_special_tokens: whether replies are shown without special tokens, and without ids that have no text.
     """
 
@@ -61,13 +59,11 @@ class Tokenizer:
         self._ids = [ids[token] for token in tokens]  # tiktoken returns ranks; in GPT-2's own vocabulary they are ids
         self._ids_or_end = np.array([*self._ids, self.eos_id], dtype=np.uint32)
         self._bytes = {n: token.encode() for token, n in ids.items()} | dict(zip(self._ids, spelled, strict=True))
-        longest_first = sorted(vocabulary.added, key=len, reverse=True)
-        patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
-        self._added = re.compile(f"({'|'.join(patterns)})") if patterns else None
-        self._dropped = sorted(vocabulary.without_row - vocabulary.special)
+        self._added = AddedTokens(vocabulary)
         hidden = {ids[token] for token in vocabulary.special if token in ids}
         self._shown = self._bytes.keys() - hidden
         self.skip_special_tokens = True
+        self.turn_prefix = read_prefix(vocabulary, self.encode, (USER, BOT))
 
     @classmethod
     def load(cls, source: Source) -> Tokenizer:
@@ -77,65 +73,46 @@ class Tokenizer:
             raise CheckpointError(f"{checkpoint.path} has no vocabulary; put its vocab.json and merges.txt beside it")
         return cls(checkpoint.vocabulary)
 
-    def require_same(self, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint with another vocabulary.
-
-        Raises:
-            DialogueError: as said.
-        """
-        own, other = self.vocabulary, checkpoint.vocabulary
-        if other is None or other.merges != own.merges or not _one_extends(own, other):
-            raise DialogueError(
-                f"{checkpoint.name or checkpoint.path} has another vocabulary than the model that it is to help; "
-                f"expected one that was trained from the same checkpoint, or at least with the same tokens"
-            )
-
     def encode(self, text: str) -> list[int]:
         """The ids of a text.
 
         Raises:
-            DialogueError: the text holds half a surrogate pair, which no UTF-8 has.
+            DialogueError: the text holds half a surrogate pair, which no UTF-8 has, or a token without embedding row.
         """
         _refuse_surrogates(text)
-        for token in self._dropped:
-            if token in text:
-                raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
-        if self._added is None:
-            return self._encode(text)
-        pieces = self._added.split(text)  # text, added token, text, added token, ..., text
-        added = self.vocabulary.added
-        return [
-            n
-            for k, piece in enumerate(pieces)
-            for n in ([added.get(piece) or added[piece.strip()]] if k % 2 else self._encode(piece))
-        ]
+        ids: list[int] = []
+        for piece in self._added.split(text):
+            ids += [piece] if isinstance(piece, int) else self._encode(piece)
+        return ids
+
+    def encode_turn(self, text: str, role: str) -> list[int]:
+        """The ids of what a speaker said, without prefix and end token; errors are those of `encode`."""
+        return self.encode(self.turn_prefix.gap(role) + text)
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
-        """The ids of whole turns, each with its end token: what `encode` gives, in one call where that is possible.
+        """The ids of whole turns, each with prefix and end token: what `encode` gives, in one call where possible.
 
         Raises:
             DialogueError: as `encode`.
         """
         text = END_OF_TEXT.join([*turns, ""])
         typed = text.count(END_OF_TEXT) > len(turns)  # typed text never becomes the end token
-        if (
-            typed
-            or self.vocabulary.add_prefix_space
-            or self._added is not None
-            or any(len(turn) > _LONG_GAP for turn in turns)
-        ):
-            return np.array([n for turn in turns for n in (*self.encode(turn), self.eos_id)], dtype=np.uint32)
+        one_by_one = typed or self.vocabulary.add_prefix_space or self._added or self.turn_prefix.ids
+        if one_by_one or any(len(turn) > LONG_GAP for turn in turns):
+            whole = [self.whole_turn(turn, (USER, BOT)[place % 2]) for place, turn in enumerate(turns)]
+            return np.array([n for turn in whole for n in turn], dtype=np.uint32)
         _refuse_surrogates(text)
         ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return self._ids_or_end[ranks]
 
+    def whole_turn(self, text: str, role: str) -> list[int]:
+        """The ids of a turn as the network reads it: prefix, text and end token."""
+        return [*self.turn_prefix.of(role), *self.encode_turn(text, role), self.eos_id]
+
     def _encode(self, text: str) -> list[int]:
         if self.vocabulary.add_prefix_space and text and text[0] != " ":
             text = f" {text}"
-        gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > _LONG_GAP and gap.end() < len(text)]
-        cuts = [gap.end() - 1 for gap in gaps]
-        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)] if cuts else [text]
-        return [self._ids[rank] for part in parts for rank in self._encoding.encode_ordinary(part)]
+        return [self._ids[rank] for part in split_long_gaps(text) for rank in self._encoding.encode_ordinary(part)]
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of any ids; bytes that are not UTF-8, and ids without text, become U+FFFD.
@@ -152,9 +129,13 @@ class Tokenizer:
         """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown."""
         return b"" if self.skip_special_tokens and int(token_id) not in self._shown else self.bytes_of(token_id)
 
+    def turn_text(self, ids: Iterable[int], role: str, *, skip_special_tokens: bool = False) -> str:
+        """The text of a speaker's turn, without the space between it and its prefix."""
+        return strip_gap(self.decode(ids, skip_special_tokens=skip_special_tokens), self.turn_prefix.gap(role))[0]
+
     def reply_text(self, ids: Iterable[int]) -> str:
         """The text of a reply, as people see it."""
-        return self.decode(ids, skip_special_tokens=self.skip_special_tokens)
+        return self.turn_text(ids, BOT, skip_special_tokens=self.skip_special_tokens)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that an id stands for: a whole character, several, or a part of one."""
@@ -172,27 +153,6 @@ class Tokenizer:
         return [explained(match[0], self._ranks, self._ids) for match in regex.finditer(PATTERN, text)]
 
 
-def _pattern_of(token: str, flags: frozenset[str]) -> str:
-    """How an added token is found in a text, with the white space that it takes in (as tokenizers' AddedVocabulary)."""
-    pattern = re.escape(token)
-    if "single_word" in flags:
-        pattern = rf"(?<!\w){pattern}(?!\w)"
-    before, after = (_SPACES if flag in flags else "" for flag in ("lstrip", "rstrip"))
-    return f"{before}{pattern}{after}"
-
-
-def _one_extends(own: Vocabulary, other: Vocabulary) -> bool:
-    """Whether two vocabularies differ at most by special or added tokens that one of them has at its end."""
-    small, large = sorted((own, other), key=lambda vocabulary: len(vocabulary.ids))
-    more = large.ids.keys() - small.ids.keys()
-    return (
-        small.ids.items() <= large.ids.items()
-        and own.eos_id == other.eos_id
-        and more <= large.special | large.added.keys()
-        and all(large.ids[token] >= small.size for token in more)
-    )
-
-
 def _refuse_surrogates(text: str) -> None:
     try:
         text.encode()
@@ -201,30 +161,3 @@ def _refuse_surrogates(text: str) -> None:
             f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was not "
             f"valid UTF-8; type or convert it again"
         ) from None
-
-
-class StreamDecoder:
-    """Ids to text while they arrive: a character is returned with its last byte, never half of it."""
-
-    def __init__(self, tokenizer: Tokenizer, *, reply: bool = False) -> None:
-        """Begin a text.
-
-        Args:
-            tokenizer: spells the tokens.
-            reply: whether special tokens are left out as in replies; see `Tokenizer.skip_special_tokens`.
-        """
-        self._spell = tokenizer.shown_bytes if reply else tokenizer.bytes_of
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    @property
-    def waiting(self) -> bool:
-        """Whether bytes of an unfinished character are withheld."""
-        return bool(self._decoder.getstate()[0])
-
-    def feed(self, token_id: int) -> str:
-        """Return the text that this id completes; it is empty in the middle of a character."""
-        return self._decoder.decode(self._spell(token_id))
-
-    def finish(self) -> str:
-        """Return the rest: U+FFFD for a character that was never completed."""
-        return self._decoder.decode(b"", final=True)

@@ -47,7 +47,7 @@ class KVCache:
     """
 
     def __init__(self, buffer: Tensor, max_length: int) -> None:
-        """Wrap an empty buffer; `for_model` makes it."""
+        """Wrap an empty buffer; `for_model` makes it. `reserve` sets what `append` needs besides."""
         self.buffer = self._memory = buffer
         self.max_length = max_length
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
@@ -86,54 +86,54 @@ class KVCache:
 
     # ---- called by the network, in this order, once per forward pass ----
 
-    def reserve(self, new: Sequence[int]) -> None:
-        """Make room for `new` further tokens per row and plan their slots.
+    def reserve(self, num_new: Sequence[int]) -> None:
+        """Make room for so many new tokens per row and plan their slots.
 
         Raises:
             CacheFull: a row would hold more than `max_length` tokens.
         """
-        held = [len(row) for row in self.ids]
-        end = max(h + n for h, n in zip(held, new, strict=True))
-        for row, (h, n) in enumerate(zip(held, new, strict=True)):
-            if h + n > self.max_length:
+        lengths = [len(row) for row in self.ids]
+        end = max(length + n for length, n in zip(lengths, num_new, strict=True))
+        for row, (length, n) in enumerate(zip(lengths, num_new, strict=True)):
+            if length + n > self.max_length:
                 raise CacheFull(
-                    f"the cache is full: row {row} holds {h} tokens and {n} more were asked for, but the network has "
-                    f"{self.max_length} positions; drop the oldest turns or generate fewer tokens"
+                    f"the cache is full: row {row} holds {length} tokens and {n} more were asked for, but the network "
+                    f"has {self.max_length} positions; drop the oldest turns or generate fewer tokens"
                 )
         self.make_room(end)
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
-        self._held = [layer.unbind() for layer in self.buffer[..., :end, :].unbind()]  # per layer two (B, H, S, D)
-        self._new = self.buffer[..., held[0] : end, :]  # (L, 2, B, H, T, D), where all rows are equally long
-        self._aligned = len(set(held)) == 1 and len(set(new)) == 1
+        self._stored = [layer.unbind() for layer in self.buffer[..., :end, :].unbind()]  # per layer two (B, H, S, D)
+        self._new = self.buffer[..., lengths[0] : end, :]  # (L, 2, B, H, T, D), where all rows are equally long
+        self._aligned = len(set(lengths)) == 1 and len(set(num_new)) == 1
         if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
             device = self.buffer.device
-            self._rows = torch.tensor([b for b, n in enumerate(new) for _ in range(n)], device=device)
-            self._steps = torch.tensor([t for n in new for t in range(n)], device=device)
-            self._slots = torch.tensor(held, device=device)[self._rows] + self._steps
+            self._rows = torch.tensor([b for b, n in enumerate(num_new) for _ in range(n)], device=device)
+            self._steps = torch.tensor([t for n in num_new for t in range(n)], device=device)
+            self._slots = torch.tensor(lengths, device=device)[self._rows] + self._steps
 
-    def append(self, layer: int, new: Tensor) -> tuple[Tensor, Tensor]:
+    def append(self, layer: int, keys_values: Tensor) -> tuple[Tensor, Tensor]:
         """Store one layer's new keys and values, and return all that the layer holds.
 
         Args:
             layer: index of the block.
-            new: keys and values, (2, B, H, T, D), right-padded; padded steps are not stored.
+            keys_values: of the new tokens, (2, B, H, T, D), right-padded; padded steps are not stored.
 
         Returns:
             Keys and values, (B, H, S, D), S the longest row after this pass. Attention masks the slots beyond a row's
             length; they are zero, as `crop` clears what it removes.
         """
-        new = new.detach()  # what is cached is read again, and never trained through
+        keys_values = keys_values.detach()  # what is cached is read again, and never trained through
         if self._aligned:
-            self._new[layer].copy_(new[:, :, :, : self._new.size(4)])
+            self._new[layer].copy_(keys_values[:, :, :, : self._new.size(4)])
         else:
-            # two index tensors with a slice between them: their common dimension moves to the front
-            self.buffer[layer][:, self._rows, :, self._slots] = new[:, self._rows, :, self._steps]  # (all new, 2, H, D)
-        keys, values = self._held[layer]
+            # (all new tokens, 2, H, D): of two index tensors around a slice, the common dimension comes first
+            self.buffer[layer][:, self._rows, :, self._slots] = keys_values[:, self._rows, :, self._steps]
+        keys, values = self._stored[layer]
         return keys, values
 
     def advance(self, ids: Sequence[Sequence[int]]) -> None:
         """Record the ids that were read, one list a row: from here on the cache holds them."""
-        self.ids = [held + list(new) for held, new in zip(self.ids, ids, strict=True)]
+        self.ids = [row + list(new_ids) for row, new_ids in zip(self.ids, ids, strict=True)]
 
     # ---- called by the decoder ----
 
@@ -151,19 +151,19 @@ class KVCache:
     def join(self, other: KVCache) -> None:
         """Take copies of another cache's rows in, at the end.
 
-        The memory doubles where it is full, so that of rows which join one by one few are copied again and again.
+        The memory doubles when it is full, so that rows which join one by one are copied only a few times.
         """
-        held, rows = len(self.ids), len(self.ids) + len(other.ids)
+        first, rows = len(self.ids), len(self.ids) + len(other.ids)
         longest = max(map(len, other.ids), default=0)
         self.make_room(longest)
         if rows > self._memory.size(2):
             L, two, _, H, capacity, D = self._memory.shape
-            larger = self._memory.new_empty(L, two, max(rows, 2 * held), H, capacity, D)
-            larger[:, :, :held] = self.buffer
+            larger = self._memory.new_empty(L, two, max(rows, 2 * first), H, capacity, D)
+            larger[:, :, :first] = self.buffer
             self._memory = larger
         self.buffer = self._memory[:, :, :rows]
-        self.buffer[:, :, held:, :, :longest] = other.buffer[:, :, :, :, :longest]
-        self.buffer[:, :, held:, :, longest:] = 0  # the memory may be that of rows that left
+        self.buffer[:, :, first:, :, :longest] = other.buffer[:, :, :, :, :longest]
+        self.buffer[:, :, first:, :, longest:] = 0  # the memory may be that of rows that left
         self.ids += [list(ids) for ids in other.ids]
 
     def part(self, start: int, stop: int) -> KVCache:
@@ -181,13 +181,13 @@ class KVCache:
 
         Their slots become zero again, as they were: what is masked must at least be finite.
         """
-        held = len(self.ids[row])
-        if not 0 <= length <= held:
-            raise ValueError(f"row {row} holds {held} tokens and cannot be cut to {length}")
-        if length == held:
+        end = len(self.ids[row])
+        if not 0 <= length <= end:
+            raise ValueError(f"row {row} holds {end} tokens and cannot be cropped to {length}")
+        if length == end:
             return
         self.ids[row] = self.ids[row][:length]
-        self.buffer[:, :, row, :, length:held] = 0
+        self.buffer[:, :, row, :, length:end] = 0
 
     @ordinary
     def select(self, rows: Sequence[int]) -> None:
@@ -200,10 +200,10 @@ class KVCache:
             start = min(shared_prefix(ids, self.ids[row]) for ids, row in zip(self.ids, rows, strict=True))
             differing = self.buffer[:, :, :, :, start:end]
             differing.copy_(differing.index_select(2, index))
-        elif all(row == place or row >= len(rows) for place, row in enumerate(rows)) and len({*rows}) == len(rows):
-            for place, row in enumerate(rows):  # as the decoder asks: the last rows replace those that finished
-                if row != place:
-                    self.buffer[:, :, place] = self.buffer[:, :, row]
+        elif all(row == index or row >= len(rows) for index, row in enumerate(rows)) and len({*rows}) == len(rows):
+            for new_row, row in enumerate(rows):  # as `fill_gaps` asks: the last rows replace those that finished
+                if row != new_row:
+                    self.buffer[:, :, new_row] = self.buffer[:, :, row]
             self.buffer = self.buffer[:, :, : len(rows)]
         else:
             self.buffer = self._memory = self.buffer.index_select(2, index)
@@ -211,17 +211,17 @@ class KVCache:
 
 
 def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
+    """Return the length of the longest common prefix of two sequences."""
     pairs = enumerate(zip(left, right, strict=False))
-    return next((place for place, (a, b) in pairs if a != b), min(len(left), len(right)))
+    return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
 def _widened(buffer: Tensor, capacity: int) -> Tensor:
     """The same with more slots; new ones are zero, as a NaN in a masked slot would be a NaN in the result."""
-    *rest, held, D = buffer.shape
-    if held == capacity:
+    *rest, old, D = buffer.shape
+    if old == capacity:
         return buffer
     wide = buffer.new_empty(*rest, capacity, D)
-    wide[..., :held, :] = buffer
-    wide[..., held:, :] = 0
+    wide[..., :old, :] = buffer
+    wide[..., old:, :] = 0
     return wide

@@ -38,7 +38,7 @@ class GPT2Config:
     resid_pdrop: float = 0.1
     activation_function: str = "gelu_new"  # of the MLP; one of `ACTIVATIONS`
     scale_attn_weights: bool = True  # whether scores are divided by sqrt(head_dim)
-    scale_attn_by_inverse_layer_idx: bool = False  # whether they are divided by the layer's number, from 1, besides
+    scale_attn_by_inverse_layer_idx: bool = False  # whether they are also divided by the layer's number, from 1
     reorder_and_upcast_attn: bool = False  # scores in float32: torch's attention computes them so in every dtype
     tie_word_embeddings: bool = True  # whether the output head is the token embedding
     eos_token_id: int | tuple[int, ...] | None = 50256  # the network does not use it; it travels with the sizes
@@ -79,7 +79,7 @@ class GPT2Config:
         for alias, name in ALIASES.items():
             if alias in values and known.setdefault(name, values[alias]) != values[alias]:
                 problems.append(Problem(alias, values[alias], f"{known[name]!r} like {name}, its other name"))
-        if "n_ctx" in values:  # the older name, which says nothing where the newer one is there
+        if "n_ctx" in values:  # the older name; the newer one overrides it
             known.setdefault("n_positions", values["n_ctx"])
         if isinstance(known.get("eos_token_id"), list):
             known["eos_token_id"] = tuple(known["eos_token_id"])
@@ -117,7 +117,8 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
 }
 
-# Settings that cannot change the network's result: labels, defaults of generation, notes about the file itself.
+# Settings that cannot change the network's result: labels, notes about the file, and settings of generation, which old
+# files hold; transformers 5 and `GenerationConfig` read those from generation_config.json only.
 # fmt: off
 IGNORABLE = frozenset({
     "_name_or_path", "_num_labels", "architectures", "bos_token_id", "pad_token_id", "sep_token_id",

@@ -84,18 +84,18 @@ class GPT2(nn.Module):
             CacheFull: a row would be longer than `n_positions`; nothing is changed.
             ValueError: `lengths` or the cache do not fit `ids`.
         """
-        held = [0] * len(ids) if cache is None else [len(row) for row in cache.ids]
-        new = new_lengths(ids, lengths, len(held), self.config.n_positions)
+        num_cached = [0] * len(ids) if cache is None else [len(row) for row in cache.ids]
+        num_new = new_lengths(ids, lengths, len(num_cached), self.config.n_positions)
         if cache is not None:
-            cache.reserve(new)
-        positions = positions_of(held, ids.size(1), ids.device)  # (B or 1, T)
-        mask = attention_mask(held, positions, max(h + n for h, n in zip(held, new, strict=True)))
+            cache.reserve(num_new)
+        positions = positions_of(num_cached, ids.size(1), ids.device)  # (B or 1, T)
+        mask = attention_mask(num_cached, positions, S=max(map(sum, zip(num_cached, num_new, strict=True))))
         positions = positions.clamp(max=self.config.n_positions - 1)  # only now: padding may run past the table
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
         if cache is not None:
-            cache.advance([row[:n] for row, n in zip(ids.tolist(), new, strict=True)])
+            cache.advance([row[:n] for row, n in zip(ids.tolist(), num_new, strict=True)])
         normed: Tensor = self.final_norm(x)
         return normed
 
@@ -147,8 +147,8 @@ class Attention(nn.Module):
         """(B, T, C) -> (B, T, C). Without a mask, T > 1 is a prompt from its start, and T = 1 attends to every slot."""
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)  # (3, B, H, T, D)
-        queries, new = qkv[0], qkv[1:]  # (B, H, T, D), (2, B, H, T, D)
-        keys, values = new.unbind() if cache is None else cache.append(layer, new)  # each (B, H, S, D)
+        queries, keys_values = qkv[0], qkv[1:]  # (B, H, T, D), (2, B, H, T, D)
+        keys, values = keys_values if cache is None else cache.append(layer, keys_values)  # each (B, H, S, D)
         dropout, causal = self.attention_dropout if self.training else 0.0, mask is None and T > 1
         heads = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale=self.scale)
         mixed: Tensor = self.output(heads.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
@@ -182,29 +182,29 @@ def new_lengths(ids: Tensor, lengths: Tensor | None, rows: int, n_positions: int
     B, T = ids.shape
     if B == 0 or rows != B:
         raise ValueError(f"ids have {B} rows and the cache {rows}; expected as many, and at least one")
-    new: list[int] = [T] * B if lengths is None else lengths.tolist()
-    if len(new) != B or not all(0 <= n <= T for n in new):
-        raise ValueError(f"lengths are {new}; expected {B} numbers from 0 to {T}, one for each row of ids")
-    if max(new) > n_positions:
-        raise CacheFull(f"a row has {max(new)} new tokens and the network {n_positions} positions; shorten it")
-    return new
+    num_new: list[int] = [T] * B if lengths is None else lengths.tolist()
+    if len(num_new) != B or not all(0 <= n <= T for n in num_new):
+        raise ValueError(f"lengths are {num_new}; expected {B} numbers from 0 to {T}, one for each row of ids")
+    if max(num_new) > n_positions:
+        raise CacheFull(f"a row has {max(num_new)} new tokens and the network {n_positions} positions; shorten it")
+    return num_new
 
 
-def positions_of(held: Sequence[int], T: int, device: torch.device) -> Tensor:
-    """Absolute positions of T new tokens: (B, T), or (1, T) where all rows hold equally many."""
-    starts = torch.tensor(held[:1] if len(set(held)) == 1 else held, device=device)
+def positions_of(num_cached: Sequence[int], T: int, device: torch.device) -> Tensor:
+    """Absolute positions of T new tokens: (B, T), or (1, T) where equally many are cached of all rows."""
+    starts = torch.tensor(num_cached[:1] if len(set(num_cached)) == 1 else num_cached, device=device)
     return starts[:, None] + torch.arange(T, device=device)  # (B or 1, T)
 
 
-def attention_mask(held: Sequence[int], positions: Tensor, S: int) -> Tensor | None:
+def attention_mask(num_cached: Sequence[int], positions: Tensor, S: int) -> Tensor | None:
     """Which of S slots each new token may see, (B or 1, 1, T, S): those up to its own position.
 
-    Example: 2 tokens held and 2 new ones (S = 4) give the rows 1110 and 1111.
+    Example: 2 cached tokens and 2 new ones (S = 4) give the rows 1110 and 1111.
 
     None where no mask is needed: a prompt read from its start (plain causal attention; padding on the right comes after
-    all that counts), or one new token a row that sees all that its row holds.
+    all that counts), or one new token a row that sees all that is cached of it.
     """
     T = positions.size(1)
-    if not any(held) or (T == 1 and len(set(held)) == 1):
+    if not any(num_cached) or (T == 1 and len(set(num_cached)) == 1):
         return None
     return torch.arange(S, device=positions.device) <= positions[:, None, :, None]  # (B or 1, 1, T, S)

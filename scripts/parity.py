@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if not 0 <= options.seed < 1 << 63:
-        parser.error(f"--seed is {options.seed}, expected a whole number from 0 to 2^63 - 1")
+        parser.error(f"--seed is {options.seed}, expected an integer from 0 to 2^63 - 1")
     try:
         checkpoint = open_checkpoint(options.source)
         with verify.readable(checkpoint) as folder:

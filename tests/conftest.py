@@ -12,6 +12,7 @@ from pathlib import Path
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["DIALOGPT_CONFIG"] = ""  # not that of whoever runs the tests
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+from dialogpt.weights import export
 from tests.helpers import ROOT, write_published
 
 TIERS = {  # files and folders of tests that the default run leaves out; see tests/README.md
@@ -28,6 +30,7 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "data/test_hostile_files.py",
         "cli/test_main.py",
         "cli/test_verify.py",
+        "cli/test_verify_forms.py",
         "parity/test_training.py",
         "data/reddit",
         "inspect/test_page.py",
@@ -41,7 +44,9 @@ TIERS = {  # files and folders of tests that the default run leaves out; see tes
         "test_tour.py",
         "train",
         "weights/test_damaged_files.py",
+        "weights/test_damaged_forms.py",
         "weights/test_hub.py",
+        "weights/test_push.py",
         "weights/test_published_forms.py",
     ),
     "browser": ("inspect/test_page.py", "serve/test_page.py"),
@@ -69,6 +74,14 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trained weights as transformers writes them: `tiny`, exported."""
+    folder = tmp_path_factory.mktemp("trained") / "tiny"
+    export("tiny", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.model import GPT2
 from dialogpt.replies import MAX_ATTEMPTS
 from dialogpt.weights import load
@@ -94,7 +95,7 @@ def test_retry_draws_again_and_undo_takes_back(chat: Chat) -> None:
     assert chat.undo() == "Hello"
     assert chat.texts() == []
     for nothing in (chat.undo, chat.retry):
-        with pytest.raises(DialogueError, match="nothing has been said yet"):
+        with pytest.raises(DialogueError, match="there is no exchange yet"):
             nothing()
 
 
@@ -276,7 +277,7 @@ def test_a_reply_of_white_space_is_drawn_again(
     assert list(chat.stream("Hello")) == ["a"]
     assert chat.texts() == ["Hello", "a"]
     blank_first(network, tokenizer, 2, monkeypatch)
-    assert [tokenizer.decode(reply.ids) for reply in chat.candidates(["Hello"], 1)] == ["a"]
+    assert [tokenizer.decode(reply.ids) for reply in candidates(chat, ["Hello"], 1)] == ["a"]
 
 
 def test_a_network_that_says_nothing_is_believed_in_the_end(
@@ -296,7 +297,7 @@ def test_a_turn_that_is_too_long_is_cut_and_the_user_is_told(chat: Chat, caplog:
     chat.reply("short")
     assert len(chat.texts()) == 4
     caplog.clear()
-    chat.candidates(["x y z " * 100], 2)
+    candidates(chat, ["x y z " * 100], 2)
     assert f"its first {tokens - (128 - 8)} tokens were truncated" in caplog.text
 
 
@@ -324,7 +325,7 @@ def test_the_preset_is_what_the_readme_says() -> None:
 
 
 def test_candidates_are_not_part_of_the_conversation(chat: Chat) -> None:
-    replies = chat.candidates(["Hi", "Hello", "How are you?"], 4)
+    replies = candidates(chat, ["Hi", "Hello", "How are you?"], 4)
     assert len(replies) == 4
     assert chat.texts() == []
 

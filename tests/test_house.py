@@ -23,16 +23,9 @@ TOUR = (
     "dialogpt/generation.py",
     "dialogpt/chat.py",
 )
-MAX_TOUR_LINES = 2450
-MAX_GPT2_LINES = 215
+MAX_TOUR_LINES = 2000
+MAX_GPT2_LINES = 210
 MAX_FUNCTION_LINES = 60
-LONGER = {  # known; no other function may join them
-    "weights/checkpoint.py:open_path",
-    "dialogpt/cli/commands/evaluate.py:add_parser",
-    "dialogpt/serve/app.py:create_app",
-    "dialogpt/train/data/prepare.py:prepare",
-    "dialogpt/inspect/data.py:inspect_reply",
-}
 OLD_WORDS = (
     "waited in vain",
     "found no room",
@@ -41,6 +34,11 @@ OLD_WORDS = (
     "what judges",
     "drawn again",
     "is drawn anew",
+    "guesses ahead",
+    "leave it away",
+    "whole number above 0",
+    "whole number from 0 on",
+    "there twice",
 )
 
 
@@ -65,7 +63,7 @@ def test_functions_are_short() -> None:
                 length = (node.end_lineno or 0) - node.lineno + 1
                 if length > MAX_FUNCTION_LINES:
                     long[f"{path.relative_to(ROOT).as_posix()}:{node.name}"] = length
-    assert not {name: length for name, length in long.items() if name not in LONGER}
+    assert not long
 
 
 @pytest.mark.parametrize("word", OLD_WORDS)

@@ -15,15 +15,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from dialogpt import Chat, Decoder, DialogueError, GenerationConfig, History, Tokenizer
+from dialogpt.candidates import candidates
 from dialogpt.cli.batch import SEED_STRIDE
 from dialogpt.cli.commands import serve as command
 from dialogpt.cli.main import build_parser, main
 from dialogpt.cli.opening import open_chat
-from dialogpt.cli.options import generation_from
-from dialogpt.generation_config import parse_setting
+from dialogpt.cli.options import generation_from, parse_setting
 from dialogpt.history import BOT, USER, Prompt, Turn, alternating
 from dialogpt.model import KVCache
-from dialogpt.ranking.rerankers import MMI
+from dialogpt.ranking.mmi import MMI
 from dialogpt.replies import Dialogue, Generators, Plan, stream_reply
 from dialogpt.serve.app import create_app
 from dialogpt.serve.engine import Engine
@@ -164,7 +164,7 @@ def test_the_history_carries_who_spoke() -> None:
     assert [turn.role for turn in history.turns] == [USER, BOT, USER]
     assert history.prompt(100, 100).own_turns == [[3]]
     assert history.prompt(2, 100).own_turns == []  # only what is shown
-    assert [turn.role for turn in alternating([[1], [2], [3], [4]])] == [BOT, USER, BOT, USER]
+    assert alternating(4) == [BOT, USER, BOT, USER]
     two = History(99, [Turn([1], USER), Turn([2], BOT), Turn([3, 4, 5], BOT)])
     assert two.prompt(100, 100).own_turns == [[2], [3, 4, 5]]
     assert two.prompt(100, 3).own_turns == [[4, 5]]  # cut at its front, as it is shown
@@ -227,7 +227,9 @@ def of_chat(chat: Chat, seed: int, num_replies: int) -> list[str]:
         num_candidates=chat.num_candidates,
     )
     if num_replies > 1:
-        return [chat.tokenizer.decode(reply.ids) for reply in fresh.candidates([text for _, text in TALK], num_replies)]
+        return [
+            chat.tokenizer.decode(reply.ids) for reply in candidates(fresh, [text for _, text in TALK], num_replies)
+        ]
     fresh.restore([chat.tokenizer.encode(text) for _, text in TALK[:-1]])
     return ["".join(fresh.stream(TALK[-1][1]))]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig
-from dialogpt.generation_config import parse_setting
+from dialogpt.cli.options import parse_setting
 from dialogpt.sampler import Seen, next_token_probabilities, next_token_scores
 
 

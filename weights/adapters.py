@@ -20,7 +20,8 @@ from torch import Tensor
 
 from dialogpt.weights.checkpoint import Checkpoint, Origin
 from dialogpt.weights.formats import CheckpointError, StoredTensor, dtype_name, read_json, read_tensors, sha256_of
-from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, RULES, bare_name, split_layer, transposed
+from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, RULES, split_layer, transposed
+from dialogpt.weights.published import bare_name
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -77,7 +78,7 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Che
     config = _read_config(path)
     file = next((path / name for name in WEIGHTS if os.path.lexists(path / name)), None)
     if file is None:
-        raise CheckpointError(f"{path} has no weights of an adapter; expected {' or '.join(WEIGHTS)} beside {CONFIG}")
+        raise CheckpointError(f"{path} has no weights of an adapter; expected {' or '.join(WEIGHTS)} next to {CONFIG}")
     deltas, saved = _sort(path, read_tensors(file).tensors, config, checkpoint)
     tensors = dict(checkpoint.tensors)
     if checkpoint.config.tie_word_embeddings and not saved.keys().isdisjoint((OUTPUT_HEAD.ours, EMBEDDING)):
@@ -90,7 +91,14 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Che
     origin = checkpoint.origin()
     digest = hashlib.sha256(f"{origin.sha256} {sha256_of([file])}".encode()).hexdigest()
     name = f"{origin.name} + {path.resolve().name}"
-    return replace(checkpoint, tensors=tensors, ours=False, usual=False, merged_from=Origin(name, digest))
+    return replace(
+        checkpoint,
+        tensors=tensors,
+        ours=False,
+        usual=False,
+        merged_from=Origin(name, digest),
+        read_sha256=lambda: digest,
+    )
 
 
 def _merged(stored: StoredTensor, delta: Delta) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -29,21 +29,17 @@ from dialogpt.weights.formats import (
     safetensors_metadata,
     sha256_of,
 )
-from dialogpt.weights.names import (
-    RANKING_HEAD,
-    config_of_nanogpt,
-    from_ours,
-    from_published,
-    infer_config,
-    is_linear,
-    is_usual,
-)
+from dialogpt.weights.inferred_config import config_of_nanogpt, infer_config
+from dialogpt.weights.litgpt import from_litgpt, is_litgpt
+from dialogpt.weights.names import RANKING_HEAD, Mapped, from_ours
+from dialogpt.weights.published import from_published, is_linear, is_usual
 from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
+from dialogpt.weights.wrapped import unwrapped
 
 FORMAT_VERSION = 1
 MAX_GPT2_ROWS = 50304  # GPT-2's tokens, padded to a multiple of 128 as nanoGPT does
 logger = logging.getLogger(__name__)
-_OUR_KEYS = ("format_version", "history_tokens", "chat", "about")  # what our config.json has beyond transformers'
+_OUR_KEYS = ("format_version", "history_tokens", "chat", "about", "reverse", "turn_prefix")  # in our config.json alone
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
@@ -62,22 +58,24 @@ class Checkpoint:
     Attributes:
         config: sizes of the network.
         tensors: the network's parameters under our names, each once.
-        read_vocabulary: gives `vocabulary`, which says what it is.
+        read_vocabulary: reads `vocabulary`; see there.
         generation_config: the content of ``generation_config.json``, which conversions carry along and
             `dialogpt.generation_config` reads; empty where there is none.
-        history_tokens: how much dialogue the model should be shown, where the checkpoint says so.
+        history_tokens: how much dialogue the model should be shown, if the checkpoint specifies it.
         chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
-        about: who speaks, in a sentence for people, where the checkpoint says so.
+        about: one sentence about the speaker, if the checkpoint has one.
+        reverse: whether it was trained on reversed dialogues, for MMI; None if the checkpoint does not specify it.
+        turn_prefix: what each turn of the user, and each of the bot, begins with, if the checkpoint specifies it.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
         read_sha256: gives `sha256()`.
-        heads_assumed: whether no file and nobody said how many heads of attention there are.
+        heads_assumed: whether the number of attention heads was neither in a file nor given.
         ours: whether it is in this project's own format.
         merged_from: where weights come from that are made of several files, such as a base and an adapter.
         linear: whether the file's matrices are nanoGPT's (out, in).
         usual: whether names, matrices and files are as transformers itself reads them.
-        settings: what ``config.json`` says besides the network's sizes: labels, other tokens, notes.
+        settings: what else ``config.json`` holds: labels, other tokens, notes.
         ignored: tensors of the published file that are not needed, with the reason.
         heads: a published file's own copies of the output head.
         ranking_head: DialogRPT's, (1, C): how good a reply is, from the last token's state.
@@ -93,6 +91,8 @@ class Checkpoint:
     ours: bool
     chat: dict[str, Any] = field(default_factory=dict)
     about: str | None = None
+    reverse: bool | None = None
+    turn_prefix: tuple[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     heads: tuple[StoredTensor, ...] = ()
@@ -114,7 +114,10 @@ class Checkpoint:
         Raises:
             CheckpointError: it is damaged, or larger than the embedding.
         """
-        return self.read_vocabulary()
+        vocabulary = self.read_vocabulary()
+        if vocabulary is None or self.turn_prefix is None:
+            return vocabulary
+        return replace(vocabulary, turn_prefix=self.turn_prefix)
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -124,7 +127,7 @@ class Checkpoint:
 
     @property
     def chat_template(self) -> str | None:
-        """How its tokenizer joins messages to a prompt, where it says so."""
+        """The template by which its tokenizer joins messages to a prompt, if it has one."""
         files = {path.name: path for path in self.tokenizer_files}
         if "chat_template.jinja" in files:
             return read_text(files["chat_template.jinja"])
@@ -134,7 +137,7 @@ class Checkpoint:
 
     @property
     def stored(self) -> dict[str, StoredTensor]:
-        """All that was learned, under our names: the network's tensors, and the ranking head where there is one."""
+        """All parameters under our names: the network's tensors, and the ranking head if there is one."""
         return self.tensors | ({} if self.ranking_head is None else {RANKING_HEAD.ours: self.ranking_head})
 
     @property
@@ -148,7 +151,7 @@ class Checkpoint:
 
     @property
     def parameters(self) -> int:
-        """How many numbers were learned."""
+        """The number of parameters."""
         return sum(torch.Size(tensor.shape).numel() for tensor in self.stored.values())
 
     @property
@@ -194,27 +197,14 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     if ours:
         _check_format(path, values, files)
     content = read_all(files)
-    stored = content.tensors
-    try:
-        config = _config(values, n_head, content)
-        mapped = from_ours(stored, config) if ours else from_published(stored, config)
-        config = replace(config, tie_word_embeddings=mapped.tied)
-    except ConfigError as error:
-        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    config, stored, mapped, outside = _mapped(path, values, n_head, content)
     vocabulary = cache(partial(_find_vocabulary, path, config))
     if not ours:
         vocabulary()
     if not values:
         found = vocabulary()
         config = config if found is None else replace(config, eos_token_id=found.eos_id)
-        heads = f"{config.n_head} heads of {config.head_dim}"
-        heads += (
-            ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
-        )
-        sizes = f"{config.n_layer} layers, {config.n_embd} wide"
-        logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
+        _warn_of_inferred_sizes(path, config, n_head)
     unknown = [key for key in unknown_keys(values) if key not in _OUR_KEYS]
     if unknown:
         logger.warning("%s has settings that are not known here: %s", folder / "config.json", ", ".join(unknown))
@@ -227,26 +217,60 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         history_tokens=_history_tokens(values, folder),
         chat=_checked(values, "chat", dict, "settings and their values", folder) or {},
         about=_checked(values, "about", str, "a sentence", folder),
+        reverse=_checked(values, "reverse", bool, "true or false", folder),
+        turn_prefix=_turn_prefix(values, folder),
         path=path,
         files=files,
         ours=ours,
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
-        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored,
+        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored | outside,
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
         heads_assumed=not values and n_head is None and not content.settings,
         linear=is_linear(stored),
-        usual=not ours and not content.ignored and is_usual(stored),
+        usual=not ours and not content.ignored and not outside and is_usual(content.tensors),
         read_sha256=cache(partial(sha256_of, files)),
     )
 
 
-def _config(values: dict[str, Any], n_head: int | None, content: FileContent) -> GPT2Config:
+def _mapped(
+    path: Path, values: dict[str, Any], n_head: int | None, content: FileContent
+) -> tuple[GPT2Config, dict[str, StoredTensor], Mapped, dict[str, str]]:
+    """Read the sizes, and give the tensors our names: sizes, tensors as published, as ours, and those left out.
+
+    Raises:
+        CheckpointError: they do not fit each other; the message names the file.
+    """
+    ours = "format_version" in values
+    try:
+        stored, outside = (content.tensors, {}) if ours else unwrapped(content.tensors)
+        if not ours and is_litgpt(stored):
+            stored = from_litgpt(stored, _config(values, n_head, content, stored) if values else None)
+        config = _config(values, n_head, content, stored)
+        mapped = from_ours(stored, config) if ours else from_published(stored, config)
+    except ConfigError as error:
+        folder = path if path.is_dir() else path.parent
+        raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return replace(config, tie_word_embeddings=mapped.tied), stored, mapped, outside
+
+
+def _warn_of_inferred_sizes(path: Path, config: GPT2Config, n_head: int | None) -> None:
+    heads = f"{config.n_head} heads of {config.head_dim}"
+    heads += ", as in every published GPT-2, are assumed (--n-head says otherwise)" if n_head is None else ", as asked"
+    sizes = f"{config.n_layer} layers, {config.n_embd} wide"
+    logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
+
+
+def _config(
+    values: dict[str, Any], n_head: int | None, content: FileContent, stored: Mapping[str, StoredTensor]
+) -> GPT2Config:
     """The sizes in a ``config.json``, which the flags must not contradict; without one, those that the tensors have."""
     if not values and content.settings and n_head is None:
-        return config_of_nanogpt(content.settings, content.tensors)
+        return config_of_nanogpt(content.settings, stored)
     if not values:
-        return infer_config(content.tensors, n_head)
+        return infer_config(stored, n_head)
     config = GPT2Config.from_dict(values)
     if n_head not in (None, config.n_head):
         raise ConfigError([Problem("n_head", n_head, f"{config.n_head}, as config.json says")])
@@ -274,13 +298,13 @@ def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``config.json``; empty where there is none, as beside Microsoft's own files."""
+    """The content of ``config.json``; empty if there is none, as with Microsoft's own files."""
     path = folder / "config.json"
     return read_json(path) if os.path.lexists(path) else {}
 
 
 def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:
-    """Read the vocabulary, see that the network has a row for each token, and say what a user should know."""
+    """Read the vocabulary, check that the network has a row for each token, and log what a user should know."""
     vocabulary = read_vocabulary(path if path.is_dir() else path.parent)
     if vocabulary is None and GPT2_SIZE <= config.vocab_size <= MAX_GPT2_ROWS:
         vocabulary = gpt2_vocabulary()
@@ -318,8 +342,17 @@ def _checked(values: dict[str, Any], key: str, kind: type, expected: str, folder
     raise CheckpointError(f"{folder / 'config.json'}: {key} is {str(value)[:80]!r}, expected {expected}")
 
 
+def _turn_prefix(values: dict[str, Any], folder: Path) -> tuple[str, str] | None:
+    prefix = _checked(values, "turn_prefix", list, "two texts", folder)
+    if prefix is None:
+        return None
+    if len(prefix) != 2 or not all(isinstance(text, str) for text in prefix):
+        raise CheckpointError(f"{folder / 'config.json'}: turn_prefix is {str(prefix)[:80]}, expected two texts")
+    return (prefix[0], prefix[1]) if any(prefix) else None
+
+
 def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:
     tokens = values.get("history_tokens")
     if tokens is None or (isinstance(tokens, int) and not isinstance(tokens, bool) and tokens > 0):
         return tokens
-    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a whole number above 0")
+    raise CheckpointError(f"{folder / 'config.json'}: history_tokens is {tokens!r}, expected a positive integer")

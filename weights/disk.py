@@ -16,14 +16,14 @@ from pathlib import Path
 
 RETRY_SECONDS = 2.0  # how long a file is waited for that another program has open on Windows
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EROFS)
-LINK_LIMIT = 255  # bytes of a file that names a folder beside it; no name is longer
+LINK_LIMIT = 255  # bytes of a file that names a neighbouring folder; no name is longer
 
 
 def sync(path: Path) -> None:
     """Wait until a file's content, or a folder's list of names, is on the disk.
 
     Raises:
-        OSError: the disk is full, say.
+        OSError: it cannot be written, for example as the disk is full.
     """
     if not path.is_dir():
         with path.open("r+b") as file:  # Windows refuses to synchronise a handle for reading (EBADF)
@@ -75,7 +75,7 @@ def _replace(source: Path, path: Path) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a file cannot be written or removed, as the system says it; where another program has it, what helps."""
+    """Why a file cannot be written or removed, in the system's words; if another program uses it, what helps."""
     reason = str(getattr(error, "strerror", None) or error)
     if getattr(error, "winerror", None) in (5, 32, 33, 1224):  # access denied, sharing, locked, mapped
         reason += "; if another program, such as a chat, is using it, end that and try again"

@@ -27,13 +27,13 @@ WEIGHT_SUFFIXES = (
     ".pth",
     ".pkl",
     ".ckpt",
-)  # others are weights only if their content says so
+)  # others count as weights only by their content
 MAX_SHARDS = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
 _RUN_STEP = re.compile(r"(?:checkpoint|step|checkpoint_step)[-_]([0-9]{1,18})")
 RUN = "run.json"  # what a training run's folder has
 STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
-_NO_WEIGHTS = (  # what training leaves beside them
+_NO_WEIGHTS = (  # what training leaves next to them
     "training_args.bin",
     "optimizer*",
     "*optim_states.pt",
@@ -64,6 +64,10 @@ _FOREIGN = {  # other systems' files: what each is, and what helps
         "llama.cpp's weights, mostly rounded to few bits",
         "run it with llama.cpp, or fetch the checkpoint that it was made from (convert --to gguf makes one of any)",
     ),
+    "*.distcp": (
+        "a shard of torch's distributed checkpoints",
+        "make one file of the folder: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
     "*.gz": ("a packed file", "unpack it first"),
     "*.zip": ("a packed file", "unpack it first"),
     "*.onnx": ("an ONNX program", "fetch the checkpoint that it was made from"),
@@ -91,7 +95,7 @@ def pointed_folder(path: Path) -> Path | None:
         return None
     folder = path.parent.resolve() / name
     if not folder.is_dir():
-        raise CheckpointError(f"{path} names {name}, which is not beside it; pass another checkpoint of the run")
+        raise CheckpointError(f"{path} names {name}, which is not in the same folder; pass another of its checkpoints")
     return folder
 
 
@@ -162,7 +166,7 @@ def _checkpoints_in(folder: Path, names: Iterable[str]) -> list[str]:
 
 
 def foreign_file(folder: str | Path, names: Iterable[str]) -> str | None:
-    """What to say of another system's file, if there is one."""
+    """The error for another framework's file, if there is one."""
     for name in names:
         for pattern, (kind, advice) in _FOREIGN.items():
             if fnmatch(name, pattern):
@@ -171,7 +175,7 @@ def foreign_file(folder: str | Path, names: Iterable[str]) -> str | None:
 
 
 def shard_names(index: Path) -> list[str]:
-    """The files that an index of shards names, in a fixed order; all lie beside it.
+    """The files that an index of shards names, in a fixed order; all are in the same folder.
 
     Raises:
         CheckpointError: it is no index, or points elsewhere.

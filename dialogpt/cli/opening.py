@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dialogpt.cli import threads
+from dialogpt.cli.notices import warn_of_idle_flags
 from dialogpt.cli.options import generation_from, rerankers_from
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 
 if TYPE_CHECKING:
@@ -61,17 +63,26 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
     """
     generation_from(options)
     sources = rerankers_from(options)
-    from dialogpt.chat import load_network
     from dialogpt.history import DEFAULT_HISTORY_TOKENS
-    from dialogpt.ranking.rerankers import load_reranker
+    from dialogpt.networks import load_network
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(options.model, n_head=options.n_head, adapter=options.adapter)
+    with ProgressLine() as line:
+        checkpoint = open_checkpoint(
+            options.model,
+            n_head=options.n_head,
+            adapter=options.adapter,
+            turn_prefix=options.turn_prefix,
+            progress=line.counter("converting what was downloaded", "tensors"),
+        )
     threads.use(options.threads, checkpoint.parameters, neighbours)
     generation = generation_from(options, checkpoint)
     if options.max_new_tokens is None:
         generation = generation.fitted(checkpoint.config.n_positions)
-    model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device)
+    warn_of_idle_flags(options, generation)
+    with ProgressLine() as line:
+        show = line.counter(f"loading {checkpoint.shown_name}", "tensors")
+        model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device, progress=show)
     tokenizer.skip_special_tokens = not getattr(options, "show_special_tokens", False)
     return Opened(
         checkpoint,
@@ -79,9 +90,17 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
         tokenizer,
         generation,
         history_tokens=options.history_tokens or checkpoint.history_tokens or DEFAULT_HISTORY_TOKENS,
-        reranker=load_reranker(sources, tokenizer) if sources else None,
+        reranker=_reranker(sources, tokenizer) if sources else None,
         num_candidates=options.num_candidates or DEFAULT_CANDIDATES,
     )
+
+
+def _reranker(sources: list[tuple[str, float, str]], tokenizer: Tokenizer) -> Reranker:
+    """Open what --rerank names: one reverse model, "mmi", or DialogRPT's heads; errors are those of their `load`."""
+    from dialogpt.ranking.dialogrpt import DialogRPT
+    from dialogpt.ranking.mmi import MMI
+
+    return MMI.load(sources[0][2], tokenizer) if sources[0][0] == "mmi" else DialogRPT.load(sources, tokenizer)
 
 
 def open_chat(options: argparse.Namespace) -> Chat:

@@ -6,32 +6,31 @@ The generation flags are the fields of `GenerationConfig` in kebab case, on top 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import dialogpt
 from dialogpt.cli.output import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
-from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, parsed
+from dialogpt.published_settings import published_settings
+from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, kinds_of, parsed
 
 if TYPE_CHECKING:
     from dialogpt.weights import Checkpoint
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")  # weights.DTYPES, whose module imports torch
 PRECISIONS = (*DTYPES, "int8", "int4")  # likewise
-MOST_THREADS = 1024
+MAX_THREADS = 1024
 SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
 
 
 def installed_version() -> str:
     """The version of this package, for people."""
-    try:
-        return version("dialogpt")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return dialogpt.__version__
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -40,10 +39,10 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--draft-model",
         metavar="M",
-        help="guesses ahead, which makes a reply faster and changes none: a smaller model of the same "
-        "vocabulary, or the same one, which then guesses in int8; for one reply at a time, without beams",
+        help="speculative decoding, which is faster and changes no reply: a smaller draft model of the same "
+        "vocabulary, or the same model, which then drafts in int8; for one reply at a time, without beams",
     )
-    model.add_argument("--seed", type=_seed, metavar="N", help="the same draws each time")
+    model.add_argument("--seed", type=_seed, metavar="N", help="sample the same replies each time")
     model.add_argument(
         "--normalize-text",
         action="store_true",
@@ -69,7 +68,7 @@ def add_choice_flags(parser: argparse.ArgumentParser) -> None:
     )
     choice.add_argument("--reverse-model", metavar="M", help="a checkpoint that was trained with --reverse, for mmi")
     choice.add_argument(
-        "--num-candidates", type=positive_number, metavar="N", help="how many replies are judged (default: 16)"
+        "--num-candidates", type=positive_number, metavar="N", help="how many candidates are ranked (default: 16)"
     )
 
 
@@ -79,6 +78,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
     add_n_head(model)
     add_adapter(model)
+    add_turn_prefix(model)
     model.add_argument(
         "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
     )
@@ -143,7 +143,7 @@ class _Switch(argparse.Action):
 
 
 def add_n_head(parser: argparse._ActionsContainer) -> None:
-    """The flag for a checkpoint whose file does not say how many heads it has."""
+    """The flag for a checkpoint whose files do not hold the number of heads."""
     parser.add_argument(
         "--n-head", type=positive_number, metavar="N", help="heads, if there is no config.json and they are not 64 wide"
     )
@@ -152,6 +152,17 @@ def add_n_head(parser: argparse._ActionsContainer) -> None:
 def add_adapter(parser: argparse._ActionsContainer) -> None:
     """The flag for a LoRA adapter on top of the checkpoint."""
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter (LoRA) to merge into the weights")
+
+
+def add_turn_prefix(parser: argparse._ActionsContainer) -> None:
+    """The flag for a fine-tune that was trained with speaker tokens."""
+    parser.add_argument(
+        "--turn-prefix",
+        nargs=2,
+        metavar=("USER", "BOT"),
+        help="what turns begin with where a fine-tune was trained so, to the letter: '<speaker1> ' '<speaker2> ' "
+        "(default: the checkpoint's own)",
+    )
 
 
 def _preset() -> str:
@@ -169,7 +180,7 @@ def flag_of(name: str) -> str:
 def wrong_usage(
     options: argparse.Namespace, problem: str | DialogueError, name_of: Callable[[str], str] = flag_of
 ) -> SystemExit:
-    """Report wrong usage as argparse does: the usage line, then the problem.
+    """Report wrong usage as argparse does: the usage line, then the problem, and what of it the config file sets.
 
     Args:
         options: the flags.
@@ -177,8 +188,12 @@ def wrong_usage(
         name_of: the flag of a setting, where it is another than its name.
     """
     sentence = problem.worded(name_of) if isinstance(problem, SettingsError) else str(problem)
-    options.parser.print_usage(sys.stderr)
-    print(f"{options.parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
+    parser = options.parser
+    named = sorted(flag for flag in parser.set_in_file if re.search(rf"{flag}(?![\w-])", sentence))
+    if named:
+        sentence += f" ({', '.join(named)}: set in {parser.file})"
+    parser.print_usage(sys.stderr)
+    print(f"{parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
     return SystemExit(USAGE)
 
 
@@ -204,14 +219,14 @@ def positive_number(text: str) -> int:
 
 def _threads(text: str) -> int:
     number = positive_number(text)
-    if number > MOST_THREADS:
-        raise argparse.ArgumentTypeError(f"{number} threads are more than {MOST_THREADS}")
+    if number > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{number} threads are more than {MAX_THREADS}")
     return number
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or len(text) > 20 or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a whole number from 0 to 2^64 - 1")
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not an integer from 0 to 2^64 - 1")
     return int(text)
 
 
@@ -224,7 +239,7 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
             ``generation_config.json``.
     """
     if options.transformers_defaults:
-        defaults = GenerationConfig.from_dict(checkpoint.generation_config if checkpoint else {})
+        defaults = published_settings(checkpoint.generation_config if checkpoint else {})
     else:
         defaults = GenerationConfig.chat(checkpoint.chat if checkpoint else None)
     given = {
@@ -242,6 +257,18 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
         return defaults.merged(given)
     except DialogueError as error:
         raise wrong_usage(options, error) from None
+
+
+def parse_setting(config: GenerationConfig, name: str, text: str) -> GenerationConfig:
+    """Change one setting to what a person typed; see `GenerationConfig.merged`.
+
+    Raises:
+        DialogueError: there is no such setting, the text is no value of it, or it contradicts another setting.
+    """
+    name, kinds = name.replace("-", "_"), kinds_of(config)
+    if name not in kinds:
+        raise DialogueError(f"there is no setting {name!r}; there are {', '.join(kinds).replace('_', '-')}")
+    return config.merged({name: parsed(name, text, kinds[name])})
 
 
 def rerankers_from(options: argparse.Namespace) -> list[tuple[str, float, str]]:

@@ -18,7 +18,7 @@ SAMPLED = 2000  # dialogues that are kept to be looked at
 SHOWN_SPEAKERS = 10
 MAX_SPEAKERS = 10_000  # that are counted apart
 MANY = 0.5  # of the sampled replies, when one of them is "most"
-FEWEST_JUDGED = 20  # dialogues; of fewer nothing is concluded
+MIN_DIALOGUES = 20  # dialogues; of fewer nothing is concluded
 BAR = 40  # letters of the longest bar
 _NUMBER_FIRST = re.compile(r"\d+(?:\.\d+)? ")
 
@@ -82,7 +82,7 @@ class Statistics:
                 f"if they are meant to, pass --eos-in-text split"
             )
         judged = [turns for turns in self.sample if turns]
-        if len(judged) < FEWEST_JUDGED:
+        if len(judged) < MIN_DIALOGUES:
             return found
         if all(_NUMBER_FIRST.match(turn) for turns in judged for turn in turns):
             found.append(

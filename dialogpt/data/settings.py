@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from dialogpt import own_files
 from dialogpt.errors import DialogueError
+from dialogpt.settings import SWITCH, choice
 
 AUTO = "auto"
 SYSTEM = ("keep", "drop")
@@ -83,6 +85,7 @@ class Reading:
         unknown = sorted(values.keys() - {setting.name for setting in fields(cls)})
         if unknown:
             raise DialogueError(f"there is no setting {', '.join(unknown)}")
+        own_files.require({**asdict(cls()), "columns": [], **values}, _SCHEMA, "the reading of dialogues")
         return cls(**{**values, "columns": tuple(values.get("columns", ()))})
 
 
@@ -98,3 +101,19 @@ def seconds_of(text: str) -> float | None:
     if match is None or float(match[1]) == 0:
         raise DialogueError(f"{text!r} is no time span; expected a number and a unit, as 30min, 6h or 2d, or none")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+_SCHEMA: own_files.Schema = {  # of a `Reading` in a file
+    "kind": own_files.TEXT,
+    "columns": own_files.TEXTS,
+    "tsv_weights": SWITCH,
+    "paths": choice(*PATHS),
+    "gap_seconds": own_files.optional(own_files.SECONDS),
+    "bot": own_files.optional(own_files.TEXT),
+    "min_turns": own_files.AT_LEAST_ONE,
+    "max_turns": own_files.optional(own_files.AT_LEAST_ONE),
+    "system": choice(*SYSTEM),
+    "eos_in_text": choice(*EOS_IN_TEXT),
+    "redact": SWITCH,
+    "names": SWITCH,
+}

@@ -15,6 +15,7 @@ from typing import BinaryIO, cast
 from dialogpt.data.json_stream import JsonStream
 from dialogpt.data.settings import Reading
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
 LINE_LIMIT = 4 << 20  # bytes; the longest conversation of chitchat-dataset has 60 kB
 CHUNK = 1 << 20  # bytes read at a time
@@ -109,6 +110,7 @@ def opened(path: Path) -> BinaryIO:
         DialogueError: it cannot be opened.
     """
     try:
+        require_plain_file(path)
         file: BinaryIO = path.open("rb")
         start = file.read(2)
         file.seek(0)

@@ -38,7 +38,7 @@ class Transformer:
         met: the speakers that were met, the first hundred of them, for who asks for one that is not there.
     """
 
-    MOST_MET = 100
+    MAX_MET = 100
 
     def __init__(self, reading: Reading, *, min_turns: int | None = None, reverse: bool = False) -> None:
         """Take the settings.
@@ -106,7 +106,7 @@ class Transformer:
         return Dialogue(turns, weights, speakers, dialogue.line)
 
     def _meet(self, speakers: list[str]) -> None:
-        if len(self.met) < self.MOST_MET:
+        if len(self.met) < self.MAX_MET:
             self.met.update(dict.fromkeys(speakers))
 
     def require_bot(self) -> None:
@@ -116,7 +116,7 @@ class Transformer:
             DialogueError: as said; it names who there is.
         """
         bot = self.reading.bot
-        if bot not in (None, ANYBODY) and bot not in self.met and len(self.met) < self.MOST_MET:
+        if bot not in (None, ANYBODY) and bot not in self.met and len(self.met) < self.MAX_MET:
             others = ", ".join(map(repr, [*self.met][:10])) or "nobody, as it does not say who speaks"
             raise DialogueError(f"nobody is called {bot!r} there; --bot takes one of: {others}")
 

@@ -50,7 +50,7 @@ class BeamSearch:
     """
 
     def __init__(self, beams: list[TokenSequence]) -> None:
-        """Begin with equal sequences, of which only the first may be continued at the first step."""
+        """Begin with equal sequences; the first step continues only the first, as all would be continued alike."""
         self.beams = beams
         self.config = beams[0].config
         self.scores = torch.tensor([0.0] + [EXCLUDED] * (len(beams) - 1))
@@ -100,9 +100,9 @@ class BeamSearch:
         allowed = ends & (torch.arange(len(ends)) < count)
         length = len(self.beams[0].ids) + 1 - self.beams[0].prompt_length
         scores = totals / _power(length, self.config.length_penalty)
-        scores += float(self.is_finished.all() and self.config.early_stopping is True) * EXCLUDED
-        scores += float(not self.improvable) * EXCLUDED
-        scores += ~allowed * EXCLUDED
+        scores += float(self.is_finished.all() and self.config.early_stopping is True) * EXCLUDED  # enough are found
+        scores += float(not self.improvable) * EXCLUDED  # none can be better than those that are found
+        scores += ~allowed * EXCLUDED  # unfinished, or not among the best
         merged = torch.cat((torch.tensor([hypothesis.score for hypothesis in self.finished]), scores))
         best = merged.topk(count).indices
         self.is_finished = torch.cat((self.is_finished, allowed))[best]

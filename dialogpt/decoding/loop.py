@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dialogpt.decoding.batch import RunningBatch
-from dialogpt.decoding.prefill import cached_tokens, prefill, prefill_sequences
+from dialogpt.decoding.prefill import prefill_chunk, prefill_sequences
 from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite, rows_of
 from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
@@ -42,25 +41,6 @@ class Step:
     def log_probability(self) -> float:
         """The network's log-probability of the token, before any processor."""
         return float(self.logits[self.id] - self.logits.logsumexp(dim=-1))
-
-
-class StepDecoder(Protocol):
-    """What generates replies token by token: `Decoder`, or `SpeculativeDecoder` for one sequence."""
-
-    def add(
-        self,
-        prompt_ids: Prompt | Sequence[int],
-        config: GenerationConfig,
-        *,
-        generator: torch.Generator | None = None,
-        cache: KVCache | None = None,
-    ) -> TokenSequence:
-        """See `Decoder.add`."""
-        ...
-
-    def step(self) -> list[Step]:
-        """See `Decoder.step`."""
-        ...
 
 
 class Decoder:
@@ -164,12 +144,15 @@ class Decoder:
         """
         if self.stop is not None and self.stop():
             raise Stopped
-        active = self._schedule([each for each in self.sequences if each.finish_reason is None])
+        active = [each for each in self.sequences if each.finish_reason is None]
+        if self.prompt_tokens is not None:
+            running = self._batch.sequences
+            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)
         if not active:
             return active, torch.empty(0, self.model.config.vocab_size)
         self._batch.retain({*active})
-        running = self._batch.last_hidden()  # (B, C)
-        hidden = [] if running is None else [running]
+        last = self._batch.last_hidden()  # (B, C)
+        hidden = [] if last is None else [last]
         if waiting := [each for each in active if each not in self._batch.sequences]:
             prefilled = prefill_sequences(self.model, waiting, self._waiting_caches)
             hidden.append(prefilled.hidden)
@@ -185,25 +168,3 @@ class Decoder:
     def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
         """Continue beams; see `RunningBatch.reorder`."""
         self._batch.reorder(choices)
-
-    def _schedule(self, unfinished: list[TokenSequence]) -> list[TokenSequence]:
-        """Return who takes part in this step; the first whose prompt exceeds `prompt_tokens` prefills a chunk of it."""
-        if self.prompt_tokens is None:
-            return unfinished
-        scheduled, prompts, budget = [], set(), self.prompt_tokens
-        for sequence in unfinished:
-            ids = tuple(sequence.ids)
-            if sequence in self._batch.sequences or ids in prompts:
-                scheduled.append(sequence)
-                continue
-            cache = self._waiting_caches.get(sequence)
-            cached = 0 if cache is None else cached_tokens(cache, ids)
-            if budget and len(ids) - cached > budget:
-                cache = self._waiting_caches.setdefault(sequence, KVCache.for_model(self.model))
-                prefill(self.model, ids[: cached + budget], cache)
-                budget = 0
-            elif budget:
-                scheduled.append(sequence)
-                prompts.add(ids)
-                budget -= len(ids) - cached
-        return scheduled

@@ -6,7 +6,7 @@ here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,6 +103,43 @@ def prefill_sequences(
     rows_of_sequences = [row_of[tuple(sequence.ids)] for sequence in sequences]
     cache.select(rows_of_sequences)  # equal prompts get a row each
     return Prefilled(sequences, cache, torch.cat(hidden)[rows_of_sequences], is_callers=len(waiting) == 1)
+
+
+def prefill_chunk(
+    model: GPT2,
+    unfinished: Sequence[TokenSequence],
+    running: Collection[TokenSequence],
+    caches: dict[TokenSequence, KVCache],
+    prompt_tokens: int,
+) -> list[TokenSequence]:
+    """Return the sequences that take part in a step which computes at most so many tokens of prompts.
+
+    The first sequence whose prompt needs more than is left prefills a chunk of it, and waits for the next step.
+
+    Args:
+        model: the network.
+        unfinished: all sequences, the longest waiting first.
+        running: those whose prompt is prefilled.
+        caches: of waiting sequences; a chunk is prefilled into them.
+        prompt_tokens: the budget of this step.
+    """
+    scheduled, prompts, budget = [], set(), prompt_tokens
+    for sequence in unfinished:
+        ids = tuple(sequence.ids)
+        if sequence in running or ids in prompts:
+            scheduled.append(sequence)
+            continue
+        cache = caches.get(sequence)
+        cached = 0 if cache is None else cached_tokens(cache, ids)
+        if budget and len(ids) - cached > budget:
+            cache = caches.setdefault(sequence, KVCache.for_model(model))
+            prefill(model, ids[: cached + budget], cache)
+            budget = 0
+        elif budget:
+            scheduled.append(sequence)
+            prompts.add(ids)
+            budget -= len(ids) - cached
+    return scheduled
 
 
 def _last_hidden(model: GPT2, missing: list[list[int]], cache: KVCache) -> Tensor:

@@ -1,9 +1,9 @@
 """Speculative decoding: a fast network drafts a few tokens, and the network itself checks them in one pass.
 
-A pass over five tokens takes hardly longer than over one, as the time goes into reading the weights. Draft tokens and
-tokens are sampled with the same random numbers, so that they often agree (Daliri, Musco and Suresh, "Coupling without
-Communication and Drafter-Invariant Speculative Decoding", 2024). The tokens are those that the network would generate
-alone with the same seed: a draft changes the speed and nothing else.
+A pass over five tokens takes about as long as over one, as it mostly waits for the weights to be read. Both networks
+sample with the same random numbers, so that they often agree (Daliri, Musco and Suresh, "Coupling without Communication
+and Drafter-Invariant Speculative Decoding", 2024). The tokens are those that the network would generate alone with the
+same seed: a draft changes only the speed.
 
 It decodes one sequence: a batch reads the weights once for all of its sequences already.
 """
@@ -11,6 +11,7 @@ It decodes one sequence: a batch reads the weights once for all of its sequences
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -26,6 +27,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
+from dialogpt.networks import require_same_vocabulary
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, load, open_checkpoint
 from dialogpt.weights.load import device_of
@@ -50,6 +52,7 @@ class Draft:
         self._cache = KVCache.for_model(model)
         self._num_tokens = INITIAL_DRAFT_TOKENS
         self._damaged = False
+        self._lock = threading.Lock()  # chats of several threads may share a draft, one proposal after the other
 
     @classmethod
     def load(
@@ -70,7 +73,7 @@ class Draft:
         checkpoint = open_checkpoint(source)
         if checkpoint.ranking_head is not None:
             raise DialogueError(f"{checkpoint.path} is a DialogRPT, which does not generate text; name another draft")
-        tokenizer.require_same(checkpoint)
+        require_same_vocabulary(tokenizer, checkpoint)
         fast = "int8" if device_of(device).type == "cpu" else "float16"
         return cls(load(checkpoint, dtype=dtype or fast, device=device))
 
@@ -92,6 +95,10 @@ class Draft:
 
         There are fewer where the draft cannot choose one; the network will report the reason itself.
         """
+        with self._lock:
+            return self._propose(sequence, max_tokens)
+
+    def _propose(self, sequence: TokenSequence, max_tokens: int) -> list[int]:
         drafted = replace(sequence, ids=list(sequence.ids), generator=copied_generator(sequence.generator))
         limit = min(max_tokens, self._num_tokens, self.model.config.n_positions - len(sequence.ids) + 1)
         while not self._damaged and len(drafted.ids) - len(sequence.ids) < limit and drafted.finish_reason is None:

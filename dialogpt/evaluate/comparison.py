@@ -49,7 +49,7 @@ def compare(
         stop: asked before each set; true ends it all.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     values = {name: sample.values() for name, sample in samples.items()}
     drawn: dict[str, dict[str, list[float]]] = {name: {key: [] for key in found} for name, found in values.items()}

@@ -21,6 +21,7 @@ from dialogpt.data.read import OnProblem, read_one
 from dialogpt.data.settings import Reading
 from dialogpt.data.transform import Transformer
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
 REFUSED_WHOLE = ("turns", "tsv")  # kinds whose lines are counted, as replies are given line by line
 
@@ -161,6 +162,7 @@ def lines_of(path: Path, *, skip_blank: bool = True) -> Iterator[tuple[int, str]
         DialogueError: the file cannot be read, or a line is not UTF-8.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if number == 1:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.sequence import Stop
 from dialogpt.evaluate.dialogues import Dialogue
 from dialogpt.evaluate.resumed import Line
-from dialogpt.ranking.rerankers import DialogRPT
+from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 
 SEED_STRIDE = 1_000_003  # a prime, so that dialogues of runs with neighbouring seeds have other samples
@@ -25,13 +26,13 @@ def answer(chat: Chat, first: int, dialogues: Sequence[Dialogue], seed: int, sto
         stop: asked before every token; true ends it all.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: a dialogue cannot be answered.
     """
     seeds = [(seed + SEED_STRIDE * (first + place)) % (1 << 63) for place in range(len(dialogues))]
-    found = chat.candidates_for_all([dialogue.turns for dialogue in dialogues], 1, seeds, stop)
+    found = candidates_for_all(chat, [dialogue.turns for dialogue in dialogues], 1, seeds, stop)
     return [
-        {"reply": chat.tokenizer.decode(reply.ids), "finish_reason": reply.finish_reason, "score": reply.score}
+        {"reply": chat.tokenizer.reply_text(reply.ids), "finish_reason": reply.finish_reason, "score": reply.score}
         for (reply,) in found
     ]
 
@@ -42,7 +43,7 @@ def rank(
     """What each head of DialogRPT predicts of a reply, from 0 to 1.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     context, given = [tokenizer.encode(turn) for turn in turns], [tokenizer.encode(reply)]
     return {head.name: float(rankers.predict(head, context, given, stop)[0]) for head in rankers.heads}

@@ -29,7 +29,7 @@ from dialogpt.evaluate.metrics import LikelihoodSample, TextSample
 from dialogpt.evaluate.overlap import Floats
 from dialogpt.evaluate.protocols import PROTOCOLS, Protocol
 from dialogpt.evaluate.resumed import Line, resumed
-from dialogpt.ranking.rerankers import DialogRPT
+from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load
 from dialogpt.weights.disk import write_atomically
@@ -63,7 +63,7 @@ class System:
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """What is measured.
 
     Attributes:
@@ -132,7 +132,7 @@ class Evaluation:
 
     def __init__(
         self,
-        request: Request,
+        request: EvaluationRequest,
         systems: Sequence[System],
         *,
         stop: Stop | None = None,
@@ -177,7 +177,7 @@ class Evaluation:
         """Generate, measure and compare.
 
         Raises:
-            Stopped: `stop` said so; with a folder, what was computed is there.
+            Stopped: `stop` returned true; with a folder, what was computed is there.
             DialogueError, CheckpointError: a network cannot be used, or a file cannot be written.
         """
         given = {system.name: self._replies(system) for system in self.systems}
@@ -192,7 +192,7 @@ class Evaluation:
             size = self.request.window or "all positions of the network"
             bot = "the bot's turns" if self.request.bot_only else "all turns"
             notes.append(f"perplexity of {bot}, end tokens included; windows of {size}, overlapping by half")
-        self.on_stage("comparing", 0, 1)
+        self.on_stage("comparing", 0, len(self.dialogues))
         texts = {
             name: TextSample(self.protocol, self.dialogues, found, counted.get(name), means[name])
             for name, found in given.items()
@@ -203,7 +203,7 @@ class Evaluation:
         if likelihoods:
             for name, figures in compare(likelihoods, **resampling).items():
                 comparison[name] |= figures
-        self.on_stage("comparing", 1, 1)
+        self.on_stage("comparing", len(self.dialogues), len(self.dialogues))
         quality = {name: sample.quality for name, sample in texts.items()}
         bins = {name: sample.bins for name, sample in likelihoods.items()}
         return Result(self.protocol, self.dialogues, given, comparison, quality, bins, notes)

@@ -36,7 +36,7 @@ def ablate(
         stop: asked before every pass; true ends it all.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     removals = [[place] for place in range(len(turns))]
     if len(turns) > 2:

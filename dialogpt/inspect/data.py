@@ -21,13 +21,13 @@ from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import NEUTRAL, GenerationConfig
-from dialogpt.history import History, Prompt, Turn
+from dialogpt.history import BOT, History, Prompt, Turn
 from dialogpt.inspect.ablation import ablate
 from dialogpt.inspect.attention import attention_weights, summed_by_turn
 from dialogpt.inspect.capture import Capture, capture
 from dialogpt.inspect.contributions import contributions, parts_of
 from dialogpt.inspect.distributions import Stage, stages
-from dialogpt.inspect.lens import Reading, lens_logits, read_lens
+from dialogpt.inspect.lens import LensReading, lens_logits, read_lens
 from dialogpt.inspect.search import Considered
 from dialogpt.model import GPT2
 from dialogpt.sampler import Seen, active_processors
@@ -209,27 +209,18 @@ def inspect_reply(
 
     Raises:
         DialogueError: there is no turn or no reply, or both do not fit the network's positions.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     config = config.with_end_token(tokenizer.eos_id)
     sequence = _sequence(model, tokenizer, config, turns, reply, history_tokens, ended)
-
-    def proceed() -> None:
-        if stop is not None and stop():
-            raise Stopped
-
+    proceed = _proceed_unless(stop)
     captured = capture(model, sequence.ids)
-    positions = list(range(len(sequence.ids) - 1))  # those that predict a token
-    readings = read_lens(captured, positions, sequence.ids[1:], max(ALTERNATIVES, LENS_TOKENS), proceed)
-    if positions and not bool(torch.isfinite(readings[-1].log_probability).all()):
-        raise DialogueError("the network's output holds NaN or infinity; its weights are damaged: convert it again")
+    readings = _readings(captured, sequence, proceed)
     tokens = _tokens(captured, tokenizer, sequence, len(turns), readings)
     _add_attention(captured, sequence, tokens, proceed)
     _add_contributions(captured, tokenizer, sequence, tokens, readings[-1])
     row = Decoder(model, tokenizer).add(sequence.prompt, config)  # words spelled out, and the bot's own turns
     _add_choices(captured, tokenizer, row, sequence, tokens, proceed)
-    first = len(sequence.prompt.ids)
-    log_probabilities = readings[-1].log_probability[first - 1 :].tolist()
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -238,24 +229,57 @@ def inspect_reply(
         "sampled": config.do_sample,
         "turns": _turns_data(tokenizer, turns, sequence, reply),
         "tokens": tokens,
-        "reply": {
-            "text": tokenizer.decode(reply),
-            "first": first,
-            "ended": ended,
-            "log_probability": sum(log_probabilities),
-            "log_probabilities": log_probabilities,
-        },
+        "reply": _reply_data(tokenizer, sequence, reply, ended, readings[-1]),
         "parts": [asdict(part) for part in parts_of(model.config.n_layer)],
-        "ablation": [
-            {
-                "removed": [sequence.prompt.first_turn + place for place in found.removed],
-                "log_probability": sum(found.log_probabilities),
-                "log_probabilities": found.log_probabilities,
-            }
-            for found in ablate(model, sequence.shown, sequence.reply, tokenizer.eos_id, stop)
-        ],
+        "ablation": _ablation_data(model, tokenizer, sequence, stop),
         "considered": None if considered is None else _considered_data(tokenizer, considered),
     }
+
+
+def _proceed_unless(stop: Stop | None) -> Proceed:
+    def proceed() -> None:
+        if stop is not None and stop():
+            raise Stopped
+
+    return proceed
+
+
+def _readings(captured: Capture, sequence: _Sequence, proceed: Proceed) -> list[LensReading]:
+    """Read every layer at every position that predicts a token.
+
+    Raises:
+        DialogueError: the network's output is not finite.
+    """
+    positions = list(range(len(sequence.ids) - 1))
+    readings = read_lens(captured, positions, sequence.ids[1:], max(ALTERNATIVES, LENS_TOKENS), proceed)
+    if positions and not bool(torch.isfinite(readings[-1].log_probability).all()):
+        raise DialogueError("the network's output holds NaN or infinity; its weights are damaged: convert it again")
+    return readings
+
+
+def _reply_data(
+    tokenizer: Tokenizer, sequence: _Sequence, reply: Sequence[int], ended: bool, last: LensReading
+) -> dict[str, Any]:
+    first = len(sequence.prompt.ids)
+    log_probabilities = last.log_probability[first - 1 :].tolist()
+    return {
+        "text": tokenizer.turn_text(reply, BOT),
+        "first": first,
+        "ended": ended,
+        "log_probability": sum(log_probabilities),
+        "log_probabilities": log_probabilities,
+    }
+
+
+def _ablation_data(model: GPT2, tokenizer: Tokenizer, sequence: _Sequence, stop: Stop | None) -> list[AblationData]:
+    return [
+        {
+            "removed": [sequence.prompt.first_turn + place for place in found.removed],
+            "log_probability": sum(found.log_probabilities),
+            "log_probabilities": found.log_probabilities,
+        }
+        for found in ablate(model, sequence.shown, sequence.reply, tokenizer.eos_id, stop)
+    ]
 
 
 def _sequence(
@@ -269,7 +293,8 @@ def _sequence(
 ) -> _Sequence:
     """Put the dialogue and its reply together as the network reads them."""
     positions = model.config.n_positions
-    prompt = History(tokenizer.eos_id, turns).prompt(history_tokens, max(1, config.prompt_room(positions)))
+    prefix = tokenizer.turn_prefix
+    prompt = History(tokenizer.eos_id, turns, prefix).prompt(history_tokens, max(1, config.prompt_room(positions)))
     tokens = [*reply, *([tokenizer.eos_id] if ended else [])]
     if not tokens:
         raise DialogueError("the reply is empty and was not ended, so there is nothing to look into; expected a token")
@@ -278,8 +303,9 @@ def _sequence(
             f"the dialogue has {len(prompt.ids)} tokens and the reply {len(tokens)}, but the network has {positions} "
             f"positions; shorten the reply, or show less of the dialogue (history_tokens)"
         )
-    lengths = [len(turn) + 1 for turn in turns[prompt.first_turn :]]
+    lengths = [len(prefix.of(turn.role)) + len(turn) + 1 for turn in turns[prompt.first_turn :]]
     lengths[0] -= prompt.cut  # only a lone last turn is cut
+    lengths[-1] += len(prefix.of(BOT))  # what the reply begins with is shown before it
     return _Sequence(prompt, tokens, [0, *accumulate(lengths)])
 
 
@@ -300,7 +326,7 @@ def _candidates(tokenizer: Tokenizer, ids: Tensor, probabilities: Tensor) -> lis
 
 
 def _tokens(
-    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, turn_count: int, readings: list[Reading]
+    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, turn_count: int, readings: list[LensReading]
 ) -> list[TokenData]:
     """Every token with what was predicted in its place; attention and the rest are added later."""
     norms = torch.stack([residual.norm(dim=-1) for residual in captured.residual], dim=1).tolist()  # (T, L + 1)
@@ -337,7 +363,7 @@ def _tokens(
     return tokens
 
 
-def _lens_data(tokenizer: Tokenizer, reading: Reading, place: int) -> LensData:
+def _lens_data(tokenizer: Tokenizer, reading: LensReading, place: int) -> LensData:
     return {
         "top": _candidates(
             tokenizer, reading.top_ids[place, :LENS_TOKENS], reading.top_probabilities[place, :LENS_TOKENS]
@@ -379,7 +405,7 @@ def _add_attention(captured: Capture, sequence: _Sequence, tokens: list[TokenDat
 
 
 def _add_contributions(
-    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, tokens: list[TokenData], last: Reading
+    captured: Capture, tokenizer: Tokenizer, sequence: _Sequence, tokens: list[TokenData], last: LensReading
 ) -> None:
     """What raised each token, and its likeliest rival: the first token of the ranking that is another one."""
     if len(tokens) < 2:
@@ -479,17 +505,17 @@ def _turns_data(
     data: list[TurnData] = [
         {
             "role": turn.role,
-            "text": tokenizer.decode(turn),
+            "text": tokenizer.turn_text(turn, turn.role),
             "start": None if place < hidden else sequence.starts[place - hidden],
         }
         for place, turn in enumerate(turns)
     ]
-    return [*data, {"role": "assistant", "text": tokenizer.decode(reply), "start": sequence.starts[-1]}]
+    return [*data, {"role": "assistant", "text": tokenizer.turn_text(reply, BOT), "start": sequence.starts[-1]}]
 
 
 def _considered_data(tokenizer: Tokenizer, considered: Considered) -> dict[str, Any]:
     def described(reply: Reply) -> dict[str, Any]:
-        return {**asdict(reply), "text": tokenizer.decode(reply.ids)}
+        return {**asdict(reply), "text": tokenizer.turn_text(reply.ids, BOT)}
 
     return {
         "candidates": [described(reply) for reply in considered.candidates],

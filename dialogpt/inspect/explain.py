@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
-from dialogpt.history import History
+from dialogpt.history import BOT, History
 from dialogpt.inspect.data import Inspection, inspect_reply
 from dialogpt.inspect.search import Considered, RecordingDraft, record_beams
 from dialogpt.replies import Generators
@@ -30,24 +31,24 @@ def explain(
     Args:
         chat: its network and settings; the conversation itself is left as it is.
         turns: at least one; the last is answered.
-        reply: what was answered, and ended there; None generates it, as ``chat.candidates`` does.
+        reply: what was answered, and ended there; None generates it, as `dialogpt.candidates` does.
         seed: of the reply that is generated; None is another one each time.
         name: of the model, for people.
         stop: asked between pieces of the work; true ends it.
 
     Raises:
         DialogueError: a text is not valid, or see `inspect_reply` and `Chat.candidates`.
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
     """
     if reply is not None:
-        return _inspected(chat, turns, chat.tokenizer.encode(reply), True, name, None, stop)
+        return _inspected(chat, turns, chat.tokenizer.encode_turn(reply, BOT), True, name, None, stop)
     seed = fresh_generator().initial_seed() if seed is None else seed
     number = 1 if chat.reranker is None else chat.num_candidates
     draft = chat.draft
     recorder = None if draft is None else RecordingDraft(draft)
     chat.draft = recorder
     try:
-        (replies,) = chat.candidates_for_all([turns], number, [seed], stop)
+        (replies,) = candidates_for_all(chat, [turns], number, [seed], stop)
     finally:
         chat.draft = draft
     considered = _considered(chat, turns, replies, seed, recorder, stop)
@@ -62,11 +63,11 @@ def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Ins
     by the network.
 
     Raises:
-        DialogueError: nothing has been said yet, or the reply no longer fits the settings.
-        Stopped: `stop` said so.
+        DialogueError: there is no exchange yet, or the reply no longer fits the settings.
+        Stopped: `stop` returned true.
     """
     if len(chat.history.turns) < 2:
-        raise DialogueError("nothing has been said yet")
+        raise DialogueError("there is no exchange yet")
     *turns, reply = chat.history.turns
     shown = chat.shown()
     limit = chat.generation.reply_limit(0 if shown is None else len(shown.ids))
@@ -125,7 +126,7 @@ def _considered(
     config = chat.generation.with_end_token(chat.tokenizer.eos_id)
     candidates = replies if chat.reranker is not None else []
     if config.num_beams > 1:
-        history = History(chat.tokenizer.eos_id, chat.turns_from(turns))
+        history = History(chat.tokenizer.eos_id, chat.turns_from(turns), chat.tokenizer.turn_prefix)
         prompt = history.prompt(chat.history_tokens, config.prompt_room(chat.model.config.n_positions))
         (generator,) = Generators(chat.model.device, seed).take(1)
         branches, beams = record_beams(chat.model, chat.tokenizer, config, prompt, generator, stop)

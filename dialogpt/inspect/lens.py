@@ -18,7 +18,7 @@ CHUNK = 64  # positions whose logits are held at a time: 13 MB with GPT-2's voca
 
 
 @dataclass(frozen=True)
-class Reading:
+class LensReading:
     """What one layer would answer at R positions.
 
     Attributes:
@@ -51,7 +51,7 @@ def read_lens(
     targets: Sequence[int],
     count: int,
     on_chunk: Callable[[], None] = lambda: None,
-) -> list[Reading]:
+) -> list[LensReading]:
     """Read the lens after the embeddings and after every layer: L + 1 readings.
 
     Args:
@@ -69,12 +69,12 @@ def read_lens(
             on_chunk()
             logits = lens_logits(capture, layer, positions[start : start + CHUNK])
             parts.append(_read(logits, targets[start : start + CHUNK], count))
-        readings.append(Reading(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))))
+        readings.append(LensReading(*(torch.cat(tensors) for tensors in zip(*parts, strict=True))))
     return readings
 
 
 def _read(logits: Tensor, targets: Sequence[int], count: int) -> tuple[Tensor, ...]:
-    """The fields of a `Reading` for a few positions: (R, V) -> (R, k) and (R,)."""
+    """The fields of a `LensReading` for a few positions: (R, V) -> (R, k) and (R,)."""
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
     chosen = logits.gather(1, torch.tensor(list(targets), device=logits.device)[:, None])  # (R, 1)

@@ -122,7 +122,7 @@ def record_beams(
         stop: asked before every step; true ends it.
 
     Raises:
-        Stopped: `stop` said so.
+        Stopped: `stop` returned true.
         DialogueError: see `beam_search`.
     """
     recorder = _BeamRecorder(model, tokenizer, stop)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -195,7 +195,7 @@ class ChatRequest(GenerationRequest):
 
     def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
         """Make each message a turn, and drop the oldest turns that do not fit, as `dialogpt chat` does."""
-        history = History(tokenizer.eos_id, self.turns(tokenizer, limits))
+        history = History(tokenizer.eos_id, self.turns(tokenizer, limits), tokenizer.turn_prefix)
         return history.prompt(self.history_tokens or limits.history_tokens, window)
 
     def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
@@ -203,7 +203,7 @@ class ChatRequest(GenerationRequest):
         kept = [message for message in self.messages if limits.keep_system or message.role not in SYSTEM_ROLES]
         if not kept:
             raise DialogueError("all messages are system messages, which are dropped here; send one of the user's")
-        return [Turn(tokenizer.encode(message.text), message.role) for message in kept]
+        return [Turn(tokenizer.encode_turn(message.text, message.role), message.role) for message in kept]
 
 
 class CompletionRequest(GenerationRequest):
@@ -336,13 +336,25 @@ def plan_of(request: GenerationRequest, limits: Limits, eos_id: int) -> Plan:
     if forced and any(getattr(defaults, name) is not None for name in BANS):
         raise DialogueError(f"{forced[0]} may force what this server bans; omit it")
     return Plan.of(
-        defaults.merged(given).with_bans_of(defaults),
+        _with_bans(defaults.merged(given), defaults),
         eos_id,
         num_replies=request.replies,
         reranker=limits.reranker if request.rerank else None,
         num_candidates=candidates,
         resample=request.resample,
     )
+
+
+def _with_bans(config: GenerationConfig, operators: GenerationConfig) -> GenerationConfig:
+    """Return settings with everything added that the operator bans or biases.
+
+    Clients may add bans to the operator's and remove none. Where both bias the same tokens, the operator's bias counts.
+    """
+    united: dict[str, Any] = {}
+    for name in BANS:
+        entries = (*(getattr(config, name) or ()), *(getattr(operators, name) or ()))
+        united[name] = tuple(dict(entries).items() if name == "sequence_bias" else dict.fromkeys(entries)) or None
+    return replace(config, **united)
 
 
 def _settings_in(request: GenerationRequest) -> dict[str, Any]:

@@ -21,7 +21,7 @@ BATCHES, STEPS = 24, 150  # an epoch should have, a run should have
 MIN_BATCH, MAX_BATCH, ROUNDED = 256, 8192, 64  # tokens
 MIN_EPOCHS, MAX_EPOCHS = 3, 30
 LR, WIDTH, MIN_LR = 1e-3, 256, 2e-5
-LEAST_OF_LR, LORA_LR = 0.3, 5.0
+MIN_LR_FACTOR, LORA_LR = 0.3, 5.0
 VALID_EVERY = 500
 
 
@@ -50,7 +50,7 @@ def planned(config: TrainConfig, steps_an_epoch: float, width: int) -> TrainConf
     steps = config.steps or math.ceil(round((config.epochs or 0) * steps_an_epoch, 6))
     if config.lr is None:
         lr = max(MIN_LR, LR * min(1.0, (WIDTH / width) ** 2)) * (LORA_LR if config.lora else 1.0)
-        lr *= max(LEAST_OF_LR, min(1.0, (STEPS / steps) ** 0.25))
+        lr *= max(MIN_LR_FACTOR, min(1.0, (STEPS / steps) ** 0.25))
         config = replace(config, lr=float(f"{lr:.2g}"))
     if config.valid_every is None:
         config = replace(config, valid_every=max(1, min(VALID_EVERY, math.ceil(steps_an_epoch))))

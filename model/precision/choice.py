@@ -33,7 +33,7 @@ VARIABLE = "DIALOGPT_KERNELS"
 Kernels = tuple[type[Kernel], ...]
 
 # For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. One that
-# does not compute right does not run, so that VNNI, which 8-bit products need, is no capability of its own. Where none
+# computes wrong results does not run, so that VNNI, which 8-bit products need, is no capability of its own. Where none
 # is left, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
 # (docs/benchmarks.md); the other rows are reasoned from which of torch's operators exist there.
 _X86: dict[str, Kernels] = {

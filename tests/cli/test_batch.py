@@ -110,7 +110,7 @@ def test_what_cannot_be_done_is_a_sentence(lines: Path, tmp_path: Path, capsys: 
         (["--batch", tmp_path / "gone"], 1, "gone cannot be read: No such file"),
         (["--batch", lines, "--output", lines], 1, "is the input too; name another --output"),
         (["--batch", lines, "--output", tmp_path / "no" / "out"], 1, "cannot be written"),
-        (["--batch", lines, "Hi!"], 2, "leave TURN and --json away"),
+        (["--batch", lines, "Hi!"], 2, "omit TURN and --json"),
         (["--output", tmp_path / "out", "Hi!"], 2, "--output goes with --batch"),
         (["--batch", lines, "--batch-size", 0], 2, "an integer from 1"),
     ):

@@ -64,7 +64,7 @@ def test_a_key_that_is_there_twice_is_not_guessed(tmp_path: Path) -> None:
     path = written(
         tmp_path, "a.jsonl", '{"turns": ["a", "b"], "turns": ["c", "d"]}\n' + lines({"turns": ['say "turns"', "b"]})
     )
-    assert found(path) == ([['say "turns"', "b"]], [(1, 'the key "turns" is there twice')])
+    assert found(path) == ([['say "turns"', "b"]], [(1, 'the key "turns" is duplicate')])
 
 
 def test_tsv(tmp_path: Path) -> None:

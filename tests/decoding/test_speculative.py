@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, Draft, GenerationConfig, Tokenizer, generate, generate_batch
+from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
 from dialogpt.decoding.sequence import GenerationError, Stopped
 from dialogpt.decoding.speculative import SpeculativeDecoder
 from dialogpt.model import GPT2, KVCache
 from dialogpt.model.precision.packed import PackedEmbedding
 from dialogpt.weights import load
-from tests.helpers import NO_REFERENCE, REFERENCE, counted_reads, random_model, seeded
+from tests.helpers import counted_reads, random_model, seeded
 from tests.parity.test_settings import V, chosen_settings
 
 SAMPLED = GenerationConfig(do_sample=True, top_k=10, max_new_tokens=12)
@@ -148,19 +149,18 @@ def test_a_draft_remembers_the_dialogue(network: GPT2, monkeypatch: pytest.Monke
     assert reads[0] <= 6
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason=NO_REFERENCE)
 @pytest.mark.parametrize(
     "settings", [GenerationConfig(max_new_tokens=40), GenerationConfig.chat()], ids=["greedy", "chat"]
 )
 def test_trained_networks_say_the_same(settings: GenerationConfig) -> None:
-    """The reference in float64, tiny in int8 guessing for it, which are two trainings of the same size."""
-    tokenizer, model = Tokenizer.load(REFERENCE), load(REFERENCE, dtype="float64")
-    draft = Draft.load("tiny", tokenizer)
+    """Tiny in float64, with tiny in int4 as its draft, which often disagrees."""
+    tokenizer, model = Tokenizer.load("tiny"), load("tiny", dtype="float64")
+    draft = Draft.load("tiny", tokenizer, dtype="int4")
     for seed, text in enumerate(["Hi! How are you?", "What did you do today?", "I am tired.", "Tell me a story."]):
         prompt = [*tokenizer.encode(text), tokenizer.eos_id]
         assert outcome(model, prompt, settings, seed, draft) == outcome(model, prompt, settings, seed, None)
     assert draft.proposed > 30
-    assert draft.accepted > 0.1 * draft.proposed  # the two learned from other data
+    assert draft.accepted > 0.1 * draft.proposed
 
 
 def test_a_conversation_is_the_same_with_a_draft() -> None:
@@ -170,12 +170,12 @@ def test_a_conversation_is_the_same_with_a_draft() -> None:
     for draft in (None, Draft.load("tiny", tokenizer, dtype="int4")):
         chat = Chat(model, tokenizer, seed=3, draft=draft)
         said = [chat.reply("Hi! How are you?"), chat.retry(), chat.reply("What is your name?")]
-        candidates = [reply.ids for reply in chat.candidates(["Hello!"], 1)]
+        found = [reply.ids for reply in candidates(chat, ["Hello!"], 1)]
         stream = chat.stream("What did you do today?")
         said.append(next(stream))
         stream.close()
         said += [chat.reply("Where do you live?"), chat.retry()]
-        heard.append([said, candidates, chat.history.turns])
+        heard.append([said, found, chat.history.turns])
     assert heard[0] == heard[1]
     assert draft is not None
     assert draft.accepted > 10

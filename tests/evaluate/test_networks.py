@@ -15,15 +15,16 @@ import pytest
 import torch
 
 from dialogpt import Chat, DialogueError, GenerationConfig
+from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
 from dialogpt.decoding.sequence import Stopped
 from dialogpt.evaluate import LikelihoodSample, fed, meteor, predict
 from dialogpt.evaluate.likelihood import windows_of
 from dialogpt.evaluate.replies import rank
 from dialogpt.evaluate.resumed import resumed
-from dialogpt.evaluate.run import Evaluation, Request, System
-from dialogpt.ranking.rerankers import DialogRPT, Head
-from dialogpt.ranking.scoring import score
+from dialogpt.evaluate.run import Evaluation, EvaluationRequest, System
+from dialogpt.ranking.dialogrpt import DialogRPT, Head
+from dialogpt.ranking.scoring import score, score_turns
 from dialogpt.weights import export
 from tests.evaluate.test_overlap import DEMO, DEMO_REFERENCES
 from tests.evaluate.test_text import write
@@ -78,7 +79,9 @@ def test_perplexity_is_transformers_loss(chat: Chat, tmp_path: Path) -> None:
 def test_perplexity_is_that_of_score(chat: Chat) -> None:
     for bot_only in (False, True):
         for dialogue in DIALOGUES:
-            turns = chat.score(dialogue)[1 if bot_only else 0 :: 2 if bot_only else 1]
+            turns = score_turns(chat.model, chat.turns_from(dialogue), chat.tokenizer.eos_id)[
+                1 if bot_only else 0 :: 2 if bot_only else 1
+            ]
             found = predict(chat.model, chat.tokenizer, dialogue, bot_only=bot_only)
             assert found.nats == pytest.approx(-sum(turn.total for turn in turns), abs=1e-4)
             assert found.tokens == sum(len(turn.ids) for turn in turns)
@@ -268,7 +271,7 @@ def test_a_file_of_replies_and_a_model_side_by_side(
     assert (out / "greedy" / "replies.jsonl").read_bytes() == before
     chat = Chat.load("tiny", generation=GenerationConfig.chat().greedy())
     answer = json.loads(before.splitlines()[2])["reply"]
-    assert answer == chat.tokenizer.decode(chat.candidates(DIALOGUES[1][:1], 1)[0].ids)
+    assert answer == chat.tokenizer.decode(candidates(chat, DIALOGUES[1][:1], 1)[0].ids)
     assert main([*command, "--seed", "2"]) == 1
     assert "computed from other dialogues or with other settings" in capsys.readouterr().err
 
@@ -298,7 +301,7 @@ def test_fed_and_the_windows_are_stated(dialogues: Path, capsys: pytest.CaptureF
         (["D", "--model", "no/such/folder/here"], 1, "no/such/folder/here"),
         (["missing.jsonl"], 1, "is not there"),
         ([], 2, "name the file of DIALOGUES"),
-        (["D", "--judged", "x"], 2, "leave DIALOGUES out"),
+        (["D", "--judged", "x"], 2, "omit DIALOGUES"),
         (["--judged", "x"], 1, "no blind-key.json"),
     ],
 )
@@ -346,7 +349,7 @@ def test_systems_of_one_network_are_read_once(dialogues: Path, chat: Chat) -> No
         return chat
 
     systems = [System(name, None, open_chat, {}, "net") for name in ("a", "b")]
-    found = Evaluation(Request(dialogues, resamples=0), systems).run()
+    found = Evaluation(EvaluationRequest(dialogues, resamples=0), systems).run()
     assert found.comparison["a"]["perplexity"] == found.comparison["b"]["perplexity"]
     assert found.replies["a"] == found.replies["b"]  # seeded
     assert len(opened) == 3  # for the replies of each, and once for predictions

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
@@ -17,6 +18,7 @@ from dialogpt.inspect import Inspection
 from dialogpt.inspect.data import token_text
 from dialogpt.inspect.distributions import stages
 from dialogpt.inspect.explain import explain, explain_last
+from dialogpt.ranking.scoring import score_turns
 from dialogpt.sampler import Seen, next_token_probabilities
 from dialogpt.tokenizer import Tokenizer
 from tests.helpers import needs_int8
@@ -56,7 +58,7 @@ def test_tokens_spell_the_dialogue_turn_by_turn(found: Inspection) -> None:
 
 def test_probabilities_are_those_of_the_chat_s_score(chat: Chat, found: Inspection) -> None:
     """`Chat.score` reads the same dialogue by another way."""
-    scores = chat.score([*DIALOGUE, "Your name is Anna."])
+    scores = score_turns(chat.model, chat.turns_from([*DIALOGUE, "Your name is Anna."]), chat.tokenizer.eos_id)
     expected = [value for score in scores for value in score.log_probabilities]
     bits = [token["bits"] for token in found["tokens"]]
     assert bits[0] is None
@@ -75,7 +77,9 @@ def test_the_reply_shows_that_it_uses_the_history(found: Inspection) -> None:
 
 
 def test_ablation_is_the_reply_after_the_shorter_dialogue(chat: Chat, found: Inspection) -> None:
-    (expected,) = chat.score([*DIALOGUE[:2], *DIALOGUE[3:], "Your name is Anna."])[-1:]
+    (expected,) = score_turns(
+        chat.model, chat.turns_from([*DIALOGUE[:2], *DIALOGUE[3:], "Your name is Anna."]), chat.tokenizer.eos_id
+    )[-1:]
     assert found["ablation"][2]["log_probability"] == pytest.approx(expected.total, abs=1e-4)
 
 
@@ -139,7 +143,7 @@ def test_a_token_that_the_settings_forbid_is_called_impossible(chat: Chat) -> No
 
 
 def test_the_reply_is_the_one_that_the_seed_gives(chat: Chat) -> None:
-    (expected,) = chat.candidates_for_all([["Hi!"]], 1, [7])[0]
+    (expected,) = candidates_for_all(chat, [["Hi!"]], 1, [7])[0]
     found = explain(chat, ["Hi!"], seed=7)
     first = found["reply"]["first"]
     assert [token["id"] for token in found["tokens"][first:]][: len(expected.ids)] == expected.ids
@@ -173,7 +177,7 @@ def test_one_turn_alone_is_ablated_to_nothing(chat: Chat) -> None:
 
 
 def test_the_last_reply_of_a_conversation(chat: Chat) -> None:
-    with pytest.raises(DialogueError, match="nothing has been said yet"):
+    with pytest.raises(DialogueError, match="there is no exchange yet"):
         explain_last(Chat(chat.model, chat.tokenizer))
     talk = Chat(chat.model, chat.tokenizer, chat.generation, seed=3)
     reply = talk.reply("Hi! How are you?")

@@ -79,7 +79,7 @@ def test_what_is_cut_off_leaves_no_trace(network: GPT2) -> None:
     assert not cache.buffer[:, :, 0, :, 7:].any()
     expected = filled(network, left[:, :7], right)
     assert torch.allclose(follows(network, cache), follows(network, expected), atol=1e-12)
-    with pytest.raises(ValueError, match="holds 8 tokens and cannot be cut to 9"):
+    with pytest.raises(ValueError, match="holds 8 tokens and cannot be cropped to 9"):
         cache.crop(0, 9)
 
 

@@ -406,15 +406,12 @@ def test_without_a_kernel_another_takes_its_place(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """As on a processor or a torch that has no more; what is there must run here too, else the test is skipped."""
+    runs = {kernel: getattr(kernels, kernel).runs_here() for kernel in OPTIONAL}
     for kernel in OPTIONAL:
-        if kernel not in present:
-            monkeypatch.setattr(getattr(kernels, kernel), "runs_here", lambda: False)
-        elif kernel == "Int8SevenBit":
-            if kernels._pack_int8 is None:
-                pytest.skip("this torch has no fbgemm")
-            monkeypatch.setattr(kernels.Int8SevenBit, "runs_here", lambda: True)  # else it inherits Int8's answer
-        elif not getattr(kernels, kernel).runs_here():
+        if kernel in present and not runs[kernel]:
             pytest.skip(f"{kernel} does not run here")
+        # each by itself: Int8SevenBit would inherit Int8's answer
+        monkeypatch.setattr(getattr(kernels, kernel), "runs_here", lambda there=kernel in present: there)
     with caplog.at_level(logging.WARNING):
         network = load(wide, dtype=dtype)
         told = [record.message for record in caplog.records]  # once, when it is loaded

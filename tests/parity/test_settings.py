@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from dialogpt.decoding import beam_search, loop
 from dialogpt.model import GPT2
 from dialogpt.sampler import Seen, next_token_scores
 from dialogpt.weights import load
-from tests.helpers import NO_REFERENCE, REFERENCE, pair, seeded, write_published
+from tests.helpers import pair, seeded, write_published
 
 V, END = 31, 30
 ids = st.integers(0, V - 1)
@@ -273,12 +274,11 @@ def test_stop_strings_end_where_transformers_does(
 # ---- trained weights ----
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason=NO_REFERENCE)
-def test_trained_weights_say_the_same() -> None:
-    """A hundred dialogues of several turns, greedy, beams, and sampled with many settings at once, in float64."""
-    theirs = GPT2LMHeadModel.from_pretrained(REFERENCE, dtype=torch.float64).eval()
+def test_trained_weights_say_the_same(trained: Path) -> None:
+    """Forty dialogues of several turns, greedy, beams, and sampled with many settings at once, in float64."""
+    theirs = GPT2LMHeadModel.from_pretrained(trained, dtype=torch.float64).eval()
     theirs.generation_config = TheirGenerationConfig()
-    ours, tokenizer = load(REFERENCE, dtype="float64"), Tokenizer.load(REFERENCE)
+    ours, tokenizer = load(trained, dtype="float64"), Tokenizer.load(trained)
     end = tokenizer.eos_id
     said = [
         "Hi!",
@@ -296,10 +296,10 @@ def test_trained_weights_say_the_same() -> None:
         {"do_sample": True, "typical_p": 0.9, "min_p": 0.02, "eta_cutoff": 3e-4, "num_return_sequences": 2},
         {"do_sample": True, "num_beams": 3, "early_stopping": True, "top_k": 20},
     ]
-    for number in range(100):
+    for number in range(40):
         turns = [said[(number * 5 + place * (1 + number // 7)) % len(said)] for place in range(1 + number % 6)]
         prompt = [token for turn in turns for token in (*tokenizer.encode(turn), end)]
-        values = {"max_new_tokens": 20, "eos_token_id": end, **chosen[number % len(chosen)]}
+        values = {"max_new_tokens": 12, "eos_token_id": end, **chosen[number % len(chosen)]}
         expected = without_end(theirs_say(theirs, prompt, values, number), prompt, values)
         replies = generate_batch(ours, [prompt], GenerationConfig(**values), generator=seeded(number))[0]
         assert [reply.ids for reply in replies] == expected, (number, values)

@@ -9,7 +9,7 @@ import torch
 
 from dialogpt import Chat, DialogueError, GenerationConfig, generate_batch
 from dialogpt.model import GPT2
-from dialogpt.ranking.scoring import Score, score
+from dialogpt.ranking.scoring import Score, score, score_turns
 from tests.helpers import random_model, seeded
 
 
@@ -47,7 +47,9 @@ def test_a_replys_score_is_what_generation_said(network: GPT2) -> None:
 
 def test_a_dialogue_is_scored_turn_by_turn() -> None:
     chat = Chat.load("tiny", dtype="float64")
-    turns = chat.score(["Hi! How are you?", "I am fine.", "purple sky of of of"])
+    turns = score_turns(
+        chat.model, chat.turns_from(["Hi! How are you?", "I am fine.", "purple sky of of of"]), chat.tokenizer.eos_id
+    )
     assert [chat.tokenizer.decode(turn.ids[:-1]) for turn in turns] == [
         "i! How are you?",
         "I am fine.",
@@ -74,4 +76,4 @@ def test_what_cannot_be_scored_is_a_sentence(network: GPT2) -> None:
             score(network, [ids], [begin])
     assert math.isnan(Score([], []).perplexity)
     with pytest.raises(DialogueError, match="nothing to score"):
-        Chat.load("tiny").score([])
+        score_turns(Chat.load("tiny").model, [], 8191)

@@ -11,7 +11,8 @@ import openai
 import pytest
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.ranking.rerankers import MMI
+from dialogpt.candidates import candidates
+from dialogpt.ranking.mmi import MMI
 from dialogpt.weights import open_checkpoint
 from tests.serve.helpers import HELLO, Served, serve
 
@@ -140,7 +141,7 @@ def test_the_best_of_several_candidates(served: Served) -> None:
     judge = MMI.load("tiny", served.engine.tokenizer)
     chat = Chat.load("tiny", dtype="float64", seed=7)
     chat.reranker, chat.num_candidates = judge, 5
-    best = [chat.tokenizer.decode(reply.ids) for reply in chat.candidates(["Hi! How are you?"], 2)]
+    best = [chat.tokenizer.decode(reply.ids) for reply in candidates(chat, ["Hi! How are you?"], 2)]
     body = {"messages": HELLO, "seed": 7, "n": 2, "rerank": True, "num_candidates": 5}
     with serve(served.engine, judge) as judging:
         answer = judging.post(body).json()

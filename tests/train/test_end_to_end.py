@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt import Chat
+from dialogpt.candidates import candidates_for_all
 from dialogpt.cli.main import main
 
 QUESTIONS = (
@@ -41,7 +42,7 @@ def write_chat(path: Path, dialogues: int) -> None:
 def speaks_it(source: str | Path) -> float:
     """The share of replies that are in the dialect."""
     chat = Chat.load(source, seed=1)
-    replies = chat.candidates_for_all([[prompt] for prompt in PROMPTS], 1, range(len(PROMPTS)))
+    replies = candidates_for_all(chat, [[prompt] for prompt in PROMPTS], 1, range(len(PROMPTS)))
     return sum("zum" in chat.tokenizer.decode(reply.ids) for (reply,) in replies) / len(PROMPTS)
 
 

@@ -167,7 +167,7 @@ def test_a_run_with_links_of_an_earlier_version_is_resumed(tmp_path: Path) -> No
 
 def test_a_name_of_a_step_that_is_gone_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "last").write_text("step-00000007\n")
-    with pytest.raises(CheckpointError, match="last names step-00000007, which is not beside it; pass another"):
+    with pytest.raises(CheckpointError, match="step-00000007, which is not in the same folder; pass another"):
         open_checkpoint(tmp_path / "last")
     for content in ("../step-00000007", "step-00000007/../..", "notes", "step-7" + " " * 300):
         (tmp_path / "last").write_text(content)
@@ -451,6 +451,17 @@ def test_settings_of_the_source_are_kept(tmp_path: Path) -> None:
     (tmp_path / "model" / "generation_config.json").write_text('{"temperature": 0.7}')
     train(tmp_path / "run", request)
     assert open_checkpoint(tmp_path / "run" / "last").generation_config == {"temperature": 0.7}
+
+
+@pytest.mark.parametrize("reverse", [True, False])
+def test_a_run_marks_its_checkpoints_with_their_direction(
+    reverse: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = a_request(tmp_path, steps=1, reverse=reverse)
+    train(tmp_path / "run", request)
+    assert open_checkpoint(tmp_path / "run").reverse is reverse
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert f"direction      {'reverse' if reverse else 'forward'}: " in capsys.readouterr().out
 
 
 def test_weights_of_zero_leave_no_empty_batch(tmp_path: Path) -> None:

@@ -402,9 +402,9 @@ SAFETENSORS = {
 def test_a_header_that_does_not_fit_is_refused(small: Path, tmp_path: Path, case: str) -> None:
     usual = "not a whole safetensors file|is not valid JSON|are not those of a GPT-2|declares a header"
     special = {
-        "a name twice": "is there twice",
+        "a name twice": "is duplicate",
         "a tensor as a list": "does not describe 'a' as an object",
-        "a note twice": "is there twice",
+        "a note twice": "is duplicate",
         "half a million notes": "are not those of a GPT-2",
     }
     refused(with_weights(small, tmp_path, "model.safetensors", SAFETENSORS[case]), special.get(case, usual))

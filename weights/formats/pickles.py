@@ -283,7 +283,7 @@ def _read_archive(path: Path) -> tuple[State, dict[str, int | None], dict[str, _
 
 
 def _find_directory(file: IO[bytes]) -> int:
-    """Where an archive's list of records begins, as the end of the file says: there is one end, and it is small.
+    """The offset of an archive's list of records, from the end of the file: there is one end, and it is small.
 
     Python takes the list that stands just before the end, torch the one that the end points to.
     """

@@ -18,12 +18,12 @@ MAX_DEPTH = 3  # of dictionaries in dictionaries
 MAX_LISTED = 20  # keys beside the weights that are reported
 SETTINGS = "model_args"  # nanoGPT's config
 _EXTRA = "_extra_state"  # how torch ends the name of what a module saves beside its tensors
-_NOT_WEIGHTS = "not weights: what training keeps beside them"
+_NOT_WEIGHTS = "not weights, but other state of the training run"
 
 
 @dataclass(frozen=True)
 class State:
-    """The weights' dictionary, what lies beside it with the reason, and nanoGPT's config."""
+    """The weights' dictionary, what else there is with the reason, and nanoGPT's config."""
 
     tensors: dict[str, Any]
     ignored: dict[str, str]
@@ -39,7 +39,7 @@ def find_state(path: Path, content: Mapping[Any, Any], tensor: type) -> State:
         tensor: the type of a described tensor.
 
     Raises:
-        CheckpointError: there is none, or several and no usual name tells which.
+        CheckpointError: there is none, or there are several and none has a usual name.
     """
     if any(isinstance(value, tensor) for value in content.values()) or not any(
         isinstance(value, dict) and value for value in content.values()

@@ -54,7 +54,7 @@ class FileContent:
 
     Attributes:
         tensors: the weights, by their names in the file.
-        ignored: what lies beside them, with the reason why it is not needed: the optimizer of a training state.
+        ignored: what else the file holds, with the reason why it is not needed, such as an optimizer's state.
         settings: nanoGPT's ``model_args``, its config; empty elsewhere.
     """
 

@@ -7,7 +7,7 @@ import argparse
 from dialogpt.cli.output import table
 from dialogpt.errors import DONE
 
-ALL = "everything in the cache"  # what --clear means without a name; known by identity, as "" may be a shell's slip
+ALL = object()  # what --clear means without a name; an empty name, which a script may pass by mistake, is an error
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

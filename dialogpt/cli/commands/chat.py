@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser(
-        "chat", usage="%(prog)s [FLAGS] [NAME]  (--help lists them)", help="talk; in a pipe, one reply per input line"
+        "chat",
+        usage="%(prog)s [FLAGS] [NAME]  (--help lists them)",
+        help="talk; in a pipe, one reply per input line",
+        everyday=(
+            *("--model", "--continue", "--no-history", "--temperature", "--top-p", "--max-new-tokens", "--greedy"),
+            *("--history-tokens", "--seed", "--dtype", "--device"),
+        ),
+        examples=(
+            "dialogpt chat                                       # tiny, which comes along",
+            "dialogpt chat microsoft/DialoGPT-small --temperature 0.6",
+            "dialogpt chat RUN                                   # the best checkpoint of a training run",
+        ),
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the model; the same as --model NAME")
     parser.add_argument("--no-history", action="store_true", help="keep neither typed lines nor conversations")
@@ -57,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         parameters = sum(parameter.numel() for parameter in GPT2(opened.model.config).parameters())
     title = (
         f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}"
-        f"{'' if options.draft_model is None else f'; {options.draft_model} guesses ahead'}."
+        f"{'' if options.draft_model is None else f'; draft model {options.draft_model}'}."
     )
     return talk(opened, title, remember=not options.no_history, go_on=options.go_on)
 

@@ -9,21 +9,19 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import SOURCE, add_model_flags, generation_from, positive_number, rerankers_from, wrong_usage
 from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import add_files, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
-    from dialogpt.evaluate.run import Request, Result, System
-
-EVERY = 2.0  # seconds between progress lines
+    from dialogpt.evaluate.run import EvaluationRequest, Result, System
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -33,6 +31,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="%(prog)s DIALOGUES [--model M | --replies FILE | --system FLAGS]... [FLAGS]  (--help lists them)",
         help="figures of replies and models on a file of dialogues, with intervals",
         conflict_handler="resolve",  # --model may be given again here
+        everyday=(
+            *("--model", "--replies", "--system", "--protocol", "--bot", "--out", "--json", "--blind", "--greedy"),
+            *("--num-beams", "--seed", "--dtype"),
+        ),
+        examples=(
+            "dialogpt evaluate HELD-OUT.jsonl --model tiny --model RUN --out REPORT",
+            "dialogpt evaluate HELD-OUT.jsonl --system 'beams=--greedy --num-beams 10'",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
@@ -45,6 +51,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_model_flags(parser)
     add_files(parser.add_argument_group("reading"))
+    _add_systems(parser)
+    _add_measures(parser)
+    _add_output(parser)
+
+
+def _add_systems(parser: argparse.ArgumentParser) -> None:
     systems = parser.add_argument_group(
         "systems", "compared on the same dialogues; the first is what others differ from"
     )
@@ -66,6 +78,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="[NAME=]FLAGS",
         help="a model with flags of its own, such as 'beams=--model M --greedy --num-beams 10'; may be given again",
     )
+
+
+def _add_measures(parser: argparse.ArgumentParser) -> None:
     measured = parser.add_argument_group("what is measured")
     measured.add_argument(
         "--protocol", default="paper-6k", metavar="P", help="paper-6k (the default), paper-dstc or sacrebleu"
@@ -89,15 +104,22 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--rank", action="append", default=[], metavar="HEAD=M", help="mean of a DialogRPT head; may be given again"
     )
     measured.add_argument(
-        "--resamples", type=int, default=1000, metavar="N", help="sets drawn for intervals (default: 1000; 0: none)"
+        "--resamples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="bootstrap resamples for intervals (default: 1000; 0: none)",
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--out", type=Path, metavar="FOLDER", help="report, pictures, replies; the same call resumes there"
     )
     output.add_argument("--json", action="store_true", help="print JSON with all figures")
     output.add_argument(
-        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies to judge blind"
+        "--blind", type=positive_number, metavar="N", help="with --out: N pairs of replies for a blind evaluation"
     )
     output.add_argument("--judged", type=Path, metavar="FILE", help="score a blind.jsonl that was filled in")
     output.add_argument(
@@ -105,7 +127,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
-class _Named(argparse.Action):
+class _Named(argparse._AppendAction):
     """Keeps systems in the order in which they are typed, with the flag that each was given by."""
 
     def __call__(
@@ -136,15 +158,24 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.run import Evaluation, write_results
 
     request = _request(options)
-    with flagged() as interrupted:
+    with flagged() as interrupted, ProgressLine() as line:
+
+        def stop() -> bool:
+            line.refresh()
+            return interrupted()
+
+        def show(stage: str, done: int, total: int) -> None:
+            line.count(stage, done, total, "dialogues")
+
         try:
-            result = Evaluation(request, systems, stop=interrupted, on_stage=_Progress()).run()
+            result = Evaluation(request, systems, stop=stop, on_stage=show).run()
         except Stopped:
             kept = "nothing was kept, as there is no --out"
             if options.out is not None:
                 kept = f"what was computed is in {options.out}; the same command resumes"
-            _say(f"interrupted; {kept}")
+            line.say(f"dialogpt: interrupted; {kept}")
             return INTERRUPTED
+        line.end()
         written = write_results(request.out, result, request.seed) if request.out is not None else []
         for note in result.notes:
             _say(note)
@@ -168,20 +199,8 @@ def _say(sentence: str) -> None:
     print(f"dialogpt: {printable(one_line(sentence))}", file=sys.stderr)
 
 
-class _Progress:
-    """Progress on stderr, now and then."""
-
-    def __init__(self) -> None:
-        self._shown = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if time.monotonic() - self._shown > EVERY:
-            self._shown = time.monotonic()
-            _say(f"{stage}: {done:,} of {total:,}")
-
-
-def _request(options: argparse.Namespace) -> Request:
-    from dialogpt.evaluate.run import Request
+def _request(options: argparse.Namespace) -> EvaluationRequest:
+    from dialogpt.evaluate.run import EvaluationRequest
 
     heads = []
     for part in options.rank:
@@ -189,7 +208,7 @@ def _request(options: argparse.Namespace) -> Request:
         if not equals or not source:
             raise wrong_usage(options, f"--rank {part!r} is not HEAD=M")
         heads.append((name, source))
-    return Request(
+    return EvaluationRequest(
         options.dialogues,
         options.protocol,
         reading_from(options),
@@ -240,10 +259,10 @@ def _network(options: argparse.Namespace, name: str, model: str) -> System:
     from dialogpt.evaluate.run import System
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(model, n_head=own.n_head)
+    checkpoint = open_checkpoint(model, n_head=own.n_head, adapter=own.adapter, turn_prefix=own.turn_prefix)
     if checkpoint.vocabulary is None:
         raise DialogueError(f"{model} has no vocabulary; put its vocab.json and merges.txt beside it")
-    digest = checkpoint.sha256()
+    digest = checkpoint.sha256() + (f" {checkpoint.turn_prefix}" if checkpoint.turn_prefix else "")
     settings = {
         "sha256": digest,
         "generation": asdict(generation_from(own, checkpoint)),
@@ -261,7 +280,7 @@ def _score(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.blind import score_answers
 
     if options.dialogues is not None:
-        raise wrong_usage(options, "--judged scores answers; leave DIALOGUES out")
+        raise wrong_usage(options, "--judged scores a finished evaluation; omit DIALOGUES")
     verdicts = score_answers(options.judged)
     if options.json:
         print(json.dumps([vars(verdict) for verdict in verdicts], ensure_ascii=False))

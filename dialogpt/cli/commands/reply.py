@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from dialogpt.candidates import candidates
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, positive_number, wrong_usage
 from dialogpt.cli.output import described, print_reply
@@ -20,6 +21,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "reply",
         usage="%(prog)s [FLAGS] TURN...  (--help lists them)",
         help="replies to a dialogue given as arguments, or to a file of them",
+        everyday=(
+            *("--model", "--num-replies", "--json", "--batch", "--output", "--temperature", "--top-p"),
+            *("--max-new-tokens", "--greedy", "--num-beams", "--seed", "--dtype"),
+        ),
+        examples=(
+            'dialogpt reply "Hi!" "Hello, how are you?" "Fine, and you?"',
+            'dialogpt reply --greedy --model microsoft/DialoGPT-small "Does money buy happiness?"',
+            "dialogpt reply --batch DIALOGUES.jsonl --output REPLIES.jsonl --seed 1",
+        ),
     )
     parser.add_argument(
         "turns",
@@ -59,9 +69,9 @@ def run(options: argparse.Namespace) -> int:
     check_reply_count(options, config, number)
     if options.batch is not None:
         if options.turns or options.json:
-            raise wrong_usage(options, "--batch answers a file; leave TURN and --json away")
+            raise wrong_usage(options, "--batch reads a file; omit TURN and --json")
         if options.draft_model is not None:
-            raise wrong_usage(options, "--draft-model is for talking and single replies; leave it away with --batch")
+            raise wrong_usage(options, "--draft-model is for chat and single replies; omit it with --batch")
         from dialogpt.cli.batch import answer_file
 
         return answer_file(lambda: open_chat(options), options, number)
@@ -71,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
     turns = options.turns or turns_from(stdin_bytes().read())
     opened = open_chat(options)
-    found = opened.candidates(turns, number)
+    found = candidates(opened, turns, number)
     if options.json:
         print(json.dumps({"replies": described(opened.tokenizer, found)}, ensure_ascii=False))
     else:

@@ -41,6 +41,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         usage="%(prog)s DATA... --out RUN [FLAGS]  (--help lists them)",
         help="learn from dialogues, from fresh weights or a checkpoint",
+        everyday=(
+            *("--out", "--resume", "--check", "--valid", "--model", "--preset", "--epochs", "--lr", "--batch-tokens"),
+            *("--lora", "--device"),
+        ),
+        examples=(
+            "dialogpt train DATA.jsonl --out RUN                 # goes on from tiny",
+            "dialogpt train DATA.jsonl --out RUN --model microsoft/DialoGPT-small --device cuda",
+            "dialogpt train --resume --out RUN                   # after Ctrl-C, or a crash",
+            "dialogpt chat RUN",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
@@ -53,12 +63,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run in RUN, as it was begun; --device and --threads are not kept",
+        help="resume the run in RUN with its own settings; --device and --threads are not kept",
     )
     parser.add_argument("--check", action="store_true", help="only show how the first dialogues are read and learned")
-    parser.add_argument("--valid", action="append", metavar="FILE", help="dialogues to judge by; may be given again")
+    parser.add_argument("--valid", action="append", metavar="FILE", help="validation dialogues; may be given again")
     start = parser.add_mutually_exclusive_group()
-    start.add_argument("--model", metavar="SOURCE", help="a checkpoint to go on from (default: tiny)")
+    start.add_argument("--model", metavar="SOURCE", help="a checkpoint to start from (default: tiny)")
     start.add_argument("--preset", choices=PRESETS, help="fresh weights of this size instead")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, ...")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
@@ -201,7 +211,7 @@ def _tell_end(screen: Screen, run: Run, trainer: Trainer, options: argparse.Name
         words += ["dialogpt", "train", "--resume", "--out", str(run.folder)]
         words += ["--device", options.device] if options.device != "cpu" else []
         words += ["--threads", str(options.threads)] if options.threads else []  # the last bits depend on them
-        screen.say(f"interrupted; to go on: {command_line(words)}")
+        screen.say(f"interrupted; to resume: {command_line(words)}")
     if importlib.util.find_spec("matplotlib") is None:
         screen.say(f"no loss.png, as matplotlib is missing: {install_hint('train')}")
         return

@@ -17,8 +17,8 @@ def write_page(chat: Chat, name: str, stop: Stop) -> Path:
     """Write the page of the last reply; without a name, into a temporary folder of one's own.
 
     Raises:
-        DialogueError: nothing has been said yet, or the file cannot be written.
-        Stopped: `stop` said so; nothing is written.
+        DialogueError: there is no exchange yet, or the file cannot be written.
+        Stopped: `stop` returned true; nothing is written.
     """
     page = render_page(explain_last(chat, stop=stop))
     try:
@@ -39,8 +39,8 @@ def why(chat: Chat, wanted: str, stop: Stop) -> str:
         stop: asked between pieces of the work.
 
     Raises:
-        DialogueError: nothing has been said yet, or the reply has no such token.
-        Stopped: `stop` said so.
+        DialogueError: there is no exchange yet, or the reply has no such token.
+        Stopped: `stop` returned true.
     """
     inspection = explain_last(chat, stop=stop)
     tokens = inspection["tokens"][inspection["reply"]["first"] :]

@@ -65,12 +65,12 @@ def _careful(line: bytes) -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of a key that is there twice nobody knows which is meant."""
+    """Refuse an object with a duplicate key: nobody knows which value is meant."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise DialogueError(f'the key "{twice}" is there twice')
+        raise DialogueError(f'the key "{twice}" is duplicate')
     return found
 
 

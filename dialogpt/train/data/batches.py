@@ -1,7 +1,7 @@
 """Token files to batches: dialogues cut at turns to fit the window, rows of equal length together.
 
 The order of all batches of all epochs is a pure function of the data, the sizes and a seed, so that a run that was
-interrupted goes on from a number. Each turn is learned once an epoch. The plan is held in memory, about 50 bytes for
+interrupted goes on from a number. Each turn is trained on once an epoch. The plan is held in memory, about 50 bytes for
 each piece; the tokens are not. How the loss uses a batch is left to `dialogpt.train.objective`.
 """
 
@@ -18,16 +18,16 @@ from dialogpt.errors import DialogueError
 from dialogpt.train.data.prepare import TokenFiles
 
 AT_ONCE = 1 << 20  # dialogues that are cut together
-IGNORED = -100  # the label of a token that is not learned, as in torch's cross entropy
+IGNORED = -100  # the label of a token that is no target, as in torch's cross entropy
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows that are learned together, padded on the right.
+    """Rows of one training step, padded on the right.
 
     Attributes:
         ids: (B, T).
-        labels: (B, T): the same ids, `IGNORED` where they are not learned: padding, context, first tokens. They are
+        labels: (B, T): the same ids, `IGNORED` where they are no target: padding, context, first tokens. They are
             not shifted; the objective compares each with what the network says one place before it.
         weights: (B, T), float32: how much each label counts.
     """
@@ -38,12 +38,12 @@ class Batch:
 
     @property
     def learned(self) -> int:
-        """How many tokens are learned."""
+        """How many target tokens there are."""
         return int((self.labels != IGNORED).sum())
 
     @property
     def weight(self) -> float:
-        """The sum of the weights of the learned tokens, by which the sum of their losses is divided."""
+        """The sum of the weights of the target tokens, by which the sum of their losses is divided."""
         return float(self.weights[self.labels != IGNORED].double().sum())
 
 
@@ -78,18 +78,18 @@ class Batches:
             data: prepared dialogues.
             window: the most tokens of a row.
             batch_tokens: the most places of a batch, rows times the longest of them; at least `window`.
-            learn_first: whether a dialogue's first turn is learned too.
+            learn_first: whether a dialogue's first turn is trained on too.
             seed: of the order.
 
         Raises:
-            DialogueError: no turn can be learned.
+            DialogueError: no turn can be trained on.
         """
         self.data = data
         self.seed = seed
         self.pieces = _pieces(data, window, learn_first)
         if not len(self.pieces.starts):
             raise DialogueError(
-                f"no turn of {data.folder} can be learned: all are first turns, longer than {window} tokens, or of "
+                f"no turn of {data.folder} can be trained on: all are first turns, longer than {window} tokens, or of "
                 f"weight 0"
             )
         self._edges = _edges(np.sort(self.pieces.lengths), batch_tokens)
@@ -113,7 +113,7 @@ class Batches:
         return rows, generator.permutation(self.per_epoch)
 
     def _batch(self, rows: NDArray[np.int32]) -> Batch:
-        """Pad some pieces to one batch, and find out what is learned of them."""
+        """Pad some pieces to one batch, and mark their target tokens."""
         width = int(self.pieces.lengths[rows].max())
         ids = np.full((len(rows), width), self.data.eos_id, np.int64)  # (B, T)
         learned = np.zeros(ids.shape, bool)
@@ -125,9 +125,7 @@ class Batches:
             turn = np.cumsum(ends) - ends  # of each token, counted in this piece
             weights[row, :length] = self.data.weights[self.pieces.turns[piece] + turn]
             learned[row, :length] = turn >= self.pieces.with_context[piece]
-        if ids.max() >= self.data.about["vocabulary_size"]:
-            raise DialogueError(f"{self.data.folder} holds ids that no token has; it is damaged: prepare it again")
-        learned[:, 0] = False  # nothing says it
+        learned[:, 0] = False  # nothing precedes it
         learned &= weights > 0
         labels = np.where(learned, ids, IGNORED)
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(weights))

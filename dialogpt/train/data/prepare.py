@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dialogpt import own_files
 from dialogpt.data import KINDS, Dialogue, Problem
 from dialogpt.data.detect import kind_of
 from dialogpt.data.formats.jsonl import is_array
@@ -44,6 +45,8 @@ from dialogpt.data.read import read_one
 from dialogpt.data.report import Statistics
 from dialogpt.data.source import UTF16, Source, lines_of
 from dialogpt.errors import DialogueError
+from dialogpt.history import BOT, USER
+from dialogpt.settings import choice
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.dialogues import Format
 from dialogpt.weights import Vocabulary
@@ -52,10 +55,28 @@ from dialogpt.weights.formats import new_folder, read_json, sha256_of, write_jso
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
 SHOWN = 5  # problems that data.json repeats
+CHECKED = 1 << 22  # tokens that are compared with the index at a time
+MIN_WEIGHT, MAX_WEIGHT = np.float32(1e-6), np.float32(1e6)  # of those that are not 0, as `dialogpt.data` takes them
 BLOCK_TOKENS = 1 << 20  # of files that are read whole: what is held before it is written
 
 Part = tuple[Path, str, int, int]  # a file, its kind, and the bytes in which the lines of a block begin
 Progress = Callable[[int, int], None]  # (bytes done, bytes in all); may raise to stop, and nothing is left behind
+
+
+_SCHEMA: own_files.Schema = {  # of what is used of data.json
+    "eos_id": own_files.COUNT,
+    "dtype": choice("uint16", "uint32"),
+    "vocabulary_size": own_files.AT_LEAST_ONE,
+    "tokens": own_files.AT_LEAST_ONE,
+    "dialogues": own_files.AT_LEAST_ONE,
+    "turns": own_files.AT_LEAST_ONE,
+    "targets": own_files.COUNT,
+    "unusable": own_files.COUNT,
+    "shortened": own_files.COUNT,
+    "warnings": own_files.TEXTS,
+    "first_problems": own_files.TEXTS,
+    "sources": own_files.TEXT_BY_TEXT,
+}
 
 
 class TokenFiles:
@@ -81,16 +102,40 @@ class TokenFiles:
         self.about = about = read_json(folder / "data.json")
         if about.get("prepared_version") != PREPARED_VERSION:
             raise DialogueError(f"{folder} was prepared by another version; prepare the dialogues again")
-        numbers = [about.get(name) for name in ("eos_id", "vocabulary_size", "tokens", "dialogues", "turns")]
-        if about.get("dtype") not in ("uint16", "uint32") or not all(type(n) is int and n > 0 for n in numbers):
-            raise DialogueError(f"{folder / 'data.json'} is damaged; prepare the dialogues again")
+        own_files.require({"targets": 0, "warnings": [], "sources": {}, **about}, _SCHEMA, str(folder / "data.json"))
         self.eos_id: int = about["eos_id"]
         self.tokens = _mapped(folder / "tokens.bin", np.dtype(about["dtype"]), about["tokens"])
         self.ends = _mapped(folder / "dialogues.bin", np.dtype(np.int64), 2 * about["dialogues"]).reshape(-1, 2)
         self.weights = _mapped(folder / "weights.bin", np.dtype(np.float32), about["turns"])
-        steps = np.diff(self.ends, axis=0, prepend=0)
-        if (steps < 1).any() or self.ends[-1].tolist() != [about["tokens"], about["turns"]]:
-            raise DialogueError(f"{folder / 'dialogues.bin'} is damaged; prepare the dialogues again")
+        self._check_content()
+
+    def _check_content(self) -> None:
+        """Raise unless tokens, turns and weights are what the index says; all is read once, a part at a time."""
+        totals = [self.about["tokens"], self.about["turns"]]
+        within = ((self.ends > 0) & (self.ends <= totals)).all()  # before differences, which may overflow
+        if not within or (np.diff(self.ends, axis=0, prepend=0) < 1).any() or self.ends[-1].tolist() != totals:
+            raise self._damaged("dialogues.bin")
+        turns = done = 0  # turns that end before a part, dialogues that do
+        for start in range(0, totals[0], CHECKED):
+            part = np.asarray(self.tokens[start : start + CHECKED])
+            if int(part.max()) >= self.about["vocabulary_size"]:
+                raise self._damaged("tokens.bin")
+            turn_ends = start + 1 + np.flatnonzero(part == self.eos_id)
+            after = int(np.searchsorted(self.ends[:, 0], start + len(part), "right"))
+            ends = np.asarray(self.ends[done:after])
+            places = np.searchsorted(turn_ends, ends[:, 0])  # of each dialogue's end among those of turns
+            known = places < len(turn_ends)
+            if not known.all() or (turn_ends[places] != ends[:, 0]).any() or (turns + places + 1 != ends[:, 1]).any():
+                where = self.folder / "tokens.bin"
+                raise DialogueError(f"{where} does not match dialogues.bin beside it; prepare the dialogues again")
+            turns, done = turns + len(turn_ends), after
+        for start in range(0, totals[1], CHECKED):
+            weights = np.asarray(self.weights[start : start + CHECKED])
+            if not ((weights == 0) | ((weights >= MIN_WEIGHT) & (weights <= MAX_WEIGHT))).all():  # a NaN is neither
+                raise self._damaged("weights.bin")
+
+    def _damaged(self, name: str) -> DialogueError:
+        return DialogueError(f"{self.folder / name} is damaged; prepare the dialogues again")
 
     def check(self, vocabulary: Vocabulary, form: Format) -> None:
         """Raise unless the folder was prepared for this vocabulary and is to be read in this way.
@@ -98,8 +143,13 @@ class TokenFiles:
         Raises:
             DialogueError: it was not; what differs.
         """
-        wanted = {"fewest_turns": form.fewest_turns, "reverse": form.reverse, "vocabulary": digest(vocabulary),
-                  "eos_id": vocabulary.eos_id}  # fmt: skip
+        wanted = {
+            "fewest_turns": form.fewest_turns,
+            "reverse": form.reverse,
+            "vocabulary": digest(vocabulary),
+            "vocabulary_size": vocabulary.size,
+            "eos_id": vocabulary.eos_id,
+        }
         others = [name for name, value in wanted.items() if self.about.get(name) != value]
         if others:
             raise DialogueError(f"{self.folder} was prepared with another {', '.join(others)}; prepare the files again")
@@ -107,8 +157,9 @@ class TokenFiles:
 
 def digest(vocabulary: Vocabulary) -> str:
     """A short name of what text becomes which ids."""
-    content = json.dumps([sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    content: list[Any] = [sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())]
+    content += [vocabulary.turn_prefix] if vocabulary.turn_prefix else []
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
@@ -142,35 +193,9 @@ def prepare(
     """
     sizes = [size_of(path) for path in paths]
     dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
-    done = 0
-    counts = dict.fromkeys(("tokens", "dialogues", "turns", "targets", "unusable", "shortened"), 0)
-    statistics = Statistics()
-    shown: list[str] = []
-    with (
-        new_folder(folder) as temporary,
-        (temporary / "tokens.bin").open("wb") as tokens,
-        (temporary / "dialogues.bin").open("wb") as ends,
-        (temporary / "weights.bin").open("wb") as weights,
-        (temporary / "problems.txt").open("w", encoding="utf-8", errors="backslashreplace") as problems,
-    ):
-        for path, before, block in _blocks(paths, vocabulary, form, workers):
-            tokens.write(block.tokens.astype(dtype).data)
-            ends.write((block.ends + np.array([counts["tokens"], counts["turns"]])).data)
-            weights.write(block.weights.data)
-            for line, reason in block.problems:
-                problem = str(Problem(path, before + line if line else 0, reason))
-                print(problem, file=problems)
-                shown += [problem] if len(shown) < SHOWN else []
-            done += block.bytes
-            counts["tokens"] += len(block.tokens)
-            counts["dialogues"] += len(block.ends)
-            counts["turns"] += len(block.weights)
-            counts["targets"] += block.targets
-            counts["shortened"] += block.shortened
-            counts["unusable"] += len(block.problems) - block.shortened
-            statistics.merge(block.statistics)
-            if progress is not None:
-                progress(min(done, sum(sizes)), sum(sizes))
+    with new_folder(folder) as temporary:
+        prepared = _write_blocks(temporary, _blocks(paths, vocabulary, form, workers), dtype, sum(sizes), progress)
+        counts, shown = prepared.counts, prepared.shown
         if [size_of(path) for path in paths] != sizes:
             raise DialogueError(
                 f"{', '.join(map(str, paths))} changed while it was read; try again when it is complete"
@@ -184,11 +209,68 @@ def prepare(
             "dtype": dtype.name,
             "vocabulary": digest(vocabulary),
             "vocabulary_size": vocabulary.size,
-            "warnings": statistics.warnings(),
+            "warnings": prepared.statistics.warnings(),
             "sources": {str(path): sha256_of(_files_of(path)) for path in paths},
         }
         write_json(temporary / "data.json", {**about, **counts, **asdict(form), "first_problems": shown})
     return TokenFiles(folder)
+
+
+@dataclass
+class _Prepared:
+    """What was written.
+
+    Attributes:
+        counts: of tokens, dialogues, turns and so on.
+        statistics: of all blocks.
+        shown: the first problems, as sentences.
+    """
+
+    counts: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("tokens", "dialogues", "turns", "targets", "unusable", "shortened"), 0)
+    )
+    statistics: Statistics = field(default_factory=Statistics)
+    shown: list[str] = field(default_factory=list)
+
+    def add(self, block: _Block) -> None:
+        """Count a block."""
+        self.counts["tokens"] += len(block.tokens)
+        self.counts["dialogues"] += len(block.ends)
+        self.counts["turns"] += len(block.weights)
+        self.counts["targets"] += block.targets
+        self.counts["shortened"] += block.shortened
+        self.counts["unusable"] += len(block.problems) - block.shortened
+        self.statistics.merge(block.statistics)
+
+
+def _write_blocks(
+    folder: Path,
+    blocks: Iterator[tuple[Path, int, _Block]],
+    dtype: np.dtype[Any],
+    size: int,
+    progress: Progress | None,
+) -> _Prepared:
+    """Write the token files and the list of problems."""
+    prepared, done = _Prepared(), 0
+    with (
+        (folder / "tokens.bin").open("wb") as tokens,
+        (folder / "dialogues.bin").open("wb") as ends,
+        (folder / "weights.bin").open("wb") as weights,
+        (folder / "problems.txt").open("w", encoding="utf-8", errors="backslashreplace") as problems,
+    ):
+        for path, before, block in blocks:
+            tokens.write(block.tokens.astype(dtype).data)
+            ends.write((block.ends + np.array([prepared.counts["tokens"], prepared.counts["turns"]])).data)
+            weights.write(block.weights.data)
+            for line, reason in block.problems:
+                problem = str(Problem(path, before + line if line else 0, reason))
+                print(problem, file=problems)
+                prepared.shown += [problem] if len(prepared.shown) < SHOWN else []
+            prepared.add(block)
+            done += block.bytes
+            if progress is not None:
+                progress(min(done, size), size)
+    return prepared
 
 
 def _files_of(path: Path) -> tuple[Path, ...]:
@@ -387,7 +469,7 @@ def _too_long(length: int, window: int) -> str:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PreviewTurn:
     """A turn as it is learned: its text, its ids with the end token, and whether each is learned."""
 
     text: str
@@ -397,15 +479,15 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Line:
+class PreviewLine:
     """A line of a file as it is learned, or the problem with it."""
 
     number: int
     problem: str
-    turns: list[Turn]
+    turns: list[PreviewTurn]
 
 
-def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[Line]:
+def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
     """How the first lines of a file are read, for people who wonder whether their data is right.
 
     Raises:
@@ -419,23 +501,23 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             dialogue = next(found, None)
         for problem in islice(problems, most - shown):
             shown += 1
-            yield Line(problem.line, problem.reason, [])
+            yield PreviewLine(problem.line, problem.reason, [])
         problems.clear()
         if dialogue is None:
             return
         if shown < most:
             shown += 1
-            yield Line(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
+            yield PreviewLine(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
 
 
-def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[Turn]:
+def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
-        ids = tokenizer.encode_dialogue([text]).tolist()
+        ids = tokenizer.whole_turn(text, (USER, BOT)[place % 2])
         fits = len(ids) <= window
         learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
-        turns.append(Turn(text, weight, ids, learned))
+        turns.append(PreviewTurn(text, weight, ids, learned))
     return turns
 
 

@@ -175,7 +175,7 @@ def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], s
         ("", "train.jsonl can be used; the files are empty"),
         ('{"turns": ["alone"]}\n', "train.jsonl, line 1: 1 turn, at least 2 needed"),
         ('{"turns": ["a", "b"]\n', "train.jsonl, line 1: not valid JSON"),
-        ('{"turns": ["a", "' + "b " * 200 + '"]}\n', "can be learned: all are first turns, longer than 64 tokens"),
+        ('{"turns": ["a", "' + "b " * 200 + '"]}\n', "can be trained on: all are first turns, longer than 64 tokens"),
     ],
 )
 def test_data_that_teaches_nothing_is_a_sentence(
@@ -232,6 +232,6 @@ def test_ctrl_c_saves_and_leaves_with_130(files: Path) -> None:
         _, errors = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in errors
-    assert f"interrupted; to go on: dialogpt train --resume --out {run}" in errors
+    assert f"interrupted; to resume: dialogpt train --resume --out {run}" in errors
     steps = (run / "metrics.jsonl").read_text().count("\n")
     assert (run / "last").read_text() == f"step-{steps:08d}\n"

@@ -72,7 +72,7 @@ def test_why_lists_tokens_and_shows_one_by_number_or_by_text() -> None:
 def test_what_cannot_be_explained_is_a_sentence(tmp_path: Path) -> None:
     played = Played()
     for command in ("/explain", "/why", "/why 3"):
-        with pytest.raises(DialogueError, match="nothing has been said yet"):
+        with pytest.raises(DialogueError, match="there is no exchange yet"):
             played.terminal.take(command)
     played.terminal.take("Hi!")
     with pytest.raises(DialogueError, match="the reply has no 'zebra'"):

@@ -123,7 +123,7 @@ def test_clear_undo_and_retry(play: Play) -> None:
 
 def test_retry_under_greedy_says_that_it_cannot_differ(play: Play) -> None:
     played = play("Hello", "/set do-sample off", "/retry")
-    assert "greedy decoding would say the same again" in played.said
+    assert "greedy decoding would give the same reply" in played.said
     assert len(played.chat.texts()) == 2
 
 
@@ -174,8 +174,8 @@ def test_multi_says_several_lines_as_one_turn(play: Play) -> None:
         ("/", "there is no command /"),
         ("/save", "usage: /save FILE"),
         ("/undo now", "usage: /undo"),
-        ("/undo", "nothing has been said yet"),
-        ("/edit", "nothing has been said yet"),
+        ("/undo", "there is no exchange yet"),
+        ("/edit", "there is no exchange yet"),
         ("\udcff", "half a surrogate pair"),
     ],
 )
@@ -259,7 +259,7 @@ def test_greedy_decoding_puts_the_sampling_settings_aside(play: Play) -> None:
 
 
 def test_an_empty_history_says_so(play: Play) -> None:
-    assert "nothing has been said yet" in play("/history").said
+    assert "there is no exchange yet" in play("/history").said
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_first_word(
@@ -308,7 +308,7 @@ def test_a_candidate_that_is_chosen_is_taken(play: Play) -> None:
     assert played.chat.history.turns == before
     assert "'3' is none of them" in said
     assert "more than 64" in said
-    assert "nothing has been said yet" in play("/clear", "/candidates 2").said
+    assert "there is no exchange yet" in play("/clear", "/candidates 2").said
 
 
 def test_a_persona_is_shown_to_the_model_whatever_is_dropped(play: Play, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_export_writes_markdown_and_writes_nothing_over(play: Play, tmp_path: Pa
     played = play("Hello *you*", f"/export {path}", f"/export {path}", "/clear", f"/export {tmp_path}/other.md")
     assert "**You:** Hello \\*you\\*\n\n**Bot:** " in path.read_text(encoding="utf-8")
     assert "exists; choose another name" in played.said
-    assert "nothing has been said yet" in played.said
+    assert "there is no exchange yet" in played.said
 
 
 def test_set_shows_takes_an_equals_sign_and_suggests(play: Play) -> None:
@@ -353,3 +353,35 @@ def test_set_shows_takes_an_equals_sign_and_suggests(play: Play) -> None:
 def test_a_quiet_line_says_when_turns_leave_the_window(play: Play) -> None:
     played = play("/set history-tokens 12", "Hello you", "Hello again")
     assert "no longer shown the first 2 turns" in played.said
+
+
+@pytest.mark.parametrize("text", ["Привет, как дела?", "你好", "مرحبا كيف حالك", "안녕하세요"])
+def test_a_script_that_the_vocabulary_hardly_knows_gets_a_notice_once(play: Play, text: str) -> None:
+    played = play(text, text, "Hello again", text)
+    assert played.said.count("the vocabulary hardly knows this script") == 1
+    assert played.notices[0].startswith("  (the vocabulary hardly knows this script")
+    again = play("/clear", text, "/clear", text)
+    assert again.said.count("the vocabulary hardly knows this script") == 2
+
+
+@pytest.mark.parametrize("text", ["Hello!", "Comment ça va?", "12345 !?", "😀😀😀", "café", "naïve"])
+def test_what_is_mostly_latin_gets_no_notice(play: Play, text: str) -> None:
+    assert "vocabulary" not in play(text).said
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("/hepl", "did you mean /help?"),
+        ("/lod x", "did you mean /load?"),
+        ("/set temprature 1", "did you mean temperature?"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(play: Play, line: str, meant: str) -> None:
+    assert meant in play(line).said
+
+
+def test_a_file_that_was_meant_is_named(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "monday.json").touch()
+    assert f"did you mean {tmp_path / 'monday.json'}?" in play(f"/load {tmp_path / 'mondy.json'}").said
+    assert "did you mean" not in play(f"/load {tmp_path / 'nowhere' / 'x.json'}").said

@@ -109,7 +109,7 @@ def test_the_order_is_a_function_of_the_seed_and_differs_between_epochs(tmp_path
 
 def test_what_cannot_be_learned_is_said(tmp_path: Path) -> None:
     data = token_files(tmp_path, {"turns": ["a", "b" * 20]}, window=8)
-    with pytest.raises(DialogueError, match=r"no turn of .* can be learned"):
+    with pytest.raises(DialogueError, match=r"no turn of .* can be trained on"):
         Batches(data, window=8, batch_tokens=8, learn_first=False, seed=0)
 
 

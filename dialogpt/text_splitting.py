@@ -1,0 +1,64 @@
+"""Split a text before it is merged: at the tokens that were added to a vocabulary, and inside long white space.
+
+The rules for added tokens are those of `AddedVocabulary` in Hugging Face's tokenizers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from dialogpt.errors import DialogueError
+from dialogpt.weights import Vocabulary
+
+_WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what \s is in Rust
+# tiktoken's engine backtracks through a run of white space and panics on a long one (a million spaces, then a letter).
+# GPT-2's pattern splits a run before its last character where other text follows, so long ones are split there first.
+_GAP = re.compile(f"{_WHITE_SPACE}+")
+LONG_GAP = 1000
+
+
+class AddedTokens:
+    """Splits a text at the added tokens of a vocabulary."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        longest_first = sorted(vocabulary.added, key=len, reverse=True)
+        patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
+        self._ids = vocabulary.added
+        self._pattern = re.compile(f"({'|'.join(patterns)})") if patterns else None
+        self._dropped = sorted(vocabulary.without_row - vocabulary.special)
+
+    def __bool__(self) -> bool:
+        """Whether there are any."""
+        return self._pattern is not None
+
+    def split(self, text: str) -> Iterator[str | int]:
+        """Yield the text between added tokens, and the ids of these tokens.
+
+        Raises:
+            DialogueError: the text holds a token without an embedding row.
+        """
+        for token in self._dropped:
+            if token in text:
+                raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
+        if self._pattern is None:
+            yield text
+            return
+        for index, piece in enumerate(self._pattern.split(text)):  # text, added token, text, ..., text
+            yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece
+
+
+def _pattern_of(token: str, flags: frozenset[str]) -> str:
+    """Return how an added token is found in a text, with the white space that it takes in."""
+    pattern = re.escape(token)
+    if "single_word" in flags:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    before, after = (f"{_WHITE_SPACE}*" if flag in flags else "" for flag in ("lstrip", "rstrip"))
+    return f"{before}{pattern}{after}"
+
+
+def split_long_gaps(text: str) -> list[str]:
+    """Split a text before the last character of each long run of white space."""
+    gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > LONG_GAP and gap.end() < len(text)]
+    cuts = [gap.end() - 1 for gap in gaps]
+    return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
