@@ -1,4 +1,4 @@
-"""How dialogue files are to be read: one set of settings for `import`, `train`, `reply --batch` and Python.
+"""How dialogue files are to be read: one set of settings for `import`, `train`, `evaluate`, `reply` and Python.
 
 It imports nothing heavy, as `dialogpt --help` reads it. What the settings do is left to `formats` and `transform`.
 """
@@ -42,6 +42,8 @@ class Reading:
         eos_in_text: what becomes of the letters <|endoftext|> inside of a turn: text, or the end of a turn.
         redact: whether e-mail addresses, phone numbers and links are masked.
         names: whether speakers are replaced by numbers, in the text too.
+        references: whether further replies to a dialogue's last turn are read where `turns` and `tsv` have them, for
+            evaluation; else `references` is a key like any other, and a further column of a TSV a problem.
     """
 
     kind: str = AUTO
@@ -56,6 +58,7 @@ class Reading:
     eos_in_text: str = "keep"
     redact: bool = False
     names: bool = False
+    references: bool = False
 
     def __post_init__(self) -> None:
         problems = [

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dialogpt.cli.options import SOURCE, add_model_flags, generation_from, positive_number, rerankers_from, wrong_usage
 from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.progress import ProgressLine
+from dialogpt.cli.reading import add_files, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
@@ -45,10 +46,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="?",
         type=Path,
         metavar="DIALOGUES",
-        help='a .jsonl of {"turns": [...], "references": [...]}, where without references the last turn is one, or a '
-        ".tsv of turns, a tab and references",
+        help='dialogues of any kind (--from); of {"turns": [...], "references": [...]} the last turn is answered, of '
+        "others the last reply is the reference",
     )
     add_model_flags(parser)
+    add_files(parser.add_argument_group("reading"))
     _add_systems(parser)
     _add_measures(parser)
     _add_output(parser)
@@ -86,7 +88,9 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--every-turn", action="store_true", help="answer every second turn, and not the last one only"
     )
-    measured.add_argument("--bot", action="store_true", help="perplexity of the bot's turns only: every second one")
+    measured.add_argument(
+        "--bot", action="store_true", dest="bot_only", help="perplexity of the bot's turns only: every second one"
+    )
     measured.add_argument(
         "--window",
         type=positive_number,
@@ -207,8 +211,9 @@ def _request(options: argparse.Namespace) -> EvaluationRequest:
     return EvaluationRequest(
         options.dialogues,
         options.protocol,
+        reading_from(options),
         every_turn=options.every_turn,
-        bot_only=options.bot,
+        bot_only=options.bot_only,
         window=options.window,
         fed=options.fed,
         heads=tuple(heads),

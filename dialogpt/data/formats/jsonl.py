@@ -75,7 +75,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def turns_of(content: Any, reading: Reading) -> Dialogue:
-    """{"turns": [...], "weights": [...], "speakers": [...]}; only turns are needed, other keys are not looked at."""
+    """{"turns": [...], "weights": [...], "speakers": [...]}; only turns are needed, other keys are not looked at.
+
+    Where `reading.references` says so, "references" holds what people replied to the last turn.
+    """
     turns = content.get("turns") if type(content) is dict else None
     if type(turns) is not list or not texts(turns):
         raise DialogueError('no list of texts under "turns"')
@@ -84,7 +87,12 @@ def turns_of(content: Any, reading: Reading) -> Dialogue:
         raise DialogueError('"weights" is not a list')
     if speakers is not None and (type(speakers) is not list or len(speakers) != len(turns) or not texts(speakers)):
         raise DialogueError('"speakers" is not a list of as many texts as there are turns')
-    return Dialogue(turns, weights, speakers)
+    references = content.get("references") if reading.references else None
+    if references is None:
+        return Dialogue(turns, weights, speakers)
+    if type(references) is not list or not references or not texts(references):
+        raise DialogueError('"references" is no list of at least one text')
+    return Dialogue(turns, weights, speakers, references=references)
 
 
 def messages_of(content: Any, reading: Reading) -> Dialogue:
