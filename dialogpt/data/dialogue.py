@@ -149,7 +149,7 @@ def counted(number: int, thing: str) -> str:
 
 def texts(values: Sequence[Any]) -> bool:
     """Whether all values are texts."""
-    for value in values:  # of a few, as most dialogues have, in half the time that a set of their types takes
+    for value in values:  # noqa: SIM110 - twice as fast as all() of a generator, for the few that dialogues have
         if type(value) is not str:
             return False
     return True
