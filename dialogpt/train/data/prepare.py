@@ -52,6 +52,7 @@ from dialogpt.weights.formats import new_folder, read_json, sha256_of, write_jso
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
 SHOWN = 5  # problems that data.json repeats
+SHOWN_TURNS = 100  # of a dialogue in a preview; a line of 4 MiB may hold 800,000
 BLOCK_TOKENS = 1 << 20  # of files that are read whole: what is held before it is written
 
 Part = tuple[Path, str, int, int]  # a file, its kind, and the bytes in which the lines of a block begin
@@ -434,6 +435,7 @@ class Line:
     number: int
     problem: str
     turns: list[Turn]
+    more_turns: int = 0  # that are not shown
 
 
 def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[Line]:
@@ -456,16 +458,20 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             return
         if shown < most:
             shown += 1
-            yield Line(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
+            turns = _turns(dialogue, tokenizer, form.window, learn_first)
+            yield Line(dialogue.line, "", turns, len(dialogue.turns) - len(turns))
 
 
 def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[Turn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
+        if place == SHOWN_TURNS:
+            break
         ids = tokenizer.encode_dialogue([text]).tolist()
-        fits = len(ids) <= window
-        learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
+        is_target = len(ids) <= window and weight > 0 and (place > 0 or learn_first)
+        preceded = place > 0 and len(ids) < window  # of a turn that fills the window nothing is before its first token
+        learned = [is_target and (n > 0 or preceded) for n in range(len(ids))]
         turns.append(Turn(text, weight, ids, learned))
     return turns
 
