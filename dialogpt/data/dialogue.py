@@ -111,12 +111,11 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
         DialogueError: the reason.
     """
     turns, weights = dialogue.turns, dialogue.weights
-    if not all(map(str.strip, turns)):
-        raise DialogueError(f"turn {next(n for n, turn in enumerate(turns, 1) if not turn.strip())} is blank")
-    if not all(map(str.isascii, turns)):
-        for number, turn in enumerate(turns, 1):
-            if _SURROGATE.search(turn):
-                raise DialogueError(f"turn {number} holds half a character (\\ud800 to \\udfff alone)")
+    for turn in turns:
+        if not turn.strip():
+            raise DialogueError(f"turn {turns.index(turn) + 1} is blank")
+        if not turn.isascii() and _SURROGATE.search(turn):
+            raise DialogueError(f"turn {turns.index(turn) + 1} holds half a character (\\ud800 to \\udfff alone)")
     for number, reference in enumerate(dialogue.references, 1):
         if not reference.strip():
             raise DialogueError(f"reference {number} is blank")
@@ -158,4 +157,7 @@ def counted(number: int, thing: str) -> str:
 
 def texts(values: Sequence[Any]) -> bool:
     """Whether all values are texts."""
-    return set(map(type, values)) <= {str}
+    for value in values:  # noqa: SIM110 - twice as fast as all() of a generator, for the few that dialogues have
+        if type(value) is not str:
+            return False
+    return True

@@ -63,7 +63,10 @@ class Transformer:
             on_problem: is told why it, or a piece of it, is left out.
         """
         try:
-            pieces = [dialogue] if self._plain and dialogue.speakers is None else self._pieces(dialogue)
+            if self._plain and dialogue.speakers is None:
+                check(dialogue, min_turns=self.min_turns, reverse=self.reverse)
+                return [dialogue.reversed() if self.reverse else dialogue]
+            pieces = self._pieces(dialogue)
         except DialogueError as error:
             on_problem(str(error))
             return []

@@ -244,6 +244,8 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
                 print(f"    ids      {' '.join(map(str, turn.ids))}")
                 learned = [str(n) if is_learned else "-" for n, is_learned in zip(turn.ids, turn.learned, strict=True)]
                 print(f"    learned  {' '.join(learned)}")
+            if line.more_turns:
+                print(f"  and {line.more_turns:,} more turns")
     if not usable:
         found = f"none of the first lines of {', '.join(options.data)} can be used; the reasons are above"
         raise DialogueError(found if seen else f"{', '.join(options.data)}: no line but empty ones")

@@ -43,14 +43,12 @@ def json_of(line: bytes, key: bytes) -> Any:
     """
     if len(line) > LINE_LIMIT:
         raise DialogueError(TOO_LONG)
+    if line.count(key) > 1:
+        return _careful(line)
     try:
-        value = loads(line)
+        return loads(line)
     except (ValueError, RecursionError):
-        value = _careful(line)
-    else:
-        if line.count(key) > 1:
-            return _careful(line)
-    return value
+        return _careful(line)
 
 
 def _careful(line: bytes) -> Any:
@@ -82,6 +80,8 @@ def turns_of(content: Any, reading: Reading) -> Dialogue:
     turns = content.get("turns") if type(content) is dict else None
     if type(turns) is not list or not texts(turns):
         raise DialogueError('no list of texts under "turns"')
+    if len(content) == 1:
+        return Dialogue(turns)
     weights, speakers = content.get("weights"), content.get("speakers")
     if weights is not None and type(weights) is not list:
         raise DialogueError('"weights" is not a list')

@@ -57,6 +57,7 @@ BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them take
 SHOWN = 5  # problems that data.json repeats
 CHECKED = 1 << 22  # tokens that are compared with the index at a time
 MIN_WEIGHT, MAX_WEIGHT = np.float32(1e-6), np.float32(1e6)  # of those that are not 0, as `dialogpt.data` takes them
+SHOWN_TURNS = 100  # of a dialogue in a preview; a line of 4 MiB may hold 800,000
 BLOCK_TOKENS = 1 << 20  # of files that are read whole: what is held before it is written
 
 Part = tuple[Path, str, int, int]  # a file, its kind, and the bytes in which the lines of a block begin
@@ -485,6 +486,7 @@ class PreviewLine:
     number: int
     problem: str
     turns: list[PreviewTurn]
+    more_turns: int = 0  # that are not shown
 
 
 def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
@@ -507,16 +509,20 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             return
         if shown < most:
             shown += 1
-            yield PreviewLine(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
+            turns = _turns(dialogue, tokenizer, form.window, learn_first)
+            yield PreviewLine(dialogue.line, "", turns, len(dialogue.turns) - len(turns))
 
 
 def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
+        if place == SHOWN_TURNS:
+            break
         ids = tokenizer.whole_turn(text, (USER, BOT)[place % 2])
-        fits = len(ids) <= window
-        learned = [fits and weight > 0 and (place > 0 or (learn_first and n > 0)) for n in range(len(ids))]
+        is_target = len(ids) <= window and weight > 0 and (place > 0 or learn_first)
+        preceded = place > 0 and len(ids) < window  # of a turn that fills the window nothing is before its first token
+        learned = [is_target and (n > 0 or preceded) for n in range(len(ids))]
         turns.append(PreviewTurn(text, weight, ids, learned))
     return turns
 
