@@ -9,6 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
+
     from dialogpt.chat import Chat
     from dialogpt.decoding.loop import Decoder, Step
     from dialogpt.decoding.speculative import Draft
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from dialogpt.ranking.dialogrpt import DialogRPT
     from dialogpt.ranking.mmi import MMI
     from dialogpt.ranking.scoring import Score
-    from dialogpt.tokenizer import StreamDecoder, Tokenizer
+    from dialogpt.stream_decoder import StreamDecoder
+    from dialogpt.tokenizer import Tokenizer
 
 __all__ = [
     "MMI",
@@ -53,14 +56,27 @@ _HOMES = {
     "DialogRPT": "ranking.dialogrpt",
     "Score": "ranking.scoring",
     "Draft": "decoding.speculative",
-    "StreamDecoder": "tokenizer",
+    "StreamDecoder": "stream_decoder",
     "Tokenizer": "tokenizer",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    value: Any
+    if name == "__version__":
+        value = _installed_version()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
+
+
+def _installed_version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("dialogpt")
+    except PackageNotFoundError:
+        return "(not installed)"

@@ -51,7 +51,9 @@ def _replies(
     plan = chat.plan(number)
     asked = []
     for texts, own in zip(dialogues, generators, strict=True):
-        history = History(chat.tokenizer.eos_id, chat.turns_from(texts))
+        history = History(chat.tokenizer.eos_id, chat.turns_from(texts), chat.tokenizer.turn_prefix)
         asked.append(Dialogue(chat.prompt(history), history.turns, own))
     cache = chat.cache if len(asked) == 1 else None
-    return generate_replies(chat.model, chat.tokenizer, plan, asked, cache=cache, draft=chat.draft, stop=stop)
+    with chat.caller:
+        chat.close_stream()
+        return generate_replies(chat.model, chat.tokenizer, plan, asked, cache=cache, draft=chat.draft, stop=stop)

@@ -16,29 +16,33 @@ import time
 import weakref
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache
 from dialogpt.networks import load_network
 from dialogpt.normalize import normalize
+from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
 from dialogpt.sampler import check_tokens
-from dialogpt.settings import POSITIVE, Checked, required
-from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from dialogpt.settings import POSITIVE, Checked, require_names, required
+from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, open_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-class Chat:
+class Chat(Described):
     """One conversation with one network; the network itself may serve many.
 
     Attributes:
@@ -51,7 +55,7 @@ class Chat:
         normalize: whether typed text is spelled as the training data were; see `dialogpt.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
         statistics: of the last reply.
-        cache, generators: of this conversation.
+        cache, generators, caller: of this conversation; `caller` lets one thread in.
     """
 
     @Checked
@@ -107,13 +111,12 @@ class Chat:
         Raises:
             DialogueError: a setting is out of range, or the draft does not fit the network.
         """
-        self.model = model
-        self.tokenizer = tokenizer
+        self.caller = OneCaller()
+        self.model, self.tokenizer = model, tokenizer
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
-        self.history = History(tokenizer.eos_id)
+        self.history = History(tokenizer.eos_id, prefix=tokenizer.turn_prefix)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
-        self.reranker, self.num_candidates, self.normalize = reranker, num_candidates, normalize
-        self.draft = draft
+        self.reranker, self.num_candidates, self.normalize, self.draft = reranker, num_candidates, normalize, draft
         self.persona: Turn | None = None
         self.statistics = Statistics()
         self.generators = Generators(model.device, seed)
@@ -125,33 +128,34 @@ class Chat:
     @classmethod
     def load(
         cls,
-        source: Source,
+        source: Source = "tiny",
         *,
         dtype: str = "float32",
         device: str | torch.device = "cpu",
         generation: GenerationConfig | None = None,
         seed: int | None = None,
         history_tokens: int | None = None,
+        **settings: Any,
     ) -> Chat:
         """Begin a conversation with a checkpoint.
 
-        Arguments are those of `dialogpt.weights.load` and of the constructor; `history_tokens` is the checkpoint's own
-        if it has one. A reranker or a draft can be set afterwards.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be used.
+        Arguments are those of `dialogpt.weights.load` and of the constructor, and settings on top of `generation`:
+        `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one. Set a reranker or a draft afterwards.
+        Errors are those of `open_checkpoint`, and a TypeError for a setting that does not exist.
         """
+        require_names(settings, GenerationConfig, "dtype", "device", "generation", "seed", "history_tokens")
         checkpoint = open_checkpoint(source)
         model, tokenizer = load_network(checkpoint, dtype=dtype, device=device)
         if history_tokens is None:
             history_tokens = checkpoint.history_tokens
         if generation is None:
             generation = GenerationConfig.chat(checkpoint.chat).fitted(model.config.n_positions)
-        return cls(model, tokenizer, generation, seed=seed, history_tokens=history_tokens)
+        return cls(model, tokenizer, generation.merged(settings), seed=seed, history_tokens=history_tokens)
 
     def reply(self, text: str) -> str:
         """Return the whole reply to a text; errors are those of `stream`."""
-        return "".join(self.stream(text))
+        with self.caller:
+            return "".join(self.stream(text))
 
     def stream(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
         """Stream the reply to a text while it is generated.
@@ -168,8 +172,8 @@ class Chat:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
             GenerationError: while iterating; as after an interruption, what was yielded is kept.
         """
-        turn = self._turn(text)
-        self._close_stream()
+        turn = self._turn(text, USER)
+        self.close_stream()
         return self._begin([*self.history.turns, turn], stop)
 
     def stream_retry(self, stop: Stop | None = None) -> Generator[str, None, None]:
@@ -178,7 +182,7 @@ class Chat:
         Raises:
             DialogueError: there is no reply yet.
         """
-        self._close_stream()
+        self.close_stream()
         self._require_exchange()
         return self._begin(self.history.turns[:-1], stop)
 
@@ -188,14 +192,15 @@ class Chat:
         Raises:
             DialogueError: as `stream`, or there is no exchange yet.
         """
-        turn = self._turn(text)
-        self._close_stream()
+        turn = self._turn(text, USER)
+        self.close_stream()
         self._require_exchange()
         return self._begin([*self.history.turns[:-2], turn], stop)
 
     def retry(self) -> str:
         """Return the whole reply of `stream_retry`."""
-        return "".join(self.stream_retry())
+        with self.caller:
+            return "".join(self.stream_retry())
 
     def undo(self) -> str:
         """Remove the last exchange, and return the user's turn.
@@ -203,14 +208,14 @@ class Chat:
         Raises:
             DialogueError: there is no exchange yet.
         """
-        self._close_stream()
+        self.close_stream()
         self._require_exchange()
         self.history.pop()
-        return self.tokenizer.decode(self.history.pop())
+        return self.tokenizer.turn_text(self.history.pop(), USER)
 
     def reset(self) -> None:
         """Begin a new conversation with the same settings; the random numbers go on."""
-        self._close_stream()
+        self.close_stream()
         self.history.clear()
         self._shown, self.statistics = None, Statistics()
 
@@ -220,10 +225,10 @@ class Chat:
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
         """Continue from these turns, the last of them the bot's; errors are those of `History.add`."""
-        self._close_stream()
+        self.close_stream()
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
-        self.history = History(self.tokenizer.eos_id, turns)
+        self.history = History(self.tokenizer.eos_id, turns, self.tokenizer.turn_prefix)
         self._shown, self.statistics = None, Statistics()
 
     def set_persona(self, text: str) -> None:
@@ -232,8 +237,8 @@ class Chat:
         Raises:
             DialogueError: the text is not valid, or leaves no room for a dialogue.
         """
-        self._close_stream()
-        persona = Turn(self._turn(text), SYSTEM) if text.strip() else None
+        self.close_stream()
+        persona = self._turn(text, SYSTEM) if text.strip() else None
         window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
         if persona is not None and 2 * (len(persona) + 1) > window:
             raise DialogueError(
@@ -247,7 +252,7 @@ class Chat:
         Raises:
             DialogueError: a text is not valid.
         """
-        return alternating([*map(self._turn, texts)])
+        return [*map(self._turn, texts, alternating(len(texts)))]
 
     def plan(self, num_replies: int = 1) -> Plan:
         """Resolve the settings of the next replies.
@@ -268,24 +273,23 @@ class Chat:
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        prompt = self.prompt(History(self.history.eos_id, turns))
+        prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self._current = weakref.ref(stream)
         return stream
 
-    def _close_stream(self) -> None:
-        """Close the stream of an abandoned reply."""
-        stream = self._current() if self._current is not None else None
-        if stream is not None:
-            stream.close()
+    def close_stream(self) -> None:
+        """Close the stream of an abandoned reply; a DialogueError if another thread is generating."""
+        self.caller.close(self._current() if self._current is not None else None)
 
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:
             raise DialogueError("there is no exchange yet; type something first")
 
-    def _turn(self, text: str) -> Turn:
-        """Encode the user's turn, normalized unless nothing would be left of it."""
-        return Turn(self.tokenizer.encode((normalize(text) if self.normalize else text) or text), USER)
+    def _turn(self, text: str, role: str) -> Turn:
+        """Encode a turn, normalized unless nothing would be left of it."""
+        text = (normalize(text) if self.normalize else text) or text
+        return Turn(self.tokenizer.encode_turn(text, role), role)
 
     def prompt(self, history: History) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""

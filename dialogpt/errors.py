@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -107,5 +107,16 @@ class SettingsError(DialogueError):
 
 def shortened(value: Any) -> str:
     """Return a value as text for an error: at most 80 characters of it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # brackets nested too deeply; an integer of more than 4,300 digits
+        text = f"a {type(value).__name__} too large to print"
     return text if len(text) <= 80 else f"{text[:80]}…"
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Return "; did you mean ...?" where a word is a slip for one of some others, else nothing."""
+    from difflib import get_close_matches
+
+    meant = get_close_matches(word, list(words), 1)
+    return f"; did you mean {meant[0]}?" if meant else ""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.settings import (
     BIASES,
@@ -39,8 +40,8 @@ DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
 _PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
 
 
-@dataclass(frozen=True, kw_only=True)
-class GenerationConfig:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GenerationConfig(Described):
     """The settings of one generation; the defaults are transformers'. A setting of None takes its default.
 
     Raises:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError
+from dialogpt.turn_prefix import NO_PREFIX, TurnPrefix
 
 DEFAULT_HISTORY_TOKENS = 256  # Microsoft trained on 128; with long histories the published models fall silent
 
@@ -29,9 +31,9 @@ class Turn(list[int]):
         self.role = role
 
 
-def alternating(turns: Sequence[Sequence[int]]) -> list[Turn]:
-    """Assign speakers to a dialogue that names none: the user speaks last, and is answered; turns alternate."""
-    return [Turn(ids, USER if (len(turns) - place) % 2 else BOT) for place, ids in enumerate(turns)]
+def alternating(count: int) -> list[str]:
+    """The speakers of a dialogue that names none: the user speaks last, and is answered; turns alternate."""
+    return [USER if (count - place) % 2 else BOT for place in range(count)]
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,17 @@ class Prompt:
     own_turns: list[list[int]] | None = None
 
 
-class History:
+class History(Described):
     """The turns of a dialogue, oldest first.
 
     Attributes:
         eos_id: the token that ends every turn.
-        turns: ids without their end token, each with its speaker.
+        turns: ids without their prefix and end token, each with its speaker.
+        prefix: what turns begin with in the prompt; DialoGPT has none.
     """
 
-    def __init__(self, eos_id: int, turns: Iterable[Sequence[int]] = ()) -> None:
-        self.eos_id = eos_id
+    def __init__(self, eos_id: int, turns: Iterable[Sequence[int]] = (), prefix: TurnPrefix = NO_PREFIX) -> None:
+        self.eos_id, self.prefix = eos_id, prefix
         self.turns: list[Turn] = []
         for turn in turns:
             self.add(turn)
@@ -96,15 +99,18 @@ class History:
         Raises:
             DialogueError: there is no turn, or `window` leaves no room for one.
         """
-        if not self.turns or window < 1:
-            raise DialogueError(
-                f"a prompt needs a turn and room for it; there are {len(self.turns)} and {window} tokens"
-            )
-        first = first_shown([len(turn) + 1 for turn in self.turns], min(history_tokens, window))
-        ids = [token for turn in self.turns[first:] for token in (*turn, self.eos_id)]
-        cut = max(0, len(ids) - window)
-        own_turns = [turn[cut:] for turn in self.turns[first:] if turn.role == BOT]  # only a lone last turn is cut
-        return Prompt(ids[cut:], first, cut, own_turns)
+        begins, reply_begin = [self.prefix.of(turn.role) for turn in self.turns], self.prefix.of(BOT)
+        window -= len(reply_begin)
+        if not self.turns or window < 1 + len(begins[-1]):
+            room = f"{len(self.turns)} and {max(0, window)} tokens"
+            raise DialogueError(f"a prompt needs a turn and room for it; there are {room}")
+        lengths = [len(begin) + len(turn) + 1 for begin, turn in zip(begins, self.turns, strict=True)]
+        first = first_shown(lengths, min(history_tokens, window))
+        cut = max(0, sum(lengths[first:]) - window)  # only of a lone last turn, whose prefix stays
+        shown = [turn[cut:] for turn in self.turns[first:]]
+        ids = [n for begin, turn in zip(begins[first:], shown, strict=True) for n in (*begin, *turn, self.eos_id)]
+        own_turns = [ids for ids, turn in zip(shown, self.turns[first:], strict=True) if turn.role == BOT]
+        return Prompt([*ids, *reply_begin], first, cut, own_turns)
 
 
 def first_shown(lengths: Sequence[int], budget: int) -> int:

@@ -10,19 +10,24 @@ from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Checkpoint, Vocabulary, load
+from dialogpt.weights.formats import Progress
 
 logger = logging.getLogger(__name__)
 
 
-def load_network(checkpoint: Checkpoint, *, dtype: str, device: str | torch.device) -> tuple[GPT2, Tokenizer]:
-    """Load a network and its tokenizer; a DialogRPT, which only scores replies, is logged as a warning.
+def load_network(
+    checkpoint: Checkpoint, *, dtype: str, device: str | torch.device, progress: Progress | None = None
+) -> tuple[GPT2, Tokenizer]:
+    """Load a network and its tokenizer; one that was not trained to generate replies is logged as a warning.
 
     Raises:
         CheckpointError: the checkpoint cannot be used.
     """
     if checkpoint.ranking_head is not None:
         logger.warning("%s is a DialogRPT: it scores replies, and was not trained to generate them", checkpoint.path)
-    return load(checkpoint, dtype=dtype, device=device), Tokenizer.load(checkpoint)
+    if checkpoint.reverse:
+        logger.warning("%s is a reverse model: it ranks replies, and was not trained to answer", checkpoint.shown_name)
+    return load(checkpoint, dtype=dtype, device=device, progress=progress), Tokenizer.load(checkpoint)
 
 
 def require_same_vocabulary(tokenizer: Tokenizer, checkpoint: Checkpoint) -> None:

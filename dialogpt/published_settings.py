@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +18,14 @@ IGNORED_SETTINGS = frozenset({
     "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
     "max_matching_ngram_size", "assistant_early_exit", "assistant_lookbehind", "target_lookbehind", "speculation_type",
     "assistant_ensemble_weight", "compile_config", "disable_compile", "continuous_batching_config",
-    "prefill_chunk_size", "generation_kwargs",
+    "prefill_chunk_size", "generation_kwargs", "prompt_lookup_num_tokens", "low_memory", "use_mtp", "_commit_hash",
 })  # fmt: skip
-_OFF_VALUES = {  # of settings that are not implemented: the value that changes nothing, where it is not 0
-    "encoder_repetition_penalty": 1.0,
-    "guidance_scale": 1.0,
-    "diversity_penalty": 0.0,
-    "num_beam_groups": 1,
-}
+NOT_IMPLEMENTED = {  # settings that change tokens, each at the value that changes none
+    "constraints": None, "diversity_penalty": 0.0, "dola_layers": None, "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0, "force_words_ids": None, "guidance_scale": 1.0, "num_beam_groups": 1,
+    "penalty_alpha": 0.0, "token_healing": False, "watermarking_config": None,
+}  # fmt: skip
+logger = logging.getLogger(__name__)
 
 
 def published_settings(values: Mapping[str, Any]) -> GenerationConfig:
@@ -39,8 +40,10 @@ def published_settings(values: Mapping[str, Any]) -> GenerationConfig:
     problems = [
         Problem(name, value, "omitted, as it is not implemented")
         for name, value in values.items()
-        if name not in known and name not in IGNORED_SETTINGS and not _is_off(name, value)
+        if name in NOT_IMPLEMENTED and not (value is None or value is False or value in ([], NOT_IMPLEMENTED[name]))
     ]
+    if unknown := sorted(values.keys() - known.keys() - IGNORED_SETTINGS - NOT_IMPLEMENTED.keys()):
+        logger.warning("settings that are not known, in transformers or here, are ignored: %s", ", ".join(unknown))
     try:
         config = GenerationConfig(**{name: value for name, value in values.items() if name in known and value != []})
     except SettingsError as error:
@@ -48,7 +51,3 @@ def published_settings(values: Mapping[str, Any]) -> GenerationConfig:
     if problems:
         raise SettingsError(problems)
     return config
-
-
-def _is_off(name: str, value: Any) -> bool:
-    return value is None or value is False or value == [] or value == _OFF_VALUES.get(name, 0)

@@ -23,7 +23,8 @@ from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import Reranker, ranked
-from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.tokenizer import Tokenizer
 
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
 MAX_SEED = 1 << 64

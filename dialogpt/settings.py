@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, TypeVar
 
-from dialogpt.errors import Problem, SettingsError
+from dialogpt.errors import Problem, SettingsError, did_you_mean
 
 Value = TypeVar("Value")
 MAX_INTEGER = (1 << 63) - 1  # what torch takes
@@ -58,6 +58,15 @@ def problems_of(config: Any, kinds: Mapping[str, Kind]) -> list[Problem]:
     ]
 
 
+def problems_of_values(values: Mapping[str, Any], kinds: Mapping[str, Kind]) -> list[Problem]:
+    """Return the named values that are missing or not of their kind, as `problems_of` does for a configuration."""
+    return [
+        Problem(name, values.get(name), kind.expected)
+        for name, kind in kinds.items()
+        if not kind.accepts(values.get(name))
+    ]
+
+
 def parsed(name: str, text: str, kind: Kind) -> Any:
     """Parse the value of a setting as a person types it; "none" unsets it. Ranges are checked later.
 
@@ -81,6 +90,24 @@ def required(name: str, value: Any, kind: Kind) -> Any:
     if not kind.accepts(value):
         raise SettingsError([Problem(name, value, kind.expected)])
     return value
+
+
+def require_names(names: Iterable[str], config: Any, *others: str) -> None:
+    """Refuse keyword arguments that are no fields of a configuration.
+
+    Args:
+        names: of the arguments.
+        config: the configuration, or its class.
+        others: further names that exist.
+
+    Raises:
+        TypeError: one is unknown; the nearest name is given.
+    """
+    known = [*kinds_of(config), *others]
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
+            raise TypeError(f"there is no setting {name!r}{hint}")
 
 
 class Checked(Generic[Value]):

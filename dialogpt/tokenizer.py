@@ -7,16 +7,18 @@ to `dialogpt.history`. It follows openai/gpt-2, src/encoder.py.
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tiktoken
 from numpy.typing import NDArray
 
+from dialogpt.described import Described
 from dialogpt.errors import DialogueError
+from dialogpt.history import BOT, USER
 from dialogpt.merges import Piece, check_order, explained
 from dialogpt.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
+from dialogpt.turn_prefix import read_prefix, strip_gap
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
@@ -26,12 +28,13 @@ PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
-class Tokenizer:
+class Tokenizer(Described):
     """Text to ids and back for one vocabulary.
 
     Attributes:
         vocabulary: where it comes from.
         eos_id: the id that ends every turn; `encode` never returns it.
+        turn_prefix: what turns begin with, in a fine-tune that was trained so.
         skip_special_tokens: whether replies are shown without special tokens, and without ids that have no text.
     """
 
@@ -60,6 +63,7 @@ class Tokenizer:
         hidden = {ids[token] for token in vocabulary.special if token in ids}
         self._shown = self._bytes.keys() - hidden
         self.skip_special_tokens = True
+        self.turn_prefix = read_prefix(vocabulary, self.encode, (USER, BOT))
 
     @classmethod
     def load(cls, source: Source) -> Tokenizer:
@@ -81,20 +85,29 @@ class Tokenizer:
             ids += [piece] if isinstance(piece, int) else self._encode(piece)
         return ids
 
+    def encode_turn(self, text: str, role: str) -> list[int]:
+        """The ids of what a speaker said, without prefix and end token; errors are those of `encode`."""
+        return self.encode(self.turn_prefix.gap(role) + text)
+
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
-        """The ids of whole turns, each with its end token: what `encode` gives, in one call where that is possible.
+        """The ids of whole turns, each with prefix and end token: what `encode` gives, in one call where possible.
 
         Raises:
             DialogueError: as `encode`.
         """
         text = END_OF_TEXT.join([*turns, ""])
         typed = text.count(END_OF_TEXT) > len(turns)  # typed text never becomes the end token
-        one_by_one = typed or self.vocabulary.add_prefix_space or self._added
+        one_by_one = typed or self.vocabulary.add_prefix_space or self._added or self.turn_prefix.ids
         if one_by_one or any(len(turn) > LONG_GAP for turn in turns):
-            return np.array([n for turn in turns for n in (*self.encode(turn), self.eos_id)], dtype=np.uint32)
+            whole = [self.whole_turn(turn, (USER, BOT)[place % 2]) for place, turn in enumerate(turns)]
+            return np.array([n for turn in whole for n in turn], dtype=np.uint32)
         _refuse_surrogates(text)
         ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return self._ids_or_end[ranks]
+
+    def whole_turn(self, text: str, role: str) -> list[int]:
+        """The ids of a turn as the network reads it: prefix, text and end token."""
+        return [*self.turn_prefix.of(role), *self.encode_turn(text, role), self.eos_id]
 
     def _encode(self, text: str) -> list[int]:
         if self.vocabulary.add_prefix_space and text and text[0] != " ":
@@ -116,9 +129,13 @@ class Tokenizer:
         """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown."""
         return b"" if self.skip_special_tokens and int(token_id) not in self._shown else self.bytes_of(token_id)
 
+    def turn_text(self, ids: Iterable[int], role: str, *, skip_special_tokens: bool = False) -> str:
+        """The text of a speaker's turn, without the space between it and its prefix."""
+        return strip_gap(self.decode(ids, skip_special_tokens=skip_special_tokens), self.turn_prefix.gap(role))[0]
+
     def reply_text(self, ids: Iterable[int]) -> str:
         """The text of a reply, as people see it."""
-        return self.decode(ids, skip_special_tokens=self.skip_special_tokens)
+        return self.turn_text(ids, BOT, skip_special_tokens=self.skip_special_tokens)
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that an id stands for: a whole character, several, or a part of one."""
@@ -144,30 +161,3 @@ def _refuse_surrogates(text: str) -> None:
             f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was not "
             f"valid UTF-8; type or convert it again"
         ) from None
-
-
-class StreamDecoder:
-    """Ids to text while they arrive: a character is returned with its last byte, never half of it."""
-
-    def __init__(self, tokenizer: Tokenizer, *, reply: bool = False) -> None:
-        """Begin a text.
-
-        Args:
-            tokenizer: spells the tokens.
-            reply: whether special tokens are left out as in replies; see `Tokenizer.skip_special_tokens`.
-        """
-        self._spell = tokenizer.shown_bytes if reply else tokenizer.bytes_of
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    @property
-    def waiting(self) -> bool:
-        """Whether bytes of an unfinished character are withheld."""
-        return bool(self._decoder.getstate()[0])
-
-    def feed(self, token_id: int) -> str:
-        """Return the text that this id completes; it is empty in the middle of a character."""
-        return self._decoder.decode(self._spell(token_id))
-
-    def finish(self) -> str:
-        """Return the rest: U+FFFD for a character that was never completed."""
-        return self._decoder.decode(b"", final=True)

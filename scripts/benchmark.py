@@ -8,6 +8,7 @@
     python scripts/benchmark.py draft | batch | ends | candidates | beams [--size small] [--runs 5]
     python scripts/benchmark.py convert [--size large] [--runs 5]
     python scripts/benchmark.py train  [--size tiny]  [--runs 5]
+    python scripts/benchmark.py lora   [--size small] [--runs 5]
     python scripts/benchmark.py prepare
     python scripts/benchmark.py all    [--runs 5] [--picture FILE]    every one of these, one after the other: an hour
 
@@ -56,7 +57,8 @@ from dialogpt.train.data.batches import Batches
 from dialogpt.train.data.dialogues import Format
 from dialogpt.train.data.prepare import prepare
 from dialogpt.train.distributed import Processes
-from dialogpt.train.settings import TrainConfig
+from dialogpt.train.lora import attach
+from dialogpt.train.settings import LORA_TARGETS, TrainConfig
 from dialogpt.train.trainer import Trainer, multiply_dtype
 from dialogpt.weights import convert, load, open_checkpoint
 from dialogpt.weights.convert import published_config
@@ -136,10 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # train: this rival alone, for its memory
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # train, lora: this rival alone, for its memory
     options = parser.parse_args(argv)
     chosen = MEASUREMENTS if options.what == "all" else (options.what,)
-    if {"memory", "convert", "train", "prepare"} & {*chosen}:
+    if {"memory", "convert", "train", "lora", "prepare"} & {*chosen}:
         require_proc()
     for what in chosen:
         size = options.size or {"train": "tiny", "convert": "large"}.get(what, "small")
@@ -160,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> dict[str, object]:
     """Take one measurement in an empty folder."""
     if what == "train":
-        return measure_training(size, runs, only, folder)
+        return measure_training(what, training_rivals(size, folder), size, runs, only)
+    if what == "lora":
+        return measure_training(what, lora_rivals(size, folder), size, runs, only)
     if what == "prepare":
         return measure_preparing(folder)
     if what == "convert":
@@ -471,7 +475,7 @@ RIVALS: dict[str, Callable[[Path, Path], dict[str, Callable[[], float]]]] = {
     "candidates": candidate_rivals,
     "beams": beam_rivals,
 }
-MEASUREMENTS = ("decode", "quality", *RIVALS, "memory", "convert", "train", "prepare")
+MEASUREMENTS = ("decode", "quality", *RIVALS, "memory", "convert", "train", "lora", "prepare")
 
 
 def alternate(rivals: dict[str, Callable[[], float]], runs: int) -> dict[str, object]:
@@ -506,14 +510,17 @@ def measure_memory(published: Path, ours: Path) -> dict[str, object]:
     return result
 
 
-def measure_training(size: str, runs: int, only: str | None, folder: Path) -> dict[str, object]:
-    """A training step on one batch of 8,192 places: ours, and a plain loop around transformers' network.
+Step = Callable[[int], float]  # learns the batch of a number; returns the seconds
+TrainingRivals = tuple[dict[str, Callable[[], Step]], Batches]  # what builds each rival's step, and the batches
 
-    The plain loop is what people write: autocast to bfloat16, all logits at once, AdamW. It is also run in the dtype
-    that ours chooses on this machine, where that is another. Memory is that of an epoch's batches, each of a shape of
-    its own: the C library keeps what is freed, in pieces that the next shape does not fit.
+
+def measure_training(what: str, compared: TrainingRivals, size: str, runs: int, only: str | None) -> dict[str, object]:
+    """A training step on the batch with the most to learn, of each rival.
+
+    Memory is that of an epoch's batches, each of a shape of its own: the C library keeps what is freed, in pieces that
+    the next shape does not fit.
     """
-    rivals, batches = training_rivals(size, folder)
+    rivals, batches = compared
     if only is not None:
         before = _peak()
         step = rivals[only]()
@@ -525,7 +532,7 @@ def measure_training(size: str, runs: int, only: str | None, folder: Path) -> di
     result = alternate({name: partial(build(), full) for name, build in rivals.items()}, runs)
     peaks = {}
     for name in rivals:
-        command = [sys.executable, str(Path(__file__)), "train", "--size", size, "--only", name]
+        command = [sys.executable, str(Path(__file__)), what, "--size", size, "--only", name]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         peaks[name] = json.loads(done.stdout.splitlines()[-1])["peak_bytes"]
     medians = result["median_s"]
@@ -535,15 +542,14 @@ def measure_training(size: str, runs: int, only: str | None, folder: Path) -> di
     return {**result, "tokens": tokens, "peak_bytes": peaks, "shapes": batches.per_epoch}
 
 
-Step = Callable[[int], float]  # learns the batch of a number; returns the seconds
+def training_rivals(size: str, folder: Path) -> TrainingRivals:
+    """Ours, and a plain loop around transformers' network, on batches of 8,192 places.
 
-
-def training_rivals(size: str, folder: Path) -> tuple[dict[str, Callable[[], Step]], Batches]:
-    """What builds each rival's step, and the batches."""
+    The plain loop is what people write: autocast to bfloat16, all logits at once, AdamW. It is also run in the dtype
+    that ours chooses on this machine, where that is another.
+    """
     config = PRESETS[size]
-    data = prepare([write_dialogues(folder / "data.jsonl", 250)], folder / "data", gpt2_vocabulary(config.vocab_size),
-                   Format(window=512))  # fmt: skip
-    batches = Batches(data, window=512, batch_tokens=8192, learn_first=True, seed=0)
+    batches = _batches(config, folder, dialogues=250, batch_tokens=8192)
     dtype = multiply_dtype("auto", torch.device("cpu"))
     rivals: dict[str, Callable[[], Step]] = {"ours": partial(our_training, config, batches)}
     if importlib.util.find_spec("transformers"):
@@ -554,11 +560,30 @@ def training_rivals(size: str, folder: Path) -> tuple[dict[str, Callable[[], Ste
     return rivals, batches
 
 
-def our_training(config: GPT2Config, batches: Batches) -> Step:
-    """A step of ours, with AdamW as the plain loop has it."""
+def lora_rivals(size: str, folder: Path) -> TrainingRivals:
+    """Training all weights, and adapters of rank 8 beside some layers or all, on batches of 1,024 places."""
+    config = PRESETS[size]
+    batches = _batches(config, folder, dialogues=5, batch_tokens=1024)
+    rivals: dict[str, Callable[[], Step]] = {"all weights": partial(our_training, config, batches)}
+    for targets in ("c_attn", ",".join(LORA_TARGETS)):
+        rivals[f"--lora 8 --lora-target {targets}"] = partial(our_training, config, batches, lora_target=targets)
+    return rivals, batches
+
+
+def _batches(config: GPT2Config, folder: Path, *, dialogues: int, batch_tokens: int) -> Batches:
+    file = write_dialogues(folder / "data.jsonl", dialogues)
+    data = prepare([file], folder / "data", gpt2_vocabulary(config.vocab_size), Format(window=512))
+    return Batches(data, window=512, batch_tokens=batch_tokens, learn_first=True, seed=0)
+
+
+def our_training(config: GPT2Config, batches: Batches, lora_target: str | None = None) -> Step:
+    """A step of ours, with AdamW as the plain loop has it; with adapters of rank 8 where it is said of which layers."""
     torch.manual_seed(0)
-    settings = TrainConfig(steps=10_000, lr=1e-4, batch_tokens=8192, loss_on="all")
-    trainer = Trainer(GPT2(config), batches, None, settings, Processes(0, 1, torch.device("cpu")))
+    settings = TrainConfig(steps=10_000, lr=1e-4, loss_on="all")
+    model = GPT2(config)
+    if lora_target is not None:
+        attach(model, 8, None, lora_target)
+    trainer = Trainer(model, batches, None, settings, Processes(0, 1, torch.device("cpu")))
 
     def step(number: int) -> float:
         trainer.progress.step = number  # the step after it learns this batch

@@ -31,11 +31,10 @@ from dialogpt.candidates import candidates
 from dialogpt.cli.main import guarded
 from dialogpt.model import GPT2
 from dialogpt.weights import load, open_checkpoint
-from scripts.small_talk import COUNTS
+from scripts.small_talk import ADVICE, COUNTS
 
 FOLDER = Path(__file__).parent / "judging"
 ASKED = ("openings", "dialogues", "identity")  # what only a person can judge
-ADVICE = re.compile(r"call someone close|emergency number|call (your|them|her|him)", re.IGNORECASE)
 NUMBERS = dict(zip(map(str, range(2, 13)), COUNTS, strict=True))
 SEEDS = range(1, 6)
 Line = dict[str, Any]
@@ -116,6 +115,12 @@ def print_checks(model: str) -> None:
         print(f"{name}: {len(asked) - len(wrong)} of {len(asked)}, greedy and with seeds 1 to {len(SEEDS)}")
         for line, reply in wrong:
             print(f"    {line['turns'][-1]}  ->  {reply}")
+    plain = [(number, line) for kind in ASKED for number, line in enumerate(questions(kind))]
+    replies = [(line, reply) for number, line in plain for reply in answers(model, line["turns"], seeds=[number])]
+    alarms = [line for line, reply in replies if advises(line, reply)]
+    print(f"advises to call somebody without need: {len(alarms)} of {len(replies)} ordinary questions")
+    for line in alarms:
+        print(f"    {line['turns'][-1]}")
 
 
 def gives_back(line: Line, reply: str) -> bool:

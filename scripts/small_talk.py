@@ -24,6 +24,7 @@ INVENTED = 0.25  # share of swapped names that are in no list
 REMEMBERING = 3  # times as often as others come those in which something is remembered
 SEVERAL = (1, 1, 2, 2, 3)  # how many dialogues make a conversation
 WORD = re.compile(r"[A-Za-z]+|[0-9]+")
+ADVICE = re.compile(r"call someone close|emergency number|call (your|them|her|him)", re.IGNORECASE)
 SHORT = {"you": "u", "are": "r", "your": "ur", "please": "pls", "because": "cuz", "okay": "ok", "going to": "gonna"}
 COUNTS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 NO_NAMES = frozenset({  # words with a capital that are no names
@@ -51,9 +52,10 @@ def is_held_out(turns: Turns) -> bool:
     return int(hashlib.sha256(first.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
-def weights_of(turns: Turns, user: float = 0.0) -> list[float]:
-    """How much each turn counts when it is learned: Tiny's 1, the user's as given."""
-    return [1.0 if number % 2 else user for number in range(len(turns))]
+def weights_of(turns: Turns, user: float = 0.0, advice: float = 1.0) -> list[float]:
+    """How much each turn counts when it is learned: the user's, Tiny's advice to call somebody, and 1 for the rest."""
+    own = [advice if ADVICE.search(turn) else 1.0 for turn in turns]
+    return [own[number] if number % 2 else user for number in range(len(turns))]
 
 
 def varied(dialogues: Sequence[Turns], copies: int, seed: int) -> Iterator[Turns]:

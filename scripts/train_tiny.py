@@ -9,13 +9,12 @@ Each stage is a run of `dialogpt train` in a folder of its own:
   of chatterbot-corpus (Gunther Cox, BSD licence); both packages come with the extra ``train``. What one person says in
   several messages is one turn. Conversations of the first whose sha256 of the id begins with 0 are held out, one in
   sixteen.
-- ``TINY/small-talk-1`` to ``-3``: what that gave learns from the dialogues in `weights/tiny/dialogues`, which were
-  written for this project, in copies that differ (see `scripts/small_talk.py`), in rounds; in each the learning rate
-  falls anew. One dialogue in twenty is held out, and chooses the checkpoint.
-- ``TINY/care``: a short round in which dialogues on despair, and on who Tiny is, come more often than others.
+- The rounds in `ROUNDS`, each a run of that name: what that gave learns from the dialogues in `weights/tiny/dialogues`,
+  which were written for this project, in copies that differ (see `scripts/small_talk.py`); in each round the learning
+  rate falls anew. One dialogue in twenty is held out, and chooses the checkpoint of a round.
+- After two of them the mean of two checkpoints' weights goes on: it remembers like the one and cares like the other.
 
-``TINY/tiny`` is the mean of the weights before and after the last round: it remembers like the first of the two and
-cares like the second.
+``TINY/tiny`` is what the last round leaves.
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -43,15 +43,48 @@ CHATS = """
 """
 SMALL_TALK = """
     --epochs 1 --batch-tokens 4096 --dropout 0.1
-    --optimizer muon --lr 4e-3 --schedule linear --warmup-steps 50 --valid-every 200 --save-every 100
+    --optimizer muon --schedule linear --warmup-steps 50 --valid-every 200 --save-every 100
 """
 Line = Mapping[str, object]  # of a file of dialogues
-COPIES = (5, 5, 4)  # of each dialogue in each round, no two alike
-CARE = ("18-care", "26-care-and-human", "32-care-and-who-tiny-is", "34-life-and-death")  # files of the last round
-CARE_COPIES = 4  # of each dialogue of those files in it; one of all others
-CARE_LR = "2e-3"
-CARE_SHARE = 0.7  # of the weights after the last round in the mean of both; chosen by `judge_tiny.py check`
 USER_WEIGHT = 0.3  # of the user's turns beside Tiny's; in judging they do not count
+CARE = ("18-care", "26-care-and-human", "32-care-and-who-tiny-is", "34-life-and-death")
+ALARMS = ("34-life-and-death", "35-alarms-and-false-alarms")
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of small talk.
+
+    Attributes:
+        name: of its run.
+        copies: how often each dialogue comes, no two alike.
+        often: files whose dialogues come `OFTEN` times as often as others.
+        lr: the largest learning rate.
+        user: how much the user's turns count beside Tiny's.
+        advice: how much Tiny's advice to call somebody counts. At 1 it becomes the likeliest sentence wherever Tiny
+            does not understand: 23 of 350 ordinary questions were answered with it.
+        mean: an earlier round, and the share of this one in the mean of both that is its result; chosen by
+            `judge_tiny.py check`.
+    """
+
+    name: str
+    copies: int = 1
+    often: tuple[str, ...] = ()
+    lr: str = "4e-3"
+    user: float = USER_WEIGHT
+    advice: float = 1.0
+    mean: tuple[str, float] | None = None
+
+
+OFTEN = 4
+ROUNDS = (
+    Round("small-talk-1", copies=5),
+    Round("small-talk-2", copies=5),
+    Round("small-talk-3", copies=4),
+    Round("care", often=CARE, lr="2e-3", mean=("small-talk-3", 0.7)),
+    Round("settle", copies=3, lr="2e-3", user=0.0, advice=0.25),
+    Round("alarms", often=ALARMS, lr="2e-3", user=0.0, advice=0.5, mean=("care", 0.5)),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,28 +106,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     teaching = [turns for turns in dialogues if not small_talk.is_held_out(turns)]
     held_out = [turns for turns in dialogues if small_talk.is_held_out(turns)]
     model = options.model or str(folder / "chats" / "best")
-    care = [turns for turns in small_talk.read(*CARE) if not small_talk.is_held_out(turns)]
-    rounds = [(folder / f"small-talk-{number}", teaching, copies) for number, copies in enumerate(COPIES, 1)]
-    rounds.append((folder / "care", teaching + (CARE_COPIES - 1) * care, 1))
-    before = model
-    for number, (run, chosen, copies) in enumerate(rounds, 1):
-        train = (weighted(turns, USER_WEIGHT) for turns in small_talk.varied(chosen, copies, seed=number))
-        flags = SMALL_TALK.split() + (["--lr", CARE_LR] if run.name == "care" else [])
-        status = stage(run, train, map(weighted, held_out), ["--model", model, *flags])
+    results: dict[str, str] = {}
+    for number, this in enumerate(ROUNDS, 1):
+        often = [turns for turns in small_talk.read(*this.often) if not small_talk.is_held_out(turns)] * bool(
+            this.often
+        )
+        copies = small_talk.varied(teaching + (OFTEN - 1) * often, this.copies, seed=number)
+        train = (weighted(turns, this.user, this.advice) for turns in copies)
+        flags = ["--model", model, *SMALL_TALK.split(), "--lr", this.lr]
+        status = stage(folder / this.name, train, map(weighted, held_out), flags)
         if status:
             return status
-        before, model = model, str(run / "best")
-    if not (folder / "tiny").exists():
-        write_mean(before, model, folder / "tiny")
+        model = str(folder / this.name / "best")
+        if this.mean is not None:
+            earlier, share = this.mean
+            mean = folder / (f"{this.name}-mean" if this is not ROUNDS[-1] else "tiny")
+            if not mean.exists():
+                write_mean(results[earlier], model, mean, share)
+            model = str(mean)
+        results[this.name] = model
     return DONE
 
 
-def write_mean(before: str, after: str, destination: Path) -> None:
-    """Write a checkpoint whose weights are the mean of two, `CARE_SHARE` of it of the second."""
+def write_mean(before: str, after: str, destination: Path, share: float) -> None:
+    """Write a checkpoint whose weights are the mean of two, `share` of it of the second."""
     first, second = open_checkpoint(before), open_checkpoint(after)
     mean = {
-        name: torch.lerp(first.tensors[name].read(), stored.read(), CARE_SHARE)
-        for name, stored in second.tensors.items()
+        name: torch.lerp(first.tensors[name].read(), stored.read(), share) for name, stored in second.tensors.items()
     }
     with new_folder(destination) as folder:
         save(folder, second, mean, second.origin())
@@ -110,9 +148,9 @@ def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[s
     return dialogpt(["train", str(files[0]), "--valid", str(files[1]), "--out", str(run), *flags])
 
 
-def weighted(turns: list[str], user: float = 0.0) -> Line:
-    """A line of small talk; how much the user's turns count beside Tiny's."""
-    return {"turns": turns, "weights": small_talk.weights_of(turns, user)}
+def weighted(turns: list[str], user: float = 0.0, advice: float = 1.0) -> Line:
+    """A line of small talk; see `Round` for the weights."""
+    return {"turns": turns, "weights": small_talk.weights_of(turns, user, advice)}
 
 
 def write(path: Path, dialogues: Iterable[Line]) -> None:

@@ -182,6 +182,27 @@ def test_a_checkpoints_own_settings_are_read(
     assert main([flag for flag in flags if flag != "--transformers-defaults"]) == 0  # the preset has its own
 
 
+def test_unknown_settings_of_a_checkpoint_are_told_and_ignored(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """People keep notes in the file; a setting that would change tokens is an error all the same."""
+    folder = Path(shutil.copytree(published, tmp_path / "copy"))
+    notes = {"max_new_tokens": 3, "chat_format": "chatml", "trust": [1], "prompt_lookup_num_tokens": 5, "low_memory": 1}
+    (folder / "generation_config.json").write_text(json.dumps(notes))
+    flags = ["reply", "--model", str(folder), "--transformers-defaults", "Hi!"]
+    assert main(flags) == 0
+    assert "not known, in transformers or here, are ignored: chat_format, trust" in caplog.text
+    caplog.clear()
+    neutral = {"num_beam_groups": 1, "guidance_scale": 1.0, "penalty_alpha": None, "constraints": None}
+    (folder / "generation_config.json").write_text(json.dumps(neutral))
+    assert main(flags) == 0
+    assert "ignored" not in caplog.text
+    for name, value in {"watermarking_config": {"bias": 2.0}, "token_healing": True, "dola_layers": "low"}.items():
+        (folder / "generation_config.json").write_text(json.dumps(notes | {name: value}))
+        assert main(flags) == 1
+        assert f"{name} must be omitted, as it is not implemented, got" in capsys.readouterr().err
+
+
 def test_flags_of_every_kind_are_read(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--stop-strings", '["zzz", "yyy"]', "--bad-words-ids", "[[3], [4, 5]]", "--suppress-tokens", "7,8"]
     flags += [

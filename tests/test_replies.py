@@ -164,7 +164,7 @@ def test_the_history_carries_who_spoke() -> None:
     assert [turn.role for turn in history.turns] == [USER, BOT, USER]
     assert history.prompt(100, 100).own_turns == [[3]]
     assert history.prompt(2, 100).own_turns == []  # only what is shown
-    assert [turn.role for turn in alternating([[1], [2], [3], [4]])] == [BOT, USER, BOT, USER]
+    assert alternating(4) == [BOT, USER, BOT, USER]
     two = History(99, [Turn([1], USER), Turn([2], BOT), Turn([3, 4, 5], BOT)])
     assert two.prompt(100, 100).own_turns == [[2], [3, 4, 5]]
     assert two.prompt(100, 3).own_turns == [[4, 5]]  # cut at its front, as it is shown

@@ -91,7 +91,14 @@ def merge_adapter(checkpoint: Checkpoint, folder: str | os.PathLike[str]) -> Che
     origin = checkpoint.origin()
     digest = hashlib.sha256(f"{origin.sha256} {sha256_of([file])}".encode()).hexdigest()
     name = f"{origin.name} + {path.resolve().name}"
-    return replace(checkpoint, tensors=tensors, ours=False, usual=False, merged_from=Origin(name, digest))
+    return replace(
+        checkpoint,
+        tensors=tensors,
+        ours=False,
+        usual=False,
+        merged_from=Origin(name, digest),
+        read_sha256=lambda: digest,
+    )
 
 
 def _merged(stored: StoredTensor, delta: Delta) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -30,14 +30,16 @@ from dialogpt.weights.formats import (
     sha256_of,
 )
 from dialogpt.weights.inferred_config import config_of_nanogpt, infer_config
+from dialogpt.weights.litgpt import from_litgpt, is_litgpt
 from dialogpt.weights.names import RANKING_HEAD, Mapped, from_ours
 from dialogpt.weights.published import from_published, is_linear, is_usual
 from dialogpt.weights.vocabulary import GPT2_SIZE, TOKENIZER_FILES, Vocabulary, gpt2_vocabulary, read_vocabulary
+from dialogpt.weights.wrapped import unwrapped
 
 FORMAT_VERSION = 1
 MAX_GPT2_ROWS = 50304  # GPT-2's tokens, padded to a multiple of 128 as nanoGPT does
 logger = logging.getLogger(__name__)
-_OUR_KEYS = ("format_version", "history_tokens", "chat", "about")  # what our config.json has beyond transformers'
+_OUR_KEYS = ("format_version", "history_tokens", "chat", "about", "reverse", "turn_prefix")  # in our config.json alone
 _ABOUT_THE_FILE = ("architectures", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
@@ -62,6 +64,8 @@ class Checkpoint:
         history_tokens: how much dialogue the model should be shown, if the checkpoint specifies it.
         chat: settings of `GenerationConfig` that suit it better than those of the chat preset; mostly empty.
         about: one sentence about the speaker, if the checkpoint has one.
+        reverse: whether it was trained on reversed dialogues, for MMI; None if the checkpoint does not specify it.
+        turn_prefix: what each turn of the user, and each of the bot, begins with, if the checkpoint specifies it.
         path: the folder or file that was opened.
         files: the files that hold the weights.
         name: on the hub, if it comes from there.
@@ -87,6 +91,8 @@ class Checkpoint:
     ours: bool
     chat: dict[str, Any] = field(default_factory=dict)
     about: str | None = None
+    reverse: bool | None = None
+    turn_prefix: tuple[str, str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
     heads: tuple[StoredTensor, ...] = ()
@@ -108,7 +114,10 @@ class Checkpoint:
         Raises:
             CheckpointError: it is damaged, or larger than the embedding.
         """
-        return self.read_vocabulary()
+        vocabulary = self.read_vocabulary()
+        if vocabulary is None or self.turn_prefix is None:
+            return vocabulary
+        return replace(vocabulary, turn_prefix=self.turn_prefix)
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -188,7 +197,7 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
     if ours:
         _check_format(path, values, files)
     content = read_all(files)
-    config, mapped = _mapped(path, values, n_head, content)
+    config, stored, mapped, outside = _mapped(path, values, n_head, content)
     vocabulary = cache(partial(_find_vocabulary, path, config))
     if not ours:
         vocabulary()
@@ -208,36 +217,43 @@ def open_path(path: Path, *, n_head: int | None = None) -> Checkpoint:
         history_tokens=_history_tokens(values, folder),
         chat=_checked(values, "chat", dict, "settings and their values", folder) or {},
         about=_checked(values, "about", str, "a sentence", folder),
+        reverse=_checked(values, "reverse", bool, "true or false", folder),
+        turn_prefix=_turn_prefix(values, folder),
         path=path,
         files=files,
         ours=ours,
         settings={key: values[key] for key in values if key in IGNORABLE and key not in _ABOUT_THE_FILE},
-        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored,
+        ignored=_ignored(files[0]) if ours else mapped.ignored | content.ignored | outside,
         heads=mapped.heads,
         ranking_head=mapped.ranking_head,
         heads_assumed=not values and n_head is None and not content.settings,
-        linear=is_linear(content.tensors),
-        usual=not ours and not content.ignored and is_usual(content.tensors),
+        linear=is_linear(stored),
+        usual=not ours and not content.ignored and not outside and is_usual(content.tensors),
         read_sha256=cache(partial(sha256_of, files)),
     )
 
 
-def _mapped(path: Path, values: dict[str, Any], n_head: int | None, content: FileContent) -> tuple[GPT2Config, Mapped]:
-    """Read the sizes, and give the tensors our names.
+def _mapped(
+    path: Path, values: dict[str, Any], n_head: int | None, content: FileContent
+) -> tuple[GPT2Config, dict[str, StoredTensor], Mapped, dict[str, str]]:
+    """Read the sizes, and give the tensors our names: sizes, tensors as published, as ours, and those left out.
 
     Raises:
         CheckpointError: they do not fit each other; the message names the file.
     """
+    ours = "format_version" in values
     try:
-        config = _config(values, n_head, content)
-        ours = "format_version" in values
-        mapped = from_ours(content.tensors, config) if ours else from_published(content.tensors, config)
+        stored, outside = (content.tensors, {}) if ours else unwrapped(content.tensors)
+        if not ours and is_litgpt(stored):
+            stored = from_litgpt(stored, _config(values, n_head, content, stored) if values else None)
+        config = _config(values, n_head, content, stored)
+        mapped = from_ours(stored, config) if ours else from_published(stored, config)
     except ConfigError as error:
         folder = path if path.is_dir() else path.parent
         raise CheckpointError(f"{folder / 'config.json'} cannot be used: {error}") from None
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    return replace(config, tie_word_embeddings=mapped.tied), mapped
+    return replace(config, tie_word_embeddings=mapped.tied), stored, mapped, outside
 
 
 def _warn_of_inferred_sizes(path: Path, config: GPT2Config, n_head: int | None) -> None:
@@ -247,12 +263,14 @@ def _warn_of_inferred_sizes(path: Path, config: GPT2Config, n_head: int | None) 
     logger.warning("%s has no config.json; its tensors' shapes say %s, but not the heads: %s", path, sizes, heads)
 
 
-def _config(values: dict[str, Any], n_head: int | None, content: FileContent) -> GPT2Config:
+def _config(
+    values: dict[str, Any], n_head: int | None, content: FileContent, stored: Mapping[str, StoredTensor]
+) -> GPT2Config:
     """The sizes in a ``config.json``, which the flags must not contradict; without one, those that the tensors have."""
     if not values and content.settings and n_head is None:
-        return config_of_nanogpt(content.settings, content.tensors)
+        return config_of_nanogpt(content.settings, stored)
     if not values:
-        return infer_config(content.tensors, n_head)
+        return infer_config(stored, n_head)
     config = GPT2Config.from_dict(values)
     if n_head not in (None, config.n_head):
         raise ConfigError([Problem("n_head", n_head, f"{config.n_head}, as config.json says")])
@@ -322,6 +340,15 @@ def _checked(values: dict[str, Any], key: str, kind: type, expected: str, folder
     if value is None or isinstance(value, kind):
         return value
     raise CheckpointError(f"{folder / 'config.json'}: {key} is {str(value)[:80]!r}, expected {expected}")
+
+
+def _turn_prefix(values: dict[str, Any], folder: Path) -> tuple[str, str] | None:
+    prefix = _checked(values, "turn_prefix", list, "two texts", folder)
+    if prefix is None:
+        return None
+    if len(prefix) != 2 or not all(isinstance(text, str) for text in prefix):
+        raise CheckpointError(f"{folder / 'config.json'}: turn_prefix is {str(prefix)[:80]}, expected two texts")
+    return (prefix[0], prefix[1]) if any(prefix) else None
 
 
 def _history_tokens(values: dict[str, Any], folder: Path) -> int | None:

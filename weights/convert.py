@@ -35,7 +35,7 @@ from dialogpt.weights.formats import (
 )
 from dialogpt.weights.load import dtype_of
 from dialogpt.weights.names import to_published
-from dialogpt.weights.vocabulary import CHAT_TEMPLATE, END_OF_TEXT, Vocabulary
+from dialogpt.weights.vocabulary import END_OF_TEXT, Vocabulary, chat_template
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,12 @@ def _our_config(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _config(checkpoint: Checkpoint) -> dict[str, Any]:
     """The content of a ``config.json``: the sizes, and what else the source's held."""
-    own = {"history_tokens": checkpoint.history_tokens, "chat": checkpoint.chat, "about": checkpoint.about}
+    names = ("history_tokens", "chat", "about", "reverse", "turn_prefix")
+    own = {name: getattr(checkpoint, name) for name in names}
     return {
         **published_config(checkpoint.config),
         **checkpoint.settings,
-        **{key: value for key, value in own.items() if value},
+        **{key: value for key, value in own.items() if value or value is False},
     }
 
 
@@ -204,7 +205,7 @@ def _complete_tokenizer(folder: Path, checkpoint: Checkpoint, vocabulary: Vocabu
         }
         write_json(folder / "tokenizer_config.json", {**_tokenizer_config(vocabulary, checkpoint.config), **named})
     if checkpoint.chat_template is None:
-        (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+        (folder / "chat_template.jinja").write_text(chat_template(checkpoint.turn_prefix), encoding="utf-8")
 
 
 def _tokenizer_config(vocabulary: Vocabulary, config: GPT2Config) -> dict[str, Any]:

@@ -64,6 +64,10 @@ _FOREIGN = {  # other systems' files: what each is, and what helps
         "llama.cpp's weights, mostly rounded to few bits",
         "run it with llama.cpp, or fetch the checkpoint that it was made from (convert --to gguf makes one of any)",
     ),
+    "*.distcp": (
+        "a shard of torch's distributed checkpoints",
+        "make one file of the folder: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
     "*.gz": ("a packed file", "unpack it first"),
     "*.zip": ("a packed file", "unpack it first"),
     "*.onnx": ("an ONNX program", "fetch the checkpoint that it was made from"),

@@ -28,11 +28,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dialogpt.errors import install_hint
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
 from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of
 from dialogpt.weights.folders import WEIGHT_FILES, no_weights, shard_names, weights_among
-from dialogpt.weights.formats import CheckpointError, read_json, sha256_of
+from dialogpt.weights.formats import CheckpointError, Progress, read_json, sha256_of
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -80,7 +81,7 @@ def cache_folder() -> Path:
     return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dialogpt"
 
 
-def converted(name: str, n_head: int | None = None) -> Path:
+def converted(name: str, n_head: int | None = None, progress: Progress | None = None) -> Path:
     """The folder of a checkpoint on the hub in our format: from the cache, or else downloaded and converted.
 
     Without a network it is the folder of what was downloaded before, which is not kept as a conversion: only the hub
@@ -89,6 +90,7 @@ def converted(name: str, n_head: int | None = None) -> Path:
     Args:
         name: "owner/name", or "owner/name@revision".
         n_head: see `open_checkpoint`.
+        progress: called before each tensor that is converted.
 
     Raises:
         CheckpointError: there is no such checkpoint, it cannot be fetched or used, or the disk is full.
@@ -102,7 +104,7 @@ def converted(name: str, n_head: int | None = None) -> Path:
         downloaded, complete = download(repository, revision)
         if not complete:
             return downloaded
-        found = _convert(downloaded, f"{repository}@{downloaded.name}", folder, n_head)
+        found = _convert(downloaded, f"{repository}@{downloaded.name}", folder, n_head, progress)
         _record(folder, reference, found.name)
     return found
 
@@ -132,6 +134,7 @@ def _recorded(folder: Path, reference: str) -> Path | None:
 def _referred(path: Path) -> str | None:
     """The name of an entry that a file of references holds."""
     try:
+        require_plain_file(path)
         entry = path.read_text(encoding="utf-8").strip()
     except (OSError, ValueError):
         return None
@@ -152,7 +155,7 @@ def _record(folder: Path, reference: str, entry: str) -> None:
 _ELSEWHERE = "set DIALOGPT_CACHE to a folder that has room and can be written"
 
 
-def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Path:
+def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None, progress: Progress | None) -> Path:
     """Convert what was downloaded into the cache, once, even if several processes try."""
     try:
         checkpoint = replace(open_path(snapshot, n_head=n_head), name=name)
@@ -162,7 +165,7 @@ def _convert(snapshot: Path, name: str, folder: Path, n_head: int | None) -> Pat
             for left in filter(_is_partial, folder.iterdir()):  # left by a killed process
                 shutil.rmtree(left, ignore_errors=True)
             if not entry.exists():
-                write_ours(checkpoint, entry)
+                write_ours(checkpoint, entry, progress=progress)
     except CheckpointError as error:
         raise CheckpointError(f"{name}: {error}") from None
     except OSError as error:
@@ -398,16 +401,36 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
         raise CheckpointError(f"uploading takes huggingface_hub: {install_hint('hub')}") from None
     try:
         hub = huggingface_hub.HfApi()
-        hub.create_repo(name, private=private, exist_ok=True)
-        commit = hub.upload_folder(
-            repo_id=name, folder_path=folder, commit_message="Upload by dialogpt", allow_patterns=sorted(names)
-        )
+        files = [huggingface_hub.CommitOperationAdd(file, folder / file) for file in sorted(names)]
+        with _without_warnings():
+            hub.create_repo(name, private=private, exist_ok=True)
+            # not upload_folder, which may make several commits of one folder
+            commit = hub.create_commit(name, files, commit_message="Upload by dialogpt")
     except Exception as error:  # no network, no right: each version has other types for it
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(
-            f"{name} could not be uploaded ({reason}); check the name, and log in with: hf auth login"
-        ) from None
+        raise CheckpointError(f"{name} could not be uploaded: {_refusal(error, name)}") from None
     return str(commit.commit_url)
+
+
+def _refusal(error: Exception, name: str) -> str:
+    """Why the hub did not take an upload, and what helps."""
+    from huggingface_hub import constants, get_token
+
+    if not hasattr(error, "response") and isinstance(error.__cause__, Exception):
+        error = error.__cause__  # of a large file, whose own error only names it
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if constants.HF_HUB_OFFLINE:
+        return "the hub is not asked, as HF_HUB_OFFLINE is set; unset it"
+    if status == 401 and get_token() is None:
+        return "nobody is logged in; log in with: hf auth login"
+    if status == 401:
+        return "the hub does not know the token; make one with the right to write, and log in with: hf auth login"
+    if status == 403:
+        owner = name.partition("/")[0]
+        return f"the token has no right to write to {owner}; use one that has, or a name of your own ({reason})"
+    if status is None:
+        return f"the hub ({constants.ENDPOINT}) cannot be reached ({reason}); try again with a network"
+    return f"{reason}; check the name, or try again later"
 
 
 # ---- the cache ----

@@ -17,7 +17,7 @@ from dialogpt.weights.card import write_card
 from dialogpt.weights.checkpoint import Checkpoint
 from dialogpt.weights.convert import Report, make_report
 from dialogpt.weights.formats import CheckpointError, Progress, new_folder, non_finite, refuse
-from dialogpt.weights.vocabulary import CHAT_TEMPLATE, Vocabulary
+from dialogpt.weights.vocabulary import Vocabulary, chat_template
 
 FILE = "model.gguf"
 KINDS = {"float32": "F32", "float16": "F16", "q8_0": "Q8_0"}  # --dtype -> GGUF's name
@@ -120,7 +120,7 @@ def _add_settings(writer: Any, checkpoint: Checkpoint, vocabulary: Vocabulary) -
     writer.add_eos_token_id(vocabulary.eos_id)
     writer.add_bos_token_id(vocabulary.eos_id)
     writer.add_add_bos_token(False)
-    writer.add_chat_template(checkpoint.chat_template or CHAT_TEMPLATE)
+    writer.add_chat_template(checkpoint.chat_template or chat_template(checkpoint.turn_prefix))
 
 
 def _kind_of(token: str | None, vocabulary: Vocabulary) -> int:

@@ -5,17 +5,27 @@ Opening one is left to `sources.py`.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2
 from dialogpt.model.precision import CPU_PRECISIONS, prepare
 from dialogpt.weights.checkpoint import Checkpoint
-from dialogpt.weights.formats import DTYPES, PRECISIONS, CheckpointError, find_damage, non_finite, refuse
+from dialogpt.weights.formats import DTYPES, PRECISIONS, CheckpointError, Progress, find_damage, non_finite, refuse
+
+Item = TypeVar("Item")
 
 
 def build_network(
-    checkpoint: Checkpoint, *, dtype: str = "float32", device: str | torch.device = "cpu", trainable: bool = False
+    checkpoint: Checkpoint,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    trainable: bool = False,
+    progress: Progress | None = None,
 ) -> GPT2:
     """Build the network of a checkpoint, in evaluation mode.
 
@@ -28,6 +38,7 @@ def build_network(
         dtype: a name in `PRECISIONS`.
         device: where the weights go, as torch names it.
         trainable: whether all weights are to be parameters of the dtype, and the network is the plain one.
+        progress: called before each tensor that is checked or converted.
 
     Raises:
         CheckpointError: the weights are damaged, the dtype or device do not exist, or int8 and int4 are asked for
@@ -41,7 +52,7 @@ def build_network(
         use = "training" if trainable else target_device.type
         raise CheckpointError(f"{dtype} is for inference on a CPU; for {use} choose bfloat16 or float16")
     if not checkpoint.ours:
-        refuse(checkpoint.path, find_damage(checkpoint.stored.values()))
+        refuse(checkpoint.path, find_damage(_counted(checkpoint.stored.values(), progress)))
     with torch.device("meta"):
         model = GPT2(checkpoint.config)
     packed: set[str] = set()
@@ -51,13 +62,18 @@ def build_network(
         except ValueError as error:  # DIALOGPT_KERNELS asks for what cannot be
             raise CheckpointError(str(error)) from None
     target = torch.float32 if packed else DTYPES[dtype]
-    state = {
-        name: stored.read().to(target_device, target).contiguous()
-        for name, stored in checkpoint.tensors.items()
-        if name not in packed
-    }
+    loose = [(name, stored) for name, stored in checkpoint.tensors.items() if name not in packed]
+    state = {name: stored.read().to(target_device, target).contiguous() for name, stored in _counted(loose, progress)}
     model.load_state_dict(state, assign=True, strict=not packed)
     return model.requires_grad_(not packed).eval()
+
+
+def _counted(items: Collection[Item], progress: Progress | None) -> Iterator[Item]:
+    """The items, each announced."""
+    for done, item in enumerate(items):
+        if progress is not None:
+            progress(done, len(items))
+        yield item
 
 
 def read_ranking_head(checkpoint: Checkpoint, *, dtype: str = "float32", device: str | torch.device = "cpu") -> Tensor:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dialogpt.errors import did_you_mean
 from dialogpt.model import GPT2
 from dialogpt.weights import hub
 from dialogpt.weights.adapters import merge_adapter
@@ -27,13 +30,20 @@ from dialogpt.weights.llama_cpp import write_gguf
 from dialogpt.weights.load import build_network, device_of, read_ranking_head, require_dtype
 
 TINY = Path(__file__).parent / "tiny"
+KNOWN = ("tiny", *(f"microsoft/DialoGPT-{size}" for size in ("small", "medium", "large")))  # to guess slips
+MAX_BESIDE = 1000  # names of a folder that are looked at
 _HUB_URL = re.compile(r"https?://[\w.-]+/(\w[\w.-]*/\w[\w.-]*)", re.ASCII)
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 Source = str | os.PathLike[str] | Checkpoint
 
 
 def open_checkpoint(
-    source: Source, *, n_head: int | None = None, adapter: str | os.PathLike[str] | None = None
+    source: Source,
+    *,
+    n_head: int | None = None,
+    adapter: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
+    turn_prefix: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Open a source and check that its parts fit each other.
 
@@ -43,18 +53,25 @@ def open_checkpoint(
         source: see this file's opening; an open checkpoint is returned as it is.
         n_head: heads of attention, for a file without a ``config.json`` whose heads are not 64 wide.
         adapter: the folder of a PEFT adapter that is merged into the weights as they are read.
+        progress: called before each tensor of what is downloaded and converted.
+        turn_prefix: what each turn of the user, and each of the bot, begins with; None is the checkpoint's own, and two
+            empty texts are nothing.
 
     Raises:
         CheckpointError: there is no such source, or it cannot be used; the message names every problem found.
     """
+    if turn_prefix is not None:
+        user, bot = turn_prefix
+        checkpoint = open_checkpoint(source, n_head=n_head, adapter=adapter, progress=progress)
+        return replace(checkpoint, turn_prefix=(user, bot) if user or bot else None)
     if adapter is not None:
-        return merge_adapter(open_checkpoint(source, n_head=n_head), adapter)
+        return merge_adapter(open_checkpoint(source, n_head=n_head, progress=progress), adapter)
     if isinstance(source, Checkpoint):
         return source
     path = _find(source)
     if path is None:
         name = os.fspath(source)
-        folder = hub.converted(name, n_head)
+        folder = hub.converted(name, n_head, progress)
         try:
             return replace(open_path(folder, n_head=n_head), name=name)
         except CheckpointError as error:
@@ -106,10 +123,20 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
             f"there is no {path.name!r} in the folder {path.parent}, which has {there}; check the name (for the hub's "
             f"checkpoint of that name, {name}@main)"
         )
+    meant = did_you_mean(name, (*KNOWN, *_beside(path)))
     raise CheckpointError(
-        f"there is no folder or file {name!r}: check the path, or name a checkpoint on the Hugging Face hub as "
+        f"there is no folder or file {name!r}{meant}{' Else' if meant else ':'} check the path, or name a checkpoint "
+        f"on the Hugging Face hub as "
         f"owner/name or owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
     )
+
+
+def _beside(path: Path) -> list[str]:
+    """What there is in the folder of a path, as it would be typed."""
+    try:
+        return [str(path.with_name(other.name)) for other in islice(path.parent.iterdir(), MAX_BESIDE)]
+    except (OSError, ValueError):
+        return []
 
 
 def load(
@@ -118,6 +145,7 @@ def load(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     trainable: bool = False,
+    progress: Progress | None = None,
 ) -> GPT2:
     """Open a source and build its network; see `open_checkpoint` and `dialogpt.weights.load.build_network`."""
     checkpoint = open_checkpoint(source)
@@ -125,7 +153,7 @@ def load(
         require_dtype(dtype, device)
     if dtype in DTYPES and device_of(device).type != "cpu":
         check_device(device_of(device), DTYPES[dtype], hub.cache_folder())
-    return build_network(checkpoint, dtype=dtype, device=device, trainable=trainable)
+    return build_network(checkpoint, dtype=dtype, device=device, trainable=trainable, progress=progress)
 
 
 def load_ranking_head(

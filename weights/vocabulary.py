@@ -8,6 +8,7 @@ whole vocabulary (openai/gpt-2, src/encoder.py). How text becomes ids is left to
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,7 @@ TOKENIZER_FILES = (  # carried along to the byte, where a source has them
     "chat_template.jinja",
 )
 GPT2_SIZE = 50257
+logger = logging.getLogger(__name__)
 _GPT2_MERGES = Path(__file__).parent / "gpt2" / "merges.txt"
 _BEHAVIOUR = ("lstrip", "rstrip", "single_word")  # ways of an added token to eat its surroundings
 MAX_ADDED = 10_000  # added tokens: each is looked for in every typed text
@@ -60,6 +62,7 @@ class Vocabulary:
         without_row: added tokens whose id is beyond the network's embedding, and which therefore have none here.
         flags: how added tokens treat the text around them, where they do: lstrip, rstrip, single_word.
         add_prefix_space: whether a text begins with a space for the tokenizer, whatever was typed.
+        turn_prefix: what each turn of the user, and each of the bot, begins with; None for nothing, as in DialoGPT.
 
     Raises:
         CheckpointError: ids or merges contradict each other; all problems are named.
@@ -74,6 +77,7 @@ class Vocabulary:
     without_row: frozenset[str] = frozenset()
     flags: Mapping[str, frozenset[str]] = field(default_factory=dict)
     add_prefix_space: bool = False
+    turn_prefix: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -153,6 +157,27 @@ class Vocabulary:
             write_json(folder / "special_tokens_map.json", settings)
 
 
+def chat_template(turn_prefix: tuple[str, str] | None) -> str:
+    """The template that makes of messages the prompt that a chat here makes of them.
+
+    DialoGPT's own joins them by the end token. Where turns have prefixes, the bot's ends the prompt.
+    """
+    if turn_prefix is None:
+        return CHAT_TEMPLATE
+    user, bot, ask = (
+        json.dumps(text, ensure_ascii=False) for text in (*turn_prefix, turn_prefix[1].rstrip())
+    )  # Jinja's strings are written like JSON's
+    return (
+        "{% for message in messages %}{% if message.role == 'user' %}{{ "
+        + user
+        + " }}{% elif message.role == 'assistant' %}{{ "
+        + bot
+        + " }}{% endif %}{{ message.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}{{ "
+        + ask
+        + " }}{% endif %}"
+    )
+
+
 @cache
 def gpt2_merges() -> tuple[str, ...]:
     """The 50,000 merges of GPT-2, from the file that this package carries."""
@@ -214,7 +239,7 @@ def read_vocabulary(folder: Path) -> Vocabulary | None:
         special=frozenset(added.special | added.ids.keys() - typed.keys()),
         eos_token=added.eos_token,
         origin=origin,
-        flags={text: flags for text, flags in added.flags.items() if flags and text in typed},
+        flags={text: flags for text, flags in added.flags.items() if flags},
         add_prefix_space=added.add_prefix_space or (model is not None and model[2]),
     )
 
@@ -261,9 +286,12 @@ def _read_tokenizer(content: dict[str, Any], path: Path) -> tuple[dict[str, int]
         raise _another(path, "its vocab or merges are missing")
     odd = [key for key in _OTHER_BPE if model.get(key)]
     odd += ["normalizer"] if content.get("normalizer") else []
-    odd += ["post_processor, which adds tokens around a text,"] if _adds_tokens(content.get("post_processor")) else []
+    around, unknown = _tokens_around(content.get("post_processor"))
+    odd += [f"post_processor {kind}" for kind in unknown]
     if odd:
         raise _another(path, f"it sets {', '.join(odd)}")
+    if around:
+        logger.warning("%s puts %s around a text; the turns of a dialogue have none of them", path, ", ".join(around))
     prefix = _splits_as_gpt2(content.get("pre_tokenizer"))
     if prefix is None:
         raise _another(path, "its pre_tokenizer splits text in another way")
@@ -293,14 +321,28 @@ def _splits_as_gpt2(splitter: Any) -> bool | None:
     return None
 
 
-def _adds_tokens(processor: Any) -> bool:
-    """Whether a ``tokenizer.json`` puts tokens around the text; a template of the text alone adds none."""
-    if isinstance(processor, dict) and processor.get("type") == "Sequence":
-        return any(map(_adds_tokens, processor.get("processors") or []))
-    if isinstance(processor, dict) and processor.get("type") == "TemplateProcessing":
-        single = processor.get("single")
-        return not isinstance(single, list) or any(not isinstance(p, dict) or "Sequence" not in p for p in single)
-    return processor is not None and not (isinstance(processor, dict) and processor.get("type") == "ByteLevel")
+def _tokens_around(processor: Any) -> tuple[list[str], list[str]]:
+    """What a ``tokenizer.json`` puts around a whole text: its tokens, and the kinds of processors that are not known.
+
+    Transformers leaves these tokens out with `add_special_tokens=False`, as its chat templates do; RoBERTa's are <s>
+    and </s>. The texts that are encoded here are turns, which a dialogue's end token separates.
+    """
+    tokens: list[Any] = []
+    unknown = []
+    waiting = [] if processor is None else [processor]
+    while waiting:  # no recursion: sequences may be nested as deeply as JSON is
+        part = waiting.pop()
+        kind = part.get("type") if isinstance(part, dict) else type(part).__name__
+        if kind == "Sequence" and isinstance(part.get("processors"), list):
+            waiting += reversed(part["processors"])
+        elif kind == "TemplateProcessing" and isinstance(part.get("single"), list):
+            pieces = [piece.get("SpecialToken") for piece in part["single"] if isinstance(piece, dict)]
+            tokens += [piece.get("id") for piece in pieces if isinstance(piece, dict)]
+        elif kind in ("RobertaProcessing", "BertProcessing"):
+            tokens += [pair[0] for key in ("cls", "sep") if isinstance(pair := part.get(key), list) and pair]
+        elif kind != "ByteLevel":
+            unknown.append(str(kind)[:40])
+    return [str(token)[:40] for token in tokens[:8]], unknown[:8]
 
 
 _OTHER_BPE = ("dropout", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback", "ignore_merges")
@@ -336,9 +378,10 @@ class _Added:
         if len(self.ids) > MAX_ADDED:
             raise CheckpointError(f"{path}: there are more than {MAX_ADDED:,} added tokens; expected a fine-tune's few")
         self.typed.discard(text)
-        if isinstance(token, dict) and not token.get("special"):
-            self.typed.add(text)
+        if isinstance(token, dict):
             self.flags[text] = frozenset(flag for flag in _BEHAVIOUR if token.get(flag))
+            if not token.get("special"):
+                self.typed.add(text)
 
 
 def _read_added(folder: Path, content: Mapping[str, Any]) -> _Added:

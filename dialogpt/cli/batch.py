@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
@@ -28,11 +27,13 @@ from dialogpt import json_input
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described, one_line, printable
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.standard_input import stdin_bytes
 from dialogpt.data import Problem
 from dialogpt.data.detect import kind_of
+from dialogpt.data.formats.kind import Kind
 from dialogpt.data.read import read_one
 from dialogpt.data.settings import AUTO
 from dialogpt.data.transform import Transformer
@@ -43,7 +44,6 @@ from dialogpt.generation import Reply
 from dialogpt.weights.disk import lock, reason_of
 
 SHOWN = 5  # problems of an input of another kind
-EVERY = 1.0  # seconds between progress lines
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds sample other replies
 
 
@@ -71,7 +71,9 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
     with ExitStack() as files:
         source = stdin_bytes() if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
         output: IO[bytes] = sys.stdout.buffer
-        lines = _lines(source, options)
+        kind = _kind(options)
+        lines = _lines(source, options, kind)
+        total = _count(source) if kind is None else None
         earlier = None
         if options.output is not None:
             _require_output(options.output, source)
@@ -84,21 +86,25 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
             files.callback(earlier.begin())
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
         counts = Counter[str]()
-        shown = time.monotonic()
-        with flagged() as interrupted:
+        with flagged() as interrupted, ProgressLine() as progress:
+            progress.count("answering", 0 if earlier is None else earlier.there, total, "lines")
+
+            def stop() -> bool:
+                progress.refresh()
+                return interrupted()
+
             for group in _grouped(lines, options.batch_size):
                 if interrupted():
                     raise KeyboardInterrupt
                 kept = {} if earlier is None else earlier.kept(group)
-                found = _answers(chat, [line for line in group if line.number not in kept], number, base, interrupted)
+                found = _answers(chat, [line for line in group if line.number not in kept], number, base, stop)
                 answers = (
-                    kept.get(line.number) or _answered(chat, line, line.problem or found[line.number], counts)
+                    kept.get(line.number)
+                    or _answered(chat, line, line.problem or found[line.number], counts, progress.say)
                     for line in group
                 )
                 _store(output, b"".join(answers), options.output)
-                if time.monotonic() - shown > EVERY:
-                    shown = time.monotonic()
-                    print(f"dialogpt: {group[-1].number} lines answered", file=sys.stderr)
+                progress.count("answering", group[-1].number, total, "lines")
         if earlier is not None:
             earlier.end()
     there, failed = (earlier.there, earlier.failed) if earlier is not None else (0, 0)
@@ -111,12 +117,14 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
     return FAILED if failed else DONE
 
 
-def _answered(chat: Chat, line: Line, answer: list[Reply] | str, counts: Counter[str]) -> bytes:
-    """A line of the output; counts what it is."""
+def _answered(
+    chat: Chat, line: Line, answer: list[Reply] | str, counts: Counter[str], say: Callable[[str], None]
+) -> bytes:
+    """A line of the output; counts what it is, and says why it is none."""
     counts["answered"] += 1
     if isinstance(answer, str):
         counts["failed"] += 1
-        print(f"dialogpt: line {line.number}: {answer}", file=sys.stderr)
+        say(f"dialogpt: line {line.number}: {answer}")
         content: dict[str, Any] = {**line.others, "line": line.number, "error": answer}
     else:
         content = {**line.others, "replies": described(chat.tokenizer, answer)}
@@ -179,7 +187,7 @@ class _Earlier:
             return
         place = source.tell()
         source.seek(0)
-        count = sum(1 for _ in source)
+        count = _count(source) or 0
         source.seek(place)
         if count < self._count:
             raise DialogueError(
@@ -259,6 +267,8 @@ def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) 
 
 def _opened(path: Path) -> IO[bytes]:
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # it would be looked at, and then read again
+            raise DialogueError(f"{path} is not a plain file; send it to standard input, and pass --batch -")
         return path.open("rb")
     except OSError as error:
         raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
@@ -339,8 +349,8 @@ def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], byte
     """
     for raw in file:
         entry = None
-        with suppress(ValueError, RecursionError):
-            entry = json.loads(raw)
+        with suppress(ValueError):
+            entry = json_input.parse(raw.decode())
         ours = isinstance(entry, dict) and ("replies" in entry or "error" in entry)
         if not raw.endswith(b"\n") and (ours or (raw.startswith(b"{") and entry is None)):
             return
@@ -350,14 +360,30 @@ def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], byte
         yield entry, raw
 
 
-def _lines(source: IO[bytes], options: argparse.Namespace) -> Iterator[Line]:
-    """The lines of the input, or the dialogues of an input of another kind."""
-    reading = replace(reading_from(options), min_turns=1)
+def _count(source: IO[bytes]) -> int | None:
+    """How many lines an input has that is at its beginning, and is left there; None of a pipe."""
+    if not source.seekable():
+        return None
+    place = source.tell()
+    count = sum(1 for _ in source)
+    source.seek(place)
+    return count
+
+
+def _kind(options: argparse.Namespace) -> Kind | None:
+    """What the input is; None where each line is a dialogue in JSON."""
+    reading = reading_from(options)
     kind = None
     if str(options.batch) != "-":
         with suppress(DialogueError) if reading.kind == AUTO else nullcontext():
             kind = kind_of(options.batch, reading)
-    if kind is None or kind.name == "turns":
+    return None if kind is None or kind.name == "turns" else kind
+
+
+def _lines(source: IO[bytes], options: argparse.Namespace, kind: Kind | None) -> Iterator[Line]:
+    """The lines of the input, or the dialogues of an input of another kind."""
+    reading = replace(reading_from(options), min_turns=1)
+    if kind is None:
         yield from _lines_of_json(source)
         return
     problems: list[Problem] = []
@@ -370,8 +396,20 @@ def _lines(source: IO[bytes], options: argparse.Namespace) -> Iterator[Line]:
         print(f"dialogpt: and {len(problems) - SHOWN} more; dialogpt import lists them all", file=sys.stderr)
 
 
+def _raw_lines(source: IO[bytes]) -> Iterator[bytes]:
+    """The lines of the input as bytes.
+
+    Raises:
+        DialogueError: it cannot be read any more; otherwise the error would be taken for the output's.
+    """
+    try:
+        yield from source
+    except OSError as error:
+        raise DialogueError(f"{getattr(source, 'name', 'the input')} cannot be read: {error.strerror}") from None
+
+
 def _lines_of_json(source: IO[bytes]) -> Iterator[Line]:
-    for number, raw in enumerate(source, 1):
+    for number, raw in enumerate(_raw_lines(source), 1):
         if number == 1:
             raw = raw.removeprefix(codecs.BOM_UTF8)  # Windows' tools begin files with it
         if not raw.strip():

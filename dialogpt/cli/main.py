@@ -6,7 +6,6 @@ What a command does is left to `dialogpt.cli.commands`. Nothing heavy is importe
 
 from __future__ import annotations
 
-import argparse
 import errno
 import io
 import logging
@@ -22,6 +21,7 @@ from dialogpt.cli.commands import (
     bench,
     cache,
     chat,
+    completion,
     convert,
     data,
     evaluate,
@@ -35,8 +35,9 @@ from dialogpt.cli.commands import (
 )
 from dialogpt.cli.options import installed_version, wrong_usage
 from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.parser import CommandParser
 from dialogpt.cli.signals import leaving_at_once
-from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError
+from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError, did_you_mean
 
 COMMANDS = (  # in the order of --help
     chat,
@@ -52,6 +53,7 @@ COMMANDS = (  # in the order of --help
     cache,
     bench,
     push,
+    completion,
 )
 
 
@@ -118,7 +120,8 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         options, unknown = build_parser().parse_known_args(argv)
         if unknown:  # argparse itself would show the usage of all commands
-            raise wrong_usage(options, f"unrecognized arguments: {' '.join(unknown)}")
+            hint = did_you_mean(unknown[0].partition("=")[0], (f"--{flag}" for flag in options.parser.flags()))
+            raise wrong_usage(options, f"unrecognized arguments: {' '.join(unknown)}{hint}")
         status: int = options.run(options)
     except SystemExit as stop:  # argparse, or `wrong_usage`, has said why
         return stop.code if isinstance(stop.code, int) else USAGE
@@ -162,13 +165,14 @@ def _abandon_stdout() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """All commands and their flags."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="dialogpt", description="Talk with DialoGPT, train it, convert its weights, and look inside a checkpoint."
     )
     parser.add_argument("--version", action="version", version=f"dialogpt {installed_version()}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)
+    parser.complete_commands()
     return parser

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dialogpt.cli import threads
+from dialogpt.cli.notices import warn_of_idle_flags
 from dialogpt.cli.options import generation_from, rerankers_from
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 
 if TYPE_CHECKING:
@@ -65,12 +67,22 @@ def open_model(options: argparse.Namespace, neighbours: threads.Neighbours | Non
     from dialogpt.networks import load_network
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(options.model, n_head=options.n_head, adapter=options.adapter)
+    with ProgressLine() as line:
+        checkpoint = open_checkpoint(
+            options.model,
+            n_head=options.n_head,
+            adapter=options.adapter,
+            turn_prefix=options.turn_prefix,
+            progress=line.counter("converting what was downloaded", "tensors"),
+        )
     threads.use(options.threads, checkpoint.parameters, neighbours)
     generation = generation_from(options, checkpoint)
     if options.max_new_tokens is None:
         generation = generation.fitted(checkpoint.config.n_positions)
-    model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device)
+    warn_of_idle_flags(options, generation)
+    with ProgressLine() as line:
+        show = line.counter(f"loading {checkpoint.shown_name}", "tensors")
+        model, tokenizer = load_network(checkpoint, dtype=options.dtype, device=options.device, progress=show)
     tokenizer.skip_special_tokens = not getattr(options, "show_special_tokens", False)
     return Opened(
         checkpoint,

@@ -6,12 +6,13 @@ The generation flags are the fields of `GenerationConfig` in kebab case, on top 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
+import dialogpt
 from dialogpt.cli.output import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
@@ -29,10 +30,7 @@ SOURCE = "a checkpoint: a folder, a file, or a name on the Hugging Face hub"
 
 def installed_version() -> str:
     """The version of this package, for people."""
-    try:
-        return version("dialogpt")
-    except PackageNotFoundError:
-        return "(not installed)"
+    return dialogpt.__version__
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +78,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
     model.add_argument("--model", default="tiny", metavar="M", help=f"{SOURCE} (default: tiny)")
     add_n_head(model)
     add_adapter(model)
+    add_turn_prefix(model)
     model.add_argument(
         "--dtype", choices=PRECISIONS, default="float32", help="of the weights; int8 and int4 round (default: float32)"
     )
@@ -155,6 +154,17 @@ def add_adapter(parser: argparse._ActionsContainer) -> None:
     parser.add_argument("--adapter", metavar="FOLDER", help="a PEFT adapter (LoRA) to merge into the weights")
 
 
+def add_turn_prefix(parser: argparse._ActionsContainer) -> None:
+    """The flag for a fine-tune that was trained with speaker tokens."""
+    parser.add_argument(
+        "--turn-prefix",
+        nargs=2,
+        metavar=("USER", "BOT"),
+        help="what turns begin with where a fine-tune was trained so, to the letter: '<speaker1> ' '<speaker2> ' "
+        "(default: the checkpoint's own)",
+    )
+
+
 def _preset() -> str:
     """The chat preset, for people; underscores, as argparse breaks lines at hyphens."""
     chat = GenerationConfig.chat()
@@ -170,7 +180,7 @@ def flag_of(name: str) -> str:
 def wrong_usage(
     options: argparse.Namespace, problem: str | DialogueError, name_of: Callable[[str], str] = flag_of
 ) -> SystemExit:
-    """Report wrong usage as argparse does: the usage line, then the problem.
+    """Report wrong usage as argparse does: the usage line, then the problem, and what of it the config file sets.
 
     Args:
         options: the flags.
@@ -178,8 +188,12 @@ def wrong_usage(
         name_of: the flag of a setting, where it is another than its name.
     """
     sentence = problem.worded(name_of) if isinstance(problem, SettingsError) else str(problem)
-    options.parser.print_usage(sys.stderr)
-    print(f"{options.parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
+    parser = options.parser
+    named = sorted(flag for flag in parser.set_in_file if re.search(rf"{flag}(?![\w-])", sentence))
+    if named:
+        sentence += f" ({', '.join(named)}: set in {parser.file})"
+    parser.print_usage(sys.stderr)
+    print(f"{parser.prog}: error: {printable(one_line(sentence))}", file=sys.stderr)
     return SystemExit(USAGE)
 
 

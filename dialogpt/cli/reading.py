@@ -1,4 +1,4 @@
-"""The flags that say how dialogue files are read: the same for `import`, `train` and `reply --batch`."""
+"""The flags that say how dialogue files are read: the same for `import`, `train`, `evaluate` and `reply`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,25 @@ _FLAGS = {"kind": "--from", "gap_seconds": "--gap"}  # others are named for thei
 
 
 def add_kind(parser: argparse.ArgumentParser) -> None:
-    """The flag that names a kind, and what a table needs."""
+    """The flags that say what files are, and what is done to their dialogues."""
     group = parser.add_argument_group("reading")
+    add_files(group)
+    group.add_argument(
+        "--bot", metavar="NAME", help=f"the speaker to be learned; the others are context only ({ANYBODY}: everybody)"
+    )
+    group.add_argument("--min-turns", type=int, metavar="N", help="leave out shorter dialogues (default: 2)")
+    group.add_argument("--max-turns", type=int, metavar="N", help="cut longer dialogues")
+    group.add_argument(
+        "--eos-in-text",
+        choices=EOS_IN_TEXT,
+        help="the letters <|endoftext|> inside of a turn: text, or the end of a turn (default: keep)",
+    )
+    add_switch(group, "redact", "mask e-mail addresses, phone numbers and links")
+    add_switch(group, "names", "replace speakers by numbers, in the text too")
+
+
+def add_files(group: argparse._ArgumentGroup) -> None:
+    """The flags that say what files are: their kind, and what tables, trees and chats need."""
     group.add_argument(
         "--from",
         dest="kind",
@@ -38,20 +55,8 @@ def add_kind(parser: argparse.ArgumentParser) -> None:
         "--gap", metavar="SPAN", help="a silence that ends a dialogue of a chat: 30min, 6h, 2d, none (default: 6h)"
     )
     group.add_argument(
-        "--bot", metavar="NAME", help=f"the speaker to be learned; the others are context only ({ANYBODY}: everybody)"
-    )
-    group.add_argument("--min-turns", type=int, metavar="N", help="leave out shorter dialogues (default: 2)")
-    group.add_argument("--max-turns", type=int, metavar="N", help="cut longer dialogues")
-    group.add_argument(
         "--system", choices=SYSTEM, help="system messages: turns that are not learned, or left out (default: keep)"
     )
-    group.add_argument(
-        "--eos-in-text",
-        choices=EOS_IN_TEXT,
-        help="the letters <|endoftext|> inside of a turn: text, or the end of a turn (default: keep)",
-    )
-    add_switch(group, "redact", "mask e-mail addresses, phone numbers and links")
-    add_switch(group, "names", "replace speakers by numbers, in the text too")
 
 
 def reading_from(options: argparse.Namespace, tsv_weights: bool = False) -> Reading:

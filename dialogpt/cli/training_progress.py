@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.output import one_line
+from dialogpt.cli.progress import IN_LOG, MEGABYTES, ProgressLine, clock
 from dialogpt.train.listener import Listener
 
 if TYPE_CHECKING:
@@ -18,45 +16,24 @@ if TYPE_CHECKING:
     from dialogpt.train.data.prepare import TokenFiles
     from dialogpt.train.trainer import Measured, Trainer
 
-IN_TERMINAL, ELSEWHERE = 0.2, 30.0  # seconds between progress lines: where one replaces the other, and in a log
-
 
 class Screen(Listener):
     """Prints what it hears on stderr."""
 
     def __init__(self, interrupted: Callable[[], bool]) -> None:
         self.interrupted = interrupted
-        self._terminal = sys.stderr.isatty()
-        self._shown = 0.0  # when the last progress line was
-        self._open = False  # whether the cursor stands behind one
+        self._line = ProgressLine(log_seconds=IN_LOG)
         self._recent: deque[tuple[int, float]] = deque(maxlen=20)  # tokens and seconds of the last steps
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._print("\n" * self._open + printable(one_line(text)) + "\n")
-        self._open = False
-
-    def _print(self, text: str) -> None:
-        with suppress(OSError):  # nobody looks any more, and training goes on
-            print(text, end="", file=sys.stderr, flush=True)
-
-    def _progress(self, text: str, *, last: bool) -> None:
-        """Show a line that the next one replaces, or, in a log, now and then a line."""
-        now = time.monotonic()
-        if not last and now - self._shown < (IN_TERMINAL if self._terminal else ELSEWHERE):
-            return
-        self._shown = now
-        if self._terminal:
-            self._print(f"\r{text}\x1b[K")
-            self._open = True
-        else:
-            self._print(f"{text}\n")
+        self._line.say(text)
 
     def preparing(self, name: str, done: int, total: int) -> None:
         """Show how much was read; Ctrl-C ends it here, as there is nothing to save yet."""
         if self.interrupted():
             raise KeyboardInterrupt
-        self._progress(f"preparing {name}: {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", last=done == total)
+        self._line.count(f"preparing {name}", done, total, MEGABYTES)
 
     def prepared(self, name: str, data: TokenFiles, batches: Batches) -> None:
         """Say what there is to learn, and which lines cannot be used."""
@@ -99,7 +76,7 @@ class Screen(Listener):
         self._recent.append((measured.learned, measured.seconds))
         tokens, seconds = map(sum, zip(*self._recent, strict=True))
         left = (trainer.steps - measured.step) * seconds / len(self._recent)
-        self._progress(
+        self._line.show(
             f"step {measured.step:,} of {trainer.steps:,}  loss {measured.loss:.3f}  {tokens / seconds:,.0f} tokens/s  "
             f"{clock(left)} left",
             last=measured.step == trainer.steps,
@@ -111,10 +88,3 @@ class Screen(Listener):
             f"step {trainer.progress.step:,}: validation loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.2f}"
             f"{', the best so far' if best else ''}"
         )
-
-
-def clock(seconds: float) -> str:
-    """A time span for people: 0:42, 12:05, 3:10:00."""
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

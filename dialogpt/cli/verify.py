@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dialogpt.cli.verify_replies import compare_replies
 from dialogpt.generation import generate
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.model import GPT2, KVCache
@@ -31,6 +34,8 @@ from dialogpt.weights.formats import container, count_non_finite, equal_values
 from dialogpt.weights.formats.states import find_state
 from dialogpt.weights.names import EMBEDDING, OUTPUT_HEAD, PREFIX, RANKING_HEAD
 from dialogpt.weights.published import bare_name
+from dialogpt.weights.vocabulary import TOKENIZER_FILES
+from dialogpt.weights.wrapped import unwrapped
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}  # of the largest value compared
 VERDICTS = {True: "equal ", False: "DIFFER", None: "  -   "}
@@ -93,13 +98,31 @@ def readable(checkpoint: Checkpoint) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as temporary:
         exported = Path(temporary) / "exported"
         export(checkpoint, exported)
-        state = {} if checkpoint.ours else _read_independently(checkpoint)
+        own = checkpoint.ours or checkpoint.merged_from is not None  # no file holds what an adapter was merged into
+        state = {} if own else _read_independently(checkpoint)
         if state:
             kept = {name: tensor for name, tensor in state.items() if name not in checkpoint.ignored}
             as_published = {_as_transformers(name): tensor.contiguous() for name, tensor in kept.items()}
             (exported / "model.safetensors").unlink()
             save_file(as_published, exported / "model.safetensors", {"format": "pt"})
         yield exported
+
+
+@contextmanager
+def merged_by_peft(base: Checkpoint, adapter: str) -> Iterator[Path]:
+    """A folder that transformers reads: the base as in `readable`, with an adapter that peft itself has merged."""
+    import peft
+    from transformers import GPT2LMHeadModel
+
+    with readable(base) as folder, tempfile.TemporaryDirectory() as temporary:
+        for name in ("vocab.json", "merges.txt", "generation_config.json", *TOKENIZER_FILES):
+            if (folder / name).is_file():
+                shutil.copy(folder / name, temporary)
+        with warnings.catch_warnings():  # each version of peft has others
+            warnings.simplefilter("ignore")
+            network = GPT2LMHeadModel.from_pretrained(folder)
+            peft.PeftModel.from_pretrained(network, adapter).merge_and_unload().save_pretrained(temporary)
+        yield Path(temporary)
 
 
 def _read_independently(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -119,7 +142,7 @@ def _read_independently(checkpoint: Checkpoint) -> dict[str, Tensor]:
         except Exception:  # it names classes, which only our reader passes over
             return {}
         state |= find_state(file, content, Tensor).tensors
-    return state
+    return unwrapped(state)[0]
 
 
 def _as_transformers(name: str) -> str:
@@ -165,6 +188,7 @@ def compare(
     for name, settings in (("greedy tokens", GREEDY), ("sampled tokens", SAMPLED)):
         if prompt:
             results.append(compare_generation(name, ours, theirs, prompt, settings, new, seed))
+    results.append(Result("whole replies", *compare_replies(checkpoint, ours, theirs, folder)))
     return results
 
 
@@ -233,8 +257,14 @@ def compare_tokens(checkpoint: Checkpoint, folder: Path) -> Result:
 
     theirs = GPT2Tokenizer.from_pretrained(folder)
     ours = Tokenizer.load(checkpoint)
-    wrong = [text for text in TEXTS if ours.encode(text) != theirs(text, split_special_tokens=True).input_ids]
+    wrong = [text for text in TEXTS if ours.encode(text) != _their_ids(theirs, text)]
     return Result("token ids", f"{len(TEXTS)} texts" if not wrong else f"differ for {wrong[0]!r}", not wrong)
+
+
+def _their_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text in transformers, without the tokens that a tokenizer puts around texts of its own."""
+    ids: list[int] = tokenizer(text, split_special_tokens=True, add_special_tokens=False).input_ids
+    return ids
 
 
 def layer_differences(ours: GPT2, theirs: Any, ids: Tensor) -> list[tuple[str, float]]:

@@ -26,12 +26,15 @@ class Dialogue:
         weights: one for each turn, at least 0: how much its tokens count in the loss; None counts all alike.
         speakers: one for each turn, or None where nobody says who speaks: then two take turns.
         line: where it begins in its file, from 1; of a table, its row.
+        references: what people replied to the last turn, where the file has that beside the turns and
+            `Reading.references` asks for it.
     """
 
     turns: list[str]
     weights: list[float] | None = None
     speakers: list[str] | None = None
     line: int = field(default=0, compare=False)
+    references: Sequence[str] = ()
 
     def reversed(self) -> Dialogue:
         """The dialogue from its end, for a model of the source given the reply (MMI; DialoGPT, section 3.2).
@@ -108,12 +111,16 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
         DialogueError: the reason.
     """
     turns, weights = dialogue.turns, dialogue.weights
-    if not all(map(str.strip, turns)):
-        raise DialogueError(f"turn {next(n for n, turn in enumerate(turns, 1) if not turn.strip())} is blank")
-    if not all(map(str.isascii, turns)):
-        for number, turn in enumerate(turns, 1):
-            if _SURROGATE.search(turn):
-                raise DialogueError(f"turn {number} holds half a character (\\ud800 to \\udfff alone)")
+    for turn in turns:
+        if not turn.strip():
+            raise DialogueError(f"turn {turns.index(turn) + 1} is blank")
+        if not turn.isascii() and _SURROGATE.search(turn):
+            raise DialogueError(f"turn {turns.index(turn) + 1} holds half a character (\\ud800 to \\udfff alone)")
+    for number, reference in enumerate(dialogue.references, 1):
+        if not reference.strip():
+            raise DialogueError(f"reference {number} is blank")
+        if _SURROGATE.search(reference):
+            raise DialogueError(f"reference {number} holds half a character (\\ud800 to \\udfff alone)")
     if dialogue.speakers is not None and any(map(_SURROGATE.search, dialogue.speakers)):
         raise DialogueError("a speaker's name holds half a character (\\ud800 to \\udfff alone)")
     if len(turns) < min_turns:
@@ -150,4 +157,7 @@ def counted(number: int, thing: str) -> str:
 
 def texts(values: Sequence[Any]) -> bool:
     """Whether all values are texts."""
-    return set(map(type, values)) <= {str}
+    for value in values:  # noqa: SIM110 - twice as fast as all() of a generator, for the few that dialogues have
+        if type(value) is not str:
+            return False
+    return True

@@ -29,6 +29,7 @@ from dialogpt.data.transform import Transformer
 from dialogpt.errors import DialogueError
 
 MAX_REASONS = 100  # that are counted apart
+WRITTEN_AT_ONCE = 1 << 18  # bytes
 OnProgress = Callable[[int, int], None]  # (bytes done, bytes in all); may raise to stop
 
 
@@ -169,7 +170,7 @@ def _new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
     files: list[BinaryIO] = []
     try:
         try:
-            files += [path.open("xb") for path in temporary]
+            files += [path.open("xb", buffering=WRITTEN_AT_ONCE) for path in temporary]
             yield files
             for file in files:
                 file.flush()

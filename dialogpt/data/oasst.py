@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from dialogpt.data.trees import paths
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
 PROMPTER, ASSISTANT = "prompter", "assistant"
 RULES = {
@@ -169,6 +170,7 @@ def _nested(prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     number = 0
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as lines:

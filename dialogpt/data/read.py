@@ -70,11 +70,12 @@ def read_one(
     def left_out(reason: str) -> None:
         note(line, reason)
 
+    apply = transformer.apply
     for dialogue in kind.read(Source(path, transformer.reading, note, on_bytes)):
         line = dialogue.line
-        pieces = transformer.apply(dialogue, left_out)
-        kept += len(pieces)
-        yield from pieces
+        for piece in apply(dialogue, left_out):
+            kept += 1
+            yield piece
     if not (kept or problems) and (path.is_dir() or path.stat().st_size):
         note(0, f"it holds no dialogue; it was read as {kind.name}")
 

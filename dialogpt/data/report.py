@@ -45,13 +45,13 @@ class Statistics:
     def add(self, dialogue: Dialogue) -> None:
         """Count a dialogue."""
         turns = dialogue.turns
+        count, weights = len(turns), dialogue.weights
         if self.dialogues % self.stride == 0:
             self.sample.append(turns)
             self._thin()
         self.dialogues += 1
-        self.turns += len(turns)
-        weights = dialogue.weights
-        self.targets += len(turns) - 1 if weights is None else sum(weight > 0 for weight in weights[1:])
+        self.turns += count
+        self.targets += count - 1 if weights is None else sum(weight > 0 for weight in weights[1:])
         if END_OF_TEXT in "".join(turns):
             self.end_of_text += 1
         if dialogue.speakers is not None:

@@ -1,4 +1,4 @@
-"""How dialogue files are to be read: one set of settings for `import`, `train`, `reply --batch` and Python.
+"""How dialogue files are to be read: one set of settings for `import`, `train`, `evaluate`, `reply` and Python.
 
 It imports nothing heavy, as `dialogpt --help` reads it. What the settings do is left to `formats` and `transform`.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from dialogpt import own_files
 from dialogpt.errors import DialogueError
+from dialogpt.settings import SWITCH, choice
 
 AUTO = "auto"
 SYSTEM = ("keep", "drop")
@@ -40,6 +42,8 @@ class Reading:
         eos_in_text: what becomes of the letters <|endoftext|> inside of a turn: text, or the end of a turn.
         redact: whether e-mail addresses, phone numbers and links are masked.
         names: whether speakers are replaced by numbers, in the text too.
+        references: whether further replies to a dialogue's last turn are read where `turns` and `tsv` have them, for
+            evaluation; else `references` is a key like any other, and a further column of a TSV a problem.
     """
 
     kind: str = AUTO
@@ -54,6 +58,7 @@ class Reading:
     eos_in_text: str = "keep"
     redact: bool = False
     names: bool = False
+    references: bool = False
 
     def __post_init__(self) -> None:
         problems = [
@@ -80,6 +85,7 @@ class Reading:
         unknown = sorted(values.keys() - {setting.name for setting in fields(cls)})
         if unknown:
             raise DialogueError(f"there is no setting {', '.join(unknown)}")
+        own_files.require({**asdict(cls()), "columns": [], **values}, _SCHEMA, "the reading of dialogues")
         return cls(**{**values, "columns": tuple(values.get("columns", ()))})
 
 
@@ -95,3 +101,19 @@ def seconds_of(text: str) -> float | None:
     if match is None or float(match[1]) == 0:
         raise DialogueError(f"{text!r} is no time span; expected a number and a unit, as 30min, 6h or 2d, or none")
     return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+_SCHEMA: own_files.Schema = {  # of a `Reading` in a file
+    "kind": own_files.TEXT,
+    "columns": own_files.TEXTS,
+    "tsv_weights": SWITCH,
+    "paths": choice(*PATHS),
+    "gap_seconds": own_files.optional(own_files.SECONDS),
+    "bot": own_files.optional(own_files.TEXT),
+    "min_turns": own_files.AT_LEAST_ONE,
+    "max_turns": own_files.optional(own_files.AT_LEAST_ONE),
+    "system": choice(*SYSTEM),
+    "eos_in_text": choice(*EOS_IN_TEXT),
+    "redact": SWITCH,
+    "names": SWITCH,
+}

@@ -9,12 +9,14 @@ from __future__ import annotations
 import codecs
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from dialogpt.data.json_stream import JsonStream
 from dialogpt.data.settings import Reading
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
 LINE_LIMIT = 4 << 20  # bytes; the longest conversation of chitchat-dataset has 60 kB
 CHUNK = 1 << 20  # bytes read at a time
@@ -53,7 +55,16 @@ class Source:
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
         """The lines, without their ends, numbered from 1; one that is too long is a problem and is left out."""
-        for number, line in enumerate(lines_of(self.path, on_bytes=self.on_bytes), 1):
+        number = 1
+        for block in line_blocks_of(self.path, on_bytes=self.on_bytes):
+            if len(max(block, key=len)) > LINE_LIMIT:
+                yield from self._short(block, number)
+            else:
+                yield from enumerate(block, number)
+            number += len(block)
+
+    def _short(self, block: list[bytes], first: int) -> Iterator[tuple[int, bytes]]:
+        for number, line in enumerate(block, first):
             if len(line) > LINE_LIMIT:
                 self.problem(number, TOO_LONG)
             else:
@@ -109,6 +120,7 @@ def opened(path: Path) -> BinaryIO:
         DialogueError: it cannot be opened.
     """
     try:
+        require_plain_file(path)
         file: BinaryIO = path.open("rb")
         start = file.read(2)
         file.seek(0)
@@ -129,7 +141,14 @@ def _read(file: BinaryIO, count: int, path: Path) -> bytes:
 def lines_of(
     path: Path, start: int = 0, end: int | None = None, on_bytes: Callable[[int], None] = lambda count: None
 ) -> Iterator[bytes]:
-    """The lines that begin in a part of a file, without their ends.
+    """The lines that begin in a part of a file, without their ends; as `line_blocks_of`, one at a time."""
+    return chain.from_iterable(line_blocks_of(path, start, end, on_bytes))
+
+
+def line_blocks_of(
+    path: Path, start: int = 0, end: int | None = None, on_bytes: Callable[[int], None] = lambda count: None
+) -> Iterator[list[bytes]]:
+    """The lines that begin in a part of a file, without their ends; some at a time, as many as were read together.
 
     Of a line that is longer than `LINE_LIMIT` only as much comes as shows that it is.
 
@@ -168,14 +187,14 @@ def lines_of(
                 held = held[len(held) - (after - place) - len(left) :]
             if end is not None and after > end:  # some of them begin in the next part
                 lines = lines[: _begin_before(held, lines, end - place)]
-            for line in lines:
-                yield line[: LINE_LIMIT + 1]
+            if lines:
+                yield [line[: LINE_LIMIT + 1] for line in lines]
             if end is not None and after >= end:
                 return
             place = after
             if len(left) > LINE_LIMIT or (ended and left):
                 if not skipping:
-                    yield left[: LINE_LIMIT + 1]
+                    yield [left[: LINE_LIMIT + 1]]
                 place, left, skipping = place + len(left), b"", True  # the rest of a line that is too long
             rest = left + rest
 

@@ -63,7 +63,10 @@ class Transformer:
             on_problem: is told why it, or a piece of it, is left out.
         """
         try:
-            pieces = [dialogue] if self._plain and dialogue.speakers is None else self._pieces(dialogue)
+            if self._plain and dialogue.speakers is None:
+                check(dialogue, min_turns=self.min_turns, reverse=self.reverse)
+                return [dialogue.reversed() if self.reverse else dialogue]
+            pieces = self._pieces(dialogue)
         except DialogueError as error:
             on_problem(str(error))
             return []
@@ -78,7 +81,7 @@ class Transformer:
         return kept
 
     def _pieces(self, dialogue: Dialogue) -> list[Dialogue]:
-        reading = self.reading
+        reading, references = self.reading, dialogue.references
         check(dialogue, min_turns=0)  # before weights and turns are put together
         if dialogue.speakers is not None:
             self._meet(dialogue.speakers)
@@ -87,7 +90,9 @@ class Transformer:
             dialogue = split_at_end_of_text(dialogue)
         if reading.redact or reading.names or reading.bot is not None:
             dialogue = self._changed(dialogue)
-        return [dialogue] if reading.max_turns is None else cut(dialogue, reading.max_turns)
+        pieces = [dialogue] if reading.max_turns is None else cut(dialogue, reading.max_turns)
+        pieces[-1].references = [redacted(text) for text in references] if reading.redact else references
+        return pieces
 
     def _changed(self, dialogue: Dialogue) -> Dialogue:
         reading, speakers = self.reading, dialogue.speakers

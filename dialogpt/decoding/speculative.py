@@ -11,6 +11,7 @@ It decodes one sequence: a batch reads the weights once for all of its sequences
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -51,6 +52,7 @@ class Draft:
         self._cache = KVCache.for_model(model)
         self._num_tokens = INITIAL_DRAFT_TOKENS
         self._damaged = False
+        self._lock = threading.Lock()  # chats of several threads may share a draft, one proposal after the other
 
     @classmethod
     def load(
@@ -93,6 +95,10 @@ class Draft:
 
         There are fewer where the draft cannot choose one; the network will report the reason itself.
         """
+        with self._lock:
+            return self._propose(sequence, max_tokens)
+
+    def _propose(self, sequence: TokenSequence, max_tokens: int) -> list[int]:
         drafted = replace(sequence, ids=list(sequence.ids), generator=copied_generator(sequence.generator))
         limit = min(max_tokens, self._num_tokens, self.model.config.n_positions - len(sequence.ids) + 1)
         while not self._damaged and len(drafted.ids) - len(sequence.ids) < limit and drafted.finish_reason is None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dialogpt.errors import DialogueError
 from dialogpt.evaluate.dialogues import Dialogue, lines_of
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.disk import write_atomically
 
 ANSWERS = ("a", "b", "same")
@@ -84,8 +85,10 @@ def score_answers(path: Path) -> list[Verdict]:
         DialogueError: there is no key, or a line is not one of its pairs, or holds another answer than `ANSWERS`.
     """
     try:
-        key = json.loads(path.with_name("blind-key.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        where = path.with_name("blind-key.json")
+        require_plain_file(where)
+        key = json.loads(where.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         raise DialogueError(f"there is no blind-key.json beside {path}; expected what --blind wrote") from None
     wins: Counter[tuple[str, str]] = Counter()
     same: Counter[tuple[str, ...]] = Counter()
@@ -93,7 +96,7 @@ def score_answers(path: Path) -> list[Verdict]:
         try:
             entry = json.loads(line)
             pair, better = key[str(entry["id"])], str(entry["better"]).strip().lower()
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise DialogueError(f"{path}, line {number}: it is none of the pairs of the key beside it") from None
         if better not in (*ANSWERS, ""):
             raise DialogueError(

@@ -1,7 +1,7 @@
 """Read what is evaluated: dialogues with references, and replies that something else has written.
 
-A file that cannot be evaluated is refused whole, with the number of its first bad line, as figures of the rest would be
-those of another set.
+Dialogues come from the readers of `dialogpt.data`, whatever their kind. A file of one dialogue a line that cannot be
+evaluated is refused whole, with the number of its first bad line, as figures of the rest would be those of another set.
 """
 
 from __future__ import annotations
@@ -10,13 +10,20 @@ import codecs
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dialogpt import data
+from dialogpt.data.detect import kind_of
+from dialogpt.data.dialogue import Problem
+from dialogpt.data.read import OnProblem, read_one
+from dialogpt.data.settings import Reading
+from dialogpt.data.transform import Transformer
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
-BETWEEN_TURNS = " EOS "  # in DialoGPT's TSV
+REFUSED_WHOLE = ("turns", "tsv")  # kinds whose lines are counted, as replies are given line by line
 
 
 @dataclass(frozen=True)
@@ -37,79 +44,70 @@ class Dialogue:
         return self.turns[-2::-2]
 
 
-def read_dialogues(path: Path, *, every_turn: bool = False) -> list[Dialogue]:
-    """Read dialogues, one a line; the same turns on several lines are one dialogue with all their references.
+def read_dialogues(
+    path: Path,
+    reading: Reading | None = None,
+    *,
+    every_turn: bool = False,
+    on_problem: OnProblem = lambda problem: None,
+) -> list[Dialogue]:
+    """Read dialogues of any kind; those with the same turns are one dialogue with all their references.
 
-    A line of ``.jsonl`` is ``{"turns": [...], "references": [...]}``; without references the last turn is the
-    reference. A line of ``.tsv`` is DialoGPT's: turns with " EOS " between them, a tab, the reference, and perhaps
-    more references after tabs.
+    A dialogue without references of its own is answered where its last reply stands: the last turn, or the last one
+    that its weights count, such as an assistant's.
 
     Args:
-        path: the file.
-        every_turn: whether each second turn is answered, from the second on, and not the last one only; for dialogues
-            without references of their own.
+        path: the file, or a folder.
+        reading: how it is read; by default its kind is told by looking at it.
+        every_turn: whether every reply is answered, and not the last one only: each second turn from the second on, or
+            each that the weights count; for dialogues without references of their own.
+        on_problem: is told of what is left out, but for files of one dialogue a line (`turns`, `tsv`): there a line
+            that cannot be used is an error.
 
     Raises:
         DialogueError: the file, or a line of it, cannot be used.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (".jsonl", ".tsv"):
-        raise DialogueError(
-            f"{path} is neither .jsonl nor .tsv; expected a dialogue a line, "
-            f'{{"turns": [...], "references": [...]}} or turns, a tab and references'
-        )
-    parse = _from_json if suffix == ".jsonl" else _from_tsv
+    reading = replace(reading or Reading(), min_turns=1, references=True)
+    kind = kind_of(path, reading)
+
+    def report(problem: Problem) -> None:
+        if kind.name in REFUSED_WHOLE:
+            raise DialogueError(str(problem))
+        on_problem(problem)
+
     found: dict[tuple[str, ...], list[str]] = {}
-    for number, line in lines_of(path):
+    for dialogue in read_one(path, kind, Transformer(reading), report):
         try:
-            for turns, references in parse(line, every_turn):
-                _require_text(turns, references)
-                found.setdefault(turns, []).extend(references)
+            answered = _answered(dialogue, every_turn)
         except DialogueError as error:
-            raise DialogueError(f"{path}, line {number}: {error}") from None
+            report(Problem(path, dialogue.line, str(error)))
+            continue
+        for turns, references in answered:
+            found.setdefault(turns, []).extend(references)
     if not found:
-        raise DialogueError(f"{path} holds no dialogue; expected one a line")
+        raise DialogueError(f"{path} holds no dialogue with a reply to compare with; it was read as {kind.name}")
     return [Dialogue(turns, tuple(references)) for turns, references in found.items()]
 
 
-def _from_json(line: str, every_turn: bool) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:
-    content = _json(line)
-    turns: Any = content.get("turns")
-    references: Any = content.get("references")
-    if not _texts(turns):
-        raise DialogueError('it holds no list of texts under "turns"')
-    if references is not None:
-        if not _texts(references):
-            raise DialogueError('"references" is no list of at least one text')
+def _answered(dialogue: data.Dialogue, every_turn: bool) -> list[tuple[tuple[str, ...], Sequence[str]]]:
+    """What is answered in a dialogue, and the references of each."""
+    turns, weights = dialogue.turns, dialogue.weights
+    if dialogue.references:
         if every_turn:
-            raise DialogueError("it has references of its own, for its last turn; leave --every-turn out")
-        yield tuple(turns), references
-        return
+            raise DialogueError("it has references of its own, for its last turn; omit --every-turn")
+        return [(tuple(turns), dialogue.references)]
     if len(turns) < 2:
         raise DialogueError('it has one turn and no "references"; expected a reply to compare with')
-    for place in range(1, len(turns), 2) if every_turn else [len(turns) - 1]:
-        yield tuple(turns[:place]), [turns[place]]
-
-
-def _from_tsv(line: str, every_turn: bool) -> Iterator[tuple[tuple[str, ...], Sequence[str]]]:
-    source, *references = line.split("\t")
-    if not references:
-        raise DialogueError("it has one column; expected turns, a tab and at least one reference")
-    if every_turn and len(references) > 1:
-        raise DialogueError("it has several references, for its last turn; leave --every-turn out")
-    turns = [*source.split(BETWEEN_TURNS), references[0]]
-    if every_turn:
-        for place in range(1, len(turns), 2):
-            yield tuple(turns[:place]), [turns[place]]
+    counted = [place for place in range(1, len(turns)) if weights is None or weights[place]]
+    if not counted:
+        raise DialogueError("its weights count no turn after the first; expected a reply to compare with")
+    if not every_turn:
+        places = counted[-1:]
+    elif weights is None or all(weights):
+        places = counted[::2]
     else:
-        yield tuple(turns[:-1]), references
-
-
-def _require_text(turns: Sequence[str], references: Sequence[str]) -> None:
-    for kind, texts in (("turn", turns), ("reference", references)):
-        blank = next((number for number, text in enumerate(texts, 1) if not text.strip()), None)
-        if blank is not None:
-            raise DialogueError(f"{kind} {blank} is blank")
+        places = counted
+    return [(tuple(turns[:place]), [turns[place]]) for place in places]
 
 
 def read_replies(path: Path, count: int) -> list[str]:
@@ -164,6 +162,7 @@ def lines_of(path: Path, *, skip_blank: bool = True) -> Iterator[tuple[int, str]
         DialogueError: the file cannot be read, or a line is not UTF-8.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if number == 1:
@@ -189,10 +188,6 @@ def _json(line: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DialogueError("not a JSON object")
     return content
-
-
-def _texts(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def fingerprint(dialogues: Sequence[Dialogue]) -> str:

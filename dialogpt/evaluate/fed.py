@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 
 from dialogpt.decoding.sequence import Stop
+from dialogpt.history import BOT, alternating
 from dialogpt.model import GPT2
 from dialogpt.ranking.scoring import score
 from dialogpt.tokenizer import Tokenizer
@@ -74,8 +75,8 @@ def judge(
         Stopped: `stop` returned true.
     """
     dialogue = [tokenizer.eos_id]
-    for text in (*turns, reply):
-        dialogue += [*tokenizer.encode(text), tokenizer.eos_id]
+    for text, role in zip((*turns, reply), (*alternating(len(turns)), BOT), strict=True):
+        dialogue += tokenizer.whole_turn(text, role)
     sentences = sorted({sentence for sides in QUALITIES.values() for side in sides for sentence in side})
     room = model.config.n_positions
     sequences = []

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dialogpt.evaluate.overlap import Floats
+from dialogpt.history import BOT, USER
 from dialogpt.model import GPT2
 from dialogpt.ranking.scoring import MICRO_BATCH
 from dialogpt.tokenizer import Tokenizer
@@ -88,9 +89,10 @@ def predict(
     ids: list[int] = []
     is_counted: list[bool] = []
     for place, text in enumerate(dialogue):
-        turn = [*tokenizer.encode(text), tokenizer.eos_id]
+        role = (USER, BOT)[place % 2]
+        turn, before = tokenizer.whole_turn(text, role), len(tokenizer.turn_prefix.of(role))
         ids += turn
-        is_counted += [place % 2 == 1 or not bot_only] * len(turn)
+        is_counted += [False] * before + [place % 2 == 1 or not bot_only] * (len(turn) - before)
     is_counted[0] = False
     size = min(window or model.config.n_positions, model.config.n_positions)
     pieces = [_read(model, ids, piece) for piece in windows_of(len(ids), size)] if len(ids) > 1 else []

@@ -32,7 +32,7 @@ def answer(chat: Chat, first: int, dialogues: Sequence[Dialogue], seed: int, sto
     seeds = [(seed + SEED_STRIDE * (first + place)) % (1 << 63) for place in range(len(dialogues))]
     found = candidates_for_all(chat, [dialogue.turns for dialogue in dialogues], 1, seeds, stop)
     return [
-        {"reply": chat.tokenizer.decode(reply.ids), "finish_reason": reply.finish_reason, "score": reply.score}
+        {"reply": chat.tokenizer.reply_text(reply.ids), "finish_reason": reply.finish_reason, "score": reply.score}
         for (reply,) in found
     ]
 

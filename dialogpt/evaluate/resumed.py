@@ -37,7 +37,7 @@ def resumed(
         path: the file, written after each group; its first line holds the settings. None keeps nothing.
         settings: what the lines depend on.
         stop: asked before each group; true ends the work.
-        on_progress: called after each group.
+        on_progress: called at the start and after each group.
 
     Raises:
         Stopped: `stop` returned true; what was computed is in the file.
@@ -50,6 +50,8 @@ def resumed(
             file = files.enter_context(_opened(path, files))
             wanted = json.loads(json.dumps(settings or {}))  # as it is read back: tuples are lists
             lines = _kept(file, path, wanted)[: len(items)]
+        if on_progress is not None:
+            on_progress(len(lines), len(items))
         while len(lines) < len(items):
             if stop is not None and stop():
                 raise Stopped

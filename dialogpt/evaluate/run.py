@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dialogpt.chat import Chat
+from dialogpt.data import Problem, Reading
 from dialogpt.decoding.sequence import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.evaluate import fed, meteor, replies
@@ -67,6 +68,7 @@ class EvaluationRequest:
 
     Attributes:
         dialogues: the file.
+        reading: how it is read.
         protocol: one of `PROTOCOLS`, by its name.
         every_turn: see `read_dialogues`.
         bot_only, window: see `dialogpt.evaluate.likelihood.predict`.
@@ -80,6 +82,7 @@ class EvaluationRequest:
 
     dialogues: Path
     protocol: str = "paper-6k"
+    reading: Reading = field(default_factory=Reading)
     every_turn: bool = False
     bot_only: bool = False
     window: int | None = None
@@ -157,8 +160,11 @@ class Evaluation:
         self.request, self.systems, self.stop, self.on_stage = request, systems, stop, on_stage
         self.protocol = PROTOCOLS[request.protocol]
         self.protocol.clean("")  # what it needs is installed
-        self.dialogues = read_dialogues(request.dialogues, every_turn=request.every_turn)
-        whole = self.dialogues if not request.every_turn else read_dialogues(request.dialogues)
+        left_out: list[Problem] = []
+        read = partial(read_dialogues, request.dialogues, request.reading)
+        self.dialogues = read(every_turn=request.every_turn, on_problem=left_out.append)
+        self.left_out = _left_out(left_out)
+        whole = self.dialogues if not request.every_turn else read()
         self.whole = [(*dialogue.turns, dialogue.references[0]) for dialogue in whole]
         self.given = {
             system.name: read_replies(system.file, len(self.dialogues)) for system in systems if system.file is not None
@@ -179,13 +185,14 @@ class Evaluation:
         self._chats.clear()
         means = {name: self._means(name, texts) for name, texts in given.items()}
         counted, notes = self._meteor(given)
+        notes = [*self.left_out, *notes]
         if self.request.fed is not None:
             notes.append(f"FED by {self.request.fed}: {fed.PROTOCOL}")
         if predictions:
             size = self.request.window or "all positions of the network"
             bot = "the bot's turns" if self.request.bot_only else "all turns"
             notes.append(f"perplexity of {bot}, end tokens included; windows of {size}, overlapping by half")
-        self.on_stage("comparing", 0, 1)
+        self.on_stage("comparing", 0, len(self.dialogues))
         texts = {
             name: TextSample(self.protocol, self.dialogues, found, counted.get(name), means[name])
             for name, found in given.items()
@@ -196,7 +203,7 @@ class Evaluation:
         if likelihoods:
             for name, figures in compare(likelihoods, **resampling).items():
                 comparison[name] |= figures
-        self.on_stage("comparing", 1, 1)
+        self.on_stage("comparing", len(self.dialogues), len(self.dialogues))
         quality = {name: sample.quality for name, sample in texts.items()}
         bins = {name: sample.bins for name, sample in likelihoods.items()}
         return Result(self.protocol, self.dialogues, given, comparison, quality, bins, notes)
@@ -286,6 +293,13 @@ class Evaluation:
         except meteor.Unavailable as error:
             return {}, [f"no METEOR: {error}"]
         return dict(zip(names, np.split(counted, len(names)), strict=True)), []
+
+
+def _left_out(problems: Sequence[Problem]) -> list[str]:
+    """A sentence about what of the dialogues is not evaluated; none where that is nothing."""
+    if not problems:
+        return []
+    return [f"left out of the dialogues: {len(problems):,}, such as {problems[0]}; dialogpt import lists them all"]
 
 
 def _folder(systems: Sequence[System], name: str) -> str:

@@ -21,7 +21,7 @@ from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import NEUTRAL, GenerationConfig
-from dialogpt.history import History, Prompt, Turn
+from dialogpt.history import BOT, History, Prompt, Turn
 from dialogpt.inspect.ablation import ablate
 from dialogpt.inspect.attention import attention_weights, summed_by_turn
 from dialogpt.inspect.capture import Capture, capture
@@ -263,7 +263,7 @@ def _reply_data(
     first = len(sequence.prompt.ids)
     log_probabilities = last.log_probability[first - 1 :].tolist()
     return {
-        "text": tokenizer.decode(reply),
+        "text": tokenizer.turn_text(reply, BOT),
         "first": first,
         "ended": ended,
         "log_probability": sum(log_probabilities),
@@ -293,7 +293,8 @@ def _sequence(
 ) -> _Sequence:
     """Put the dialogue and its reply together as the network reads them."""
     positions = model.config.n_positions
-    prompt = History(tokenizer.eos_id, turns).prompt(history_tokens, max(1, config.prompt_room(positions)))
+    prefix = tokenizer.turn_prefix
+    prompt = History(tokenizer.eos_id, turns, prefix).prompt(history_tokens, max(1, config.prompt_room(positions)))
     tokens = [*reply, *([tokenizer.eos_id] if ended else [])]
     if not tokens:
         raise DialogueError("the reply is empty and was not ended, so there is nothing to look into; expected a token")
@@ -302,8 +303,9 @@ def _sequence(
             f"the dialogue has {len(prompt.ids)} tokens and the reply {len(tokens)}, but the network has {positions} "
             f"positions; shorten the reply, or show less of the dialogue (history_tokens)"
         )
-    lengths = [len(turn) + 1 for turn in turns[prompt.first_turn :]]
+    lengths = [len(prefix.of(turn.role)) + len(turn) + 1 for turn in turns[prompt.first_turn :]]
     lengths[0] -= prompt.cut  # only a lone last turn is cut
+    lengths[-1] += len(prefix.of(BOT))  # what the reply begins with is shown before it
     return _Sequence(prompt, tokens, [0, *accumulate(lengths)])
 
 
@@ -503,17 +505,17 @@ def _turns_data(
     data: list[TurnData] = [
         {
             "role": turn.role,
-            "text": tokenizer.decode(turn),
+            "text": tokenizer.turn_text(turn, turn.role),
             "start": None if place < hidden else sequence.starts[place - hidden],
         }
         for place, turn in enumerate(turns)
     ]
-    return [*data, {"role": "assistant", "text": tokenizer.decode(reply), "start": sequence.starts[-1]}]
+    return [*data, {"role": "assistant", "text": tokenizer.turn_text(reply, BOT), "start": sequence.starts[-1]}]
 
 
 def _considered_data(tokenizer: Tokenizer, considered: Considered) -> dict[str, Any]:
     def described(reply: Reply) -> dict[str, Any]:
-        return {**asdict(reply), "text": tokenizer.decode(reply.ids)}
+        return {**asdict(reply), "text": tokenizer.turn_text(reply.ids, BOT)}
 
     return {
         "candidates": [described(reply) for reply in considered.candidates],

@@ -11,7 +11,7 @@ from dialogpt.decoding.sequence import Stop
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
-from dialogpt.history import History
+from dialogpt.history import BOT, History
 from dialogpt.inspect.data import Inspection, inspect_reply
 from dialogpt.inspect.search import Considered, RecordingDraft, record_beams
 from dialogpt.replies import Generators
@@ -41,7 +41,7 @@ def explain(
         Stopped: `stop` returned true.
     """
     if reply is not None:
-        return _inspected(chat, turns, chat.tokenizer.encode(reply), True, name, None, stop)
+        return _inspected(chat, turns, chat.tokenizer.encode_turn(reply, BOT), True, name, None, stop)
     seed = fresh_generator().initial_seed() if seed is None else seed
     number = 1 if chat.reranker is None else chat.num_candidates
     draft = chat.draft
@@ -126,7 +126,7 @@ def _considered(
     config = chat.generation.with_end_token(chat.tokenizer.eos_id)
     candidates = replies if chat.reranker is not None else []
     if config.num_beams > 1:
-        history = History(chat.tokenizer.eos_id, chat.turns_from(turns))
+        history = History(chat.tokenizer.eos_id, chat.turns_from(turns), chat.tokenizer.turn_prefix)
         prompt = history.prompt(chat.history_tokens, config.prompt_room(chat.model.config.n_positions))
         (generator,) = Generators(chat.model.device, seed).take(1)
         branches, beams = record_beams(chat.model, chat.tokenizer, config, prompt, generator, stop)

@@ -6,15 +6,19 @@ dialogues gives the user's turn the highest probability.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dialogpt.decoding.sequence import Stop
+from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
 from dialogpt.ranking.rerankers import load_helper
 from dialogpt.ranking.scoring import MICRO_BATCH, score
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.weights import Source
+from dialogpt.weights import Source, open_checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,20 @@ class MMI:
 
         Raises:
             CheckpointError: it cannot be used.
-            DialogueError: its vocabulary is another one.
+            DialogueError: it is no reverse model, or its vocabulary is another one.
         """
-        model = load_helper(source, tokenizer)
+        checkpoint = open_checkpoint(source)
+        if checkpoint.reverse is False:
+            raise DialogueError(
+                f"{checkpoint.shown_name} is a forward model, which was trained to answer; expected a reverse model, "
+                f"which was trained with --reverse"
+            )
+        model = load_helper(checkpoint, tokenizer)
+        if checkpoint.reverse is None:
+            logger.warning(
+                "%s does not say whether it is a reverse model; what was not trained with --reverse ranks badly",
+                checkpoint.shown_name,
+            )
         return cls(model, tokenizer.eos_id, **settings)  # type: ignore[arg-type]
 
     def scores(

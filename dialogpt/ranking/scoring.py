@@ -88,15 +88,24 @@ def score(
     return [scores[index] for index in range(len(sequences))]
 
 
-def score_turns(model: GPT2, turns: Sequence[Sequence[int]], eos_id: int) -> list[Score]:
+def score_turns(
+    model: GPT2, turns: Sequence[Sequence[int]], eos_id: int, begins: Sequence[Sequence[int]] | None = None
+) -> list[Score]:
     """Score each turn of a dialogue after those before it, with its end token; of the first, all but its first token.
+
+    Args:
+        model: the network.
+        turns: without end tokens.
+        eos_id: the end token.
+        begins: the prefix of each, which is read and not scored; None for none.
 
     Raises:
         DialogueError: there is nothing to score, or the dialogue is longer than the network's positions.
     """
     ids: list[int] = []
     ranges: list[tuple[int, int]] = []
-    for turn in turns:
+    for before, turn in zip(begins or [()] * len(turns), turns, strict=True):
+        ids += before
         begin = max(1, len(ids))
         ids += [*turn, eos_id]
         ranges.append((begin, len(ids)))

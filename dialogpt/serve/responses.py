@@ -14,7 +14,8 @@ from typing import Any
 
 from dialogpt.serve.engine import End, Token
 from dialogpt.serve.errors import error_object
-from dialogpt.tokenizer import StreamDecoder, Tokenizer
+from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.tokenizer import Tokenizer
 
 
 class VisibleText:

@@ -194,7 +194,7 @@ class ChatRequest(GenerationRequest):
 
     def prompt(self, tokenizer: Tokenizer, limits: Limits, window: int) -> Prompt:
         """Make each message a turn, and drop the oldest turns that do not fit, as `dialogpt chat` does."""
-        history = History(tokenizer.eos_id, self.turns(tokenizer, limits))
+        history = History(tokenizer.eos_id, self.turns(tokenizer, limits), tokenizer.turn_prefix)
         return history.prompt(self.history_tokens or limits.history_tokens, window)
 
     def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
@@ -202,7 +202,7 @@ class ChatRequest(GenerationRequest):
         kept = [message for message in self.messages if limits.keep_system or message.role not in SYSTEM_ROLES]
         if not kept:
             raise DialogueError("all messages are system messages, which are dropped here; send one of the user's")
-        return [Turn(tokenizer.encode(message.text), message.role) for message in kept]
+        return [Turn(tokenizer.encode_turn(message.text, message.role), message.role) for message in kept]
 
 
 class CompletionRequest(GenerationRequest):

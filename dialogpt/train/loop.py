@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 
+from dialogpt import own_files
 from dialogpt.data import Reading
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, PRESETS, GPT2Config
+from dialogpt.settings import choice
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.batches import Batches
 from dialogpt.train.data.dialogues import ALL, Format
@@ -134,14 +136,12 @@ class Request:
         Raises:
             DialogueError: this version did not write it.
         """
+        own_files.require({"reading": {}, **values}, _SCHEMA, "run.json")
         data, valid, preset, source, config = (values.get(each.name) for each in fields(cls)[:5])
-        reading = values.get("reading", {})
-        lists = all(isinstance(paths, list) and all(isinstance(p, str) for p in paths) for paths in (data, valid))
-        start = (preset in (None, *PRESETS) and isinstance(preset, str)) != isinstance(source, str)
-        if not (data and lists and start and isinstance(config, dict) and isinstance(reading, dict)):
-            raise DialogueError("run.json was not written by this version; start a new run")
-        config, reading = TrainConfig.from_dict(config), Reading.from_dict(reading)
-        return cls(tuple(data), tuple(valid or ()), preset, source, config, reading)
+        if not data or (preset is None) == (source is None):
+            raise DialogueError("run.json is not one that this version wrote; begin a new run")
+        kept = TrainConfig.from_dict(config or {}), Reading.from_dict(values.get("reading", {}))
+        return cls(tuple(data), tuple(valid or ()), preset, source, *kept)
 
     def start(self) -> Start:
         """Return what a new run starts from.
@@ -152,6 +152,16 @@ class Request:
         if self.preset is not None:
             return Start.fresh(self.preset, self.config.dropout)
         return Start.loaded(str(self.source), self.config.dropout)
+
+
+_SCHEMA: own_files.Schema = {  # of run.json
+    "data": own_files.TEXTS,
+    "valid": own_files.TEXTS,
+    "preset": own_files.optional(choice(*PRESETS)),
+    "source": own_files.optional(own_files.TEXT),
+    "config": own_files.OBJECT,
+    "reading": own_files.OBJECT,
+}
 
 
 def begin(folder: Path, request: Request, processes: Processes) -> Run:
@@ -241,7 +251,7 @@ def fit(
     trainer = Trainer(model, sets["train"], sets.get("valid"), config, processes)
 
     def save() -> None:
-        run.save(trainer, start.checkpoint, start.origin)
+        run.save(trainer, replace(start.checkpoint, reverse=config.reverse), start.origin)
 
     if left_off:
         run.restore(trainer)

@@ -27,8 +27,10 @@ from typing import Any
 
 from torch import Tensor
 
+from dialogpt import own_files
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
+from dialogpt.plain_file import require_plain_file
 from dialogpt.train.lora import write_adapter
 from dialogpt.train.trainer import Progress, Trainer
 from dialogpt.weights import Checkpoint, open_checkpoint, save
@@ -172,15 +174,24 @@ class Run:
         temporary.replace(self.folder / "metrics.jsonl")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the metrics so far; lines that cannot be parsed, as after a kill, are skipped."""
+        """What was measured so far; a line that cannot be read, such as a kill cuts short, is left out.
+
+        Raises:
+            DialogueError: the file cannot be read.
+        """
         path = self.folder / "metrics.jsonl"
-        lines = path.read_bytes().splitlines() if path.exists() else []
         measured = []
-        for line in lines:
-            with suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict) and type(entry.get("step")) is int:
-                    measured.append(entry)
+        try:
+            if path.exists():
+                require_plain_file(path)
+                with path.open("rb") as file:
+                    while line := file.readline(own_files.LINE_LIMIT):
+                        with suppress(ValueError):
+                            entry = own_files.parse_line(line, {"step": own_files.AT_LEAST_ONE})
+                            if all(value is None or own_files.NUMBER.accepts(value) for value in entry.values()):
+                                measured.append(entry)
+        except OSError as error:
+            raise DialogueError(f"{path} cannot be read: {error.strerror}") from None
         return measured
 
     def log(self, entries: Sequence[Mapping[str, Any]]) -> None:

@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from dialogpt import own_files
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.generation_config import GenerationConfig
+from dialogpt.history import BOT, USER
 from dialogpt.model import GPT2
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.prepare import TokenFiles
@@ -60,9 +62,9 @@ class Samples:
         path = folder / "samples.json"
         if step and path.is_file():
             try:
-                replies = json.loads(path.read_text(encoding="utf-8"))["replies"]
-                kept = {int(at): [str(reply) for reply in listed] for at, listed in replies.items() if int(at) <= step}
-            except (ValueError, KeyError, TypeError, AttributeError):
+                replies = own_files.read_object(path, {"replies": own_files.TEXTS_BY_TEXT})["replies"]
+                kept = {int(at): listed for at, listed in replies.items() if int(at) <= step}
+            except (OSError, ValueError):
                 kept = {}  # a damaged file costs the earlier samples, not the run
             samples.replies = {at: listed for at, listed in kept.items() if len(listed) == len(samples.prompts)}
         return samples
@@ -78,7 +80,7 @@ class Samples:
             found = candidates_for_all(chat, self.prompts, 1, [SEED + n for n in range(len(self.prompts))])
         finally:
             model.train()
-        self.replies[step] = [tokenizer.decode(replies[0].ids) for replies in found]
+        self.replies[step] = [tokenizer.turn_text(replies[0].ids, BOT) for replies in found]
         content: dict[str, Any] = {"prompts": self.prompts, "expected": self.expected, "replies": self.replies}
         write_atomically(self.folder / "samples.json", json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         write_atomically(self.folder / "samples.md", self.page())
@@ -98,6 +100,11 @@ class Samples:
         return [replies[number] for _, replies in sorted(self.replies.items())]
 
 
+def _text(ids: list[int], role: str, tokenizer: Tokenizer) -> str:
+    """The text of a turn that was prepared, prefix and all."""
+    return tokenizer.turn_text(ids[len(tokenizer.turn_prefix.of(role)) :], role)
+
+
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
@@ -109,10 +116,11 @@ def _spread(data: TokenFiles, tokenizer: Tokenizer, count: int) -> list[list[str
     for index in indices.tolist():
         if len(found) == count:
             break
-        start = 0 if index == 0 else int(data.ends[index - 1, 0])
-        ids = data.tokens[start : int(data.ends[index, 0])]
-        end_tokens = np.flatnonzero(ids == data.eos_id)
-        turns = [tokenizer.decode(turn.tolist()[:-1]) for turn in np.split(ids, end_tokens + 1)[:-1]]
+        start = 0 if place == 0 else int(data.ends[place - 1, 0])
+        ids = data.tokens[start : int(data.ends[place, 0])]
+        cuts = np.flatnonzero(ids == data.eos_id)
+        parts = np.split(ids, cuts + 1)[:-1]
+        turns = [_text(part.tolist()[:-1], (USER, BOT)[n % 2], tokenizer) for n, part in enumerate(parts)]
         if len(turns) > 1:
             found.append(turns)
     return found

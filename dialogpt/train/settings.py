@@ -116,6 +116,10 @@ class TrainConfig:
             problems.append(Problem("lora", self.lora, "omitted with {parallel} fsdp: adapters are too small to shard"))
         if problems:
             raise SettingsError(problems)
+        for name, kind in kinds_of(self).items():
+            value = getattr(self, name)
+            if kind.parse is float and value is not None:  # torch's AdamW refuses a beta that is the integer 0
+                object.__setattr__(self, name, float(value))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:

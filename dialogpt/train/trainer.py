@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dialogpt import own_files
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
+from dialogpt.settings import integer
 from dialogpt.train.data.batches import Batch, Batches
 from dialogpt.train.distributed import Processes, gather, shard
 from dialogpt.train.dropout import use_cheap_dropout
@@ -28,7 +30,8 @@ from dialogpt.train.lora import adapters, merged_parameters
 from dialogpt.train.objective import Objective
 from dialogpt.train.optimizer import Muon, build_optimizers, lr_at, set_lr
 from dialogpt.train.plan import planned
-from dialogpt.train.settings import TrainConfig
+from dialogpt.train.settings import LARGEST, TrainConfig
+from dialogpt.weights.formats import count_non_finite
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,16 @@ class Measured:
     lr: float
     grad_norm: float
     seconds: float
+
+
+PROGRESS_SCHEMA: own_files.Schema = {
+    "step": integer(0, LARGEST),
+    "tokens": own_files.COUNT,
+    "seconds": own_files.SECONDS,
+    "best_loss": own_files.optional(own_files.NUMBER),
+    "best_step": integer(0, LARGEST),
+    "worse": integer(0, LARGEST),
+}
 
 
 @dataclass
@@ -81,13 +94,12 @@ class Progress:
         """Parse the content of a file.
 
         Raises:
-            ValueError: it is not the progress of a run.
+            DialogueError: it holds something else.
         """
-        read = {**values, "best_loss": math.inf if values.get("best_loss") is None else values["best_loss"]}
-        kinds = {field.name: type(field.default) for field in fields(cls)}
-        if read.keys() != kinds.keys() or any(type(read[name]) is not kind for name, kind in kinds.items()):
-            raise ValueError("not the progress of a run")
-        return cls(**read)
+        own_files.require(values, PROGRESS_SCHEMA, "the progress")
+        best = values["best_loss"]
+        numbers = {"seconds": float(values["seconds"]), "best_loss": math.inf if best is None else float(best)}
+        return cls(**{field.name: values[field.name] for field in fields(cls)} | numbers)
 
 
 class Trainer:
@@ -258,8 +270,8 @@ class Trainer:
         Raises:
             ValueError: the state does not belong to this network and these optimizers; nothing is changed.
         """
-        parameters = dict(self._trainable())
-        self._check(optimizer_state, parameters, progress)
+        parameters = dict(self._learned())
+        self._check(weights, optimizer_state, parameters, progress)
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(shard(weights[name].to(parameter.dtype), parameter))
@@ -272,8 +284,17 @@ class Trainer:
             self.optimizers[int(n)].state[parameter][key] = kept.to(parameter.device) if scalar else kept
         self.progress = progress
 
-    def _check(self, state: Mapping[str, Tensor], parameters: Mapping[str, Tensor], progress: Progress) -> None:
-        """Raise unless names and shapes are those that the optimizers write; torch would accept any state."""
+    def _check(
+        self,
+        weights: Mapping[str, Tensor],
+        state: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        progress: Progress,
+    ) -> None:
+        """Raise unless weights and state are what `Run.save` writes, to the shape: the optimizers would believe any."""
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        if any(name not in weights or weights[name].shape != shape for name, shape in shapes.items()):
+            raise ValueError("not the weights of this network")
         names = {parameter: name for name, parameter in parameters.items()}
         expected = {
             f"{n}.{names[parameter]}.{key}": torch.Size() if key == "step" else parameter.shape
@@ -284,6 +305,9 @@ class Trainer:
         }
         if {name: value.shape for name, value in state.items()} != (expected if progress.step else {}):
             raise ValueError("not the optimizer's state of this network")
+        values = [*(weights[name] for name in parameters), *state.values()]
+        if not all(value.is_floating_point() for value in values) or any(count_non_finite(value) for value in values):
+            raise ValueError("it holds NaN or infinity, or numbers of another kind")
 
 
 def _not_finite(step: int, what: str) -> DialogueError:

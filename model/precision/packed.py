@@ -9,7 +9,7 @@ import functools
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,28 @@ from dialogpt.model.precision.kernels import Float16, Kernel, quantized
 
 FLOAT16_MAX = 65504  # below 2^-14 float16's numbers are 2^-24 apart, so bfloat16's move by up to 2^-25
 INFERENCE_ONLY = "a network with packed weights cannot be trained and gives no gradients; load it with trainable=True"
+NOT_PICKLED = (
+    "a network with packed weights cannot be pickled; keep the name of its checkpoint and load that again, or load it "
+    "with trainable=True, which packs nothing"
+)
 Read = Callable[[], Tensor]
 logger = logging.getLogger(__name__)
+
+
+class _Reader:
+    """What reads a weight: shared by copies of a module, and refused by pickle, which would fail inside of it."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+
+    def __call__(self) -> Tensor:
+        return self._read()
+
+    def __deepcopy__(self, _: object) -> _Reader:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NOT_PICKLED)
 
 
 class PackedLinear(nn.Module):
@@ -41,7 +61,7 @@ class PackedLinear(nn.Module):
             gelu: whether a GELU follows, which is then applied here: in float32 in the same pass.
         """
         super().__init__()
-        self.read = read
+        self.read = _Reader(read)
         self.bias: Tensor | None
         self.register_buffer("bias", None if read_bias is None else read_bias().float())
         self.precision, self.gelu = precision, gelu
@@ -89,7 +109,7 @@ class PackedEmbedding(TokenEmbedding):
         """
         weight = read()
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
-        self.read, self.precision, self.is_head = read, precision, is_head
+        self.read, self.precision, self.is_head = _Reader(read), precision, is_head
         self.kernel: Kernel | None = None
 
     @property

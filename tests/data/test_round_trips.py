@@ -82,6 +82,19 @@ def as_tree(turns: Turns) -> dict[str, Any]:
     return {"message_tree_id": "x", "prompt": node}
 
 
+def as_personachat(turns: Turns) -> str:
+    """Numbered lines of what was said and its reply, behind a persona."""
+    pairs = [turns[n : n + 2] for n in range(0, len(turns), 2)]
+    numbered = enumerate(["your persona: i like cats .", *map("\t".join, pairs)], 1)
+    return "".join(f"{number} {line}\n" for number, line in numbered)
+
+
+def as_blended(turns: Turns) -> dict[str, Any]:
+    before, said = turns[: len(turns) // 2], turns[len(turns) // 2 :]
+    return {"personas": [["x"], ["y"]], "previous_utterance": before, "free_messages": said[::2],
+            "guided_messages": said[1::2]}  # fmt: skip
+
+
 def roles(speaker: str, text: str) -> Callable[[Turns], list[dict[str, str]]]:
     names = {"role": ("user", "assistant"), "from": ("human", "gpt")}[speaker]
     return lambda turns: [{speaker: names[n % 2], text: turn} for n, turn in enumerate(turns)]
@@ -163,6 +176,8 @@ RENDERED: dict[str, tuple[str, Any, Callable[[list[Turns]], str]]] = {
         ),
     ),
     "text": ("a.txt", plain, lambda dialogues: "\n\n".join("\n".join(turns) for turns in dialogues)),
+    "personachat": ("a.txt", plain, lambda dialogues: "".join(map(as_personachat, dialogues))),
+    "blended-skill-talk": ("a.json", anything, lambda dialogues: json.dumps(list(map(as_blended, dialogues)))),
 }
 _TEXT_LIKE = ("tsv", "text")
 
@@ -191,6 +206,63 @@ def test_a_tree_of_one_path_is_read_back(tmp_path_factory: pytest.TempPathFactor
     path.write_text("".join(json.dumps(as_tree(turns)) + "\n" for turns in dialogues))
     expected = [turns[: len(turns) // 2 * 2] for turns in dialogues]  # a question at the end is nobody's reply
     assert [dialogue.turns for dialogue in read(path)] == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(dialogues_of(plain))
+def test_messages_of_trees_a_line_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, dialogues: list[Turns]
+) -> None:
+    path = tmp_path_factory.mktemp("messages") / "a.jsonl"
+    rows = [
+        {"message_id": f"{d}-{n}", "parent_id": f"{d}-{n - 1}" if n else None, "message_tree_id": f"{d}", "text": turn,
+         "role": ("prompter", "assistant")[n % 2]}
+        for d, turns in enumerate(dialogues)
+        for n, turn in enumerate(turns)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [turns[: len(turns) // 2 * 2] for turns in dialogues]
+    assert [dialogue.turns for dialogue in read(path, Reading(kind="oasst"))] == expected
+
+
+@settings(max_examples=30, deadline=None)
+@given(dialogues_of(st.text(st.characters(max_codepoint=255, categories=["L", "N", "P"]), min_size=1, max_size=20)))
+def test_cornell_s_two_files_are_read_back(tmp_path_factory: pytest.TempPathFactory, dialogues: list[Turns]) -> None:
+    folder, between = tmp_path_factory.mktemp("cornell"), " +++$+++ "
+    lines, conversations = [], []
+    for d, turns in enumerate(dialogues):
+        names = [f"L{d}{n:03d}" for n in range(len(turns))]
+        lines += [between.join([name, f"u{n % 2}", "m0", NAMES[n % 2], turns[n]]) for n, name in enumerate(names)]
+        conversations.append(between.join(["u0", "u1", "m0", str(names)]))
+    (folder / "movie_lines.txt").write_bytes("\n".join(lines[::-1]).encode("latin-1"))
+    (folder / "movie_conversations.txt").write_text("\n".join(conversations))
+    assert kind_of(folder, Reading()).name == "cornell"
+    assert [dialogue.turns for dialogue in read(folder)] == dialogues
+
+
+@settings(max_examples=20, deadline=None)
+@given(dialogues_of(anything), st.sampled_from(["parquet", "datasets"]))
+def test_tables_of_arrow_are_read_back(
+    tmp_path_factory: pytest.TempPathFactory, dialogues: list[Turns], name: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    folder = tmp_path_factory.mktemp("arrow")
+    table = pyarrow.table({"dialog": dialogues})
+    path = folder if name == "datasets" else folder / "a.parquet"
+    if name == "parquet":
+        parquet.write_table(table, path)
+    else:
+        (folder / "state.json").write_text("{}")
+        with pyarrow.ipc.new_stream(folder / "data-00000-of-00001.arrow", table.schema) as stream:
+            stream.write_table(table)
+    assert kind_of(path, Reading()).name == name
+    assert [dialogue.turns for dialogue in read(path)] == dialogues
+
+
+def test_every_kind_has_a_round_trip() -> None:
+    assert {*RENDERED, "oasst", "cornell", "parquet", "datasets"} == {*KINDS}
 
 
 @given(st.lists(anything, min_size=2), st.booleans(), st.booleans())

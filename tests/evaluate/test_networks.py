@@ -299,7 +299,7 @@ def test_fed_and_the_windows_are_stated(dialogues: Path, capsys: pytest.CaptureF
         (["D", "--rank", "updown"], 2, "is not HEAD=M"),
         (["D", "--resamples", "1"], 2, "expected 0 or 2 to 100,000"),
         (["D", "--model", "no/such/folder/here"], 1, "no/such/folder/here"),
-        (["missing.jsonl"], 1, "cannot be read"),
+        (["missing.jsonl"], 1, "is not there"),
         ([], 2, "name the file of DIALOGUES"),
         (["D", "--judged", "x"], 2, "omit DIALOGUES"),
         (["--judged", "x"], 1, "no blind-key.json"),

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dialogpt import DialogueError
+from dialogpt.data import Problem, Reading, read
 from dialogpt.evaluate import PROTOCOLS, Dialogue, NgramTable, TextSample, compare, distinct, entropy, table
 from dialogpt.evaluate.blind import score_answers, sign_test, write_pairs
 from dialogpt.evaluate.bootstrap import resampled
@@ -128,24 +129,61 @@ def test_dialogues_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("d.txt", b"x", "is neither .jsonl nor .tsv"),
+        ("d.txt", b"x", "holds no dialogue with a reply to compare with; it was read as text"),
         ("d.jsonl", b"", "holds no dialogue"),
         ("d.jsonl", b'{"turns": ["a"]}', 'line 1: it has one turn and no "references"'),
-        ("d.jsonl", b'{"turns": ["a", " "]}', "line 1: reference 1 is blank"),
+        ("d.jsonl", b'{"turns": ["a", " "]}', "line 1: turn 2 is blank"),
         ("d.jsonl", b'\n{"turns": ["", "b"]}', "line 2: turn 1 is blank"),
         ("d.jsonl", b'{"turns": ["a"], "references": []}', '"references" is no list of at least one text'),
         ("d.jsonl", b'{"turns": "a"}', "no list of texts"),
-        ("d.jsonl", b"[1]", "not a JSON object"),
+        ("d.jsonl", b'{"turns": ["a"], "references": ["b", " "]}', "line 1: reference 2 is blank"),
+        ("d.jsonl", b'{"turns": ["a", "b"], "weights": [1, 0]}', "line 1: its weights count no turn after the first"),
+        ("d.jsonl", b"[1]", "no list of texts"),
         ("d.jsonl", b"{", "not valid JSON"),
-        ("d.jsonl", b'{"turns": ["\xff"]}', "line 1: not UTF-8 (byte 0xff at position 13)"),
-        ("d.tsv", b"a", "it has one column"),
+        ("d.jsonl", b'{"turns": ["\xff"]}', "line 1: not UTF-8 (byte 0xff at place 13)"),
+        ("d.tsv", b"a", "line 1: 1 column, expected 2"),
+        ("gone.jsonl", None, "is not there"),
     ],
 )
-def test_bad_dialogues_are_a_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
-    (tmp_path / name).write_bytes(content)
+def test_bad_dialogues_are_a_sentence(tmp_path: Path, name: str, content: bytes | None, sentence: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(DialogueError) as found:
         read_dialogues(tmp_path / name)
     assert sentence in str(found.value)
+
+
+def test_dialogues_of_every_kind_are_read(tmp_path: Path) -> None:
+    """A chat's last turn is the reference, an assistant's last reply where roles are given; references stay references.
+
+    A chat has things that are no dialogue, which are told; a file of one dialogue a line is refused for them.
+    """
+    said = [("user", "Hi!"), ("assistant", "Hello."), ("user", "And you?"), ("assistant", "Fine."), ("user", "Good.")]
+    messages = {"messages": [{"role": role, "content": text} for role, text in said]}
+    path = write(tmp_path / "m.jsonl", messages)
+    assert read_dialogues(path) == [Dialogue(("Hi!", "Hello.", "And you?"), ("Fine.",))]
+    assert [each.references for each in read_dialogues(path, every_turn=True)] == [("Hello.",), ("Fine.",)]
+    chat = write(tmp_path / "chat.txt", "[20.06.21, 15:58:57] Mia: Hi!", "[20.06.21, 15:59:57] Joe: Hello.",
+                 "[23.06.21, 15:59:57] Joe: Anybody?")  # fmt: skip
+    problems: list[Problem] = []
+    assert read_dialogues(chat, on_problem=problems.append) == [Dialogue(("Hi!",), ("Hello.",))]
+    assert [problem.line for problem in problems] == [3]
+    path = write(tmp_path / "refs", "a EOS b\tc\td")
+    assert read_dialogues(path, Reading(kind="tsv")) == [Dialogue(("a", "b"), ("c", "d"))]
+    with pytest.raises(DialogueError, match="line 1: it has references of its own"):
+        read_dialogues(path, Reading(kind="tsv"), every_turn=True)
+    reddit = write(tmp_path / "r.jsonl", {"turns": ["a", "b", "a"], "weights": [1, 1, 1], "references": ["c"],
+                                          "speakers": ["x", "y", "x"]})  # fmt: skip
+    assert read_dialogues(reddit) == [Dialogue(("a", "b", "a"), ("c",))]
+
+
+def test_training_takes_no_references(tmp_path: Path) -> None:
+    """They are a key like any other, whatever it holds, and a further column is a problem, as before."""
+    path = write(tmp_path / "a.jsonl", {"turns": ["a", "b"], "references": {"page": 3}})
+    assert [each.turns for each in read(path)] == [["a", "b"]]
+    problems: list[Problem] = []
+    assert not list(read(write(tmp_path / "a.tsv", "a\tb\tc"), on_problem=problems.append))
+    assert "3 columns, expected 2" in problems[0].reason
 
 
 def test_replies_are_read(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from dialogpt.decoding.sequence import Stopped
 from dialogpt.model import GPT2
 from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.ranking.mmi import MMI
-from dialogpt.weights import CheckpointError, load
+from dialogpt.weights import CheckpointError, convert, export, load, open_checkpoint
 from tests.helpers import write_published
 
 TURNS = ["Hello there.", "Hi! What is it?", "I am going to the sea."]
@@ -224,3 +224,54 @@ def test_a_head_that_is_none_is_refused(published: Path) -> None:
         DialogRPT.load([("updown", 1.0, published)], Tokenizer.load(published))
     with pytest.raises(DialogueError, match="num_candidates must be a positive integer, got 0"):
         Chat(load(published), Tokenizer.load(published), num_candidates=0)
+
+
+# ---- which models are reverse models ----
+
+
+def marked(folder: Path, source: Path, mark: object) -> Path:
+    """A copy of a checkpoint whose config.json says whether it is a reverse model."""
+    shutil.copytree(source, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "reverse": mark}))
+    return folder
+
+
+def test_a_forward_model_is_refused_as_a_reverse_model(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It ranked without a word, and chose the replies that answer least."""
+    forward = marked(tmp_path / "forward", published, False)
+    flags = ["reply", "--model", str(published), "--rerank", "mmi", "--reverse-model", str(forward), "Hi!"]
+    assert main(flags) == 1
+    assert "forward is a forward model, which was trained to answer; expected a reverse" in capsys.readouterr().err
+
+
+def test_a_reverse_model_needs_no_notice_and_one_without_a_mark_gets_one(
+    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = Tokenizer.load(published)
+    MMI.load(marked(tmp_path / "marked", published, True), tokenizer)
+    assert caplog.text == ""
+    MMI.load(published, tokenizer)
+    assert f"{published.name} does not say whether it is a reverse model" in caplog.text
+
+
+def test_a_reverse_model_that_is_to_talk_gets_a_notice(
+    published: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Chat.load(marked(tmp_path / "turned", published, True))
+    assert "turned is a reverse model: it ranks replies" in caplog.text
+
+
+@pytest.mark.parametrize("mark", [True, False])
+def test_the_mark_survives_conversions(mark: bool, published: Path, tmp_path: Path) -> None:
+    source = marked(tmp_path / "marked", published, mark)
+    convert(source, tmp_path / "ours")
+    export(tmp_path / "ours", tmp_path / "theirs")
+    assert [open_checkpoint(tmp_path / name).reverse for name in ("marked", "ours", "theirs")] == [mark] * 3
+
+
+def test_a_mark_that_is_none_is_a_sentence(published: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="reverse is 'yes', expected true or false"):
+        open_checkpoint(marked(tmp_path / "odd", published, "yes"))

@@ -455,6 +455,17 @@ def test_settings_of_the_source_are_kept(tmp_path: Path) -> None:
     assert open_checkpoint(tmp_path / "run" / "last").generation_config == {"temperature": 0.7}
 
 
+@pytest.mark.parametrize("reverse", [True, False])
+def test_a_run_marks_its_checkpoints_with_their_direction(
+    reverse: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = a_request(tmp_path, steps=1, reverse=reverse)
+    train(tmp_path / "run", request)
+    assert open_checkpoint(tmp_path / "run").reverse is reverse
+    assert main(["info", str(tmp_path / "run")]) == 0
+    assert f"direction      {'reverse' if reverse else 'forward'}: " in capsys.readouterr().out
+
+
 def test_weights_of_zero_leave_no_empty_batch(tmp_path: Path) -> None:
     """A piece of a long dialogue in which nothing counts was a batch of weight 0, and a division by it."""
     request = a_request(tmp_path, steps=4, batch_tokens=64, accumulation=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,27 +61,40 @@ def test_it_writes_the_data_trains_in_rounds_and_resumes(tmp_path: Path, monkeyp
         return 0
 
     monkeypatch.setattr(train_tiny, "dialogpt", train)
-    monkeypatch.setattr(train_tiny, "COPIES", (1, 1))
+    by_name = {each.name: replace(each, copies=1) for each in train_tiny.ROUNDS}
+    rounds = (by_name["small-talk-3"], by_name["care"], replace(by_name["alarms"], mean=("care", 0.5)))
+    monkeypatch.setattr(train_tiny, "ROUNDS", rounds)
     means: list[tuple[str, ...]] = []
-    monkeypatch.setattr(train_tiny, "write_mean", lambda *paths: means.append(tuple(map(str, paths))))
-    names = ("chats", "small-talk-1", "small-talk-2", "care")
-    chats, first, second, care = runs = [tmp_path / "tiny" / name for name in names]
+
+    def write_mean(before: str, after: str, destination: Path, share: float) -> None:
+        means.append((before, after, str(destination), str(share)))
+        destination.mkdir()
+
+    monkeypatch.setattr(train_tiny, "write_mean", write_mean)
+    folder = tmp_path / "tiny"
+    chats, first, care, alarms = runs = [folder / name for name in ("chats", "small-talk-3", "care", "alarms")]
     for _ in range(2):
-        assert train_tiny.main([str(tmp_path / "tiny")]) == 0
+        assert train_tiny.main([str(folder)]) == 0
     assert calls[0][:2] == ["train", f"{chats}-train.jsonl"]
-    for call, run, model in ((calls[1], first, chats), (calls[2], second, first), (calls[3], care, second)):
+    models = [str(chats / "best"), str(first / "best"), str(folder / "care-mean")]
+    for call, run, model, each in zip(calls[1:4], runs[1:], models, rounds, strict=True):
         assert call[:2] == ["train", f"{run}-train.jsonl"]
-        assert call[call.index("--model") + 1] == str(model / "best")
+        assert call[call.index("--model") + 1] == model
+        assert call[call.index("--lr") + 1] == each.lr
     assert calls[4:] == [["train", "--resume", "--out", str(out)] for out in runs]
-    assert means == 2 * [(str(second / "best"), str(care / "best"), str(tmp_path / "tiny" / "tiny"))]
+    assert means == [
+        (str(first / "best"), str(care / "best"), str(folder / "care-mean"), "0.7"),
+        (str(folder / "care-mean"), str(alarms / "best"), str(folder / "tiny"), "0.5"),
+    ]
     assert len(Path(f"{chats}-train.jsonl").read_text().splitlines()) == 3769 + 2026
     assert len(Path(f"{chats}-valid.jsonl").read_text().splitlines()) == 248
     judging = [json.loads(line) for line in Path(f"{first}-valid.jsonl").read_text().splitlines()]
     assert all(train_tiny.small_talk.is_held_out(line["turns"]) for line in judging)
     assert {weight for line in judging for weight in line["weights"]} == {0.0, 1.0}
-    assert Path(f"{first}-train.jsonl").read_text() != Path(f"{second}-train.jsonl").read_text()
     teaching = [json.loads(line) for line in Path(f"{first}-train.jsonl").read_text().splitlines()]
     assert {weight for line in teaching for weight in line["weights"]} == {train_tiny.USER_WEIGHT, 1.0}
+    last = [json.loads(line) for line in Path(f"{alarms}-train.jsonl").read_text().splitlines()]
+    assert {weight for line in last for weight in line["weights"]} == {0.0, 0.5, 1.0}
 
 
 def test_a_stage_that_is_interrupted_begins_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +107,7 @@ def test_a_stage_that_is_interrupted_begins_no_other(tmp_path: Path, monkeypatch
 def test_the_mean_of_two_checkpoints_lies_between_them(tmp_path: Path) -> None:
     for name, seed in (("before", 1), ("after", 2)):
         write_published(tmp_path / name, seed=seed)
-    train_tiny.write_mean(str(tmp_path / "before"), str(tmp_path / "after"), tmp_path / "mean")
+    train_tiny.write_mean(str(tmp_path / "before"), str(tmp_path / "after"), tmp_path / "mean", 0.7)
     before, after, mean = (weights_of(tmp_path / name) for name in ("before", "after", "mean"))
     for name, value in mean.items():
         torch.testing.assert_close(value, 0.3 * before[name] + 0.7 * after[name])

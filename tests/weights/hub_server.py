@@ -1,10 +1,12 @@
 """A small server that speaks the Hugging Face hub's protocol to huggingface_hub's client, and can misbehave.
 
-It answers what downloading needs: a repository's listing, and its files by HEAD and GET, whole or from a byte on.
+It answers what downloading needs: a repository's listing, and its files by HEAD and GET, whole or from a byte on; and
+what uploading needs: making a repository, large files by git's protocol for them, and a commit.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -32,6 +34,10 @@ class Hub:
         damaged: files of which one byte arrives changed.
         drops: file -> how many times the connection breaks in its middle; -1 is always.
         claimed: file -> a size to list instead of the real one.
+        tokens: who may write: token -> owner.
+        uploaded: large files that came, by their sha256, before a commit gives them a name.
+        commits: the messages of commits, by repository.
+        private: repositories that were made so.
         requests: what was asked for: "GET config.json".
         url: its address.
     """
@@ -43,6 +49,10 @@ class Hub:
     damaged: set[str] = field(default_factory=set)
     drops: dict[str, int] = field(default_factory=dict)
     claimed: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, str] = field(default_factory=dict)
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+    commits: dict[str, list[str]] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
     requests: list[str] = field(default_factory=list)
     url: str = ""
 
@@ -78,6 +88,89 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.answer(body=True)
+
+    def do_PUT(self) -> None:
+        """Take a large file."""
+        content = self.body()
+        name = self.path.rpartition("/")[2]
+        if hashlib.sha256(content).hexdigest() == name:
+            self.hub.uploaded[name] = content
+            self.send_json({})
+        else:
+            self.refuse(400, "BadRequest")
+
+    def do_POST(self) -> None:
+        """Take what an upload is made of, from those who may."""
+        content = self.body()
+        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
+        self.hub.requests.append(f"POST {parts[-1] if parts[0] != 'api' else '/'.join(parts[1:2] + parts[4:])}")
+        if parts == ["api", "validate-yaml"]:
+            self.send_json({"errors": [], "warnings": []})
+            return
+        owner = self.hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
+        if owner is None:
+            self.refuse(401, "InvalidToken")
+        elif parts == ["api", "repos", "create"]:
+            self.create(owner, json.loads(content))
+        elif parts[:3] == ["api", "models", owner] and parts[4] == "preupload":
+            files = json.loads(content)["files"]
+            modes = {file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in files}
+            described = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in modes.items()]
+            self.send_json({"files": described})
+        elif parts[1:] and parts[-3:] == ["lfs", "objects", "batch"] and parts[0] == owner:
+            objects = [
+                {**each, "actions": {"upload": {"href": f"{self.hub.url}/upload/{each['oid']}"}}}
+                for each in json.loads(content)["objects"]
+            ]
+            self.send_json({"transfer": "basic", "objects": objects})
+        elif parts[:3] == ["api", "models", owner] and parts[4] == "commit":
+            self.commit("/".join(parts[2:4]), [json.loads(line) for line in content.splitlines()])
+        else:
+            self.refuse(403, "Forbidden")
+
+    def create(self, owner: str, wanted: dict[str, Any]) -> None:
+        repository = f"{wanted.get('organization') or owner}/{wanted['name']}"
+        if repository.partition("/")[0] != owner:
+            self.refuse(403, "Forbidden")
+        elif repository in self.hub.files:
+            self.send_json({"url": f"{self.hub.url}/{repository}"}, 409)
+        else:
+            self.hub.files[repository] = {}
+            self.hub.private |= (
+                {repository} if wanted.get("private") or wanted.get("visibility") == "private" else set()
+            )
+            self.send_json({"url": f"{self.hub.url}/{repository}"})
+
+    def commit(self, repository: str, lines: list[dict[str, Any]]) -> None:
+        files = {}
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+            else:
+                self.hub.commits.setdefault(repository, []).append(value["summary"])
+        self.hub.files[repository].update(files)
+        self.send_json({"commitUrl": f"{self.hub.url}/{repository}/commit/{COMMIT}", "commitOid": COMMIT})
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        content = b""
+        while size := int(self.rfile.readline(), 16):
+            content += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return content
+
+    def send_json(self, content: Any, status: int = 200) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
 
     def answer(self, *, body: bool) -> None:
         parts = unquote(urlsplit(self.path).path).strip("/").split("/")
@@ -120,12 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings.append(entry)
             entries.append(entry | {"type": "file", "path": name, "oid": entry["blobId"]})
         whole = {"id": repository, "sha": COMMIT, "siblings": siblings}
-        data = json.dumps(entries if tree else whole).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
+        self.send_json(entries if tree else whole)
 
     def send_file(self, repository: str, revision: str, name: str, *, body: bool) -> None:
         if not self.known(repository, revision):

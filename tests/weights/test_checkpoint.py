@@ -739,3 +739,20 @@ def test_safetensors_reads_what_we_write(tmp_path_factory: pytest.TempPathFactor
     assert read.keys() == values.keys()
     assert all(torch.equal(read[name], values[name]) for name in values)
     assert {n: entry.shape for n, entry in read_safetensors(path).items()} == {s.name: s.shape for s in stored}
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("tinny", "tiny"), ("small-bto", "small-bot"), ("microsoft-DialoGPT-small", "microsoft/DialoGPT-small")],
+)
+def test_a_slip_is_answered_with_what_was_meant(
+    name: str, meant: str, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(published.parent)
+    with pytest.raises(CheckpointError, match=rf"there is no folder or file '{name}'; did you mean {meant}\?"):
+        open_checkpoint(name)
+
+
+def test_a_slip_in_a_path_is_answered_with_a_path(published: Path) -> None:
+    with pytest.raises(CheckpointError, match=re.escape(f"did you mean {published}?")):
+        open_checkpoint(f"{published}s")

@@ -79,6 +79,22 @@ def test_the_prefixes_that_training_leaves_are_stripped(base: Path, state: State
     assert same_weights(folder, base, "float64")
 
 
+@pytest.mark.parametrize("prefix", ["network.", "chatbot.gpt2.", "model.lm."])
+def test_a_network_inside_a_module_of_any_name_is_found(base: Path, state: State, tmp_path: Path, prefix: str) -> None:
+    """A LightningModule has its network under any name, beside metrics and losses of its own."""
+    folder = beside(base, tmp_path / "copy")
+    wrapped = {prefix + name: tensor for name, tensor in state.items()}
+    torch.save({"state_dict": {**wrapped, "accuracy.total": torch.ones(1)}}, folder / "last.ckpt")
+    assert same_weights(folder, base, "float64")
+    assert "outside the network" in open_checkpoint(folder).ignored["accuracy.total"]
+    (folder / "config.json").unlink()
+    assert open_checkpoint(folder).config.n_embd == 128
+    two = {**wrapped, **{f"teacher.{name}": tensor for name, tensor in state.items()}}
+    torch.save({"state_dict": two}, folder / "last.ckpt")
+    with pytest.raises(CheckpointError, match="not those of a GPT-2"):
+        open_checkpoint(folder)
+
+
 def test_torch_compile_writes_a_prefix_of_its_own(base: Path, tmp_path: Path) -> None:
     folder = beside(base, tmp_path / "copy")
     compiled = torch.compile(GPT2LMHeadModel.from_pretrained(base))
@@ -180,6 +196,37 @@ def test_nanogpt_keeps_its_matrices_the_other_way_round(tmp_path: Path, bias: bo
     checkpoint = open_checkpoint(tmp_path / "ckpt.pt")
     assert checkpoint.vocabulary is not None  # GPT-2's, although there are more rows
     assert not checkpoint.heads_assumed
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_a_gpt2_under_litgpts_names_loads(base: Path, state: State, tmp_path: Path, old: bool) -> None:
+    """Older versions keep query, key and value of each head together, which their name tells."""
+    names = {
+        "ln_1": "norm_1",
+        "ln_2": "norm_2",
+        "attn.c_attn": "attn.attn" if old else "attn.qkv",
+        "attn.c_proj": "attn.proj",
+        "mlp.c_fc": "mlp.fc",
+        "mlp.c_proj": "mlp.proj",
+    }
+    written: State = {"lm_head.weight": state["transformer.wte.weight"].clone()}
+    for name, tensor in state.items():
+        matrix = tensor.t() if any(part in name for part in list(names)[2:]) and tensor.dim() == 2 else tensor
+        if old and "c_attn" in name:
+            matrix = matrix.reshape(3, 2, 64, *matrix.shape[1:]).transpose(0, 1).reshape(matrix.shape)
+        for published, theirs in names.items():
+            name = name.replace(f".{published}.", f".{theirs}.")
+        written[name] = matrix.contiguous()
+    folder = beside(base, tmp_path / "copy")
+    torch.save({"model": written}, folder / "lit_model.pth")
+    assert same_weights(folder, base, "float64")
+    (folder / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="do not say which activation"):
+        open_checkpoint(folder)
+    del written["transformer.wpe.weight"]
+    torch.save(written, folder / "lit_model.pth")
+    with pytest.raises(CheckpointError, match="rotary positions and are no GPT-2"):
+        open_checkpoint(folder)
 
 
 def test_a_lost_bias_of_another_form_is_still_damage(base: Path, state: State, tmp_path: Path) -> None:
@@ -348,6 +395,43 @@ def test_the_splitters_that_transformers_writes_are_read(base: Path, tmp_path: P
     assert vocabulary is not None
     for text in ("Hello, how are you?", " a  b", "", "x\n\ny 's 123"):
         assert Tokenizer(vocabulary).encode(text) == theirs(text, add_special_tokens=False).input_ids, text
+
+
+def test_tokens_around_a_text_are_not_part_of_a_turn(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """RoBERTa's `<s>` and `</s>`, and templates: transformers' ids without the tokens that it adds, and a notice."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    from dialogpt.weights.vocabulary import read_vocabulary
+
+    end = ("<|endoftext|>", 556)
+    template = processors.TemplateProcessing(single="<|endoftext|> $A", pair=None, special_tokens=[end])
+    forms = {
+        "roberta": processors.RobertaProcessing(end, end, add_prefix_space=True),
+        "bert": processors.BertProcessing(end, end),
+        "template": template,
+        "sequence": processors.Sequence([processors.ByteLevel(), template]),
+    }
+    for name, processor in forms.items():
+        backend = GPT2Tokenizer.from_pretrained(base).backend_tokenizer
+        backend.post_processor = processor
+        (tmp_path / name).mkdir()
+        backend.save(str(tmp_path / name / "tokenizer.json"))
+        theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / name / "tokenizer.json"))
+        caplog.clear()
+        vocabulary = read_vocabulary(tmp_path / name)
+        assert vocabulary is not None
+        assert "puts <|endoftext|>" in caplog.text
+        for text in ("Hello, how are you?", " a  b", ""):
+            assert Tokenizer(vocabulary).encode(text) == theirs(text, add_special_tokens=False).input_ids, text
+    path = tmp_path / "roberta" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["post_processor"] = {"type": "Reversing"}
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="it sets post_processor Reversing$"):
+        read_vocabulary(tmp_path / "roberta")
 
 
 def test_special_tokens_of_a_reply_are_not_shown(base: Path, tmp_path: Path) -> None:
@@ -519,33 +603,6 @@ def test_llama_cpp_has_no_other_activations(tmp_path: Path) -> None:
 
 
 # ---- the hub and devices ----
-
-
-def test_push_uploads_an_export_and_nothing_else(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    calls: list[tuple[str, str]] = []
-
-    class Api:
-        def create_repo(self, name: str, **_: Any) -> None:
-            calls.append(("create", name))
-
-        def upload_folder(self, *, repo_id: str, folder_path: Path, allow_patterns: list[str], **_: Any) -> Any:
-            calls.append(("upload", " ".join(allow_patterns)))
-            return argparse.Namespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert main(["push", str(base), "me/bot"]) == 1
-    assert "is no exported checkpoint; make one with: dialogpt convert" in capsys.readouterr().err
-    export(base, tmp_path / "out")
-    assert main(["push", str(tmp_path / "out"), "bot"]) == 1
-    assert "expected OWNER/NAME" in capsys.readouterr().err
-    assert not calls
-    assert main(["push", str(tmp_path / "out"), "me/bot"]) == 0
-    assert capsys.readouterr().out == "https://hub/me/bot/commit/1\n"
-    assert [kind for kind, _ in calls] == ["create", "upload"]
-    assert "model.safetensors" in calls[1][1]
 
 
 def test_a_device_that_computes_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.formats.pickles import OLD_MAGIC, read_pickle
 from dialogpt.weights.formats.safetensors import read_safetensors
 from dialogpt.weights.formats.tensors import CheckpointError, FileContent
@@ -18,6 +19,7 @@ def container(path: Path) -> str | None:
         CheckpointError: it cannot be read.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:
@@ -61,9 +63,14 @@ def _refuse_what_was_fetched_instead(path: Path) -> None:
 
 
 def sha256_of(paths: Iterable[Path]) -> str:
-    """Checksum of the files' bytes, one after the other, in hexadecimal."""
+    """Checksum of the files' bytes, one after the other, in hexadecimal.
+
+    Raises:
+        OSError: one cannot be read, or is no plain file.
+    """
     digest = hashlib.sha256()
     for path in paths:
+        require_plain_file(path)
         with path.open("rb") as file:
             while block := file.read(1 << 20):
                 digest.update(block)

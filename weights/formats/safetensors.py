@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.formats.tensors import CheckpointError, MappedFile, StoredTensor
 from dialogpt.weights.formats.text import parse_json
 
@@ -22,6 +23,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         CheckpointError: the file is damaged: empty, cut short, or with a header that does not fit it.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as start:
             declared = int.from_bytes(start.read(8), "little")
             if MAX_HEADER_BYTES < declared < path.stat().st_size:

@@ -5,12 +5,12 @@ What their content means is left to `vocabulary.py` and `checkpoint.py`.
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
 from dialogpt import json_input
 from dialogpt.json_input import require_bounded
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.formats.tensors import CheckpointError
 
 MAX_TEXT_BYTES = 8 << 20  # GPT-2's tokenizer.json has 3.6 MB
@@ -23,8 +23,7 @@ def read_text(path: Path) -> str:
         CheckpointError: it is missing, not a plain file, too large, unreadable, or not UTF-8.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
-            raise CheckpointError(f"{path} is not a plain file")
+        require_plain_file(path)
         if path.stat().st_size > MAX_TEXT_BYTES:
             raise CheckpointError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB; expected a small text file")
         text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin files with a byte order mark

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -30,6 +31,10 @@ def write_safetensors(
         tensors: in any order; what each `read` returns must have its `shape` and `dtype`.
         metadata: notes for the header.
         progress: called before each tensor.
+
+    Raises:
+        CheckpointError: a tensor is mapped from a file that was cut short meanwhile ("Bad address").
+        OSError: the file cannot be written.
     """
     codes = {dtype: code for code, dtype in SAFETENSORS_DTYPES.items()}
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
@@ -50,7 +55,15 @@ def write_safetensors(
             data = tensor.read().contiguous()
             assert tuple(data.shape) == tensor.shape
             assert data.dtype == tensor.dtype
-            file.write(data.flatten().view(torch.uint8).numpy().data)
+            try:
+                file.write(data.flatten().view(torch.uint8).numpy().data)
+            except OSError as error:
+                if error.errno != errno.EFAULT:
+                    raise
+                raise CheckpointError(
+                    f"the file that holds {tensor.name} was cut short while it was read; nothing is written, try again "
+                    f"when it is complete"
+                ) from None
     sync(path)
 
 

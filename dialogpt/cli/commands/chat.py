@@ -21,7 +21,18 @@ if TYPE_CHECKING:
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
     parser = subparsers.add_parser(
-        "chat", usage="%(prog)s [FLAGS] [NAME]  (--help lists them)", help="talk; in a pipe, one reply per input line"
+        "chat",
+        usage="%(prog)s [FLAGS] [NAME]  (--help lists them)",
+        help="talk; in a pipe, one reply per input line",
+        everyday=(
+            *("--model", "--continue", "--no-history", "--temperature", "--top-p", "--max-new-tokens", "--greedy"),
+            *("--history-tokens", "--seed", "--dtype", "--device"),
+        ),
+        examples=(
+            "dialogpt chat                                       # tiny, which comes along",
+            "dialogpt chat microsoft/DialoGPT-small --temperature 0.6",
+            "dialogpt chat RUN                                   # the best checkpoint of a training run",
+        ),
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="the model; the same as --model NAME")
     parser.add_argument("--no-history", action="store_true", help="keep neither typed lines nor conversations")

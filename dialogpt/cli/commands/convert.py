@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, wrong_usage
+from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, add_turn_prefix, wrong_usage
 from dialogpt.cli.output import ignored_rows, table
+from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.signals import flagged, raised
 from dialogpt.errors import DONE, DialogueError
 
@@ -18,10 +20,18 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
-    parser = subparsers.add_parser("convert", help="a published checkpoint to ours, or ours back")
+    parser = subparsers.add_parser(
+        "convert",
+        help="a published checkpoint to ours, or ours back",
+        examples=(
+            "dialogpt convert microsoft/DialoGPT-small OURS --verify",
+            "dialogpt convert RUN FOLDER --to hf                 # for transformers",
+        ),
+    )
     parser.add_argument("source", help=SOURCE)
     add_n_head(parser)
     add_adapter(parser)
+    add_turn_prefix(parser)
     parser.add_argument("destination", type=Path, help="a new folder")
     parser.add_argument(
         "--to",
@@ -51,15 +61,20 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.weights.formats import require_new
 
     require_new(options.destination)  # before anything is downloaded
-    checkpoint = weights.open_checkpoint(options.source, n_head=options.n_head, adapter=options.adapter)
-    with flagged() as interrupted:
+    with ProgressLine() as line:
+        checkpoint = weights.open_checkpoint(
+            options.source,
+            n_head=options.n_head,
+            adapter=options.adapter,
+            turn_prefix=options.turn_prefix,
+            progress=line.counter("converting what was downloaded", "tensors"),
+        )
+    if checkpoint.turn_prefix is not None:
+        from dialogpt.tokenizer import Tokenizer
 
-        def show_progress(done: int, total: int) -> None:
-            if interrupted():
-                raise KeyboardInterrupt
-            if sys.stderr.isatty():
-                print(f"\r{done + 1} of {total} tensors", end="" if done + 1 < total else "\n", file=sys.stderr)
-
+        Tokenizer.load(checkpoint)  # a prefix that cannot be used is refused before anything is written
+    with flagged() as interrupted, ProgressLine() as line:
+        show_progress = line.counter("converting", "tensors", interrupted)
         try:
             if options.to == "hf":
                 report = weights.export(checkpoint, options.destination, progress=show_progress)
@@ -104,9 +119,16 @@ def _verify(options: argparse.Namespace, source: Checkpoint) -> int:
         results += verify.compare(source, options.destination, "float32", 0, layers=False)
     else:
         written = open_checkpoint(options.destination)
-        downloaded = None if source.name is None else hub.snapshot(source.origin().name)  # of the same commit
+        plain = source.name is not None and options.adapter is None
+        downloaded = hub.snapshot(source.origin().name) if plain else None  # of the same commit
         original = source if downloaded is None else open_checkpoint(downloaded, n_head=options.n_head)
-        with verify.readable(original) as folder:
+        merges = find_spec("peft") is not None and original.dtype.itemsize > 2  # in 16 bits each rounds in its own way
+        if options.adapter is not None and merges:
+            base = open_checkpoint(options.source, n_head=options.n_head)
+            theirs = verify.merged_by_peft(base, options.adapter)
+        else:
+            theirs = verify.readable(original)
+        with theirs as folder:
             rounded = None if options.dtype is None else written.dtype
             results += verify.compare(written, folder, "float32", 0, layers=False, rounded=rounded)
     print(verify.table(results))

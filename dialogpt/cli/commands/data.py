@@ -7,24 +7,20 @@ import json
 import os
 import re
 import sys
-import time
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import positive_number, wrong_usage
 from dialogpt.cli.output import printable
+from dialogpt.cli.progress import IN_LOG, MEGABYTES, ProgressLine
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, DialogueError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from dialogpt.data.reddit import Rules
     from dialogpt.data.reddit.work import Job
 
-IN_TERMINAL, ELSEWHERE = 0.2, 30.0  # seconds between progress lines
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -59,6 +55,11 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         usage="%(prog)s DUMPS... --out FOLDER [FLAGS]  (--help lists them)",
         help="the paths in Reddit's comment trees, filtered as for DialoGPT",
         description="Repeat the same command to resume a run that was stopped.",
+        everyday=(
+            *("--out", "--format", "--workers", "--memory", "--rules", "--min-score", "--max-turns", "--bots"),
+            *("--blocked-words", "--submissions", "--titles"),
+        ),
+        examples=("dialogpt data reddit RC_2011-12.zst --out FOLDER --workers 8 --memory 4G",),
     )
     parser.add_argument("dumps", nargs="+", type=Path, metavar="DUMPS", help="RC_YYYY-MM.zst, also .gz or plain NDJSON")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="a new folder, or one to go on with")
@@ -91,6 +92,16 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     rules.add_argument(
         "--plain-text", action="store_true", help="write text as it was typed, not as words and signs apart"
     )
+    _add_lists(parser)
+    titles = parser.add_argument_group("submissions")
+    titles.add_argument(
+        "--submissions", nargs="+", type=Path, default=[], metavar="FILE", help="RS_YYYY-MM.zst and so on"
+    )
+    titles.add_argument("--titles", action="store_true", help="a submission's title is the first turn")
+    parser.set_defaults(run=run_reddit, parser=parser)
+
+
+def _add_lists(parser: argparse.ArgumentParser) -> None:
     lists = parser.add_argument_group("lists, one entry a line")
     lists.add_argument(
         "--bots", type=Path, metavar="FILE", help="authors to leave out, in place of the list that comes along"
@@ -107,12 +118,6 @@ def _add_reddit(sources: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     lists.add_argument("--discarded-targets", type=Path, metavar="FILE", help="SHA-224 of turns that get the weight 0")
     lists.add_argument("--test-ids", type=Path, metavar="FILE",
                        help="make the paper's test set of test-multi-refs-ids.txt: FOLDER/test.refs.txt")  # fmt: skip
-    titles = parser.add_argument_group("submissions")
-    titles.add_argument(
-        "--submissions", nargs="+", type=Path, default=[], metavar="FILE", help="RS_YYYY-MM.zst and so on"
-    )
-    titles.add_argument("--titles", action="store_true", help="a submission's title is the first turn")
-    parser.set_defaults(run=run_reddit, parser=parser)
 
 
 def _size(text: str) -> int:
@@ -160,25 +165,31 @@ def run_reddit(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     workers = options.workers or os.cpu_count() or 1
-    with flagged() as interrupted:
-        progress = _Progress(interrupted)
+    with flagged() as interrupted, ProgressLine(log_seconds=IN_LOG) as line:
+
+        def say(text: str) -> None:
+            line.say(f"dialogpt: {text}")
+
+        def show(what: str, done: int, total: int) -> None:
+            if interrupted():
+                raise KeyboardInterrupt
+            line.count(what, done, total, "parts" if what == "dialogues" else MEGABYTES)
+
         try:
             if options.engine == "spark":
                 from dialogpt.data.reddit import spark
 
-                return spark.run(job, master=options.master or f"local[{workers}]", progress=progress.say)
+                return spark.run(job, master=options.master or f"local[{workers}]", progress=say)
             from dialogpt.data.reddit import local
 
-            return local.run(job, workers=workers, memory=options.memory, progress=progress)
+            return local.run(job, workers=workers, memory=options.memory, progress=show)
         except KeyboardInterrupt:
-            progress.say("interrupted; repeat the command to resume")
+            say("interrupted; repeat the command to resume")
             raise
         except Exception:
             if interrupted():  # it can surface as an error of the library that it hit
                 raise KeyboardInterrupt from None
             raise
-        finally:
-            progress.end()
 
 
 def _rules(options: argparse.Namespace) -> Rules:
@@ -212,49 +223,6 @@ def _written(out: Path) -> list[tuple[str, list[str]]]:
     """Id and turns of all dialogues of a run."""
     lines = [line for path in sorted((out / "dialogues").iterdir()) for line in path.read_bytes().splitlines()]
     return [(content["id"], content["turns"]) for content in map(json.loads, lines)]
-
-
-class _Progress:
-    """What is done and how long the rest takes, on stderr: one line in a terminal, now and then one in a log."""
-
-    def __init__(self, interrupted: Callable[[], bool]) -> None:
-        self._interrupted = interrupted
-        self._terminal = sys.stderr.isatty()
-        self._shown = self._began = time.monotonic()
-        self._what, self._first = "", 0
-        self._open = False
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show it; Ctrl-C ends the run here."""
-        if self._interrupted():
-            raise KeyboardInterrupt
-        now = time.monotonic()
-        if what != self._what:
-            self._what, self._first, self._began = what, done, now
-        if now - self._shown < (IN_TERMINAL if self._terminal else ELSEWHERE):
-            return
-        self._shown = now
-        left = (now - self._began) / (done - self._first) * (total - done) if done > self._first else None
-        rest = "" if left is None else f", {int(left) // 3600}:{int(left) // 60 % 60:02d}:{int(left) % 60:02d} left"
-        shown = f"{done:,} of {total:,} parts" if what == "dialogues" else f"{done / 1e6:,.0f} of {total / 1e6:,.0f} MB"
-        before, after = ("\r", "\x1b[K") if self._terminal else ("", "\n")
-        self._print(f"{before}{what}: {shown}{rest}{after}")
-        self._open = self._terminal
-
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        self.end()
-        self._print(f"dialogpt: {printable(text)}\n")
-
-    def end(self) -> None:
-        """Leave the line that is replaced."""
-        if self._open:
-            self._print("\n")
-        self._open = False
-
-    def _print(self, text: str) -> None:
-        with suppress(OSError):  # nobody looks any more, and the run goes on
-            print(text, end="", file=sys.stderr, flush=True)
 
 
 def run_oasst(options: argparse.Namespace) -> int:

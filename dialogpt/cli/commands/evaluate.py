@@ -9,20 +9,19 @@ import argparse
 import json
 import shlex
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import SOURCE, add_model_flags, generation_from, positive_number, rerankers_from, wrong_usage
 from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.progress import ProgressLine
+from dialogpt.cli.reading import add_files, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
     from dialogpt.evaluate.run import EvaluationRequest, Result, System
-
-EVERY = 2.0  # seconds between progress lines
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,6 +31,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         usage="%(prog)s DIALOGUES [--model M | --replies FILE | --system FLAGS]... [FLAGS]  (--help lists them)",
         help="figures of replies and models on a file of dialogues, with intervals",
         conflict_handler="resolve",  # --model may be given again here
+        everyday=(
+            *("--model", "--replies", "--system", "--protocol", "--bot", "--out", "--json", "--blind", "--greedy"),
+            *("--num-beams", "--seed", "--dtype"),
+        ),
+        examples=(
+            "dialogpt evaluate HELD-OUT.jsonl --model tiny --model RUN --out REPORT",
+            "dialogpt evaluate HELD-OUT.jsonl --system 'beams=--greedy --num-beams 10'",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
@@ -39,10 +46,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         nargs="?",
         type=Path,
         metavar="DIALOGUES",
-        help='a .jsonl of {"turns": [...], "references": [...]}, where without references the last turn is one, or a '
-        ".tsv of turns, a tab and references",
+        help='dialogues of any kind (--from); of {"turns": [...], "references": [...]} the last turn is answered, of '
+        "others the last reply is the reference",
     )
     add_model_flags(parser)
+    add_files(parser.add_argument_group("reading"))
     _add_systems(parser)
     _add_measures(parser)
     _add_output(parser)
@@ -80,7 +88,9 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
     measured.add_argument(
         "--every-turn", action="store_true", help="answer every second turn, and not the last one only"
     )
-    measured.add_argument("--bot", action="store_true", help="perplexity of the bot's turns only: every second one")
+    measured.add_argument(
+        "--bot", action="store_true", dest="bot_only", help="perplexity of the bot's turns only: every second one"
+    )
     measured.add_argument(
         "--window",
         type=positive_number,
@@ -117,7 +127,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     )
 
 
-class _Named(argparse.Action):
+class _Named(argparse._AppendAction):
     """Keeps systems in the order in which they are typed, with the flag that each was given by."""
 
     def __call__(
@@ -148,15 +158,24 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.run import Evaluation, write_results
 
     request = _request(options)
-    with flagged() as interrupted:
+    with flagged() as interrupted, ProgressLine() as line:
+
+        def stop() -> bool:
+            line.refresh()
+            return interrupted()
+
+        def show(stage: str, done: int, total: int) -> None:
+            line.count(stage, done, total, "dialogues")
+
         try:
-            result = Evaluation(request, systems, stop=interrupted, on_stage=_Progress()).run()
+            result = Evaluation(request, systems, stop=stop, on_stage=show).run()
         except Stopped:
             kept = "nothing was kept, as there is no --out"
             if options.out is not None:
                 kept = f"what was computed is in {options.out}; the same command resumes"
-            _say(f"interrupted; {kept}")
+            line.say(f"dialogpt: interrupted; {kept}")
             return INTERRUPTED
+        line.end()
         written = write_results(request.out, result, request.seed) if request.out is not None else []
         for note in result.notes:
             _say(note)
@@ -180,18 +199,6 @@ def _say(sentence: str) -> None:
     print(f"dialogpt: {printable(one_line(sentence))}", file=sys.stderr)
 
 
-class _Progress:
-    """Progress on stderr, now and then."""
-
-    def __init__(self) -> None:
-        self._shown = time.monotonic()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        if time.monotonic() - self._shown > EVERY:
-            self._shown = time.monotonic()
-            _say(f"{stage}: {done:,} of {total:,}")
-
-
 def _request(options: argparse.Namespace) -> EvaluationRequest:
     from dialogpt.evaluate.run import EvaluationRequest
 
@@ -204,8 +211,9 @@ def _request(options: argparse.Namespace) -> EvaluationRequest:
     return EvaluationRequest(
         options.dialogues,
         options.protocol,
+        reading_from(options),
         every_turn=options.every_turn,
-        bot_only=options.bot,
+        bot_only=options.bot_only,
         window=options.window,
         fed=options.fed,
         heads=tuple(heads),
@@ -251,10 +259,10 @@ def _network(options: argparse.Namespace, name: str, model: str) -> System:
     from dialogpt.evaluate.run import System
     from dialogpt.weights import open_checkpoint
 
-    checkpoint = open_checkpoint(model, n_head=own.n_head)
+    checkpoint = open_checkpoint(model, n_head=own.n_head, adapter=own.adapter, turn_prefix=own.turn_prefix)
     if checkpoint.vocabulary is None:
         raise DialogueError(f"{model} has no vocabulary; put its vocab.json and merges.txt beside it")
-    digest = checkpoint.sha256()
+    digest = checkpoint.sha256() + (f" {checkpoint.turn_prefix}" if checkpoint.turn_prefix else "")
     settings = {
         "sha256": digest,
         "generation": asdict(generation_from(own, checkpoint)),

@@ -22,6 +22,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "explain",
         usage="%(prog)s [FLAGS] TURN...  (--help lists them)",
         help="look inside a reply: what else could have come, which layer decided, where attention went",
+        everyday=("--model", "--reply", "--out", "--png", "--json", "--text", "--greedy", "--seed", "--dtype"),
+        examples=('dialogpt explain "How are you?" --out PAGE.html', 'dialogpt explain "How are you?" --greedy --text'),
     )
     parser.add_argument(
         "turns",

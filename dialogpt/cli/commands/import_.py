@@ -11,12 +11,12 @@ from pathlib import Path
 
 from dialogpt.cli.options import wrong_usage
 from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.progress import MEGABYTES, ProgressLine
 from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, DialogueError
 
 CHECKED = 3  # dialogues of each source that --check shows
-EVERY_SECONDS = 0.2
 DEDUP = ("exact", "near")  # dialogpt.data.dedup's
 
 
@@ -26,6 +26,14 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "import",
         usage="%(prog)s SOURCE... --out DATA.jsonl [FLAGS]  (--help lists them)",
         help="dialogues of any kind to training data",
+        everyday=(
+            *("--out", "--check", "--from", "--columns", "--bot", "--min-turns", "--max-turns", "--split", "--dedup"),
+            "--redact",
+        ),
+        examples=(
+            "dialogpt import chat.txt --check                    # what is in it",
+            "dialogpt import chat.txt --bot Ada --out DATA.jsonl --split 0.05",
+        ),
         description="Read dialogues of the kinds that people have, and write them as one file that train reads. train "
         "reads every kind itself, too; this command shows what is in it, and cleans it once.",
     )
@@ -83,14 +91,14 @@ def _import(options: argparse.Namespace) -> int:
     from dialogpt.data.report import described
 
     start = time.monotonic()
-    with flagged() as interrupted:
+    with flagged() as interrupted, ProgressLine() as progress:
         found = import_dialogues(
             options.sources,
             options.out,
             reading_from(options, options.tsv_weights),
             split=options.split,
             dedup=options.dedup,
-            on_progress=_progress(interrupted),
+            on_progress=progress.counter("importing", MEGABYTES, interrupted),
         )
     held_out, problems = names_beside(options.out)
     for path, kind in found.kinds.items():
@@ -119,24 +127,3 @@ def _token_counter() -> Callable[[Sequence[str]], list[int]]:
 
     tokenizer = Tokenizer.load("tiny")
     return lambda turns: [len(tokenizer.encode(turn)) + 1 for turn in turns]
-
-
-def _progress(interrupted: Callable[[], bool]) -> Callable[[int, int], None]:
-    """Shows how far it is in a terminal, and ends it after a Ctrl-C."""
-    start, shown = time.monotonic(), 0.0
-    terminal = sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        if interrupted():
-            raise KeyboardInterrupt
-        now = time.monotonic()
-        if not terminal or now - shown < EVERY_SECONDS:
-            return
-        shown = now
-        left = (now - start) * (total - done) / max(1, done)
-        print(f"\r{done / 1e6:,.0f} of {total / 1e6:,.0f} MB, {left:,.0f} s left\x1b[K", end="", file=sys.stderr)
-        if done >= total:
-            print("\r\x1b[K", end="", file=sys.stderr)
-
-    return show

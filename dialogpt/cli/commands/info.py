@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dialogpt import own_files
 from dialogpt.cli.options import SOURCE, add_adapter, add_n_head
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.errors import DONE
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Declare the command and its flags."""
-    parser = subparsers.add_parser("info", help="what a checkpoint is")
+    parser = subparsers.add_parser(
+        "info", help="what a checkpoint is", examples=("dialogpt info RUN", "dialogpt info microsoft/DialoGPT-small")
+    )
     parser.add_argument("source", nargs="?", default="tiny", help=f"{SOURCE} (default: tiny)")
     add_n_head(parser)
     add_adapter(parser)
@@ -56,12 +59,16 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
     rows.append(("vocabulary", f"{tokens}; {config.vocab_size:,} embedding rows"))
     if vocabulary is not None:
         rows.append(("end of a turn", f"{vocabulary.eos_token}, token {vocabulary.eos_id}"))
+    if checkpoint.turn_prefix is not None:
+        rows.append(("turns begin with", " and ".join(map(repr, checkpoint.turn_prefix))))
     if checkpoint.history_tokens is not None:
         rows.append(("history tokens", str(checkpoint.history_tokens)))
     if checkpoint.chat:
         rows.append(("chat settings", ", ".join(f"{name} {value}" for name, value in checkpoint.chat.items())))
     if checkpoint.about is not None:
         rows.append(("about", checkpoint.about))
+    if checkpoint.reverse is not None:
+        rows.append(("direction", "reverse: ranks replies (MMI)" if checkpoint.reverse else "forward: answers"))
     if checkpoint.ranking_head is not None:
         rows.append(("ranking head", "scores replies (DialogRPT), and was not trained to write them"))
     rows += ignored_rows(checkpoint.ignored)
@@ -75,11 +82,13 @@ def _run_rows(run: Path, step: str) -> list[tuple[str, str]]:
     from dialogpt.weights.formats import read_json
 
     about = read_json(run / "run.json")
+    own_files.require(about, {"data": own_files.TEXTS}, str(run / "run.json"))
     base = about.get("source") or f"fresh weights ({about.get('preset')})"
     rows = [("run", run.name), ("step", f"{int(step.removeprefix('step-')):,}"), ("base", str(base))]
     prepared = run / "data" / "train" / "data.json"
     if prepared.is_file():
         data = read_json(prepared)
+        own_files.require(data, {"dialogues": own_files.COUNT, "sources": own_files.TEXT_BY_TEXT}, str(prepared))
         sums = [f"{path}, sha256 {digest}" for path, digest in data.get("sources", {}).items()]
         rows.append(("data", "; ".join([f"{data.get('dialogues', 0):,} dialogues", *sums])))
     else:

@@ -6,7 +6,6 @@ import argparse
 import json
 from pathlib import Path
 
-from dialogpt.candidates import candidates
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, positive_number, wrong_usage
 from dialogpt.cli.output import described, print_reply
@@ -21,6 +20,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "reply",
         usage="%(prog)s [FLAGS] TURN...  (--help lists them)",
         help="replies to a dialogue given as arguments, or to a file of them",
+        everyday=(
+            *("--model", "--num-replies", "--json", "--batch", "--output", "--temperature", "--top-p"),
+            *("--max-new-tokens", "--greedy", "--num-beams", "--seed", "--dtype"),
+        ),
+        examples=(
+            'dialogpt reply "Hi!" "Hello, how are you?" "Fine, and you?"',
+            'dialogpt reply --greedy --model microsoft/DialoGPT-small "Does money buy happiness?"',
+            "dialogpt reply --batch DIALOGUES.jsonl --output REPLIES.jsonl --seed 1",
+        ),
     )
     parser.add_argument(
         "turns",
@@ -71,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.turns and not options.json:
         raise wrong_usage(options, "name at least one TURN, or pass --json and the dialogue on standard input")
     turns = options.turns or turns_from(stdin_bytes().read())
+    from dialogpt.candidates import candidates
+
     opened = open_chat(options)
     found = candidates(opened, turns, number)
     if options.json:

@@ -52,6 +52,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a page for people, and OpenAI's interface for programs",
         description="Answer many at once from one model: people by a page in the browser, programs by OpenAI's "
         "interface, with the base URL http://HOST:PORT/v1.",
+        everyday=(
+            *("--model", "--host", "--port", "--api-key", "--name", "--max-sequences", "--workers", "--time-limit"),
+            *("--log-level", "--temperature", "--max-new-tokens", "--dtype", "--device"),
+        ),
+        examples=(
+            "dialogpt serve                                      # http://127.0.0.1:8000",
+            "dialogpt serve --model microsoft/DialoGPT-medium --dtype int8",
+            "DIALOGPT_API_KEY=secret dialogpt serve --host 0.0.0.0",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     server = parser.add_argument_group("server")

@@ -41,6 +41,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "train",
         usage="%(prog)s DATA... --out RUN [FLAGS]  (--help lists them)",
         help="learn from dialogues, from fresh weights or a checkpoint",
+        everyday=(
+            *("--out", "--resume", "--check", "--valid", "--model", "--preset", "--epochs", "--lr", "--batch-tokens"),
+            *("--lora", "--device"),
+        ),
+        examples=(
+            "dialogpt train DATA.jsonl --out RUN                 # goes on from tiny",
+            "dialogpt train DATA.jsonl --out RUN --model microsoft/DialoGPT-small --device cuda",
+            "dialogpt train --resume --out RUN                   # after Ctrl-C, or a crash",
+            "dialogpt chat RUN",
+        ),
     )
     parser.set_defaults(run=run, parser=parser)
     parser.add_argument(
@@ -234,6 +244,8 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
                 print(f"    ids      {' '.join(map(str, turn.ids))}")
                 learned = [str(n) if is_learned else "-" for n, is_learned in zip(turn.ids, turn.learned, strict=True)]
                 print(f"    learned  {' '.join(learned)}")
+            if line.more_turns:
+                print(f"  and {line.more_turns:,} more turns")
     if not usable:
         found = f"none of the first lines of {', '.join(options.data)} can be used; the reasons are above"
         raise DialogueError(found if seen else f"{', '.join(options.data)}: no line but empty ones")

@@ -19,6 +19,7 @@ from dialogpt.cli.output import printable
 from dialogpt.cli.signals import raised
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
 from dialogpt.cli.terminal.repl import Terminal
+from dialogpt.plain_file import require_plain_file
 from dialogpt.weights.disk import lock, reason_of, write_atomically
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _read_history(path: Path) -> list[str]:
 
     Neither GNU's nor libedit's readline reads the other's file, and libedit refuses an empty one; so neither is asked.
     """
+    require_plain_file(path)
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")  # a line may hold what else ends lines
     if lines[:1] == [LIBEDIT_HEADER]:
         lines = [_ESCAPED.sub(lambda code: chr(int(code[1], 8)), line) for line in lines[1:]]

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from functools import partial
 
 from dialogpt.candidates import candidates
@@ -21,7 +20,7 @@ from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.sequence import Stop, Stopped
-from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
+from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError, did_you_mean
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT as BOT_ROLE
 from dialogpt.history import USER, Turn
@@ -29,6 +28,7 @@ from dialogpt.settings import TYPED_COUNT, parsed, required
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
 MAX_CANDIDATES = 64
+STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2's has 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
 LISTED = 20  # conversations that /conversations shows
 YOU, BOT, MORE = "you> ", "bot> ", "...> "
 SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
@@ -74,6 +74,7 @@ class Terminal:
         self.label = label or write
         self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
+        self.script_noted = False  # whether a script that the vocabulary hardly knows was remarked on
         self.dropped = 0  # turns that the model is no longer shown
         self.begun = {name: self._value(name) for name in SETTINGS}  # settings as the talk began
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
@@ -147,21 +148,24 @@ class Terminal:
         if line.startswith("/"):
             name, _, argument = line[1:].partition(" ")
             if name not in self.commands:
-                raise DialogueError(f"there is no command /{name}; /help lists them (a space before the / says it)")
+                meant = did_you_mean(f"/{name}", (f"/{command}" for command in self.commands)) or "; /help lists them"
+                raise DialogueError(f"there is no command /{printable(name)}{meant} (a space before the / says it)")
             run, usage, _ = self.commands[name]
             argument = argument.strip()
             if (bool(argument) and not usage) or (not argument and usage and not usage.startswith("[")):
                 raise DialogueError(f"usage: /{name} {usage}".rstrip())
             run(argument)
         elif line.strip():
-            self.say(partial(self.chat.stream, line))
+            self.say(partial(self.chat.stream, line), line)
 
-    def say(self, begin: Callable[[Stop], Generator[str, None, None]]) -> None:
+    def say(self, begin: Callable[[Stop], Generator[str, None, None]], typed: str = "") -> None:
         """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
 
         Args:
             begin: starts the reply, given the question that it asks after every token.
+            typed: what it answers, if that is new.
         """
+        self._note_script(typed)
         shown = False
         with self.quiet(), flagged() as interrupted:
             stream = begin(interrupted)
@@ -182,6 +186,22 @@ class Terminal:
         if interrupted():
             kept = "what was said is kept" if shown else "your turn is taken back"
             self.notice(f"stopped; {kept}")
+
+    def _note_script(self, typed: str) -> None:
+        """Say once in a conversation that the vocabulary hardly knows the script that is typed."""
+        if not self.chat.history.turns:
+            self.script_noted = False
+        letters = sum(map(str.isalpha, typed))
+        foreign = sum(letter.isalpha() and not letter.isascii() for letter in typed)
+        if self.script_noted or 2 * foreign <= letters:
+            return
+        num_tokens = len(self.chat.tokenizer.encode(typed))
+        if num_tokens >= STRANGE_TOKENS_PER_LETTER * letters:
+            self.script_noted = True
+            self.notice(
+                f"  (the vocabulary hardly knows this script: {num_tokens} tokens for {letters} letters; the model is "
+                f"not likely to understand it)"
+            )
 
     def help(self, _: str) -> None:
         """List the commands."""
@@ -215,7 +235,7 @@ class Terminal:
             raise DialogueError("there is no exchange yet; type something first")
         text = text or self._ask(YOU, texts[-2])
         if text.strip():
-            self.say(partial(self.chat.stream_edit, text))
+            self.say(partial(self.chat.stream_edit, text), text)
 
     def history(self, _: str) -> None:
         """Show the conversation."""
@@ -260,7 +280,7 @@ class Terminal:
         with self.quiet():
             found = candidates(self.chat, texts[:-1], number)
         for place, reply in enumerate(found, 1):
-            self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.decode(reply.ids)))}\n")
+            self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.reply_text(reply.ids)))}\n")
         chosen = self._ask(f"1-{number}> ").strip()
         if not chosen:
             self.notice("the reply stays as it was")
@@ -294,9 +314,8 @@ class Terminal:
         name, _, value = re.sub(r"^(\S+?)\s*=\s*", r"\1 ", argument).partition(" ")
         name, value = name.replace("-", "_"), value.strip()
         if name not in SETTINGS:
-            meant = get_close_matches(name, SETTINGS, 1)
-            there = f"did you mean {meant[0]}?" if meant else f"there are {', '.join(SETTINGS)}"
-            raise DialogueError(f"there is no setting {name!r}; {there.replace('_', '-')}")
+            there = did_you_mean(name, SETTINGS) or f"; there are {', '.join(SETTINGS)}"
+            raise DialogueError(f"there is no setting {name!r}{there.replace('_', '-')}")
         if not value:
             self.notice(f"  {self._line(name)}")
             return
@@ -378,7 +397,8 @@ class Terminal:
         except EOFError:
             self.write("\n")
         if any(line.strip() for line in lines):
-            self.say(partial(self.chat.stream, "\n".join(lines)))
+            text = "\n".join(lines)
+            self.say(partial(self.chat.stream, text), text)
 
 
 def _worded(error: DialogueError) -> str:

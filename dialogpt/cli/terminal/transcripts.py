@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,8 +16,9 @@ from typing import Any
 
 from dialogpt import json_input
 from dialogpt.cli.output import printable
-from dialogpt.errors import DialogueError
+from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.history import BOT, USER, Turn
+from dialogpt.plain_file import require_plain_file
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights.disk import reason_of, write_atomically
 
@@ -44,7 +44,10 @@ def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn |
         "format": FORMAT,
         "version": VERSION,
         **({} if persona is None else {"persona": tokenizer.decode(persona)}),
-        "turns": [{"speaker": SPEAKERS[turn.role], "text": tokenizer.decode(turn), "ids": turn} for turn in turns],
+        "turns": [
+            {"speaker": SPEAKERS[turn.role], "text": tokenizer.turn_text(turn, turn.role), "ids": turn}
+            for turn in turns
+        ],
     }
     try:
         path = Path(name).expanduser()
@@ -75,7 +78,8 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
         path = Path(name).expanduser()
         content = _read(path)
     except (OSError, RuntimeError) as error:
-        raise DialogueError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise DialogueError(f"{name} cannot be read: {reason}{_meant(name)}") from None
     except ValueError:
         content = {}
     turns = content.get("turns") if content.get("format") == FORMAT else None
@@ -90,6 +94,14 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
         Turn(_ids(turn, role, f"{name}: turn {number}", tokenizer, vocab_size), role)
         for number, (turn, role) in enumerate(zip(turns, roles, strict=True), 1)
     ]
+
+
+def _meant(name: str) -> str:
+    """What is in the same folder and may have been meant by a name."""
+    with suppress(OSError, RuntimeError, ValueError):
+        path = Path(name).expanduser()
+        return did_you_mean(name, [name[: len(name) - len(path.name)] + other.name for other in path.parent.iterdir()])
+    return ""
 
 
 def load_persona(name: str) -> str:
@@ -110,7 +122,7 @@ def export(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn
     named += [("You" if turn.role == USER else "Bot", turn) for turn in turns]
     parts = ["# Conversation"]
     for speaker, turn in named:
-        text = printable(tokenizer.decode(turn)).replace("\\", "\\\\")
+        text = printable(tokenizer.turn_text(turn, turn.role)).replace("\\", "\\\\")
         for sign in "`*_<[#>":
             text = text.replace(sign, f"\\{sign}")
         parts.append(f"**{speaker}:** " + "  \n".join(text.splitlines()))
@@ -146,8 +158,9 @@ def _read(path: Path) -> dict[str, Any]:
         OSError: it is not there, or a pipe or device, which might never end.
         ValueError: it holds something else.
     """
-    if not stat.S_ISREG(path.stat().st_mode) or path.stat().st_size > SIZE_LIMIT:
-        raise OSError(errno.EINVAL, "not a plain file of a conversation's size")
+    require_plain_file(path)
+    if path.stat().st_size > SIZE_LIMIT:
+        raise OSError(errno.EFBIG, f"it is larger than {SIZE_LIMIT >> 20} MiB; a conversation is not")
     content = json_input.parse(path.read_text(encoding="utf-8-sig"))
     if not isinstance(content, dict):
         raise ValueError("not an object")
@@ -163,11 +176,11 @@ def _ids(turn: Any, role: str, where: str, tokenizer: Tokenizer, vocab_size: int
     if (
         isinstance(ids, list)
         and all(type(n) is int and 0 <= n < vocab_size and n != tokenizer.eos_id for n in ids)
-        and tokenizer.decode(ids) == turn["text"]
+        and tokenizer.turn_text(ids, role) == turn["text"]
     ):
         return ids
     try:
-        return tokenizer.encode(turn["text"])
+        return tokenizer.encode_turn(turn["text"], role)
     except DialogueError as error:
         raise DialogueError(f"{where}: {error}") from None
 

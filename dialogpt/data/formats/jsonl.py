@@ -43,14 +43,12 @@ def json_of(line: bytes, key: bytes) -> Any:
     """
     if len(line) > LINE_LIMIT:
         raise DialogueError(TOO_LONG)
+    if line.count(key) > 1:
+        return _careful(line)
     try:
-        value = loads(line)
+        return loads(line)
     except (ValueError, RecursionError):
-        value = _careful(line)
-    else:
-        if line.count(key) > 1:
-            return _careful(line)
-    return value
+        return _careful(line)
 
 
 def _careful(line: bytes) -> Any:
@@ -75,16 +73,26 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def turns_of(content: Any, reading: Reading) -> Dialogue:
-    """{"turns": [...], "weights": [...], "speakers": [...]}; only turns are needed, other keys are not looked at."""
+    """{"turns": [...], "weights": [...], "speakers": [...]}; only turns are needed, other keys are not looked at.
+
+    Where `reading.references` says so, "references" holds what people replied to the last turn.
+    """
     turns = content.get("turns") if type(content) is dict else None
     if type(turns) is not list or not texts(turns):
         raise DialogueError('no list of texts under "turns"')
+    if len(content) == 1:
+        return Dialogue(turns)
     weights, speakers = content.get("weights"), content.get("speakers")
     if weights is not None and type(weights) is not list:
         raise DialogueError('"weights" is not a list')
     if speakers is not None and (type(speakers) is not list or len(speakers) != len(turns) or not texts(speakers)):
         raise DialogueError('"speakers" is not a list of as many texts as there are turns')
-    return Dialogue(turns, weights, speakers)
+    references = content.get("references") if reading.references else None
+    if references is None:
+        return Dialogue(turns, weights, speakers)
+    if type(references) is not list or not references or not texts(references):
+        raise DialogueError('"references" is no list of at least one text')
+    return Dialogue(turns, weights, speakers, references=references)
 
 
 def messages_of(content: Any, reading: Reading) -> Dialogue:

@@ -19,10 +19,12 @@ WEIGHT = re.compile(r"(\d+(?:\.\d+)?) (.*)", re.DOTALL)
 
 
 def parse(line: bytes, reading: Reading) -> Dialogue:
-    """A source, a tab, and a reply."""
+    """A source, a tab, and a reply; where `reading.references` says so, more replies after tabs."""
     if len(line) > LINE_LIMIT:
         raise DialogueError(TOO_LONG)
     columns = decoded(line).split("\t")
+    if reading.references and len(columns) > 2:
+        return Dialogue(columns[0].split(BETWEEN_TURNS), references=columns[1:])
     if len(columns) != 2:
         raise DialogueError(f"{counted(len(columns), 'column')}, expected 2: source, tab, reply")
     turns = [*columns[0].split(BETWEEN_TURNS), columns[1]]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dialogpt.errors import DialogueError, install_hint
+from dialogpt.plain_file import require_plain_file
 
 BLOCK = 4 << 20  # bytes of lines that are handed on together
 MAX_LINE = 64 << 20  # bytes; a longer line is no comment
@@ -60,6 +61,7 @@ def window_of(path: Path) -> int:
         DialogueError: it cannot be read.
     """
     try:
+        require_plain_file(path)
         with path.open("rb") as file:
             head = file.read(32)
     except OSError as error:

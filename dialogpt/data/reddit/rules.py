@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dialogpt.errors import DialogueError
+from dialogpt.plain_file import require_plain_file
 
 PAPER, STRICT, ORIGINAL = "paper", "strict", "like-original"
 _SHIPPED_BOTS = Path(__file__).with_name("bots.txt")
@@ -195,6 +196,7 @@ def read_list(path: Path) -> list[str]:
         DialogueError: it cannot be read, or is not UTF-8.
     """
     try:
+        require_plain_file(path)
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
     except (OSError, EOFError) as error:

@@ -36,6 +36,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from dialogpt import own_files
 from dialogpt.data import KINDS, Dialogue, Problem
 from dialogpt.data.detect import kind_of
 from dialogpt.data.formats.jsonl import is_array
@@ -44,20 +45,41 @@ from dialogpt.data.read import read_one
 from dialogpt.data.report import Statistics
 from dialogpt.data.source import UTF16, Source, lines_of
 from dialogpt.errors import DialogueError
+from dialogpt.history import BOT, USER
+from dialogpt.settings import choice
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.dialogues import Format
 from dialogpt.weights import Vocabulary
 from dialogpt.weights.formats import new_folder, read_json, sha256_of, write_json
 
 PREPARED_VERSION = 1
-BLOCK = 8 << 20  # bytes of text per task; its result takes about as much memory again
-MAX_SHOWN = 5  # problems that data.json repeats
-BLOCK_TOKENS = 1 << 20  # tokens of a streamed file that are buffered before they are written
+BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
+SHOWN = 5  # problems that data.json repeats
+CHECKED = 1 << 22  # tokens that are compared with the index at a time
+MIN_WEIGHT, MAX_WEIGHT = np.float32(1e-6), np.float32(1e6)  # of those that are not 0, as `dialogpt.data` takes them
+SHOWN_TURNS = 100  # of a dialogue in a preview; a line of 4 MiB may hold 800,000
+BLOCK_TOKENS = 1 << 20  # of files that are read whole: what is held before it is written
 
 Part = tuple[Path, str, int, int]  # a file, its kind, and the range of bytes in which the block's lines start
 Progress = Callable[
     [int, int], None
 ]  # receives (bytes read, total bytes); an exception stops preparing, and no files remain
+
+
+_SCHEMA: own_files.Schema = {  # of what is used of data.json
+    "eos_id": own_files.COUNT,
+    "dtype": choice("uint16", "uint32"),
+    "vocabulary_size": own_files.AT_LEAST_ONE,
+    "tokens": own_files.AT_LEAST_ONE,
+    "dialogues": own_files.AT_LEAST_ONE,
+    "turns": own_files.AT_LEAST_ONE,
+    "targets": own_files.COUNT,
+    "unusable": own_files.COUNT,
+    "shortened": own_files.COUNT,
+    "warnings": own_files.TEXTS,
+    "first_problems": own_files.TEXTS,
+    "sources": own_files.TEXT_BY_TEXT,
+}
 
 
 class TokenFiles:
@@ -83,16 +105,40 @@ class TokenFiles:
         self.about = about = read_json(folder / "data.json")
         if about.get("prepared_version") != PREPARED_VERSION:
             raise DialogueError(f"{folder} was prepared by another version; prepare the dialogues again")
-        numbers = [about.get(name) for name in ("eos_id", "vocabulary_size", "tokens", "dialogues", "turns")]
-        if about.get("dtype") not in ("uint16", "uint32") or not all(type(n) is int and n > 0 for n in numbers):
-            raise DialogueError(f"{folder / 'data.json'} is damaged; prepare the dialogues again")
+        own_files.require({"targets": 0, "warnings": [], "sources": {}, **about}, _SCHEMA, str(folder / "data.json"))
         self.eos_id: int = about["eos_id"]
         self.tokens = _mapped(folder / "tokens.bin", np.dtype(about["dtype"]), about["tokens"])
         self.ends = _mapped(folder / "dialogues.bin", np.dtype(np.int64), 2 * about["dialogues"]).reshape(-1, 2)
         self.weights = _mapped(folder / "weights.bin", np.dtype(np.float32), about["turns"])
-        steps = np.diff(self.ends, axis=0, prepend=0)
-        if (steps < 1).any() or self.ends[-1].tolist() != [about["tokens"], about["turns"]]:
-            raise DialogueError(f"{folder / 'dialogues.bin'} is damaged; prepare the dialogues again")
+        self._check_content()
+
+    def _check_content(self) -> None:
+        """Raise unless tokens, turns and weights are what the index says; all is read once, a part at a time."""
+        totals = [self.about["tokens"], self.about["turns"]]
+        within = ((self.ends > 0) & (self.ends <= totals)).all()  # before differences, which may overflow
+        if not within or (np.diff(self.ends, axis=0, prepend=0) < 1).any() or self.ends[-1].tolist() != totals:
+            raise self._damaged("dialogues.bin")
+        turns = done = 0  # turns that end before a part, dialogues that do
+        for start in range(0, totals[0], CHECKED):
+            part = np.asarray(self.tokens[start : start + CHECKED])
+            if int(part.max()) >= self.about["vocabulary_size"]:
+                raise self._damaged("tokens.bin")
+            turn_ends = start + 1 + np.flatnonzero(part == self.eos_id)
+            after = int(np.searchsorted(self.ends[:, 0], start + len(part), "right"))
+            ends = np.asarray(self.ends[done:after])
+            places = np.searchsorted(turn_ends, ends[:, 0])  # of each dialogue's end among those of turns
+            known = places < len(turn_ends)
+            if not known.all() or (turn_ends[places] != ends[:, 0]).any() or (turns + places + 1 != ends[:, 1]).any():
+                where = self.folder / "tokens.bin"
+                raise DialogueError(f"{where} does not match dialogues.bin beside it; prepare the dialogues again")
+            turns, done = turns + len(turn_ends), after
+        for start in range(0, totals[1], CHECKED):
+            weights = np.asarray(self.weights[start : start + CHECKED])
+            if not ((weights == 0) | ((weights >= MIN_WEIGHT) & (weights <= MAX_WEIGHT))).all():  # a NaN is neither
+                raise self._damaged("weights.bin")
+
+    def _damaged(self, name: str) -> DialogueError:
+        return DialogueError(f"{self.folder / name} is damaged; prepare the dialogues again")
 
     def check(self, vocabulary: Vocabulary, form: Format) -> None:
         """Check that the folder was prepared for this vocabulary and format.
@@ -100,17 +146,23 @@ class TokenFiles:
         Raises:
             DialogueError: it was not; the message names what differs.
         """
-        wanted = {"fewest_turns": form.fewest_turns, "reverse": form.reverse, "vocabulary": digest(vocabulary),
-                  "eos_id": vocabulary.eos_id}  # fmt: skip
+        wanted = {
+            "fewest_turns": form.fewest_turns,
+            "reverse": form.reverse,
+            "vocabulary": digest(vocabulary),
+            "vocabulary_size": vocabulary.size,
+            "eos_id": vocabulary.eos_id,
+        }
         others = [name for name, value in wanted.items() if self.about.get(name) != value]
         if others:
             raise DialogueError(f"{self.folder} was prepared with another {', '.join(others)}; prepare the files again")
 
 
 def digest(vocabulary: Vocabulary) -> str:
-    """Return a hash of everything that determines how text becomes ids."""
-    content = json.dumps([sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())])
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
+    """A short name of what text becomes which ids."""
+    content: list[Any] = [sorted(vocabulary.ids.items()), vocabulary.merges, sorted(vocabulary.added.items())]
+    content += [vocabulary.turn_prefix] if vocabulary.turn_prefix else []
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _mapped(path: Path, dtype: np.dtype[Any], length: int) -> NDArray[Any]:
@@ -433,6 +485,7 @@ class PreviewLine:
     number: int
     problem: str
     turns: list[PreviewTurn]
+    more_turns: int = 0  # that are not shown
 
 
 def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
@@ -455,16 +508,20 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             return
         if shown < most:
             shown += 1
-            yield PreviewLine(dialogue.line, "", _turns(dialogue, tokenizer, form.window, learn_first))
+            turns = _turns(dialogue, tokenizer, form.window, learn_first)
+            yield PreviewLine(dialogue.line, "", turns, len(dialogue.turns) - len(turns))
 
 
 def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
-    for index, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
-        ids = tokenizer.encode_dialogue([text]).tolist()
-        fits = len(ids) <= window
-        learned = [fits and weight > 0 and (index > 0 or (learn_first and n > 0)) for n in range(len(ids))]
+    for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
+        if place == SHOWN_TURNS:
+            break
+        ids = tokenizer.whole_turn(text, (USER, BOT)[place % 2])
+        is_target = len(ids) <= window and weight > 0 and (place > 0 or learn_first)
+        preceded = place > 0 and len(ids) < window  # of a turn that fills the window nothing is before its first token
+        learned = [is_target and (n > 0 or preceded) for n in range(len(ids))]
         turns.append(PreviewTurn(text, weight, ids, learned))
     return turns
 

@@ -353,3 +353,35 @@ def test_set_shows_takes_an_equals_sign_and_suggests(play: Play) -> None:
 def test_a_quiet_line_says_when_turns_leave_the_window(play: Play) -> None:
     played = play("/set history-tokens 12", "Hello you", "Hello again")
     assert "no longer shown the first 2 turns" in played.said
+
+
+@pytest.mark.parametrize("text", ["Привет, как дела?", "你好", "مرحبا كيف حالك", "안녕하세요"])
+def test_a_script_that_the_vocabulary_hardly_knows_gets_a_notice_once(play: Play, text: str) -> None:
+    played = play(text, text, "Hello again", text)
+    assert played.said.count("the vocabulary hardly knows this script") == 1
+    assert played.notices[0].startswith("  (the vocabulary hardly knows this script")
+    again = play("/clear", text, "/clear", text)
+    assert again.said.count("the vocabulary hardly knows this script") == 2
+
+
+@pytest.mark.parametrize("text", ["Hello!", "Comment ça va?", "12345 !?", "😀😀😀", "café", "naïve"])
+def test_what_is_mostly_latin_gets_no_notice(play: Play, text: str) -> None:
+    assert "vocabulary" not in play(text).said
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("/hepl", "did you mean /help?"),
+        ("/lod x", "did you mean /load?"),
+        ("/set temprature 1", "did you mean temperature?"),
+    ],
+)
+def test_a_slip_is_answered_with_what_was_meant(play: Play, line: str, meant: str) -> None:
+    assert meant in play(line).said
+
+
+def test_a_file_that_was_meant_is_named(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "monday.json").touch()
+    assert f"did you mean {tmp_path / 'monday.json'}?" in play(f"/load {tmp_path / 'mondy.json'}").said
+    assert "did you mean" not in play(f"/load {tmp_path / 'nowhere' / 'x.json'}").said

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dialogpt import Tokenizer
 from dialogpt.errors import DialogueError
 from dialogpt.train.data import prepare as module
+from dialogpt.train.data.batches import Batches
 from dialogpt.train.data.dialogues import Format
 from dialogpt.train.data.prepare import TokenFiles, most_workers, prepare, preview
 from dialogpt.weights import CheckpointError
@@ -140,6 +141,29 @@ def test_damaged_or_foreign_token_files_are_refused(tmp_path: Path) -> None:
         TokenFiles(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"data\.json cannot be read"):
         TokenFiles(tmp_path)
+
+
+def test_a_turn_that_fills_the_window_is_said_to_lose_its_first_token(tmp_path: Path) -> None:
+    """Nothing is before that token, so that it is not learned; nobody was told, and --check showed it as learned."""
+    tokenizer = Tokenizer(VOCABULARY)
+    text = "x y" * 40
+    window = len(tokenizer.encode(text)) + 1
+    path = write(tmp_path / "a.jsonl", {"turns": ["hi", text]})
+    for size, learned in ((window, window - 1), (window + 1, window)):
+        form = Format(window=size)
+        data = prepare([path], tmp_path / str(size), VOCABULARY, form)
+        told = (tmp_path / str(size) / "problems.txt").read_text()
+        assert ("fills all that the model sees; nothing is before its first token" in told) is (size == window)
+        (line,) = preview(path, VOCABULARY, form, learn_first=False, most=1)
+        batches = Batches(data, window=size, batch_tokens=size, learn_first=False, seed=0)
+        assert sum(map(sum, (turn.learned for turn in line.turns))) == batches[0].learned == learned
+
+
+def test_preview_shows_the_first_turns_of_a_long_dialogue(tmp_path: Path) -> None:
+    """A line of 4 MiB holds 800,000 turns, and took minutes."""
+    path = write(tmp_path / "a.jsonl", {"turns": ["hi"] * (module.SHOWN_TURNS + 7)})
+    (line,) = preview(path, VOCABULARY, FORM, learn_first=False, most=5)
+    assert (len(line.turns), line.more_turns) == (module.SHOWN_TURNS, 7)
 
 
 def test_preview_shows_what_is_learned(tmp_path: Path) -> None:

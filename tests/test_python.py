@@ -1,0 +1,184 @@
+"""The package from Python: defaults, settings as keywords, what objects look like, what threads and pickle may do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import dialogpt
+from dialogpt import Chat, Draft, GenerationConfig, History, Tokenizer
+from dialogpt.candidates import candidates
+from dialogpt.errors import DialogueError, SettingsError
+from dialogpt.weights import load
+from tests.helpers import environment, pair
+
+
+@pytest.fixture
+def chat(published: Path) -> Chat:
+    return Chat.load(published, seed=1, max_new_tokens=4)
+
+
+def test_a_chat_without_arguments_is_tiny() -> None:
+    chat = Chat.load()
+    assert chat.model.config.n_layer == 6
+    assert chat.tokenizer.vocabulary.origin.startswith("tiny")
+
+
+def test_settings_are_keywords(published: Path) -> None:
+    chat = Chat.load(published, temperature=0.7, top_k=4)
+    assert (chat.generation.temperature, chat.generation.top_k, chat.generation.do_sample) == (0.7, 4, True)
+    assert Chat.load(published, temperature=0).generation.do_sample is False
+    on_top = Chat.load(published, generation=GenerationConfig(max_new_tokens=3), num_beams=2).generation
+    assert (on_top.max_new_tokens, on_top.num_beams) == (3, 2)
+    with pytest.raises(SettingsError, match="top_p must be a number from 0 to 1, got 2"):
+        Chat.load(published, top_p=2)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("temprature", "temperature"), ("topk", "top_k"), ("sead", "seed")])
+def test_an_unknown_keyword_is_a_sentence(name: str, meant: str, published: Path) -> None:
+    with pytest.raises(TypeError, match=f"there is no setting '{name}'; did you mean {meant}\\?"):
+        Chat.load(published, **{name: 1})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="there is no setting 'zzzzz'; there are max_new_tokens, "):
+        Chat.load(published, zzzzz=1)
+
+
+def test_objects_say_what_they_are(chat: Chat) -> None:
+    chat.reply("Hi!")
+    assert re.fullmatch(r"<Chat: 2 layers, 24 wide, on cpu; 2 turns, 256 tokens of them shown>", repr(chat))
+    assert re.fullmatch(r"<History: 2 turns, \d+ tokens>", repr(chat.history))
+    assert re.fullmatch(r"<Tokenizer: 557 tokens, from .*; 556 ends a turn>", repr(chat.tokenizer))
+    config = GenerationConfig(top_k=4, max_new_tokens=3)
+    assert repr(config) == "GenerationConfig(max_new_tokens=3, top_k=4)"
+    assert eval(repr(GenerationConfig.chat())) == GenerationConfig.chat()
+    assert repr(History(3)) == "<History: 0 turns, 0 tokens>"
+
+
+def test_the_version_is_there_without_torch() -> None:
+    program = "import sys, dialogpt; print(dialogpt.__version__, 'torch' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment(), check=True
+    )
+    assert done.stdout.split() == [dialogpt.__version__, "False"]
+
+
+def test_a_chat_that_is_pickled_says_what_to_keep_instead(chat: Chat, published: Path) -> None:
+    """It was "cannot pickle '_thread.RLock' object", or a lambda of ours."""
+    with pytest.raises(TypeError, match="a Chat holds a network and cannot be pickled; keep its history.turns"):
+        pickle.dumps(chat)
+    chat.reply("Hi!")
+    with pytest.raises(TypeError, match="a Chat holds a network"):
+        pickle.dumps(chat)
+    turns = pickle.loads(pickle.dumps(chat.history.turns))
+    again = Chat.load(published)
+    again.restore(turns)
+    assert again.texts() == chat.texts()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8", "int4"])
+@pytest.mark.parametrize("used", [False, True])
+def test_packed_networks_are_not_pickled_but_copied(dtype: str, used: bool, published: Path) -> None:
+    chat = Chat.load(published, dtype=dtype, seed=1, max_new_tokens=3)
+    if used:
+        chat.reply("Hi!")
+    with pytest.raises(TypeError, match="a network with packed weights cannot be pickled; keep the name"):
+        pickle.dumps(chat.model)
+    assert Chat(copy.deepcopy(chat.model), chat.tokenizer, seed=1).reply("Hi!")
+
+
+def test_plain_networks_are_pickled(published: Path) -> None:
+    network = load(published, trainable=True)
+    assert pickle.loads(pickle.dumps(network)).config == network.config
+
+
+def test_whole_replies_of_several_threads_come_one_after_the_other(chat: Chat) -> None:
+    """They ended in "ValueError: generator already executing", or with each other's tokens."""
+    errors: list[Exception] = []
+
+    def talk() -> None:
+        try:
+            for _ in range(4):
+                chat.reply("Hi there!")
+                candidates(chat, ["Hi!"], 2)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=talk) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(chat.history.turns) == 32
+
+
+def test_a_stream_of_another_thread_is_refused_with_a_sentence(chat: Chat) -> None:
+    refused: list[str] = []
+
+    def interfere() -> bool:
+        def ask() -> None:
+            for call in (lambda: chat.reply("And me?"), chat.undo, chat.reset, lambda: chat.stream("x")):
+                try:
+                    call()
+                except DialogueError as error:
+                    refused.append(str(error))
+
+        if not refused:
+            thread = threading.Thread(target=ask)
+            thread.start()
+            thread.join()
+        return False
+
+    "".join(chat.stream("Hi!", stop=interfere))
+    assert len(refused) == 4
+    assert all("answering in another thread; give each thread a Chat of its own" in sentence for sentence in refused)
+    assert len(chat.history.turns) == 2
+    assert chat.reply("And now?") is not None
+
+
+def test_a_reply_in_another_thread_refuses_all_but_replies(chat: Chat) -> None:
+    with chat.caller:
+        refused: list[Exception] = []
+
+        def ask() -> None:
+            try:
+                chat.stream("x")
+            except DialogueError as error:
+                refused.append(error)
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+    assert "answering in another thread" in str(refused[0])
+
+
+def test_two_chats_share_a_draft(published: Path, tmp_path: Path) -> None:
+    """Two threads ended in an error of torch, as both wrote to the draft's cache."""
+    network, _ = pair(tmp_path, "float32", vocab_size=557, n_positions=128)
+    tokenizer = Tokenizer.load(published)
+    draft = Draft(network)
+    config = GenerationConfig(max_new_tokens=24, min_new_tokens=24)
+    expected = Chat(network, tokenizer, config).reply("Hi!")
+    errors: list[Exception] = []
+    found: list[str] = []
+
+    def talk() -> None:
+        try:
+            for _ in range(3):
+                found.append(Chat(network, tokenizer, config, draft=draft).reply("Hi!"))
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=talk) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert found == [expected] * 9
