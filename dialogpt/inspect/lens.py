@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dialogpt.inspect.capture import Capture
 
-CHUNK = 16  # positions whose logits are held at a time: 3 MB with GPT-2's vocabulary; 64 took 1.2 times a reply's memory
+CHUNK = 16  # positions whose logits are held at a time: 3 MB with GPT-2's vocabulary; 64 took 1.2 times a reply's
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class Service:
             raise RequestError(404, sentence, "model_not_found", "model")
 
     def cache_owner(self, client: Client, user: str | None) -> str:
-        """Return the owner of the prefixes that a request may use: its key or, if isolated, its `user` or connection."""
+        """Return who owns the prefixes that a request may use: its key or, if isolated, its `user` or connection."""
         if client.has_key:
             return f"key {client.name}"
         return f"user {user or client.connection}" if self.isolate_cache else ""

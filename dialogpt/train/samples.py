@@ -116,8 +116,8 @@ def _spread(data: TokenFiles, tokenizer: Tokenizer, count: int) -> list[list[str
     for index in indices.tolist():
         if len(found) == count:
             break
-        start = 0 if place == 0 else int(data.ends[place - 1, 0])
-        ids = data.tokens[start : int(data.ends[place, 0])]
+        start = 0 if index == 0 else int(data.ends[index - 1, 0])
+        ids = data.tokens[start : int(data.ends[index, 0])]
         cuts = np.flatnonzero(ids == data.eos_id)
         parts = np.split(ids, cuts + 1)[:-1]
         turns = [_text(part.tolist()[:-1], (USER, BOT)[n % 2], tokenizer) for n, part in enumerate(parts)]

@@ -30,7 +30,7 @@ from dialogpt.train.lora import adapters, merged_parameters
 from dialogpt.train.objective import Objective
 from dialogpt.train.optimizer import Muon, build_optimizers, lr_at, set_lr
 from dialogpt.train.plan import planned
-from dialogpt.train.settings import LARGEST, TrainConfig
+from dialogpt.train.settings import MAX_INTEGER, TrainConfig
 from dialogpt.weights.formats import count_non_finite
 
 
@@ -56,12 +56,12 @@ class Measured:
 
 
 PROGRESS_SCHEMA: own_files.Schema = {
-    "step": integer(0, LARGEST),
+    "step": integer(0, MAX_INTEGER),
     "tokens": own_files.COUNT,
     "seconds": own_files.SECONDS,
     "best_loss": own_files.optional(own_files.NUMBER),
-    "best_step": integer(0, LARGEST),
-    "worse": integer(0, LARGEST),
+    "best_step": integer(0, MAX_INTEGER),
+    "worse": integer(0, MAX_INTEGER),
 }
 
 
@@ -270,7 +270,7 @@ class Trainer:
         Raises:
             ValueError: the state does not belong to this network and these optimizers; nothing is changed.
         """
-        parameters = dict(self._learned())
+        parameters = dict(self._trainable())
         self._check(weights, optimizer_state, parameters, progress)
         with torch.no_grad():
             for name, parameter in parameters.items():

@@ -1,7 +1,8 @@
 """The kernel of each precision on this machine: a fixed table, so that a seed gives the same reply every time.
 
-The kernels, and the check whether one runs here, are left to `kernels.py`. `dialogpt bench --kernels` measures all of them and
-says where the machine contradicts the table; ``DIALOGPT_KERNELS=float32=plain,int8=fbgemm-int8-7-bit`` overrides it.
+The kernels, and the check whether one runs here, are left to `kernels.py`. `dialogpt bench --kernels` measures all
+of them and says where the machine contradicts the table; ``DIALOGPT_KERNELS=float32=plain,int8=fbgemm-int8-7-bit``
+overrides it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ FLOAT32_OF_FLOAT16 = "float32 of float16"  # float32 for weights that are stored
 VARIABLE = "DIALOGPT_KERNELS"
 Kernels = tuple[type[Kernel], ...]
 
-# For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. A kernel that
-# computes wrong results counts as not running, so VNNI, which 8-bit products need, is no capability of its own. If none
+# For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. A kernel
+# that computes wrong results counts as not running, so VNNI, which 8-bit products need, is no capability of its own. If none
 # runs, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
 # (docs/benchmarks.md); the other rows follow from which of torch's operators exist there.
 _X86: dict[str, Kernels] = {

@@ -54,8 +54,8 @@ class Kernel:
     def runs_here(cls) -> bool:
         """Whether the kernel computes a known product correctly on this machine; the result is cached.
 
-        torch's capability flags do not say so: some of the operators are private and missing from other builds, some refuse a
-        processor when they are called, and 8-bit products overflow silently without VNNI. A third of the
+        torch's capability flags do not say so: some of the operators are private and missing from other builds, some
+        refuse a processor when they are called, and 8-bit products overflow silently without VNNI. A third of the
         weights are the largest of their output, and all activations are positive: these products overflow first.
         """
         weight, x = _probe()

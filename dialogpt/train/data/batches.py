@@ -124,10 +124,10 @@ class Batches:
             ends = ids[row, :length] == self.data.eos_id
             turn = np.cumsum(ends) - ends  # of each token, counted in this piece
             weights[row, :length] = self.data.weights[self.pieces.turns[piece] + turn]
-            learned[row, :length] = turn >= self.pieces.with_context[piece]
-        learned[:, 0] = False  # nothing precedes it
-        learned &= weights > 0
-        labels = np.where(learned, ids, IGNORED)
+            is_target[row, :length] = turn >= self.pieces.with_context[piece]
+        is_target[:, 0] = False  # nothing precedes it
+        is_target &= weights > 0
+        labels = np.where(is_target, ids, IGNORED)
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(weights))
 
 

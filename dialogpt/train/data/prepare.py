@@ -54,7 +54,7 @@ from dialogpt.weights.formats import new_folder, read_json, sha256_of, write_jso
 
 PREPARED_VERSION = 1
 BLOCK = 8 << 20  # bytes of text that one task reads; what it makes of them takes about as much again
-SHOWN = 5  # problems that data.json repeats
+MAX_SHOWN = 5  # problems that data.json repeats
 CHECKED = 1 << 22  # tokens that are compared with the index at a time
 MIN_WEIGHT, MAX_WEIGHT = np.float32(1e-6), np.float32(1e6)  # of those that are not 0, as `dialogpt.data` takes them
 SHOWN_TURNS = 100  # of a dialogue in a preview; a line of 4 MiB may hold 800,000

@@ -169,7 +169,7 @@ def dropped_reply(world: World) -> None:
 def deleted_later(world: World) -> None:
     link = world.submission()
     names, texts = world.chain(link, 3)
-    meta = world.random.choice([{"was_deleted_later": True}, {"removal_type": "moderator"}])
+    meta: dict[str, Any] = world.random.choice([{"was_deleted_later": True}, {"removal_type": "moderator"}])
     world.comment(link, names[-1], world.text(), _meta={"retrieved_2nd_on": START, **meta})
     world.expect(link, names[-2], names[-1], texts)
 

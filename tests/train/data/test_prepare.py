@@ -137,7 +137,7 @@ def test_damaged_or_foreign_token_files_are_refused(tmp_path: Path) -> None:
         data.check(small_vocabulary(200), Format(window=64, reverse=True))
     with (tmp_path / "out" / "tokens.bin").open("ab") as file:
         file.write(b"\0\0")
-    with pytest.raises(DialogueError, match=r"tokens\.bin is not the 4 numbers"):
+    with pytest.raises(DialogueError, match=r"tokens\.bin does not hold the 4 numbers"):
         TokenFiles(tmp_path / "out")
     with pytest.raises(CheckpointError, match=r"data\.json cannot be read"):
         TokenFiles(tmp_path)
