@@ -34,8 +34,8 @@ VARIABLE = "DIALOGPT_KERNELS"
 Kernels = tuple[type[Kernel], ...]
 
 # For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. A kernel
-# that computes wrong results counts as not running, so VNNI, which 8-bit products need, is no capability of its own. If none
-# runs, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
+# that computes wrong results counts as not running, so VNNI, which 8-bit products need, is no capability of its own. If
+# none runs, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
 # (docs/benchmarks.md); the other rows follow from which of torch's operators exist there.
 _X86: dict[str, Kernels] = {
     "float32": (Float32, Plain),

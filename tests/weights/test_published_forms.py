@@ -153,7 +153,7 @@ def test_heads_of_another_width_must_be_said(
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(published / name, tmp_path)
     with pytest.raises(
-        CheckpointError, match=r"the width 24 is not a multiple of 64, .* how many heads .*\(--n-head\)"
+        CheckpointError, match=r"the width 24 is not a multiple of 64, .* pass the number of heads \(--n-head\)"
     ):
         open_checkpoint(file)
     assert open_checkpoint(file, n_head=3).config == open_checkpoint(published).config

@@ -153,7 +153,7 @@ def test_a_turn_that_fills_the_window_is_said_to_lose_its_first_token(tmp_path: 
         form = Format(window=size)
         data = prepare([path], tmp_path / str(size), VOCABULARY, form)
         told = (tmp_path / str(size) / "problems.txt").read_text()
-        assert ("fills all that the model sees; nothing is before its first token" in told) is (size == window)
+        assert ("fills the model's window; its first token has no context and is no target" in told) is (size == window)
         (line,) = preview(path, VOCABULARY, form, learn_first=False, most=1)
         batches = Batches(data, window=size, batch_tokens=size, learn_first=False, seed=0)
         assert sum(map(sum, (turn.learned for turn in line.turns))) == batches[0].learned == learned
