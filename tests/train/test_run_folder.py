@@ -419,7 +419,7 @@ def test_weights_that_a_step_has_broken_replace_no_good_checkpoint(
         return measured
 
     monkeypatch.setattr(Trainer, "step", breaking)
-    with pytest.raises(DialogueError, match=rf"step {step}: .*loss .*nan; training stops, and the last good checkpoint"):
+    with pytest.raises(DialogueError, match=rf"step {step}: .*loss .*nan; training stops"):
         train(tmp_path / "run", a_request(tmp_path, save_every=1))
     monkeypatch.undo()
     assert name_of(tmp_path / "run" / "last") == f"step-{step - 1:08d}"
