@@ -23,6 +23,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "convert",
         help="a published checkpoint to ours, or ours back",
+        everyday=("--adapter", "--to", "--dtype", "--verify"),
         examples=(
             "dialogpt convert microsoft/DialoGPT-small OURS --verify",
             "dialogpt convert RUN FOLDER --to hf                 # for transformers",
