@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import close_session
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".bin", ".safetensors", ".pkl", ".h5")  # what the hub keeps as large files, with a sha256
 
@@ -71,6 +73,7 @@ def serve(hub: Hub) -> Iterator[Hub]:
     try:
         yield hub
     finally:
+        close_session()  # the client keeps its connections, which Python would warn of in some later test
         server.shutdown()
         server.server_close()
         thread.join()
