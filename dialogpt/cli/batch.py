@@ -387,7 +387,7 @@ def _lines(source: IO[bytes], options: argparse.Namespace, kind: Kind | None) ->
         yield from _lines_of_json(source)
         return
     problems: list[Problem] = []
-    found = read_one(options.batch, kind, Transformer(reading), problems.append)
+    found = read_one(options.batch, kind, Transformer(reading, trains=False), problems.append)
     for number, dialogue in enumerate(found, 1):
         yield Line(number, dialogue.turns, {"turns": dialogue.turns})
     for problem in problems[:SHOWN]:

@@ -125,6 +125,8 @@ def settings_of(content: Mapping[str, Any], command: str, flags: Collection[str]
     own: Any = content
     for word in command.split():
         own = own.get(word, {})
+        if not isinstance(own, dict):  # `reply` is a flag of explain, too
+            own = {}
     return {**{key: value for key, value in content.items() if key in flags and not isinstance(value, dict)}, **own}
 
 

@@ -99,13 +99,14 @@ def grouped(messages: Iterable[Message], gap_seconds: float | None) -> Iterator[
         yield Dialogue(turns, None, speakers, line)
 
 
-def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
+def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False, trains: bool = True) -> None:
     """Raise unless there is something to learn.
 
     Args:
         dialogue: what was read.
         min_turns: dialogues with fewer have nothing to learn; with 0 only turns and weights are looked at.
         reverse: whether it will be learned backwards, as it then has its weights at other turns.
+        trains: whether it is training data, of which some turn must have a weight.
 
     Raises:
         DialogueError: the reason.
@@ -133,7 +134,7 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False) -> None:
         if not _is_weight(weight):
             raise DialogueError(f"a weight is {_shortened(weight)}, expected 0 or 0.000001 to 1,000,000")
     targets = dialogue.reversed().weights if reverse else weights
-    if min_turns and not any((targets or [])[min(min_turns, 2) - 1 :]):
+    if trains and min_turns and not any((targets or [])[min(min_turns, 2) - 1 :]):
         raise DialogueError("every weight is 0, so nothing is learned")
 
 

@@ -40,17 +40,20 @@ class Transformer:
 
     MAX_MET = 100
 
-    def __init__(self, reading: Reading, *, min_turns: int | None = None, reverse: bool = False) -> None:
+    def __init__(
+        self, reading: Reading, *, min_turns: int | None = None, reverse: bool = False, trains: bool = True
+    ) -> None:
         """Take the settings.
 
         Args:
             reading: the settings.
             min_turns: in place of theirs.
             reverse: whether dialogues are turned round at the end.
+            trains: whether they are training data; see `check`.
         """
         self.reading = reading
         self.min_turns = reading.min_turns if min_turns is None else max(min_turns, reading.min_turns)
-        self.reverse = reverse
+        self.reverse, self.trains = reverse, trains
         self.met: dict[str, None] = {}
         changed = reading.redact or reading.names or reading.bot is not None or reading.max_turns is not None
         self._plain = not changed and reading.eos_in_text == "keep"
@@ -64,7 +67,7 @@ class Transformer:
         """
         try:
             if self._plain and dialogue.speakers is None:
-                check(dialogue, min_turns=self.min_turns, reverse=self.reverse)
+                check(dialogue, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
                 return [dialogue.reversed() if self.reverse else dialogue]
             pieces = self._pieces(dialogue)
         except DialogueError as error:
@@ -73,7 +76,7 @@ class Transformer:
         kept = []
         for piece in pieces:
             try:
-                check(piece, min_turns=self.min_turns, reverse=self.reverse)
+                check(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
             except DialogueError as error:
                 on_problem(str(error))
             else:

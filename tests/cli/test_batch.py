@@ -271,6 +271,16 @@ def test_an_input_of_another_kind_is_answered_by_dialogues(tmp_path: Path, capsy
     assert all(entry["replies"] for entry in found)
 
 
+def test_messages_that_end_with_the_user_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """They were left out, as "every weight is 0, so nothing is learned"."""
+    source = tmp_path / "messages.jsonl"
+    source.write_text('{"messages": [{"role": "user", "content": "Hi!"}]}\n')
+    assert main(["reply", "--batch", str(source), "--seed", "1"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["turns"] == ["Hi!"]
+    assert json.loads(line)["replies"][0]["text"]
+
+
 def test_a_full_disk_names_the_output(
     lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -79,6 +79,13 @@ def test_typed_means_typed_alone(file: Path) -> None:
     assert options.parser.set_in_file == {"--seed", "--greedy"}
 
 
+def test_a_flag_may_be_named_like_another_command(file: Path) -> None:
+    """`explain` has --reply; the command `reply` took its text for a table and ended in a traceback."""
+    file.write_text("reply = 'Fine.'")
+    assert parsed(file, "explain").reply == "Fine."
+    assert parsed(file, "reply").batch is None
+
+
 def test_none_that_is_typed_unsets_what_the_file_sets(file: Path) -> None:
     file.write_text("min-p = 0.1")
     assert parsed(file, "chat").min_p == 0.1
