@@ -49,7 +49,9 @@ class GenerationConfig(Described):
     """
 
     # Length. max_new_tokens overrides max_length, and min_new_tokens, even 0, overrides min_length.
-    max_new_tokens: int | None = setting(None, POSITIVE, f"maximum tokens of a reply (unset: {DEFAULT_NEW_TOKENS})")
+    max_new_tokens: int | None = setting(
+        None, POSITIVE, f"maximum tokens of a reply (unset: {DEFAULT_NEW_TOKENS}; chat: 64)"
+    )
     max_length: int | None = setting(None, POSITIVE, "maximum tokens of prompt and reply together")
     min_new_tokens: int | None = setting(None, COUNT, "minimum tokens of a reply before it may end")
     min_length: int = setting(0, COUNT, "minimum tokens of prompt and reply together before it may end")

@@ -23,11 +23,13 @@ from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import Reranker, ranked
+from dialogpt.settings import integer, required
 from dialogpt.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
 MAX_SEED = 1 << 64
+SEED = integer(0, MAX_SEED - 1)
 Item = TypeVar("Item")
 
 
@@ -96,8 +98,14 @@ class Generators:
     """
 
     def __init__(self, device: torch.device | str, seed: int | None = None) -> None:
-        """Begin at a seed; None is another one each time."""
+        """Begin at a seed; None is another one each time.
+
+        Raises:
+            SettingsError: the seed is no integer.
+        """
         self._device = device
+        if seed is not None:
+            required("seed", seed, SEED)
         self._seed = fresh_generator(device).initial_seed() if seed is None else seed
         self._made: list[torch.Generator] = []
 

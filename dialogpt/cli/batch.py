@@ -108,10 +108,8 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         if earlier is not None:
             earlier.end()
     there, failed = (earlier.there, earlier.failed) if earlier is not None else (0, 0)
-    failed += counts["failed"]
-    print(
-        f"dialogpt: {counts['answered']} lines answered, {there} were there already, {failed} failed", file=sys.stderr
-    )
+    answered, failed = counts["answered"] - counts["failed"], failed + counts["failed"]
+    print(f"dialogpt: {answered} lines answered, {there} were there already, {failed} failed", file=sys.stderr)
     if earlier is not None and earlier.changed:
         print(f"dialogpt: {earlier.changed} of them had changed in the input and were answered again", file=sys.stderr)
     return FAILED if failed else DONE

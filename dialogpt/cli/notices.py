@@ -46,7 +46,11 @@ _READING = (
     "names",
 )
 TABLE = (
-    Idle(_WARPERS, lambda _, config: not config.do_sample and config.num_beams == 1, "greedy decoding does not sample"),
+    Idle(
+        _WARPERS,  # a request to a server may sample, with these defaults
+        lambda options, config: not (config.do_sample or config.num_beams > 1 or hasattr(options, "port")),
+        "greedy decoding does not sample",
+    ),
     Idle(
         _WARPERS,
         lambda _, config: not config.do_sample and config.num_beams > 1,

@@ -247,9 +247,13 @@ def generation_from(options: argparse.Namespace, checkpoint: Checkpoint | None =
         for setting in fields(GenerationConfig)
         if (value := getattr(options, setting.name, None)) is not None
     }
-    if options.greedy:
-        if given.get("do_sample"):
+    greedy = options.greedy
+    if greedy and given.get("do_sample"):
+        typed = {"greedy", "do_sample"} & getattr(options, "typed", frozenset())
+        if len(typed) != 1:  # else the config file has the other, and what is typed wins
             raise wrong_usage(options, "--do-sample contradicts --greedy; omit one of them")
+        greedy = "greedy" in typed
+    if greedy:
         defaults, given = defaults.greedy(), {**given, "do_sample": False}
     elif options.transformers_defaults and given.get("temperature") != 0:
         given.setdefault("do_sample", defaults.do_sample)  # in transformers a temperature alone does not sample

@@ -123,9 +123,14 @@ class CommandParser(argparse.ArgumentParser):
         if self.root is self:  # which only chooses the command
             return super().parse_known_args(args, namespace)
         destinations = {action.dest for action in self._actions if action.option_strings} - {argparse.SUPPRESS}
+        needed = [action for action in self._actions if action.required and action.option_strings]
+        for action in needed:  # the file may have them
+            action.required = False
         alone, _ = super().parse_known_args(args, argparse.Namespace(**dict.fromkeys(destinations, _UNSET)))
         typed = frozenset(name for name in destinations if getattr(alone, name) is not _UNSET)
         self._apply_file(alone.config if "config" in typed else None, typed)
+        for action in needed:
+            action.required = self.set_in_file.isdisjoint(action.option_strings)
         options, unknown = super().parse_known_args(args, namespace)
         options.typed = typed
         return options, unknown

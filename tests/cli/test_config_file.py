@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dialogpt.cli import config_file
 from dialogpt.cli.main import build_parser, main
+from dialogpt.cli.options import generation_from
 from dialogpt.errors import DialogueError
 from tests.helpers import needs_posix
 
@@ -84,6 +85,23 @@ def test_a_flag_may_be_named_like_another_command(file: Path) -> None:
     file.write_text("reply = 'Fine.'")
     assert parsed(file, "explain").reply == "Fine."
     assert parsed(file, "reply").batch is None
+
+
+def test_a_typed_way_to_sample_wins_over_the_other_in_the_file(file: Path) -> None:
+    file.write_text("do-sample = true")
+    assert not generation_from(parsed(file, "reply", "--greedy")).do_sample
+    file.write_text("greedy = true")
+    assert generation_from(parsed(file, "reply", "--do-sample")).do_sample
+    with pytest.raises(SystemExit):
+        generation_from(parsed("", "reply", "--greedy", "--do-sample"))
+
+
+def test_the_file_may_have_what_a_command_needs(file: Path) -> None:
+    file.write_text("[data.reddit]\nout = 'o'")
+    options = build_parser().parse_args(["data", "reddit", "x.zst", f"--config={file}"])
+    assert options.out == Path("o")
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["data", "reddit", "x.zst", "--config="])
 
 
 def test_none_that_is_typed_unsets_what_the_file_sets(file: Path) -> None:
