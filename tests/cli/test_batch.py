@@ -281,6 +281,12 @@ def test_messages_that_end_with_the_user_are_answered(tmp_path: Path, capsys: py
     assert json.loads(line)["replies"][0]["text"]
 
 
+def test_standard_input_is_of_our_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """`--from csv` beside `--batch -` was not heard: each line of the table failed as JSON."""
+    assert main(["reply", "--batch", "-", "--from", "csv"]) == 2
+    assert "--from csv needs a file; save standard input to one" in capsys.readouterr().err
+
+
 def test_a_full_disk_names_the_output(
     lines: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

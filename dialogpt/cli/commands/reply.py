@@ -71,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
             raise wrong_usage(options, "--batch reads a file; omit TURN and --json")
         if options.draft_model is not None:
             raise wrong_usage(options, "--draft-model is for chat and single replies; omit it with --batch")
+        if str(options.batch) == "-" and options.kind not in (None, "auto", "turns"):
+            raise wrong_usage(options, f"--from {options.kind} needs a file; save standard input to one")
         from dialogpt.cli.batch import answer_file
 
         return answer_file(lambda: open_chat(options), options, number)
