@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dialogpt.ranking.dialogrpt import DialogRPT
     from dialogpt.ranking.mmi import MMI
     from dialogpt.ranking.scoring import Score
-    from dialogpt.stream_decoder import StreamDecoder
+    from dialogpt.text.stream_decoder import StreamDecoder
     from dialogpt.tokenizer import Tokenizer
 
 __all__ = [
@@ -56,7 +56,7 @@ _HOMES = {
     "DialogRPT": "ranking.dialogrpt",
     "Score": "ranking.scoring",
     "Draft": "decoding.speculative",
-    "StreamDecoder": "stream_decoder",
+    "StreamDecoder": "text.stream_decoder",
     "Tokenizer": "tokenizer",
 }
 

@@ -29,13 +29,13 @@ from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
 from dialogpt.model import GPT2, KVCache
 from dialogpt.networks import load_network
-from dialogpt.normalize import normalize
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
 from dialogpt.sampler import check_tokens
 from dialogpt.settings import POSITIVE, Checked, require_names, required
-from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.text.normalize import normalize
+from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, open_checkpoint
 
@@ -52,7 +52,7 @@ class Chat(Described):
         draft: drafts tokens of a single reply without beams, which makes it faster and changes no token.
         history: the turns of the user and the bot.
         reranker: chooses each reply among candidates; None takes the only one.
-        normalize: whether typed text is spelled as the training data were; see `dialogpt.normalize`.
+        normalize: whether typed text is spelled as the training data were; see `dialogpt.text.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
         statistics: of the last reply.
         cache, generators, caller: of this conversation; `caller` lets one thread in.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dialogpt.described import Described
 from dialogpt.errors import DialogueError
-from dialogpt.turn_prefix import NO_PREFIX, TurnPrefix
+from dialogpt.text.turn_prefix import NO_PREFIX, TurnPrefix
 
 DEFAULT_HISTORY_TOKENS = 256  # Microsoft trained on 128; with long histories the published models fall silent
 

@@ -24,7 +24,7 @@ from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import Reranker, ranked
 from dialogpt.settings import integer, required
-from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted

@@ -1,8 +1,8 @@
 """From logits to the probabilities of the next token, exactly as transformers computes them.
 
 The order of processors and warpers is transformers' (`_get_logits_processor` in generation/utils.py). Processors are in
-`dialogpt.processors`, rare warpers in `dialogpt.rare_warpers`; the common ones, which shape the distribution that is
-sampled from, are below. Choosing a token is left to `dialogpt.decoding.sampling`.
+`dialogpt.logits.processors`, rare warpers in `dialogpt.logits.rare_warpers`; the common ones, which shape the
+distribution that is sampled from, are below. Choosing a token is left to `dialogpt.decoding.sampling`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dialogpt.generation_config import NEUTRAL, GenerationConfig
-from dialogpt.processors import (
+from dialogpt.logits.processors import (
     Seen,
     bad_words,
     check_tokens,
@@ -29,8 +29,8 @@ from dialogpt.processors import (
     sequence_bias,
     suppressed_tokens,
 )
-from dialogpt.rare_warpers import epsilon_cutoff, eta_cutoff, min_p, top_h, typical_p
-from dialogpt.sorting import nth_largest, removed_by_short_sort
+from dialogpt.logits.rare_warpers import epsilon_cutoff, eta_cutoff, min_p, top_h, typical_p
+from dialogpt.logits.sorting import nth_largest, removed_by_short_sort
 
 __all__ = ["Seen", "active_processors", "check_tokens", "next_token_probabilities", "next_token_scores"]
 Processor = Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor]

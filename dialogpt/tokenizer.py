@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from dialogpt.described import Described
 from dialogpt.errors import DialogueError
 from dialogpt.history import BOT, USER
-from dialogpt.merges import Piece, check_order, explained
-from dialogpt.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
-from dialogpt.turn_prefix import read_prefix, strip_gap
+from dialogpt.text.merges import Piece, check_order, explained
+from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
+from dialogpt.text.turn_prefix import read_prefix, strip_gap
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dialogpt.errors import install_hint
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
 from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of

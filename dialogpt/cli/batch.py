@@ -23,7 +23,6 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
-from dialogpt import json_input
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.cli.output import described, one_line, printable
@@ -40,6 +39,7 @@ from dialogpt.data.transform import Transformer
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
+from dialogpt.files import json_input
 from dialogpt.generation import Reply
 from dialogpt.weights.disk import lock, reason_of
 

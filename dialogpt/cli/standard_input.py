@@ -6,8 +6,8 @@ import codecs
 import sys
 from typing import BinaryIO
 
-from dialogpt import json_input
 from dialogpt.errors import DialogueError
+from dialogpt.files import json_input
 
 
 def stdin_bytes() -> BinaryIO:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from dialogpt.data.trees import paths
 from dialogpt.errors import DialogueError
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 
 PROMPTER, ASSISTANT = "prompter", "assistant"
 RULES = {

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from dialogpt import own_files
 from dialogpt.errors import DialogueError
+from dialogpt.files import own_files
 from dialogpt.settings import SWITCH, choice
 
 AUTO = "auto"

@@ -16,7 +16,7 @@ from typing import BinaryIO, cast
 from dialogpt.data.json_stream import JsonStream
 from dialogpt.data.settings import Reading
 from dialogpt.errors import DialogueError
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 
 LINE_LIMIT = 4 << 20  # bytes; the longest conversation of chitchat-dataset has 60 kB
 CHUNK = 1 << 20  # bytes read at a time

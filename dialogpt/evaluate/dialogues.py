@@ -21,7 +21,7 @@ from dialogpt.data.read import OnProblem, read_one
 from dialogpt.data.settings import Reading
 from dialogpt.data.transform import Transformer
 from dialogpt.errors import DialogueError
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 
 REFUSED_WHOLE = ("turns", "tsv")  # kinds whose lines are counted, as replies are given line by line
 

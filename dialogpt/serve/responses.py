@@ -14,7 +14,7 @@ from typing import Any
 
 from dialogpt.serve.engine import End, Token
 from dialogpt.serve.errors import error_object
-from dialogpt.stream_decoder import StreamDecoder
+from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 
 

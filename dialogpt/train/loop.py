@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from dialogpt import own_files
 from dialogpt.data import Reading
 from dialogpt.errors import DialogueError
+from dialogpt.files import own_files
 from dialogpt.model import GPT2, PRESETS, GPT2Config
 from dialogpt.settings import choice
 from dialogpt.tokenizer import Tokenizer

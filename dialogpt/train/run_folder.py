@@ -27,10 +27,10 @@ from typing import Any
 
 from torch import Tensor
 
-from dialogpt import own_files
 from dialogpt.errors import DialogueError
+from dialogpt.files import own_files
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.model import GPT2
-from dialogpt.plain_file import require_plain_file
 from dialogpt.train.lora import write_adapter
 from dialogpt.train.trainer import Progress, Trainer
 from dialogpt.weights import Checkpoint, open_checkpoint, save

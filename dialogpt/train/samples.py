@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt import own_files
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
+from dialogpt.files import own_files
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import BOT, USER
 from dialogpt.model import GPT2

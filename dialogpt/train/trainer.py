@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dialogpt import own_files
 from dialogpt.errors import DialogueError
+from dialogpt.files import own_files
 from dialogpt.model import GPT2
 from dialogpt.settings import integer
 from dialogpt.train.data.batches import Batch, Batches

@@ -621,7 +621,7 @@ def test_a_device_that_computes_something_else_is_refused(tmp_path: Path, monkey
 
 
 def test_json_from_outside_is_bounded() -> None:
-    from dialogpt import json_input
+    from dialogpt.files import json_input
 
     for text, problem in (
         ("[" * 700_000, "more than 600,000"),

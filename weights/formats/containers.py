@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.formats.pickles import OLD_MAGIC, read_pickle
 from dialogpt.weights.formats.safetensors import read_safetensors
 from dialogpt.weights.formats.tensors import CheckpointError, FileContent

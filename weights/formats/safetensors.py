@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.formats.tensors import CheckpointError, MappedFile, StoredTensor
 from dialogpt.weights.formats.text import parse_json
 

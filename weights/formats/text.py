@@ -8,9 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dialogpt import json_input
-from dialogpt.json_input import require_bounded
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files import json_input
+from dialogpt.files.json_input import require_bounded
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.formats.tensors import CheckpointError
 
 MAX_TEXT_BYTES = 8 << 20  # GPT-2's tokenizer.json has 3.6 MB

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dialogpt import own_files
 from dialogpt.cli.options import SOURCE, add_adapter, add_n_head
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.errors import DONE
+from dialogpt.files import own_files
 
 if TYPE_CHECKING:
     from dialogpt.weights import Checkpoint

@@ -19,7 +19,7 @@ from dialogpt.cli.output import printable
 from dialogpt.cli.signals import raised
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
 from dialogpt.cli.terminal.repl import Terminal
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.disk import lock, reason_of, write_atomically
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dialogpt import json_input
 from dialogpt.cli.output import printable
 from dialogpt.errors import DialogueError, did_you_mean
+from dialogpt.files import json_input
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.history import BOT, USER, Turn
-from dialogpt.plain_file import require_plain_file
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights.disk import reason_of, write_atomically
 

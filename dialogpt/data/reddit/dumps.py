@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dialogpt.errors import DialogueError, install_hint
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 
 BLOCK = 4 << 20  # bytes of lines that are handed on together
 MAX_LINE = 64 << 20  # bytes; a longer line is no comment

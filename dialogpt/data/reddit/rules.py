@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dialogpt.errors import DialogueError
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files.plain_file import require_plain_file
 
 PAPER, STRICT, ORIGINAL = "paper", "strict", "like-original"
 _SHIPPED_BOTS = Path(__file__).with_name("bots.txt")

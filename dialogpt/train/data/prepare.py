@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dialogpt import own_files
 from dialogpt.data import KINDS, Dialogue, Problem
 from dialogpt.data.detect import kind_of
 from dialogpt.data.formats.jsonl import is_array
@@ -45,6 +44,7 @@ from dialogpt.data.read import read_one
 from dialogpt.data.report import Statistics
 from dialogpt.data.source import UTF16, Source, lines_of
 from dialogpt.errors import DialogueError
+from dialogpt.files import own_files
 from dialogpt.history import BOT, USER
 from dialogpt.settings import choice
 from dialogpt.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dialogpt.generation_config import GenerationConfig
-from dialogpt.sorting import nth_largest
+from dialogpt.logits.sorting import nth_largest
 
 TOP_H_TOKENS = 100  # transformers considers no more tokens for top_h
 

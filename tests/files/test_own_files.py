@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from dialogpt import own_files
 from dialogpt.cli.batch import _lines_of_json
 from dialogpt.cli.main import main
 from dialogpt.errors import DialogueError
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files import own_files
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.train.data.dialogues import Format
 from dialogpt.train.data.prepare import TokenFiles, prepare
 from dialogpt.train.settings import TrainConfig

@@ -5,8 +5,8 @@ from __future__ import annotations
 import codecs
 
 from dialogpt.history import BOT
+from dialogpt.text.turn_prefix import strip_gap
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.turn_prefix import strip_gap
 
 
 class StreamDecoder:

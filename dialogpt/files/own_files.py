@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dialogpt import json_input
 from dialogpt.errors import DialogueError, SettingsError
-from dialogpt.plain_file import require_plain_file
+from dialogpt.files import json_input
+from dialogpt.files.plain_file import require_plain_file
 from dialogpt.settings import Kind, is_integer, is_number, problems_of_values
 
 MAX_COUNT = 1 << 53  # what JSON's numbers hold exactly

@@ -21,7 +21,7 @@ from dialogpt.history import BOT, USER, History, Turn
 from dialogpt.inspect.explain import explain
 from dialogpt.ranking.scoring import score_turns
 from dialogpt.serve.schemas import ChatRequest, Limits
-from dialogpt.turn_prefix import strip_gap
+from dialogpt.text.turn_prefix import strip_gap
 from dialogpt.weights import convert, export, open_checkpoint
 from tests.helpers import counted_reads, write_published
 
@@ -119,7 +119,7 @@ def test_streams_show_what_whole_replies_are() -> None:
 
 
 def test_the_space_after_a_prefix_is_no_part_of_a_reply(speakers: Path) -> None:
-    from dialogpt.stream_decoder import StreamDecoder
+    from dialogpt.text.stream_decoder import StreamDecoder
 
     tokenizer = chat(speakers).tokenizer
     ids = tokenizer.encode(" Hello  you")
@@ -129,7 +129,7 @@ def test_the_space_after_a_prefix_is_no_part_of_a_reply(speakers: Path) -> None:
 
 
 def test_whole_turns_are_dropped_and_a_prefix_is_never_cut() -> None:
-    from dialogpt.turn_prefix import TurnPrefix
+    from dialogpt.text.turn_prefix import TurnPrefix
 
     prefix = TurnPrefix({USER: (90, 91), BOT: (92,)})
     history = History(99, [Turn([1, 2], USER), Turn([3], BOT), Turn([4, 5, 6, 7], USER)], prefix)
