@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Generic, TypeVar
 
 from dialogpt.errors import Problem, SettingsError, did_you_mean
@@ -208,15 +208,20 @@ def parse_switch(text: str) -> bool:
 SWITCH = Kind(lambda value: isinstance(value, bool), "true or false", parse_switch)
 POSITIVE = integer(1)
 COUNT = integer(0)
-TYPED_COUNT = Kind(
-    lambda value: is_integer(value, 1, 999_999_999), "an integer from 1 to 999,999,999", lambda text: _parse_count(text)
-)
+
+
+def typed_count(maximum: int = 999_999_999) -> Kind:
+    """Return the kind of counts that people type: plain digits."""
+    return replace(integer(1, maximum), parse=_parse_count)
 
 
 def _parse_count(text: str) -> int:
     if not text.isdecimal() or len(text) > 9 or int(text) < 1:
         raise ValueError
     return int(text)
+
+
+TYPED_COUNT = typed_count()
 
 
 # ---- kinds of generation settings ----

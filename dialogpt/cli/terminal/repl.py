@@ -24,7 +24,7 @@ from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError, did
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT as BOT_ROLE
 from dialogpt.history import USER, Turn
-from dialogpt.settings import TYPED_COUNT, parsed, required
+from dialogpt.settings import TYPED_COUNT, Kind, parsed, required, typed_count
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
 MAX_CANDIDATES = 64
@@ -272,11 +272,10 @@ class Terminal:
 
     def candidates(self, wanted: str) -> None:
         """Show several replies to the last turn, and take the one that is chosen."""
-        number, turns, texts = _count("the number of candidates", wanted), self.chat.history.turns, self.chat.texts()
+        number = _count("the number of candidates", wanted, typed_count(MAX_CANDIDATES))
+        turns, texts = self.chat.history.turns, self.chat.texts()
         if not turns:
             raise DialogueError("there is no exchange yet; type something first")
-        if number > MAX_CANDIDATES:
-            raise DialogueError(f"{number} candidates are more than {MAX_CANDIDATES}")
         with self.quiet():
             found = candidates(self.chat, texts[:-1], number)
         for place, reply in enumerate(found, 1):
@@ -406,6 +405,6 @@ def _worded(error: DialogueError) -> str:
     return error.worded(lambda name: name.replace("_", "-")) if isinstance(error, SettingsError) else str(error)
 
 
-def _count(name: str, text: str) -> int:
+def _count(name: str, text: str, kind: Kind = TYPED_COUNT) -> int:
     """A positive integer that was typed."""
-    return int(required(name, parsed(name, text, TYPED_COUNT), TYPED_COUNT))
+    return int(required(name, parsed(name, text, kind), kind))

@@ -307,7 +307,7 @@ def test_a_candidate_that_is_chosen_is_taken(play: Play) -> None:
     ).said
     assert played.chat.history.turns == before
     assert "'3' is none of them" in said
-    assert "more than 64" in said
+    assert "must be an integer from 1 to 64, got 1000" in said
     assert "there is no exchange yet" in play("/clear", "/candidates 2").said
 
 
