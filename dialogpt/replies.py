@@ -23,13 +23,13 @@ from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import Reranker, ranked
-from dialogpt.settings import integer, required
+from dialogpt.settings import Kind, required
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
 MAX_SEED = 1 << 64
-SEED = integer(0, MAX_SEED - 1)
+SEED = Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer", int)
 Item = TypeVar("Item")
 
 

@@ -33,10 +33,7 @@ class Served:
     engine: Engine
     url: str
     listener: Any  # its socket
-
-    @property
-    def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="anything", max_retries=0, timeout=WAIT_SECONDS)
+    client: openai.OpenAI  # one for all tests: those that were left open were told of in later tests
 
     def post(self, body: Any, path: str = "/v1/chat/completions", **settings: Any) -> httpx.Response:
         return httpx.post(self.url + path, json=body, timeout=WAIT_SECONDS, **settings)
@@ -67,7 +64,9 @@ def serve(
         time.sleep(0.01)
     try:
         listener = server.servers[0].sockets[0]
-        yield Served(engine, f"http://127.0.0.1:{listener.getsockname()[1]}", listener)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with openai.OpenAI(base_url=f"{url}/v1", api_key="anything", max_retries=0, timeout=WAIT_SECONDS) as client:
+            yield Served(engine, url, listener, client)
     finally:
         server.should_exit = server.force_exit = True
         thread.join(30)
