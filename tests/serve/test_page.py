@@ -19,7 +19,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.helpers import WAIT_SECONDS, needs_posix, started
+from tests.helpers import WAIT_SECONDS, needs_posix, started, write_published
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
@@ -161,10 +161,14 @@ STOP_SOON = """() => {
 }"""
 
 
-def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
-    """And the server says no more of it: the button stops both ends."""
-    flags = ["--min-new-tokens", "480", "--max-new-tokens", "480", "--threads", "1", "--dtype", "float64"]
-    with server(0, *flags) as (url, _):
+def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any, tmp_path: Path) -> None:
+    """And the server says no more of it: the button stops both ends.
+
+    The reply takes ten seconds if nobody stops it: tiny's longest can be complete before a busy browser shows any of it.
+    """
+    write_published(tmp_path, n_positions=4096, n_embd=256, n_layer=8, n_head=8)
+    flags = ["--min-new-tokens", "2000", "--max-new-tokens", "2000", "--threads", "1", "--dtype", "float64"]
+    with server(0, "--model", str(tmp_path), *flags) as (url, _):
         page = new_page(browser)
         page.goto(url)
         page.fill("#input", "Tell me a story.")
@@ -184,7 +188,7 @@ def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any) -> None:
         assert health["running"] == 0
         said = re.search(r"dialogpt_tokens_total (\d+)", page.request.get(f"{url}metrics").text())
         assert said is not None
-        assert int(said[1]) < 470
+        assert int(said[1]) < 1900
         page.close()
 
 
