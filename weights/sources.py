@@ -104,11 +104,11 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         folder = file = exists = False
     if file and (pointed := pointed_folder(path)) is not None:
         return pointed
-    if file and path.suffix not in WEIGHT_SUFFIXES and not name.endswith(".index.json") and container(path) is None:
-        raise CheckpointError(
-            foreign_file(path.parent, [path.name])
-            or f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint"
-        )
+    is_named_as_weights = path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")
+    if file and (is_named_as_weights or container(path) is None):
+        foreign = foreign_file(path.parent, [path.name])
+        if foreign or not is_named_as_weights:
+            raise CheckpointError(foreign or f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint")
     if folder and (chosen := best_of_run(path)) is not None:
         return chosen
     if folder or file:

@@ -166,6 +166,26 @@ def test_code_among_the_weights_is_refused(base: Path, state: State, tmp_path: P
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("form", ["model.safetensors", "archive", "old"])
+def test_weights_in_float8_are_named(base: Path, state: State, tmp_path: Path, form: str) -> None:
+    """A pickle of them was told to run code, and safetensors not to belong to its config."""
+    folder = beside(base, tmp_path / "copy")
+    rounded = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
+    if form == "model.safetensors":
+        save_file({**state, "wte.weight_scale": torch.ones(1), **rounded}, folder / form)
+    else:
+        torch.save(rounded, folder / "pytorch_model.bin", _use_new_zipfile_serialization=form == "archive")
+    with pytest.raises(CheckpointError, match=r"holds tensors of (F8_E4M3|float8_e4m3fn); expected float64.*rounded"):
+        open_checkpoint(folder)
+
+
+def test_an_optimizer_in_float8_is_no_obstacle(base: Path, state: State, tmp_path: Path) -> None:
+    folder = beside(base, tmp_path / "copy")
+    moments = {0: {"exp_avg": torch.ones(3).to(torch.float8_e5m2)}}
+    torch.save({"state_dict": dict(state), "optimizer_states": [{"state": moments}]}, folder / "last.ckpt")
+    assert same_weights(folder, base, "float64")
+
+
 def test_several_sets_of_weights_are_named(base: Path, state: State, tmp_path: Path) -> None:
     folder = beside(base, tmp_path / "copy")
     torch.save({"teacher": dict(state), "student": dict(state)}, folder / "both.pt")
@@ -237,11 +257,13 @@ def test_a_lost_bias_of_another_form_is_still_damage(base: Path, state: State, t
 
 
 def test_a_trainers_folder_says_which_checkpoints_it_holds(base: Path, tmp_path: Path) -> None:
-    for step in (500, 1000):
-        shutil.copytree(base, tmp_path / "out" / f"checkpoint-{step}")
-    with pytest.raises(CheckpointError, match="checkpoint-500, checkpoint-1000; pass one of them, such as .*-1000"):
-        open_checkpoint(tmp_path / "out")
-    open_checkpoint(tmp_path / "out" / "checkpoint-500")
+    for steps in ("checkpoint-500", "checkpoint-1000"), ("global_step500", "global_step1000"):  # the second: DeepSpeed's
+        out = tmp_path / "runs" / steps[0]
+        for step in steps:
+            shutil.copytree(base, out / step)
+        with pytest.raises(CheckpointError, match=f"{', '.join(steps)}; pass one of them, such as .*{steps[1]}"):
+            open_checkpoint(out)
+        open_checkpoint(out / steps[0])
 
 
 # ---- heads ----

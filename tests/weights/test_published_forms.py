@@ -205,6 +205,12 @@ def test_a_config_that_contradicts_the_tensors_names_both(wide: Path, tmp_path: 
         (["model.safetensors.gz"], "a packed file, which is not read here: unpack it first"),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "shards .* without their index"),
         ([f"{n}.pkl" for n in range(6)], r"several files of weights \(0.pkl, 1.pkl, 2.pkl, 3.pkl and 2 more\)"),
+        (
+            ["zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"],
+            r"a shard of DeepSpeed's ZeRO-3, .* python zero_to_fp32.py \. MERGED",
+        ),
+        (["zero_pp_rank_0_mp_rank_00_model_states.pt"], "a shard of DeepSpeed's ZeRO-3"),
+        (["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"], "a network that was divided among 2 GPUs"),
         (["training_args.bin", "optimizer.pt", "README.md"], "has no weights; expected one of model.safetensors"),
         ([], "has no weights"),
     ],
