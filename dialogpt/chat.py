@@ -23,7 +23,6 @@ import torch
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
-from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
@@ -42,7 +41,7 @@ from dialogpt.weights import Source, open_checkpoint
 logger = logging.getLogger(__name__)
 
 
-class Chat(Described):
+class Chat:
     """One conversation with one network; the network itself may serve many.
 
     Attributes:
@@ -124,6 +123,11 @@ class Chat(Described):
         self._shown: Prompt | None = None
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
+
+    def __repr__(self) -> str:
+        config, turns = self.model.config, len(self.history.turns)
+        network = f"{config.n_layer} layers, {config.n_embd} wide, on {self.model.device}"
+        return f"<Chat: {network}; {turns} turns, {self.history_tokens} tokens of them shown>"
 
     @classmethod
     def load(

@@ -47,6 +47,13 @@ def kinds_of(config: Any) -> dict[str, Kind]:
     return {declared.name: declared.metadata["kind"] for declared in fields(config)}
 
 
+def changed_fields(config: Any) -> str:
+    """Return a configuration as the call that makes it: the fields that differ from their defaults."""
+    values = ((declared, getattr(config, declared.name)) for declared in fields(config))
+    arguments = [f"{declared.name}={value!r}" for declared, value in values if value != declared.default]
+    return f"{type(config).__name__}({', '.join(arguments)})"
+
+
 def problems_of(config: Any, kinds: Mapping[str, Kind]) -> list[Problem]:
     """Return the fields whose values are not of their kind. A field whose default is None may be None."""
     optional = {declared.name for declared in fields(config) if declared.default is None}

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from dialogpt.errors import first_names
 from dialogpt.weights.disk import LINK_LIMIT
 from dialogpt.weights.formats import CheckpointError, FileContent, read_json, read_tensors
 
@@ -154,8 +155,7 @@ def no_weights(folder: str | Path, names: list[str]) -> str:
             f"part of each weight; merge them with the program that trained it"
         )
     if several:
-        more = f" and {len(several) - 4} more" if len(several) > 4 else ""
-        return f"{folder} holds several files of weights ({', '.join(several[:4])}{more}); pass the one that is meant"
+        return f"{folder} holds several files of weights ({first_names(several)}); pass the one that is meant"
     usual = ", ".join(WEIGHT_FILES)
     if "adapter_config.json" in names:
         return (
@@ -212,14 +212,12 @@ def read_all(files: tuple[Path, ...]) -> FileContent:
     content = FileContent({})
     missing = [file.name for file in files if not os.path.isfile(file)]  # noqa: PTH113 - says no where a Path would raise
     if missing:
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        names = ", ".join(missing[:4])
-        raise CheckpointError(f"{files[0].parent} lacks files of weights: {names}{more}; fetch them into it")
+        raise CheckpointError(f"{files[0].parent} lacks files of weights: {first_names(missing)}; fetch them into it")
     for file in files:
         part = read_tensors(file)
         twice = sorted(content.tensors.keys() & part.tensors.keys())
         if twice:
-            raise CheckpointError(f"{file} holds tensors that another shard holds too: {', '.join(twice[:4])}")
+            raise CheckpointError(f"{file} holds tensors that another shard holds too: {first_names(twice)}")
         content.tensors.update(part.tensors)
         content.ignored.update(part.ignored)
         content.settings.update(part.settings)

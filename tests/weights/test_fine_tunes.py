@@ -257,7 +257,7 @@ def test_a_lost_bias_of_another_form_is_still_damage(base: Path, state: State, t
 
 
 def test_a_trainers_folder_says_which_checkpoints_it_holds(base: Path, tmp_path: Path) -> None:
-    for steps in ("checkpoint-500", "checkpoint-1000"), ("global_step500", "global_step1000"):  # the second: DeepSpeed's
+    for steps in ("checkpoint-500", "checkpoint-1000"), ("global_step500", "global_step1000"):  # DeepSpeed's
         out = tmp_path / "runs" / steps[0]
         for step in steps:
             shutil.copytree(base, out / step)
