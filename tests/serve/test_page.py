@@ -162,7 +162,7 @@ STOP_SOON = """() => {
 
 
 def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any, tmp_path: Path) -> None:
-    """And the server says no more of it: the button stops both ends.
+    """The server stops generating too.
 
     The reply takes ten seconds if nobody stops it: tiny's longest can be complete before a busy browser shows it.
     """

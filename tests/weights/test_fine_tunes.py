@@ -81,7 +81,7 @@ def test_the_prefixes_that_training_leaves_are_stripped(base: Path, state: State
 
 @pytest.mark.parametrize("prefix", ["network.", "chatbot.gpt2.", "model.lm."])
 def test_a_network_inside_a_module_of_any_name_is_found(base: Path, state: State, tmp_path: Path, prefix: str) -> None:
-    """A LightningModule has its network under any name, beside metrics and losses of its own."""
+    """A LightningModule holds its network under any name, next to its own metrics and losses."""
     folder = beside(base, tmp_path / "copy")
     wrapped = {prefix + name: tensor for name, tensor in state.items()}
     torch.save({"state_dict": {**wrapped, "accuracy.total": torch.ones(1)}}, folder / "last.ckpt")
@@ -168,7 +168,7 @@ def test_code_among_the_weights_is_refused(base: Path, state: State, tmp_path: P
 
 @pytest.mark.parametrize("form", ["model.safetensors", "archive", "old"])
 def test_weights_in_float8_are_named(base: Path, state: State, tmp_path: Path, form: str) -> None:
-    """A pickle of them was told to run code, and safetensors not to belong to its config."""
+    """A pickle of them was reported to run code, and safetensors not to fit its config."""
     folder = beside(base, tmp_path / "copy")
     rounded = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
     if form == "model.safetensors":
@@ -290,7 +290,7 @@ def test_a_classifier_of_two_labels_is_ignored(base: Path, state: State, tmp_pat
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_an_untied_head_is_kept_and_used(base: Path, state: State, tmp_path: Path, declared: bool) -> None:
-    """Transformers 5 does not tie copies that differ, whatever the config says."""
+    """Transformers 5 does not tie copies that differ, whatever the config declares."""
     folder = beside(base, tmp_path / "copy")
     content = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": not declared}
     (folder / "config.json").write_text(json.dumps(content))

@@ -128,7 +128,7 @@ def test_every_combination_loads_to_the_bit(
 def test_without_a_config_the_sizes_are_the_tensors(
     wide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, container: str, alone: bool
 ) -> None:
-    """A name says nothing: Microsoft's small_reverse.pkl is a medium model."""
+    """File names are no evidence: Microsoft's small_reverse.pkl is a medium model."""
     folder = tmp_path / "large"
     folder.mkdir()
     CONTAINERS[container](load_file(wide / "model.safetensors"), folder)
@@ -245,7 +245,7 @@ def test_what_was_fetched_instead_is_recognised(wide: Path, tmp_path: Path, cont
 def test_heads_that_were_assumed_are_not_called_proved(
     wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every comparison agrees on a wrong number of heads, as both sides are told the same."""
+    """Every comparison agrees on a wrong number of heads, as both sides assume it."""
     for name in ("model.safetensors", "vocab.json", "merges.txt"):
         shutil.copy(wide / name, tmp_path)
     assert main(["convert", str(tmp_path), str(tmp_path / "ours"), "--verify"]) == 0

@@ -118,7 +118,7 @@ def small_segments(job: Job) -> None:
 
 
 def kill_and_resume(job: Job, kills: int) -> None:
-    """Run in forked children until so many were killed at work, at random moments; a run that ends is begun anew."""
+    """Run in forked children, killing them at random moments, a number of times; a run that completes is restarted."""
     moments = random.Random(1)
     while kills:
         if (job.out / "report.json").exists():
