@@ -32,7 +32,7 @@ from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
 from dialogpt.sampler import check_tokens
-from dialogpt.settings import POSITIVE, Checked, require_names, required
+from dialogpt.settings import POSITIVE, Checked, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -65,15 +65,8 @@ class Chat:
             expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
             raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
 
-    @Checked
-    def history_tokens(self, value: int) -> None:
-        """Refuse what is no positive integer."""
-        required("history_tokens", value, POSITIVE)
-
-    @Checked
-    def num_candidates(self, value: int) -> None:
-        """Refuse what is no positive integer."""
-        required("num_candidates", value, POSITIVE)
+    history_tokens: Checked[int] = Checked.of_kind(POSITIVE)
+    num_candidates: Checked[int] = Checked.of_kind(POSITIVE)
 
     @Checked
     def draft(self, draft: Draft | None) -> None:

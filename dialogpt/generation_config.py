@@ -131,8 +131,7 @@ class GenerationConfig:
         if problems:
             raise SettingsError(problems)
 
-    def __repr__(self) -> str:
-        return changed_fields(self)
+    __repr__ = changed_fields
 
     def _contradictions(self) -> list[Problem]:
         """Return the problems between values that are valid alone."""

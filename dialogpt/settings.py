@@ -124,6 +124,12 @@ class Checked(Generic[Value]):
         self._check = check
         self.__doc__ = check.__doc__
 
+    @classmethod
+    def of_kind(cls, kind: Kind) -> Checked[Any]:
+        """Return an attribute that takes the values of a kind."""
+        checked: Checked[Any] = Checked(lambda _, value: required(checked._name, value, kind))
+        return checked
+
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dialogpt.history import BOT, USER
 from dialogpt.text.merges import Piece, check_order, explained
-from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, require_text, split_long_gaps
+from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
 from dialogpt.text.turn_prefix import read_prefix, strip_gap
+from dialogpt.text.valid_text import require_text
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
@@ -89,6 +90,7 @@ class Tokenizer:
 
     def encode_turn(self, text: str, role: str) -> list[int]:
         """The ids of what a speaker said, without prefix and end token; errors are those of `encode`."""
+        require_text(text)
         return self.encode(self.turn_prefix.gap(role) + text)
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:

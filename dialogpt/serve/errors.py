@@ -21,7 +21,7 @@ from dialogpt.serve.schemas import MAX_PROMPTS, OPENAI_NAMES, ContextLengthExcee
 STATUS: dict[type[DialogueError], int] = {Busy: 429, Closed: 503, TimedOut: 503, Failed: 500, NotFinite: 500}
 BODY_NAMES = {**OPENAI_NAMES, "max_new_tokens": "max_tokens"}  # what a body calls settings
 RETRY_AFTER = "1"  # seconds
-OLLAMA = "/api/"  # its clients expect a string, OpenAI's an object
+OLLAMA = "/api/"  # its clients expect a string where OpenAI's expect an object
 MAX_PROBLEMS = 5  # reported per body
 UNION_FIELDS = {  # what is expected of fields that take several types
     "content": "expected text, or a list of parts that are text",
@@ -88,16 +88,16 @@ async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
         return as_response(
             RequestError(400, f"the body's Content-Type is {kind[:50]}; send application/json"), request.url.path
         )
-    problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union reports one problem per alternative
+    problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union has one for each of its kinds
     reported = [f"{location or 'the body'}: {sentence}" for location, sentence in problems.items()][:MAX_PROBLEMS]
     return as_response(RequestError(400, "; ".join(reported), param=next(iter(problems)) or None), request.url.path)
 
 
 def _problem(problem: dict[str, Any]) -> tuple[str, str]:
-    """Return the location of a problem in a body, and what was found and expected."""
+    """Return where a body is not valid, and what was found and expected."""
     location = [str(part) for part in problem["loc"] if part != "body"]
     if problem["type"] == "json_invalid":
-        return "", f"invalid JSON ({problem['ctx']['error']}, at character {location[0]}); send an object"
+        return "", f"no JSON ({problem['ctx']['error']}, at character {location[0]}); send an object"
     union = next((depth for depth, part in enumerate(location, 1) if part in UNION_FIELDS), None)
     found = problem["input"]
     found_suffix = "" if problem["type"] == "missing" else f"; found {_abbreviated(found)}"
@@ -113,9 +113,9 @@ def _abbreviated(value: Any) -> str:
 
 
 async def on_http_error(request: HTTPRequest, error: Exception) -> Response:
-    """Answer unknown paths and methods, and requests that the framework refuses."""
+    """Answer unknown paths and methods, and what the framework refuses."""
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}"
-    if error.status_code == 400:  # raised by FastAPI before validation
+    if error.status_code == 400:  # FastAPI's, before anything is checked
         message = "the body cannot be read as JSON (not UTF-8, or nested too deep); send an object"
     return as_response(RequestError(error.status_code, message, headers=error.headers), request.url.path)

@@ -62,18 +62,3 @@ def split_long_gaps(text: str) -> list[str]:
     gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > LONG_GAP and gap.end() < len(text)]
     cuts = [gap.end() - 1 for gap in gaps]
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-
-
-def require_text(text: str) -> None:
-    """Refuse half a surrogate pair, which no UTF-8 has.
-
-    Raises:
-        DialogueError: there is one.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DialogueError(
-            f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was not "
-            f"valid UTF-8; type or convert it again"
-        ) from None

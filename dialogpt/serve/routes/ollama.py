@@ -1,6 +1,6 @@
-"""The part of Ollama's interface that chat clients use: `/api/tags`, `/api/chat`, `/api/generate`, `/api/version`.
+"""Ollama's interface, as far as chat clients use it: `/api/tags`, `/api/chat`, `/api/generate`, `/api/version`.
 
-Open WebUI and editors list models and chat through it. A stream has one JSON object per line.
+Open WebUI and editors look for models and talk there. A stream is a JSON object on each line.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from dialogpt.serve.sending import respond
 from dialogpt.serve.service import Service
 from dialogpt.tokenizer import Tokenizer
 
-VERSION = "0.5.0"  # of the interface, not of this package
+VERSION = "0.5.0"  # of the interface that clients find here, not of this package
 OPTIONS = {"num_predict": "max_tokens", "repeat_penalty": "repetition_penalty"}  # Ollama's names, and ours
-RUNTIME_OPTIONS = {  # of Ollama's runtime; they have no effect on replies here
+RUNTIME_OPTIONS = {  # of Ollama's runtime, which change no reply here
     *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "num_keep", "use_mmap", "numa", "low_vram"),
     *("repeat_last_n", "mirostat", "mirostat_tau", "mirostat_eta", "tfs_z", "penalize_newline"),
 }
 
 
 class OllamaRequest(BaseModel):
-    """The fields that both kinds of request share."""
+    """What both kinds of request have in common."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -45,10 +45,10 @@ class OllamaRequest(BaseModel):
     think: bool | str | None = None
 
     def settings(self) -> dict[str, Any]:
-        """Return the options under our names, without those of Ollama's runtime.
+        """Return the options by our names, without those of Ollama's runtime.
 
         Raises:
-            DialogueError: the request needs a feature that is not implemented.
+            DialogueError: the request needs what is not implemented.
         """
         for name in ("format", "tools", "suffix", "images"):
             if getattr(self, name, None):
@@ -66,7 +66,7 @@ class OllamaChatRequest(OllamaRequest):
     messages: Annotated[list[Message], Field(min_length=1)]
 
     def request(self) -> GenerationRequest:
-        """Return the equivalent request of OpenAI's interface."""
+        """Return the same request as OpenAI's interface has it."""
         return ChatRequest(messages=self.messages, **self.settings())
 
 
@@ -78,7 +78,7 @@ class OllamaGenerateRequest(OllamaRequest):
     raw: bool = False
 
     def request(self) -> GenerationRequest:
-        """Return the equivalent request of OpenAI's interface."""
+        """Return the same request as OpenAI's interface has it."""
         if self.raw:
             return CompletionRequest.model_validate({"prompt": self.prompt} | self.settings())
         system = [Message(role="system", content=self.system)] if self.system else []
@@ -86,7 +86,7 @@ class OllamaGenerateRequest(OllamaRequest):
 
 
 class OllamaFormat(ResponseFormat):
-    """Ollama's objects: with a `message` for a chat, else with a `response`."""
+    """Ollama's objects: of a chat with a message, else with a `response`."""
 
     media_type, end_of_stream = "application/x-ndjson", ""
 
@@ -108,7 +108,7 @@ class OllamaFormat(ResponseFormat):
         return [self._object(text) | {"done": False}] if text else []
 
     def closing(self, choices: Sequence[Choice], usage: dict[str, int]) -> list[Any]:
-        """Return the last object, with the counts."""
+        """Return the last object, with what was counted."""
         return [self._object("") | self._totals(choices, usage)]
 
     def whole(self, choices: Sequence[Choice], usage: dict[str, int]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         service.require_model((body.model or "").removesuffix(":latest"))
         try:
             asked = body.request()
-        except ValueError as error:  # an option is out of range; pydantic's error is a ValueError
+        except ValueError as error:  # an option out of range; pydantic's error is one
             raise as_request_error(DialogueError(_first_line(error))) from None
         form = OllamaFormat(service.engine.tokenizer, body.model or service.name, chat)
         return await respond(service, asked, request, form, unknown_fields(body))
@@ -172,6 +172,6 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
 
 def _first_line(error: ValueError) -> str:
-    """Return the first problem in an error of pydantic's, as `field: problem`."""
+    """Return an error of pydantic's as one sentence: the field, and what is wrong with it."""
     lines = str(error).splitlines()
     return f"{lines[1]}: {lines[2].strip()}" if len(lines) > 2 else lines[0]

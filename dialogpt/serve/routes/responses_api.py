@@ -1,6 +1,6 @@
-"""OpenAI's `/v1/responses` for text, whole or streamed as typed events.
+"""OpenAI's `/v1/responses`, for text: whole, or streamed as typed events.
 
-The server stores nothing, so a client sends the whole dialogue as `input`.
+Nothing is stored: a client sends the whole dialogue as `input`.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class ResponsesRequest(BaseModel):
     reasoning: dict[str, Any] | None = None
 
     def request(self) -> ChatRequest:
-        """Return the equivalent chat completion request.
+        """Return the same request as a chat completion.
 
         Raises:
-            DialogueError: it needs a feature that is not implemented.
+            DialogueError: it asks for what is not implemented.
         """
         for name in NOT_STORED:
             if getattr(self, name, None):
@@ -84,7 +84,7 @@ class ResponsesRequest(BaseModel):
 
 
 class ResponsesFormat(ResponseFormat):
-    """A `response` object with one message, and the events that assemble it."""
+    """A `response` object with one message, and the events that build it up."""
 
     prefix, end_of_stream = "resp", ""
 
@@ -178,11 +178,11 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, request: HTTPRequest) -> Response:
-        """Reply to a dialogue through OpenAI's Responses interface."""
+        """Reply to a dialogue, as OpenAI's Responses interface has it."""
         service.require_model(body.model)
         try:
             asked = body.request()
-        except ValueError as error:  # a setting is out of range; pydantic's error is a ValueError
+        except ValueError as error:  # a setting out of range; pydantic's error is one
             raise as_request_error(DialogueError(str(error).replace("\n", " ")[:300])) from None
         form = ResponsesFormat(service.engine.tokenizer, service.name, body)
         known = (*WITHOUT_EFFECT, *NOT_STORED, *PASSED_ON)
