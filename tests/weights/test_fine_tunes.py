@@ -642,6 +642,20 @@ def test_a_device_that_computes_something_else_is_refused(tmp_path: Path, monkey
         assert device_check.measured_difference(device, dtype) < device_check.TOLERANCE[dtype]
 
 
+def test_a_new_driver_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key named the CUDA that torch was built for, which stays when the driver is updated."""
+    from dialogpt.weights import device_check
+
+    checked = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(device_check, "_NVIDIA", tmp_path / "version")
+    monkeypatch.setattr(device_check, "measured_difference", lambda *_: checked.append(1) or 0.0)
+    for driver in ("535.104", "535.104", "550.54"):
+        (tmp_path / "version").write_text(f"NVRM version: {driver}\nGCC version\n")
+        device_check.check_device(torch.device("cuda"), torch.float32, tmp_path)
+    assert len(checked) == 2
+
+
 def test_json_from_outside_is_bounded() -> None:
     from dialogpt.files import json_input
 
