@@ -118,7 +118,7 @@ def require_names(names: Iterable[str], config: Any, *others: str) -> None:
 
 
 class Checked(Generic[Value]):
-    """An attribute that is checked whenever it is set; used as the decorator of the check, a method."""
+    """An attribute that is checked whenever it is set: the decorator of a check, or `of_kind`."""
 
     def __init__(self, check: Callable[[Any, Value], None]) -> None:
         self._check = check

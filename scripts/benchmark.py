@@ -137,8 +137,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: also draw a bar chart")
-    parser.add_argument("--only", help=argparse.SUPPRESS)  # train, lora: this contender alone, for its memory
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # train, lora: this rival alone, for its memory
     options = parser.parse_args(argv)
     chosen = MEASUREMENTS if options.what == "all" else (options.what,)
     if {"memory", "convert", "train", "lora", "prepare"} & {*chosen}:
@@ -219,9 +219,9 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
 
 
 def measure_quality(source: str) -> dict[str, float]:
-    """Measure perplexity on held-out conversations of chitchat-dataset, with every available kernel.
+    """Perplexity of a checkpoint on the held-out conversations of chitchat-dataset, with every kernel that runs here.
 
-    A conversation is split into windows of the network's length; all tokens but the first of each are scored.
+    A conversation is cut to windows of the network's length; all but the first token of each count.
     """
     from scripts.train_tiny import conversations
 
@@ -618,7 +618,7 @@ def plain_training(config: GPT2Config, batches: Batches, dtype: torch.dtype) -> 
 
 
 def write_dialogues(path: Path, number: int) -> Path:
-    """Write dialogues of about 800 tokens: the held-out conversations of chitchat-dataset, repeated."""
+    """Dialogues of about 800 tokens: the held-out conversations of chitchat-dataset, again and again."""
     from scripts.train_tiny import conversations
 
     with path.open("w", encoding="utf-8") as file:

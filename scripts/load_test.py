@@ -1,13 +1,13 @@
-"""Load `dialogpt serve` with many clients: most hold conversations, some disconnect early or only occupy a connection.
+"""Many clients at once against `dialogpt serve`: each talks and waits, some disconnect, others only hold connections.
 
     python scripts/load_test.py [--model tiny] [--clients 32] [--seconds 60] [--vanish 0.0]
                                 [--idle 0] [--slow 0] [--unread 0]
 
-Every client streams the replies of a conversation, and starts a new one after six turns. A single client runs first,
-for a quarter of the time, as the baseline of serving one after the other. During the load, --idle connections send
-nothing, --slow ones send a body byte by byte, and --unread ones request a long stream and never read it; each
-reconnects when the server closes it. An hour of mixed load is
-`--seconds 3600 --vanish 0.1 --idle 500 --slow 20 --unread 8`. The last line is JSON.
+Every client holds a conversation of its own, streams each reply, and begins anew after six turns. First one client
+talks alone for a quarter of the time: what serving them one after the other would give. Beside them, --idle connections
+send nothing, --slow ones send a body byte by byte, and --unread ones ask for a long stream and read none of it; each is
+opened again when the server closes it. An hour of mixed load is `--seconds 3600 --vanish 0.1 --idle 500 --slow 20
+--unread 8`. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from scripts.benchmark import require_proc
 
 ROOT = Path(__file__).parents[1]
 SAYINGS = ("Hi! How are you?", "What did you do today?", "I like music.", "Where do you live?", "Why?", "That is nice.")
-NEW_TOKENS = 24  # minimum and maximum, so that all replies are equally long
+NEW_TOKENS = 24  # at least so many, so that replies are of like length
 
 
 @dataclass
 class Tally:
-    """What the clients measured.
+    """What the clients saw.
 
     Attributes:
-        tokens: how many were generated.
+        tokens: how many were said.
         first: seconds until each first token.
         gaps: seconds between two tokens of a stream.
-        errors: sentences about what went wrong.
-        conversations: how many were started.
-        memory: the server's resident bytes, sampled every second.
-        descriptors: the server's open files and connections, sampled every second.
-        closed: how many stalled connections the server has closed.
+        errors: what went wrong, in words.
+        conversations: how many were begun.
+        memory: bytes of the server, every second.
+        descriptors: open files and connections of the server, every second.
+        closed: how many of the connections that stand still the server has closed.
     """
 
     tokens: int = 0
@@ -64,7 +64,7 @@ class Tally:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the load test; returns 0 if there was no error and every slot is free afterwards."""
+    """Run the load; returns 0 if there was no error and every place is free afterwards."""
     parser = argparse.ArgumentParser(description="Many clients at once against dialogpt serve.")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--dtype", default="float32")
@@ -93,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         f"{options.clients} clients: {speed:.0f} tokens/s, {speed / speed_alone:.2f} x; first token after "
         f"{statistics.median(together.first):.3f} s, at most {max(together.first):.2f}; between tokens at most "
         f"{max(together.gaps):.2f} s; {len(together.first)} replies of {together.conversations} conversations, "
-        f"{len(together.errors)} errors, {left} slots leaked"
+        f"{len(together.errors)} errors, {left} places left behind"
     )
     print(f"memory of the server after 10, 20, 40, 60, 80, 100 % of the time: {', '.join(map(str, memory))} MiB")
-    print(f"its descriptors: {', '.join(map(str, descriptors))}; stalled connections that it closed: {together.closed}")
+    print(f"its descriptors: {', '.join(map(str, descriptors))}; still connections that it closed: {together.closed}")
     for error in together.errors[:5]:
         print(error)
     result = {
@@ -128,7 +128,7 @@ def _server(model: str, dtype: str) -> Iterator[tuple[str, subprocess.Popen[str]
         try:
             while " answers at " not in (said := _content(log)):
                 if process.poll() is not None:
-                    raise DialogueError(f"the server did not start: {said}")
+                    raise DialogueError(f"the server did not begin: {said}")
                 time.sleep(0.1)
             yield said.split(" answers at ")[1].split("/ ")[0], process
         finally:
@@ -156,14 +156,14 @@ async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float,
 
     limits = httpx.Limits(max_connections=clients * 2)
     async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
-        standing = (_stall(url, kind, end, tally) for kind, count in still.items() for _ in range(count))
+        standing = (_stand_still(url, kind, end, tally) for kind, count in still.items() for _ in range(count))
         talking = (_one(client, number, end, vanish, tally) for number in range(clients))
         await asyncio.gather(watch(), *talking, *standing)
     return tally
 
 
-async def _stall(url: str, kind: str, end: float, tally: Tally) -> None:
-    """Keep an idle, slow or unread connection open until the server closes it, then open the next."""
+async def _stand_still(url: str, kind: str, end: float, tally: Tally) -> None:
+    """Hold a connection that is idle, slow or unread until the server closes it, and open the next."""
     host, port = url.removeprefix("http://").split(":")
     body = json.dumps(
         {
@@ -200,7 +200,7 @@ async def _stall(url: str, kind: str, end: float, tally: Tally) -> None:
 
 
 async def _one(client: httpx.AsyncClient, number: int, end: float, vanish: float, tally: Tally) -> None:
-    """Run one client: conversations of six turns, until the time is up."""
+    """One client: conversations of six turns, until the time is over."""
     chance = random.Random(number)
     messages: list[dict[str, str]] = []
     while time.monotonic() < end:
@@ -265,7 +265,7 @@ async def _reply(
 
 
 def _memory(pid: int) -> int:
-    """Return a process's resident memory in bytes."""
+    """What a process holds, in bytes."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) * 1024
 

@@ -69,9 +69,8 @@ class Gate:
             RequestError: access is denied.
         """
         host = _host_of(headers.get("host", ""))
-        if (
-            self.access.hosts is not None and host not in self.access.hosts
-        ):  # DNS rebinding: a foreign name resolves to this machine
+        # DNS rebinding: a foreign name may resolve to this machine.
+        if self.access.hosts is not None and host not in self.access.hosts:
             raise RequestError(
                 403,
                 f"this server only accepts requests from this machine, not for {str(host)[:80]!r}; start it with "

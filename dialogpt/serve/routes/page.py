@@ -1,4 +1,4 @@
-"""The web page: its static files, compressed, and their content security policy."""
+"""The page for people: its files, compressed, and what a browser may do with them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from dialogpt.inspect import page_sources
 
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-# The page runs only its own scripts and styles, and connects only to this server. The result of `/inspect` opens as a
-# separate document, which inherits this policy.
+# The page runs its own scripts and styles, and talks to this server alone. What `/inspect` draws is opened from it as a
+# document of its own, which inherits this policy.
 INSIDE_SCRIPT, INSIDE_STYLE = page_sources()
 POLICY = (
     f"default-src 'none'; script-src 'self' {INSIDE_SCRIPT}; style-src 'self' {INSIDE_STYLE}; connect-src 'self'; "
@@ -27,7 +27,7 @@ POLICY = (
 
 @dataclass(frozen=True)
 class StaticFile:
-    """A file of the page, plain and compressed."""
+    """A file of the page, as it is and compressed."""
 
     content: bytes
     compressed: bytes
@@ -42,7 +42,7 @@ class StaticFile:
         return cls(content, gzip.compress(content, mtime=0), MEDIA_TYPES[path.suffix], tag)
 
     def response(self, request: HTTPRequest) -> Response:
-        """Return the file, compressed if the browser accepts gzip, or 304 if the browser has it cached."""
+        """Return the file, compressed where the browser takes it, or 304 where the browser has it already."""
         headers = {"ETag": self.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         headers["Content-Security-Policy"] = POLICY
         if request.headers.get("if-none-match") == self.tag:
@@ -53,7 +53,7 @@ class StaticFile:
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add the page, its files and the icon that browsers request."""
+    """Add the page, its files and the icon that browsers ask for."""
     files = {path.name: StaticFile.read(path) for path in STATIC.iterdir() if path.suffix in MEDIA_TYPES}
 
     @app.get("/", include_in_schema=False)
