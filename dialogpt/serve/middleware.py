@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dialogpt.serve.access")
 
 
-class Gate:
+class AccessMiddleware:
     """Refuses forbidden requests, counts and logs the others, and answers 500 if one fails."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
