@@ -23,7 +23,6 @@ import torch
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
-from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
@@ -33,7 +32,7 @@ from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
 from dialogpt.sampler import check_tokens
-from dialogpt.settings import POSITIVE, Checked, require_names, required
+from dialogpt.settings import POSITIVE, Checked, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -42,7 +41,7 @@ from dialogpt.weights import Source, open_checkpoint
 logger = logging.getLogger(__name__)
 
 
-class Chat(Described):
+class Chat:
     """One conversation with one network; the network itself may serve many.
 
     Attributes:
@@ -66,15 +65,8 @@ class Chat(Described):
             expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
             raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
 
-    @Checked
-    def history_tokens(self, value: int) -> None:
-        """Refuse what is no positive integer."""
-        required("history_tokens", value, POSITIVE)
-
-    @Checked
-    def num_candidates(self, value: int) -> None:
-        """Refuse what is no positive integer."""
-        required("num_candidates", value, POSITIVE)
+    history_tokens: Checked[int] = Checked.of_kind(POSITIVE)
+    num_candidates: Checked[int] = Checked.of_kind(POSITIVE)
 
     @Checked
     def draft(self, draft: Draft | None) -> None:
@@ -124,6 +116,11 @@ class Chat(Described):
         self._shown: Prompt | None = None
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
+
+    def __repr__(self) -> str:
+        config, turns = self.model.config, len(self.history.turns)
+        network = f"{config.n_layer} layers, {config.n_embd} wide, on {self.model.device}"
+        return f"<Chat: {network}; {turns} turns, {self.history_tokens} tokens of them shown>"
 
     @classmethod
     def load(

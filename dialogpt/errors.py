@@ -114,6 +114,12 @@ def shortened(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
+def first_names(names: Sequence[str], count: int = 4) -> str:
+    """Return the first of several names, and how many more there are: a wrong file would list hundreds."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return f"{', '.join(names[:count])}{more}"
+
+
 def did_you_mean(word: str, words: Iterable[str]) -> str:
     """Return "; did you mean ...?" where a word is a slip for one of some others, else nothing."""
     from difflib import get_close_matches

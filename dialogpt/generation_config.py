@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from dialogpt.described import Described
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.settings import (
     BIASES,
@@ -28,12 +27,13 @@ from dialogpt.settings import (
     SWITCH,
     TEXTS,
     TOKENS,
+    changed_fields,
     choice,
     kinds_of,
     number,
     problems_of,
     setting,
-)  # fmt: skip
+)
 
 DEFAULT_NEW_TOKENS = 20
 DEFAULT_CANDIDATES = 16  # for a reranker, as in DialoGPT's paper
@@ -41,7 +41,7 @@ _PENALTY = number(minimum=-2, maximum=2)  # OpenAI's range
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class GenerationConfig(Described):
+class GenerationConfig:
     """The settings of one generation; the defaults are transformers'. A setting of None takes its default.
 
     Raises:
@@ -130,6 +130,8 @@ class GenerationConfig(Described):
         problems = problems_of(self, kinds_of(self)) or self._contradictions()
         if problems:
             raise SettingsError(problems)
+
+    __repr__ = changed_fields
 
     def _contradictions(self) -> list[Problem]:
         """Return the problems between values that are valid alone."""

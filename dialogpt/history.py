@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from dialogpt.described import Described
 from dialogpt.errors import DialogueError
 from dialogpt.text.turn_prefix import NO_PREFIX, TurnPrefix
 
@@ -53,7 +52,7 @@ class Prompt:
     own_turns: list[list[int]] | None = None
 
 
-class History(Described):
+class History:
     """The turns of a dialogue, oldest first.
 
     Attributes:
@@ -67,6 +66,9 @@ class History(Described):
         self.turns: list[Turn] = []
         for turn in turns:
             self.add(turn)
+
+    def __repr__(self) -> str:
+        return f"<History: {len(self.turns)} turns, {sum(map(len, self.turns))} tokens>"
 
     def add(self, turn: Sequence[int]) -> None:
         """Append a turn; one without a speaker is the user's first, and then alternates.

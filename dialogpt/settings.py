@@ -47,6 +47,13 @@ def kinds_of(config: Any) -> dict[str, Kind]:
     return {declared.name: declared.metadata["kind"] for declared in fields(config)}
 
 
+def changed_fields(config: Any) -> str:
+    """Return a configuration as the call that makes it: the fields that differ from their defaults."""
+    values = ((declared, getattr(config, declared.name)) for declared in fields(config))
+    arguments = [f"{declared.name}={value!r}" for declared, value in values if value != declared.default]
+    return f"{type(config).__name__}({', '.join(arguments)})"
+
+
 def problems_of(config: Any, kinds: Mapping[str, Kind]) -> list[Problem]:
     """Return the fields whose values are not of their kind. A field whose default is None may be None."""
     optional = {declared.name for declared in fields(config) if declared.default is None}
@@ -111,11 +118,17 @@ def require_names(names: Iterable[str], config: Any, *others: str) -> None:
 
 
 class Checked(Generic[Value]):
-    """An attribute that is checked whenever it is set; used as the decorator of the check, a method."""
+    """An attribute that is checked whenever it is set: the decorator of a check, or `of_kind`."""
 
     def __init__(self, check: Callable[[Any, Value], None]) -> None:
         self._check = check
         self.__doc__ = check.__doc__
+
+    @classmethod
+    def of_kind(cls, kind: Kind) -> Checked[Any]:
+        """Return an attribute that takes the values of a kind."""
+        checked: Checked[Any] = Checked(lambda _, value: required(checked._name, value, kind))
+        return checked
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name

@@ -1,4 +1,4 @@
-"""Measure what a user waits for: replies, tokens, a late turn, converting, a training step, preparing; and memory.
+"""Measure what users wait for (replies, tokens, start-up, conversion, training steps, data preparation) and memory.
 
     python scripts/benchmark.py decode [--size small] [--runs 5] [--prompt 64] [--picture FILE]
     python scripts/benchmark.py quality [--model tiny]
@@ -10,11 +10,11 @@
     python scripts/benchmark.py train  [--size tiny]  [--runs 5]
     python scripts/benchmark.py lora   [--size small] [--runs 5]
     python scripts/benchmark.py prepare
-    python scripts/benchmark.py all    [--runs 5] [--picture FILE]    every one of these, one after the other: an hour
+    python scripts/benchmark.py all    [--runs 5] [--picture FILE]    all of them, one after the other: an hour
 
-Weights are random. Comparisons alternate in one run, as machines are shared and noisy: quote the
-medians and their ratio, and the processor, which the last line, JSON, names. transformers is compared with where it is
-installed. A newer processor shows what one with AVX2 alone does, but for its clock and memory, with
+Weights are random. The contenders alternate within a run, as machines are shared and noisy: quote medians, their ratio,
+and the processor, which the last line (JSON) names. transformers takes part if it is installed. To see what a processor
+with AVX2 only would do, apart from its clock and memory, set
 ``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2``.
 """
 
@@ -132,7 +132,7 @@ if __name__ == "__main__":
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one measurement; returns 0."""
-    parser = argparse.ArgumentParser(description="Measure what a user waits for.")
+    parser = argparse.ArgumentParser(description="Measure speed and memory.")
     parser.add_argument("what", choices=(*MEASUREMENTS, "all"))
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
@@ -184,10 +184,10 @@ def measure(what: str, size: str, options: argparse.Namespace, folder: Path) -> 
 
 
 def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int) -> dict[str, object]:
-    """Reading a prompt and saying 64 tokens, greedily, in every precision; each peer in turn, medians.
+    """Prefill a prompt and generate 64 tokens, greedily, in every precision; peers alternate, medians are reported.
 
-    A decode step reads every weight once: how much that is in a second, over what a plain sum reads in the same run, is
-    how near a peer is to what this machine can do. With guesses one step says several tokens, and a share can exceed 1.
+    A decoding step reads every weight once. The bytes per second of that, divided by those of a plain sum in the same
+    run, show how close a peer is to the roofline. With a draft one step yields several tokens, so a share can exceed 1.
     """
     prompt = torch.randint(0, 50256, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     config = open_checkpoint(ours).config
@@ -259,7 +259,7 @@ def measure_quality(source: str) -> dict[str, float]:
 
 
 def draw_decoding(result: dict[str, Any], title: str, file: Path) -> None:
-    """Bars of tokens a second, the best of each precision highest, beside what the memory's bandwidth allows."""
+    """Draw tokens per second as bars, the best of each precision on top, against the memory's roofline."""
     from matplotlib.figure import Figure
 
     rows = sorted(result["rows"], key=lambda row: row["tokens_per_s"])
@@ -278,9 +278,9 @@ def draw_decoding(result: dict[str, Any], title: str, file: Path) -> None:
 
 
 def measure_converting(size: str, runs: int, folder: Path) -> dict[str, object]:
-    """Seconds and peak memory of converting a float16 checkpoint, by container and dtype, and of loading the result.
+    """Measure time and peak memory of converting a float16 checkpoint, and the time to load the result.
 
-    Memory is that above a process that has imported torch, as a multiple of the larger of input and output.
+    Memory is that above a process which has only imported torch, as a multiple of the larger of input and output.
     """
     published, ours = folder / "published", folder / "ours"
     write_random(published, size, torch.float16)
@@ -306,12 +306,12 @@ def measure_converting(size: str, runs: int, folder: Path) -> dict[str, object]:
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of a checkpoint's folder on the disk."""
+    """Return the size of a checkpoint's folder on disk, in bytes."""
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _measured(program: str, *arguments: str) -> list[float]:
-    """The numbers that a program prints, in a process of its own."""
+    """Run a program in a subprocess, and return the numbers that it prints."""
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return [float(number) for number in done.stdout.split()]
@@ -335,7 +335,7 @@ def _data(parameter: Tensor) -> Tensor:
 
 
 def start_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
-    """From the command to the end of a first reply of 20 tokens, greedy, each in a process of its own."""
+    """Time from the command to the end of a first greedy reply of 20 tokens, each contender in a subprocess."""
     flags = ["--greedy", "--max-new-tokens", str(NEW_TOKENS), "--min-new-tokens", str(NEW_TOKENS)]
     rivals: dict[str, Callable[[], float]] = {
         "ours": partial(_run, [sys.executable, "-m", "dialogpt", "chat", "--model", str(ours), *flags])
@@ -355,7 +355,7 @@ def _run(command: list[str]) -> float:
 
 
 def turn_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
-    """A turn of 8 tokens after a dialogue of 900: the time to the first token of the reply."""
+    """Time to the first token of the reply to a turn of 8 tokens, after a dialogue of 900."""
     chat = Chat.load(ours, generation=GenerationConfig(max_new_tokens=2, eos_token_id=50257), history_tokens=1000)
     history = torch.randint(0, 50256, (HISTORY,), generator=torch.Generator().manual_seed(0)).tolist()
     turns = [history[: HISTORY // 2 - 1], history[HISTORY // 2 + 1 :]]
@@ -389,11 +389,11 @@ def turn_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
 
 
 def draft_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
-    """64 tokens after a prompt of 64, in float32, greedy and drawn: alone, and with its own copy in int8 guessing."""
+    """Generate 64 tokens after a prompt of 64 in float32, greedy and sampled: plain, and with an int8 draft."""
     prompt = torch.randint(0, 50256, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
     network, guessing = load(ours), load(ours, dtype="int8")
     greedy = GenerationConfig(max_new_tokens=DECODED, eos_token_id=50257)
-    drawn = replace(greedy, do_sample=True, top_k=50, top_p=0.9, temperature=0.8)
+    sampled = replace(greedy, do_sample=True, top_k=50, top_p=0.9, temperature=0.8)
 
     def say(config: GenerationConfig, guess: bool) -> None:
         draft = Draft(guessing) if guess else None
@@ -401,19 +401,19 @@ def draft_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
         generate_batch(network, [prompt], config, generator=generator, draft=draft)
 
     return {
-        f"{name}{', guessed' if guess else ''}": _timed(partial(say, config, guess))
-        for name, config in (("greedy", greedy), ("drawn", drawn))
+        f"{name}{', speculative' if guess else ''}": _timed(partial(say, config, guess))
+        for name, config in (("greedy", greedy), ("sampled", sampled))
         for guess in (False, True)
     }
 
 
 def batch_rivals(published: Path, ours: Path, *, ends: int = 0) -> dict[str, Callable[[], float]]:
-    """64 ragged dialogues answered at once, 40 tokens drawn for each; transformers pads them on the left.
+    """Reply to 64 ragged dialogues at once with 40 sampled tokens each; transformers pads them on the left.
 
     Args:
         published: the checkpoint for transformers.
         ours: the same in our format.
-        ends: how many tokens of the vocabulary end a reply; with random weights none would.
+        ends: how many tokens of the vocabulary end a reply; random weights would hardly generate a single end token.
     """
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(10, 100, (64,), generator=generator).tolist()
@@ -429,7 +429,7 @@ def batch_rivals(published: Path, ours: Path, *, ends: int = 0) -> dict[str, Cal
 
 
 def candidate_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
-    """16 replies of 40 tokens to one prompt of 100, and as many separate calls."""
+    """Generate 16 replies of 40 tokens to one prompt of 100, in one call and in separate calls."""
     prompt = torch.randint(0, 50256, (100,), generator=torch.Generator().manual_seed(0))
     config = GenerationConfig(max_new_tokens=BATCH_TOKENS, do_sample=True, num_return_sequences=16, eos_token_id=50257)
     rivals = _generations(
@@ -442,7 +442,7 @@ def candidate_rivals(published: Path, ours: Path) -> dict[str, Callable[[], floa
 
 
 def beam_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
-    """Ten beams, 40 tokens after a prompt of 100."""
+    """Search with ten beams for 40 tokens after a prompt of 100."""
     prompt = torch.randint(0, 50256, (100,), generator=torch.Generator().manual_seed(0))
     config = GenerationConfig(max_new_tokens=BATCH_TOKENS, num_beams=10, eos_token_id=50257)
     return _generations(
@@ -453,7 +453,7 @@ def beam_rivals(published: Path, ours: Path) -> dict[str, Callable[[], float]]:
 def _generations(
     published: Path, ours: Path, prompts: list[list[int]], config: GenerationConfig, **settings: Any
 ) -> dict[str, Callable[[], float]]:
-    """The same generation here and in transformers."""
+    """Return the contenders for one generation: ours, and transformers."""
     network = load(ours)
     rivals = {"ours": _timed(lambda: generate_batch(network, prompts, config))}
     if importlib.util.find_spec("transformers"):
@@ -489,7 +489,7 @@ MEASUREMENTS = ("decode", "quality", *RIVALS, "memory", "convert", "train", "lor
 
 
 def alternate(rivals: dict[str, Callable[[], float]], runs: int) -> dict[str, object]:
-    """Run the rivals in turn, after a run that does not count; print medians and ratios to the first."""
+    """Run the contenders in turn, after a warm-up; print medians, and ratios to the first."""
     seconds: dict[str, list[float]] = {name: [] for name in rivals}
     for run in range(runs + 1):
         for name, measure in rivals.items():
@@ -505,7 +505,7 @@ def alternate(rivals: dict[str, Callable[[], float]], runs: int) -> dict[str, ob
 
 
 def measure_memory(published: Path, ours: Path) -> dict[str, object]:
-    """Peak memory of loading and one forward pass, above a process that has imported torch."""
+    """Measure the peak memory of loading and one forward pass, above that of a process that has imported torch."""
     size = (ours / "model.safetensors").stat().st_size
     file = (published / "model.safetensors").stat().st_size
     result: dict[str, object] = {"weights_bytes": size}
@@ -520,15 +520,15 @@ def measure_memory(published: Path, ours: Path) -> dict[str, object]:
     return result
 
 
-Step = Callable[[int], float]  # learns the batch of a number; returns the seconds
-TrainingRivals = tuple[dict[str, Callable[[], Step]], Batches]  # what builds each rival's step, and the batches
+Step = Callable[[int], float]  # trains on the batch of this index, and returns the seconds
+TrainingRivals = tuple[dict[str, Callable[[], Step]], Batches]  # builders of each contender's step, and the batches
 
 
 def measure_training(what: str, compared: TrainingRivals, size: str, runs: int, only: str | None) -> dict[str, object]:
-    """A training step on the batch with the most to learn, of each rival.
+    """Measure a training step of each contender, on the batch with the most target tokens.
 
-    Memory is that of an epoch's batches, each of a shape of its own: the C library keeps what is freed, in pieces that
-    the next shape does not fit.
+    Memory is the peak over an epoch, whose batches differ in shape: the allocator keeps freed blocks that do not fit
+    the next shape.
     """
     rivals, batches = compared
     if only is not None:
@@ -553,17 +553,17 @@ def measure_training(what: str, compared: TrainingRivals, size: str, runs: int, 
 
 
 def training_rivals(size: str, folder: Path) -> TrainingRivals:
-    """Ours, and a plain loop around transformers' network, on batches of 8,192 places.
+    """Return our trainer, and a plain loop around transformers' network, on batches of 8,192 slots.
 
-    The plain loop is what people write: autocast to bfloat16, all logits at once, AdamW. It is also run in the dtype
-    that ours chooses on this machine, where that is another.
+    The plain loop is what people usually write: autocast to bfloat16, all logits at once, AdamW. It also runs in the
+    dtype that ours chooses on this machine, if that is another one.
     """
     config = PRESETS[size]
     batches = _batches(config, folder, dialogues=250, batch_tokens=8192)
     dtype = multiply_dtype("auto", torch.device("cpu"))
     rivals: dict[str, Callable[[], Step]] = {"ours": partial(our_training, config, batches)}
     if importlib.util.find_spec("transformers"):
-        import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - before memory is looked at
+        import transformers.models.gpt2.modeling_gpt2  # noqa: F401 - before memory is measured
 
         for each in dict.fromkeys((torch.bfloat16, dtype)):
             rivals[f"plain {dtype_name(each)}"] = partial(plain_training, config, batches, each)
@@ -571,7 +571,7 @@ def training_rivals(size: str, folder: Path) -> TrainingRivals:
 
 
 def lora_rivals(size: str, folder: Path) -> TrainingRivals:
-    """Training all weights, and adapters of rank 8 beside some layers or all, on batches of 1,024 places."""
+    """Return full training and LoRA of rank 8, on some or all layers, with batches of 1,024 slots."""
     config = PRESETS[size]
     batches = _batches(config, folder, dialogues=5, batch_tokens=1024)
     rivals: dict[str, Callable[[], Step]] = {"all weights": partial(our_training, config, batches)}
@@ -583,11 +583,11 @@ def lora_rivals(size: str, folder: Path) -> TrainingRivals:
 def _batches(config: GPT2Config, folder: Path, *, dialogues: int, batch_tokens: int) -> Batches:
     file = write_dialogues(folder / "data.jsonl", dialogues)
     data = prepare([file], folder / "data", gpt2_vocabulary(config.vocab_size), Format(window=512))
-    return Batches(data, window=512, batch_tokens=batch_tokens, learn_first=True, seed=0)
+    return Batches(data, window=512, batch_tokens=batch_tokens, first_is_target=True, seed=0)
 
 
 def our_training(config: GPT2Config, batches: Batches, lora_target: str | None = None) -> Step:
-    """A step of ours, with AdamW as the plain loop has it; with adapters of rank 8 where it is said of which layers."""
+    """Build our training step with the plain loop's AdamW; with `lora_target`, LoRA of rank 8 on those layers."""
     torch.manual_seed(0)
     settings = TrainConfig(steps=10_000, lr=1e-4, loss_on="all")
     model = GPT2(config)
@@ -596,14 +596,14 @@ def our_training(config: GPT2Config, batches: Batches, lora_target: str | None =
     trainer = Trainer(model, batches, None, settings, Processes(0, 1, torch.device("cpu")))
 
     def step(number: int) -> float:
-        trainer.progress.step = number  # the step after it learns this batch
+        trainer.progress.step = number  # the next step trains on this batch
         return trainer.step().seconds
 
     return step
 
 
 def plain_training(config: GPT2Config, batches: Batches, dtype: torch.dtype) -> Step:
-    """A plain step with transformers' network of the same sizes and rates of dropout."""
+    """Build a plain training step around transformers' network of the same sizes and dropout rates."""
     from transformers import GPT2Config as TheirConfig
     from transformers import GPT2LMHeadModel
 
@@ -638,9 +638,9 @@ def write_dialogues(path: Path, number: int) -> Path:
 
 
 def measure_preparing(folder: Path) -> dict[str, object]:
-    """Tokens a second of preparing, and its peak memory for a file and for one that is 20 times larger.
+    """Measure data preparation: tokens per second, and peak memory for a file and for one 20 times larger.
 
-    Memory is compared in one process, which does all the work itself; then all processors work on the larger file.
+    Memory is measured in a single process; the larger file is then prepared again by all processors.
     """
     result: dict[str, object] = {}
     small, large = (write_dialogues(folder / f"{number}.jsonl", number) for number in (2_000, 40_000))
@@ -666,13 +666,13 @@ def measure_preparing(folder: Path) -> dict[str, object]:
 
 
 def require_proc() -> None:
-    """Refuse to measure the memory of a process where the system does not tell it in /proc."""
+    """Refuse to measure memory on systems without /proc."""
     if not Path("/proc/self/status").exists():
         raise DialogueError("this measures memory by /proc, which only Linux has; measure on Linux, or in WSL")
 
 
 def _peak() -> int:
-    """The most memory that this process has held, in bytes; what getrusage says is inherited from the parent."""
+    """Return this process's peak memory in bytes; getrusage would include what was inherited from the parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 

@@ -2,11 +2,11 @@
 
     python scripts/benchmark_data.py [--gigabytes 0.5] [--times 1 2 4 8] [--workers 1] [--memory 2G] [--picture FILE]
     python scripts/benchmark_data.py --engine spark --times 1 2 4
-    python scripts/benchmark_data.py --dumps FOLDER --times 40      keeps the dumps there, and uses those that are there
+    python scripts/benchmark_data.py --dumps FOLDER --times 40      keeps the dumps there, and reuses existing ones
 
 One dump of `--gigabytes` of NDJSON (before packing) is written for each of the largest of `--times`; each run reads so
-many of them. Processor time and memory are those of the command and all its processes, looked at five times a second;
-memory is the sum of their shares (PSS), so that pages that two of them hold count once. The last line is JSON.
+many of them. Processor time and memory include all subprocesses, sampled five times a second; memory is
+the sum of their proportional set sizes (PSS), which count shared pages once. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Usage:
     Attributes:
         seconds: by the clock.
         processor_seconds: of all its processes.
-        peak_bytes: the most that its processes held at one time.
+        peak_bytes: peak memory of all its processes together.
     """
 
     seconds: float
@@ -50,7 +50,7 @@ class Usage:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write dumps, run the command on more and more of them; returns 0."""
+    """Write dumps, and run the command on increasing numbers of them; returns 0."""
     parser = argparse.ArgumentParser(description="Measure dialogpt data reddit on synthetic dumps.")
     parser.add_argument("--gigabytes", type=float, default=0.5, help="NDJSON of one dump (0.5)")
     parser.add_argument("--times", type=int, nargs="+", default=[1, 2, 4, 8], help="dumps of each run (1 2 4 8)")
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"{usage.peak_bytes / 2**20:6,.0f} MiB",
                 flush=True,
             )
-            if options.picture is not None:  # anew after each run, so that one that is stopped leaves its beginning
+            if options.picture is not None:  # after each run, so that an interrupted one leaves a picture too
                 draw(rows, f"{options.engine}, {options.workers} workers, --memory {options.memory}", options.picture)
     about = {"processor": processor(), "engine": options.engine, "workers": options.workers, "memory": options.memory}
     print(json.dumps({**about, "rows": rows}))
@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_dumps(folder: Path, count: int, gigabytes: float) -> list[Path]:
-    """So many dumps, one a month; those that are there stay as they are.
+    """Write a number of dumps, one per month; existing ones are kept.
 
-    The first is generated line by line; the others hold its lines with other ids, which is five times as fast.
+    The first is generated line by line; the others repeat its lines with other ids, which is five times as fast.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"RC_{2015 + number // 12}-{number % 12 + 1:02d}.zst" for number in range(count)]
@@ -107,9 +107,9 @@ def write_dumps(folder: Path, count: int, gigabytes: float) -> list[Path]:
 
 
 def renamed(path: Path, number: int) -> Iterator[bytes]:
-    """The lines of a dump, many at a time, whose ids begin with two letters for the number of the new one.
+    """Yield the lines of a dump in blocks, with two letters for the number of the new dump in front of every id.
 
-    Parents that are numbers stay as they are, and are missing in the new dump.
+    Numeric parents are unchanged, and thus missing in the new dump.
     """
     letters = bytes([97 + number // 26, 97 + number % 26])
     for block in blocks(path):
@@ -120,13 +120,13 @@ def renamed(path: Path, number: int) -> Iterator[bytes]:
 
 
 def run(arguments: Sequence[str]) -> Usage:
-    """Run `dialogpt` with arguments, and look at its processes while it does.
+    """Run `dialogpt` with arguments, sampling its processes meanwhile.
 
     Raises:
-        DialogueError: it failed; holds what it printed.
+        DialogueError: it failed; the message has the end of its output.
     """
     start = time.perf_counter()
-    spent: dict[tuple[int, float], float] = {}  # of each process, known by its id and when it began
+    spent: dict[tuple[int, float], float] = {}  # of each process, by its id and start time
     peak = 0
     with tempfile.TemporaryFile() as printed:
         command = [sys.executable, "-m", "dialogpt", *arguments]
@@ -142,7 +142,7 @@ def run(arguments: Sequence[str]) -> Usage:
 
 
 def _look(process: psutil.Process, spent: dict[tuple[int, float], float]) -> int:
-    """Update the processor time of a command's processes, and return the memory that they hold."""
+    """Update the processor time of a command's processes, and return their memory in bytes."""
     held = 0
     try:
         family = [process, *process.children(recursive=True)]
@@ -159,7 +159,7 @@ def _look(process: psutil.Process, spent: dict[tuple[int, float], float]) -> int
 
 
 def draw(rows: Sequence[dict[str, float]], title: str, file: Path) -> None:
-    """Processor time and peak memory over the size of the input."""
+    """Plot processor time and peak memory over the size of the input."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")

@@ -1,10 +1,10 @@
-"""What a user would run instead, and ours, behind one interface: read a prompt, then say so many tokens, greedily.
+"""Other inference engines and ours behind one interface: prefill a prompt, then generate tokens greedily.
 
-`scripts/benchmark.py decode` times them, each in a process of its own: threads of one that wait for work by spinning
-slow the next one down. A peer that is not installed is left out: transformers and CTranslate2 come with the test
+`scripts/benchmark.py decode` times them, each in a process of its own, as threads of one that spin while idle
+slow down the next. A peer that is not installed is skipped: transformers and CTranslate2 come with the test
 install; for llama.cpp, `pip install llama-cpp-python gguf`, which compiles for about five minutes.
 
-    python -m scripts.peers ours int8 PUBLISHED OURS   # answers lines of stdin: a prompt's ids and a number, as JSON
+    python -m scripts.peers ours int8 PUBLISHED OURS   # stdin: a line of JSON per request, the prompt's ids and a count
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dialogpt.weights import convert, export_gguf, load, open_checkpoint
 from dialogpt.weights.llama_cpp import FILE, KINDS
 
 Timing = tuple[float, float]  # seconds until the first token, and for all that follow
-Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens follow the first
+Peer = Callable[[list[int], int], Timing]  # takes the prompt's ids, and how many tokens to generate after the first
 
 ROOT = Path(__file__).parents[1]
 ANSWER = "seconds: "
@@ -40,7 +40,7 @@ BITS = {  # of a weight; groups of 32 have one number of 16 bits in q8_0, and tw
 
 
 def installed() -> list[tuple[str, str]]:
-    """Name and precision of every peer that can be run here."""
+    """Return name and precision of every peer that is installed here."""
     names = [("ours", dtype) for dtype in (*CPU_PRECISIONS, STORED_SMALLER, "float32+int8")]
     if importlib.util.find_spec("transformers"):
         names += [("transformers", dtype) for dtype in ("float32", "bfloat16")]
@@ -53,12 +53,12 @@ def installed() -> list[tuple[str, str]]:
 
 @contextmanager
 def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[Peer]:
-    """A peer in a process of its own.
+    """Start a peer in a process of its own.
 
     Args:
         name: of the peer.
         precision: of its weights; of ours also `STORED_SMALLER`, and "float32+int8", where float32 has the same network
-            in int8 to guess ahead.
+            in int8 as its draft.
         published: a checkpoint as transformers saves it.
         ours: the same in this project's format.
     """
@@ -71,11 +71,11 @@ def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[P
         questions, answers = process.stdin, process.stdout
 
         def run(prompt: list[int], new: int) -> Timing:
-            with suppress(BrokenPipeError):  # its answers end then, too
+            with suppress(BrokenPipeError):  # the peer has ended
                 questions.write(json.dumps([prompt, new]) + "\n")
                 questions.flush()
             for line in answers:
-                if line.startswith(ANSWER):  # libraries print, too
+                if line.startswith(ANSWER):  # libraries print to stdout as well
                     first, rest = json.loads(line.removeprefix(ANSWER))
                     return first, rest
             raise RuntimeError(f"{name} {precision} ended; run it by hand: {' '.join(command)}")
@@ -86,7 +86,7 @@ def served(name: str, precision: str, published: Path, ours: Path) -> Iterator[P
 
 
 def main(argv: list[str]) -> int:
-    """Load one peer and time what is asked for."""
+    """Load one peer, and time the requests on stdin."""
     name, precision, published, ours = argv
     load_peer = {"ours": _ours, "transformers": _transformers, "CTranslate2": _ctranslate2, "llama.cpp": _llama}[name]
     peer = load_peer(Path(ours if name in ("ours", "llama.cpp") else published), precision)
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> int:
 
 
 def weight_bytes(config: GPT2Config, precision: str) -> float:
-    """What a decode step reads at least: every weight but the positions', once; guesses are not counted."""
+    """Return the bytes that a decoding step must read: every weight once, without position embeddings and draft."""
     numbers = config.vocab_size * config.n_embd
     numbers += config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.inner_dim)
     return numbers * BITS[precision.partition("+")[0]] / 8
@@ -125,7 +125,7 @@ def _ours(folder: Path, precision: str) -> Peer:
 
 
 def _in_float16(folder: Path) -> Path:
-    """The same checkpoint beside it, rounded."""
+    """Write the same checkpoint rounded to float16 beside it."""
     target = folder.parent / f"{folder.name}-float16"
     if not target.exists():
         convert(folder, target, dtype="float16")
@@ -171,7 +171,7 @@ def _ctranslate2(folder: Path, dtype: str) -> Peer:
 
 
 def _apart(say: Callable[[int], float], new: int) -> Timing:
-    """The time until the first token and that for the rest, of a peer that only says whole replies."""
+    """Return the time to the first token and that of the rest, for a peer that returns whole replies only."""
     first = say(1)
     return first, say(new + 1) - first
 

@@ -1,9 +1,9 @@
-"""The small talk that `tiny` learns to answer from, and how its dialogues are varied before training.
+"""Read the small talk that `tiny` is trained on, and augment it.
 
-The dialogues in `weights/tiny/dialogues` were written for this project, one file a subject. A network of seven million
-parameters sees each of them several times, and never twice in the same form: what the user types is spelled carelessly,
-names, towns and numbers that Tiny gives back are swapped for others, so that it learns to copy rather than to remember,
-and several dialogues follow each other in one conversation. Tiny's own words change in nothing but what was swapped.
+The dialogues in `weights/tiny/dialogues` were written for this project, one file per subject. A network of seven
+million parameters sees each of them several times, and never twice in the same form: the user's turns get typos; names,
+towns and numbers that Tiny repeats are replaced, so that it learns to copy rather than to memorize; and several
+dialogues are joined into one conversation. Tiny's own turns change only in what was replaced.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "weights" / "tiny" / "dialogues"
-HELD_OUT = 20  # one dialogue in so many is never trained on
+HELD_OUT = 20  # one dialogue in this many is never trained on
 LOWER_CASE, NO_FULL_STOP, NO_APOSTROPHE, SHORT_FORMS, SLIP = 0.35, 0.3, 0.15, 0.1, 0.06  # shares of the user's turns
 INVENTED = 0.25  # share of swapped names that are in no list
 REMEMBERING = 3  # times as often as others come those in which something is remembered
@@ -40,28 +40,28 @@ Turns = list[str]
 
 
 def read(*names: str) -> list[Turns]:
-    """All dialogues, or those of some files, in the order of the files; the user speaks first and Tiny last."""
+    """Read all dialogues, or those of some files, in the order of the files; the user speaks first and Tiny last."""
     paths = [FOLDER / f"{name}.jsonl" for name in names] or sorted(FOLDER.glob("*.jsonl"))
     lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
     return [json.loads(line)["turns"] for line in lines]
 
 
 def is_held_out(turns: Turns) -> bool:
-    """Whether a dialogue judges and never teaches; by its first words, however they are spelled."""
+    """Whether a dialogue is held out for validation; decided by its first words, ignoring case and punctuation."""
     first = " ".join(WORD.findall(turns[0].lower())) or turns[0]
     return int(hashlib.sha256(first.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
 def weights_of(turns: Turns, user: float = 0.0, advice: float = 1.0) -> list[float]:
-    """How much each turn counts when it is learned: the user's, Tiny's advice to call somebody, and 1 for the rest."""
+    """Return the loss weight of each turn: `user`, `advice` for Tiny's advice to call someone, else 1."""
     own = [advice if ADVICE.search(turn) else 1.0 for turn in turns]
     return [own[number] if number % 2 else user for number in range(len(turns))]
 
 
 def varied(dialogues: Sequence[Turns], copies: int, seed: int) -> Iterator[Turns]:
-    """Every dialogue `copies` times, each time in another form, as conversations of one to three of them.
+    """Return every dialogue `copies` times, each copy augmented differently, as conversations of one to three of them.
 
-    Those in which something is remembered come REMEMBERING times as often, as nothing is harder to learn than to copy.
+    Dialogues in which Tiny recalls something are repeated REMEMBERING times as often, as copying is hardest to learn.
     """
     draw = random.Random(seed)
     for _ in range(copies):
@@ -80,12 +80,12 @@ def varied(dialogues: Sequence[Turns], copies: int, seed: int) -> Iterator[Turns
 
 
 def _contradicts(turns: Turns) -> bool:
-    """Whether a dialogue is wrong after another: what it says was never told may have been told there."""
+    """Whether one dialogue must not follow another: it denies having been told what the other tells."""
     return any("tell me" in turn and "yet" in turn for turn in turns[1::2])
 
 
 def _remembers(turns: Turns) -> bool:
-    """Whether Tiny gives back a name, a number or the like that the user told before their last turn."""
+    """Whether Tiny recalls a name, a number or the like from before the user's last turn."""
     for number in range(3, len(turns), 2):
         told = {word.lower() for turn in turns[: number - 1 : 2] for word in WORD.findall(turn)}
         told -= {word.lower() for word in WORD.findall(turns[number - 1])}
@@ -97,7 +97,7 @@ def _remembers(turns: Turns) -> bool:
 
 
 def _names(turn: str) -> set[str]:
-    """Words that have a capital in the middle of a sentence of Tiny's: names, whether they are in a list or not."""
+    """Return the words that Tiny capitalizes within a sentence: names, listed or not."""
     return set(re.findall(r"(?<=[a-z,'] )[A-Z][a-z]+\b", turn)) - NO_NAMES
 
 
@@ -106,7 +106,7 @@ def _names(turn: str) -> set[str]:
 
 @dataclass(frozen=True)
 class Names:
-    """Words of one kind, any of which may stand for any other."""
+    """Words of one kind, which can replace each other."""
 
     words: frozenset[str]
     other: Callable[[random.Random], str]
@@ -114,7 +114,7 @@ class Names:
 
 @cache
 def _kinds() -> tuple[Names, ...]:
-    """Names of people and pets, towns and countries, from the lists beside the dialogues."""
+    """Return names of people and pets, towns and countries, from the lists beside the dialogues."""
 
     def names(*files: str, invented: float) -> Names:
         words = [word for name in files for word in (FOLDER / "names" / name).read_text(encoding="utf-8").split()]
@@ -138,12 +138,12 @@ def _kinds() -> tuple[Names, ...]:
 
 @dataclass
 class _Swaps:
-    """What stands for what in one dialogue."""
+    """The replacements in one dialogue."""
 
     found: dict[str, str] = field(default_factory=dict)
 
     def add(self, word: str, other: Callable[[], str]) -> None:
-        """Find something else for a word, which nothing else in the dialogue has got."""
+        """Choose a replacement for a word that no other word of the dialogue has."""
         for _ in range(20):
             new = other()
             if new not in self.found.values() and new != word:
@@ -151,7 +151,7 @@ class _Swaps:
                 return
 
     def apply(self, match: re.Match[str]) -> str:
-        """A word as it is after the swap, spelled like the old one: with a capital or without."""
+        """Return a word's replacement, capitalized like the word."""
         word = match.group()
         if word in self.found:
             return self.found[word]
@@ -163,9 +163,9 @@ class _Swaps:
 
 
 def _swapped(turns: Turns, draw: random.Random) -> Turns:
-    """A dialogue in which what Tiny gives back is something else: names, towns, numbers, colours.
+    """Replace the names, towns, numbers and colours that Tiny repeats in a dialogue.
 
-    Only words that the user says and Tiny says after them, so that what is learned is to copy.
+    Only words that the user uses first are replaced, so that the network learns to copy.
     """
     swaps = _Swaps()
     told = {word for turn in turns[::2] for word in WORD.findall(turn)}
@@ -193,14 +193,14 @@ def _swapped(turns: Turns, draw: random.Random) -> Turns:
 
 
 def _careless(turns: Turns, draw: random.Random) -> Iterator[str]:
-    """A dialogue whose user types as people do."""
+    """Yield a dialogue in which the user types carelessly."""
     protected = {word for turn in turns[1::2] for word in WORD.findall(turn) if word[0].isupper() or word[0].isdigit()}
     for number, turn in enumerate(turns):
         yield turn if number % 2 else _mistyped(turn, {word.lower() for word in protected}, draw)
 
 
 def _mistyped(turn: str, protected: set[str], draw: random.Random) -> str:
-    """What somebody typed, typed once more; words that Tiny gives back keep their letters."""
+    """Return a turn with typos; words that Tiny repeats keep their spelling."""
     if draw.random() < LOWER_CASE:
         turn = turn.lower()
     if draw.random() < NO_FULL_STOP:
@@ -220,7 +220,7 @@ def _mistyped(turn: str, protected: set[str], draw: random.Random) -> str:
 
 
 def _slip(word: str, draw: random.Random) -> str:
-    """A word with two letters swapped, one left out, or one doubled; its first stays."""
+    """Return a word with two letters swapped, one dropped, or one doubled; its first letter stays."""
     place = draw.randrange(1, len(word) - 1)
     return draw.choice(
         (

@@ -1,20 +1,21 @@
-"""Train the checkpoint that this project carries, `weights/tiny`: English from people's chats, then how to answer.
+"""Train the bundled checkpoint, `weights/tiny`: first English from people's chats, then small talk.
 
-    python scripts/train_tiny.py TINY           # about four hours on two cores; again, to resume after Ctrl-C or a kill
+    python scripts/train_tiny.py TINY           # about four hours on two cores; repeat it to resume
     dialogpt convert TINY/tiny weights/tiny --dtype float16
 
 Each stage is a run of `dialogpt train` in a folder of its own:
 
 - ``TINY/chats``: fresh weights learn from the dialogues of chitchat-dataset (Will Myers, MIT licence) and, in English,
-  of chatterbot-corpus (Gunther Cox, BSD licence); both packages come with the extra ``train``. What one person says in
-  several messages is one turn. Conversations of the first whose sha256 of the id begins with 0 are held out, one in
-  sixteen.
-- The rounds in `ROUNDS`, each a run of that name: what that gave learns from the dialogues in `weights/tiny/dialogues`,
-  which were written for this project, in copies that differ (see `scripts/small_talk.py`); in each round the learning
-  rate falls anew. One dialogue in twenty is held out, and chooses the checkpoint of a round.
-- After two of them the mean of two checkpoints' weights goes on: it remembers like the one and cares like the other.
+  of chatterbot-corpus (Gunther Cox, BSD licence); both packages come with the extra ``train``. Consecutive
+  messages of one person are joined into a turn. Conversations of the first whose id has a sha256 that starts with 0 are
+  held out, one in sixteen.
+- The rounds in `ROUNDS`, each a run of that name, fine-tune the result on the dialogues in `weights/tiny/dialogues`,
+  which were written for this project, in augmented copies (see `scripts/small_talk.py`); each round has its own
+  learning rate schedule. One dialogue in twenty is held out to choose the checkpoint of a round.
+- After two of them the weights of two checkpoints are averaged, which combines the recall of one with the care of the
+  other.
 
-``TINY/tiny`` is what the last round leaves.
+``TINY/tiny`` is the result of the last round.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ SMALL_TALK = """
     --optimizer muon --schedule linear --warmup-steps 50 --valid-every 200 --save-every 100
 """
 Line = Mapping[str, object]  # of a file of dialogues
-USER_WEIGHT = 0.3  # of the user's turns beside Tiny's; in judging they do not count
+USER_WEIGHT = 0.3  # of the user's turns; validation ignores them
 CARE = ("18-care", "26-care-and-human", "32-care-and-who-tiny-is", "34-life-and-death")
 ALARMS = ("34-life-and-death", "35-alarms-and-false-alarms")
 
@@ -56,14 +57,14 @@ class Round:
     """One round of small talk.
 
     Attributes:
-        name: of its run.
-        copies: how often each dialogue comes, no two alike.
-        often: files whose dialogues come `OFTEN` times as often as others.
-        lr: the largest learning rate.
-        user: how much the user's turns count beside Tiny's.
-        advice: how much Tiny's advice to call somebody counts. At 1 it becomes the likeliest sentence wherever Tiny
-            does not understand: 23 of 350 ordinary questions were answered with it.
-        mean: an earlier round, and the share of this one in the mean of both that is its result; chosen by
+        name: the name of its run.
+        copies: how many augmented copies of each dialogue there are.
+        often: files whose dialogues are repeated `OFTEN` times as often as others.
+        lr: the peak learning rate.
+        user: the loss weight of the user's turns; Tiny's have 1.
+        advice: the loss weight of Tiny's advice to call someone. At 1 it becomes the likeliest reply to whatever Tiny
+            does not understand: it was the reply to 23 of 350 ordinary questions.
+        mean: an earlier round to average with, and the share of this one; chosen by
             `judge_tiny.py check`.
     """
 
@@ -91,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Write the data and train, or resume; returns the exit status of the last `dialogpt train`."""
     parser = argparse.ArgumentParser(description="Train the checkpoint that this project carries.")
     parser.add_argument("folder", type=Path, metavar="TINY", help="a folder for both runs and their data")
-    parser.add_argument("--model", metavar="M", help="begin the second stage with this checkpoint, without the first")
+    parser.add_argument("--model", metavar="M", help="start the second stage from this checkpoint, and skip the first")
     options = parser.parse_args(argv)
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_mean(before: str, after: str, destination: Path, share: float) -> None:
-    """Write a checkpoint whose weights are the mean of two, `share` of it of the second."""
+    """Write a checkpoint whose weights are the weighted mean of two; `share` is the second one's."""
     first, second = open_checkpoint(before), open_checkpoint(after)
     mean = {
         name: torch.lerp(first.tensors[name].read(), stored.read(), share) for name, stored in second.tensors.items()
@@ -139,7 +140,7 @@ def write_mean(before: str, after: str, destination: Path, share: float) -> None
 
 
 def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[str]) -> int:
-    """Run one stage, or resume it; one that is complete ends at once. Returns the exit status."""
+    """Run or resume one stage, unless it is complete; returns the exit status."""
     if (run / "run.json").exists():
         return dialogpt(["train", "--resume", "--out", str(run)])
     files = [run.with_name(f"{run.name}-{name}.jsonl") for name in ("train", "valid")]
@@ -149,7 +150,7 @@ def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[s
 
 
 def weighted(turns: list[str], user: float = 0.0, advice: float = 1.0) -> Line:
-    """A line of small talk; see `Round` for the weights."""
+    """Return a line of small talk with loss weights; see `Round`."""
     return {"turns": turns, "weights": small_talk.weights_of(turns, user, advice)}
 
 
@@ -160,7 +161,7 @@ def write(path: Path, dialogues: Iterable[Line]) -> None:
 
 
 def conversations(*, held_out: bool) -> Iterator[list[str]]:
-    """The conversations of chitchat-dataset with at least two turns, those for training or those for validation."""
+    """Yield the conversations of chitchat-dataset with at least two turns, for training or for validation."""
     content = json.loads((package("chitchat_dataset") / "dataset.json").read_text(encoding="utf-8"))
     for name, conversation in content.items():
         if (hashlib.sha256(name.encode()).hexdigest()[0] == "0") != held_out:
@@ -181,7 +182,7 @@ def conversations(*, held_out: bool) -> Iterator[list[str]]:
 
 
 def short_conversations() -> Iterator[list[str]]:
-    """The English conversations of chatterbot-corpus with at least two turns."""
+    """Yield the English conversations of chatterbot-corpus with at least two turns."""
     import yaml
 
     for path in sorted((package("chatterbot_corpus") / "data" / "english").glob("*.yml")):
@@ -192,7 +193,7 @@ def short_conversations() -> Iterator[list[str]]:
 
 
 def package(name: str) -> Path:
-    """Where an installed package lies, without importing it."""
+    """Return the folder of an installed package, without importing it."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         raise DialogueError(f"{name} is not installed; {install_hint('train')}")

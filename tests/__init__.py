@@ -1,4 +1,4 @@
-"""Tests: one file per module they judge, and parity/ against transformers."""
+"""Tests: one file per module under test, and parity/ against transformers."""
 
 from tests import played_systems
 

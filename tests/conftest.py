@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def seeds() -> None:
-    """Every test draws the same numbers each time, whatever ran before it."""
+    """Seed the global generators, so that a test does not depend on the tests before it."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)

@@ -43,7 +43,7 @@ NO_REFERENCE = "the trained reference checkpoint is not beside this checkout"
 
 
 def their_model(seed: int = 0, dtype: torch.dtype = torch.float64, deviation: float = 0.3, **sizes: Any) -> Any:
-    """A `GPT2LMHeadModel` with every parameter drawn; its end token is the last id."""
+    """A `GPT2LMHeadModel` with random parameters; its end token is the last id."""
     vocab_size = sizes.setdefault("vocab_size", 97)
     for name, value in {"n_positions": 48, "n_embd": 24, "n_layer": 2, "n_head": 3}.items():
         sizes.setdefault(name, value)
@@ -72,7 +72,7 @@ def small_vocabulary(merges: int = 300) -> Vocabulary:
 
 
 def write_published(folder: Path, merges: int = 300, dtype: torch.dtype = torch.float32, **sizes: Any) -> Any:
-    """Write a checkpoint as transformers does, with a vocabulary beside it; returns transformers' network."""
+    """Write a checkpoint as transformers does, with a vocabulary; returns transformers' network."""
     vocabulary = small_vocabulary(merges)
     theirs = their_model(vocab_size=vocabulary.size, dtype=dtype, **sizes)
     theirs.save_pretrained(folder)
@@ -81,7 +81,7 @@ def write_published(folder: Path, merges: int = 300, dtype: torch.dtype = torch.
 
 
 def random_model(seed: int = 0, **sizes: Any) -> GPT2:
-    """A network of ours with every parameter drawn, in float64."""
+    """One of our networks with random parameters, in float64."""
     sizes = {"vocab_size": 97, "n_positions": 48, "n_embd": 24, "n_layer": 2, "n_head": 3, "eos_token_id": 96} | sizes
     model = GPT2(GPT2Config(**sizes)).double().eval()
     generator = torch.Generator().manual_seed(seed)

@@ -192,7 +192,7 @@ class Bench:
 
 
 def _peak_after_reset() -> int:
-    """Bytes of memory in use now, from which the highest is counted anew (Linux; 0 elsewhere)."""
+    """Reset the peak, and return the bytes of memory in use (Linux; 0 elsewhere)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     return _peak()

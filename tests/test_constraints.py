@@ -58,7 +58,7 @@ def test_pyproject_names_every_python() -> None:
 @pytest.mark.registry
 @pytest.mark.parametrize("python", PYTHONS)
 def test_all_pins_go_together(python: str) -> None:
-    """Resolved by uv, from what the index says of each package; nothing is installed."""
+    """Resolved by uv from the index's metadata; nothing is installed."""
     pytest.importorskip("uv")
     extras = [
         argument

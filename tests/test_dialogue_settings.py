@@ -54,7 +54,7 @@ def test_other_ends_of_a_reply_end_no_turn(network: GPT2) -> None:
 
 
 def test_repetition_counts_where_it_is_told_to() -> None:
-    """The row: the person said 1 2 3, the bot 4 5 6, the person 7 8 9, and the bot begins 4 5."""
+    """The sequence: the user said 1 2 3, the bot 4 5 6, the user 7 8 9, and the reply starts with 4 5."""
     seen = Seen([1, 2, 3, END, 4, 5, 6, END, 7, 8, 9, END, 4, 5], 12, [[4, 5, 6]])
     assert banned(seen, no_repeat_ngram_size=3, repetition_scope="all") == {6}
     assert banned(seen, no_repeat_ngram_size=3, repetition_scope="own") == {6}

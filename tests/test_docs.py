@@ -1,6 +1,6 @@
 """The documentation is run: every command and program of README.md and docs/, every link, and every name of the code.
 
-A command runs unless `NOT_RUN` says why it does not, so that a new line is tested without further ado.
+A command runs unless `NOT_RUN` gives a reason, so that new lines are tested by default.
 """
 
 from __future__ import annotations

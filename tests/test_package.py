@@ -198,7 +198,7 @@ def test_the_wheel_chats_elsewhere(homes: dict[str, Path], tmp_path: Path) -> No
 def test_a_missing_extra_names_the_command_that_installs_it(
     homes: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a checkout its own, with the pins beside it; for who installed a wheel the index's."""
+    """In a checkout it installs from there, with its pins; for users of a wheel it installs from the index."""
     monkeypatch.chdir(ROOT)
     assert install_hint("hub") == 'pip install -c constraints.txt -e ".[hub]"'
     monkeypatch.chdir(tmp_path)

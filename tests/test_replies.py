@@ -312,7 +312,7 @@ def test_a_blank_sample_is_generated_again_and_a_blank_candidate_wins_nowhere(
 def test_beams_and_candidates_of_a_server_reuse_cached_prefixes(
     published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each computed its whole prompt anew, and left nothing behind for the next turn."""
+    """Each recomputed its whole prompt, and cached nothing for the next turn."""
     chat = open_chat(flags("--model", str(published), *SAMPLED, "--max-new-tokens", "2"))
     chat.reranker, chat.num_candidates = MMI.load(published, chat.tokenizer), 3
     long = [{"role": "user", "content": "a b c d e f g h i j k l m n o p q r s t u v w x y z"}]

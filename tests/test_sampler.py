@@ -1,4 +1,4 @@
-"""Settings and processors on their own; equality with transformers is judged in parity/."""
+"""Settings and processors on their own; equality with transformers is tested in parity/."""
 
 from __future__ import annotations
 

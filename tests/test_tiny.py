@@ -63,7 +63,7 @@ def test_a_package_without_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def perplexity(source: str | Path) -> float:
     """Of the held-out conversations, in windows of 512 tokens.
 
-    They are those in which the reference was judged: the next begins at the first turn at least 256 tokens after the
+    They are the windows of the reference figure: the next begins at the first turn at least 256 tokens after the
     start of the last, and every token but the first of a window counts.
     """
     pytest.importorskip("chitchat_dataset")
@@ -86,7 +86,7 @@ def perplexity(source: str | Path) -> float:
 
 
 def test_its_perplexity_is_what_its_readme_says() -> None:
-    """Of Tiny's turns, each end token among them, in the dialogues that it never learned from."""
+    """Over Tiny's turns, end tokens included, in the held-out dialogues."""
     stated = re.search(r"\*\*0\.5 and 0\.5\*\* \| ([\d.]+) \| ", README.read_text(encoding="utf-8"))
     assert stated is not None
     model, tokenizer = load("tiny"), Tokenizer.load("tiny")

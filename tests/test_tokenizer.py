@@ -1,4 +1,4 @@
-"""The tokenizer on its own: readers' view, streams, text that is no text; ids are judged in parity/."""
+"""The tokenizer on its own: `explain`, streams, invalid text; ids are compared in parity/."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ assigned = st.characters(exclude_categories=["Cs", "Cn", "Co"]).filter(
 
 @given(text=st.text(assigned, max_size=30))
 def test_an_explanation_is_what_encode_does(tokenizer: Tokenizer, text: str) -> None:
-    """`explain` merges in plain Python, the slow and obvious way, and so judges the fast one."""
+    """`explain` merges in plain Python, slowly and obviously, as a reference for the fast encoder."""
     pieces = tokenizer.explain(text)
     assert "".join(piece.text for piece in pieces) == text
     assert [token for piece in pieces for token in piece.ids] == tokenizer.encode(text)

@@ -18,6 +18,7 @@ from dialogpt.weights.formats import CheckpointError
 
 # How far logits may be apart, as a part of the largest: ten times what rounding to the dtype explains.
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2, torch.bfloat16: 0.2, torch.float16: 0.05}
+_NVIDIA = Path("/proc/driver/nvidia/version")  # of the loaded driver, on Linux; torch knows CUDA's version only
 _SIZES = GPT2Config(vocab_size=512, n_positions=64, n_embd=128, n_layer=2, n_head=2, eos_token_id=511)
 
 
@@ -65,9 +66,10 @@ def measured_difference(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _driver(device: torch.device) -> str:
-    """What computes: the card and its driver, or the system."""
+    """Name what computes: the card, its driver and CUDA or ROCm; elsewhere the system, whose drivers come with it."""
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)} {torch.version.cuda}"
+        driver = _NVIDIA.read_text().partition("\n")[0] if _NVIDIA.is_file() else ""
+        return f"{torch.cuda.get_device_name(device)} {torch.version.cuda or torch.version.hip} {driver}".rstrip()
     return f"{platform.machine()} {platform.version()[:80]}"
 
 

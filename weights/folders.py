@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from dialogpt.errors import first_names
 from dialogpt.weights.disk import LINK_LIMIT
 from dialogpt.weights.formats import CheckpointError, FileContent, read_json, read_tensors
 
@@ -30,13 +31,15 @@ WEIGHT_SUFFIXES = (
 )  # others count as weights only by their content
 MAX_SHARDS = 1000
 _SHARD = re.compile(r"-[0-9]+-of-[0-9]+\.")
-_RUN_STEP = re.compile(r"(?:checkpoint|step|checkpoint_step)[-_]([0-9]{1,18})")
+_MODEL_PARALLEL = re.compile(r"mp_rank_[0-9]+_model_states\.pt")  # one alone, of DeepSpeed, is the whole network
+_RUN_STEP = re.compile(r"(?:(?:checkpoint|step|checkpoint_step)[-_]|global_step)([0-9]{1,18})")
 RUN = "run.json"  # what a training run's folder has
 STEP = re.compile(r"step-[0-9]{8,}")  # how a run names its checkpoints
 _NO_WEIGHTS = (  # what training leaves next to them
     "training_args.bin",
     "optimizer*",
     "*optim_states.pt",
+    "zero_pp_rank_*_model_states.pt",
     "scheduler*",
     "scaler*",
     "sampler*",
@@ -67,6 +70,10 @@ _FOREIGN = {  # other systems' files: what each is, and what helps
     "*.distcp": (
         "a shard of torch's distributed checkpoints",
         "make one file of the folder: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER model.pt",
+    ),
+    "zero_pp_rank_*_model_states.pt": (
+        "a shard of DeepSpeed's ZeRO-3, with a part of each weight",
+        "merge the shards by the script that DeepSpeed wrote into the run's folder: python zero_to_fp32.py . MERGED",
     ),
     "*.gz": ("a packed file", "unpack it first"),
     "*.zip": ("a packed file", "unpack it first"),
@@ -142,9 +149,13 @@ def no_weights(folder: str | Path, names: list[str]) -> str:
     several = _other_weights(names)
     if any(_SHARD.search(name) for name in several):
         return f"{folder} holds shards of weights ({several[0]}, ...) without their index, a .index.json; fetch it too"
+    if several and all(map(_MODEL_PARALLEL.fullmatch, several)):
+        return (
+            f"{folder} holds a network that was divided among {len(several)} GPUs ({several[0]}, ...): each file has a "
+            f"part of each weight; merge them with the program that trained it"
+        )
     if several:
-        more = f" and {len(several) - 4} more" if len(several) > 4 else ""
-        return f"{folder} holds several files of weights ({', '.join(several[:4])}{more}); pass the one that is meant"
+        return f"{folder} holds several files of weights ({first_names(several)}); pass the one that is meant"
     usual = ", ".join(WEIGHT_FILES)
     if "adapter_config.json" in names:
         return (
@@ -201,14 +212,12 @@ def read_all(files: tuple[Path, ...]) -> FileContent:
     content = FileContent({})
     missing = [file.name for file in files if not os.path.isfile(file)]  # noqa: PTH113 - says no where a Path would raise
     if missing:
-        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
-        names = ", ".join(missing[:4])
-        raise CheckpointError(f"{files[0].parent} lacks files of weights: {names}{more}; fetch them into it")
+        raise CheckpointError(f"{files[0].parent} lacks files of weights: {first_names(missing)}; fetch them into it")
     for file in files:
         part = read_tensors(file)
         twice = sorted(content.tensors.keys() & part.tensors.keys())
         if twice:
-            raise CheckpointError(f"{file} holds tensors that another shard holds too: {', '.join(twice[:4])}")
+            raise CheckpointError(f"{file} holds tensors that another shard holds too: {first_names(twice)}")
         content.tensors.update(part.tensors)
         content.ignored.update(part.ignored)
         content.settings.update(part.settings)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from dialogpt.errors import first_names
 from dialogpt.model import GPT2Config
 from dialogpt.weights.formats import CheckpointError, StoredTensor
 
@@ -57,7 +58,6 @@ RANKING_HEAD = Rule("score.weight", "ranking_head.weight", "1 C")
 HEADS, EMBEDDING = ("lm_head.weight", "lm_head.decoder.weight"), "token_embedding.weight"  # the second is Microsoft's
 PREFIX = "transformer."
 _LAYER = re.compile(r"(h|blocks)\.(0|[1-9][0-9]{0,5})\.")
-_SHOWN = 4  # names of one kind in an error; a wrong file would list hundreds
 
 
 def sizes(config: GPT2Config) -> dict[str, int]:
@@ -182,5 +182,4 @@ def refuse(problems: Iterable[str]) -> None:
 def listed(kind: str, names: Iterable[str]) -> str:
     """Return a problem that several tensors share; empty where there is none."""
     names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{kind}: {', '.join(names[:_SHOWN])}{more}" if names else ""
+    return f"{kind}: {first_names(names)}" if names else ""

@@ -104,11 +104,12 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
         folder = file = exists = False
     if file and (pointed := pointed_folder(path)) is not None:
         return pointed
-    if file and path.suffix not in WEIGHT_SUFFIXES and not name.endswith(".index.json") and container(path) is None:
-        raise CheckpointError(
-            foreign_file(path.parent, [path.name])
-            or f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint"
-        )
+    has_weights_name = path.suffix in WEIGHT_SUFFIXES or name.endswith(".index.json")
+    if file and (has_weights_name or container(path) is None):
+        if foreign := foreign_file(path.parent, [path.name]):
+            raise CheckpointError(foreign)
+        if not has_weights_name:
+            raise CheckpointError(f"{name} is no checkpoint's weights; pass the folder that holds a checkpoint")
     if folder and (chosen := best_of_run(path)) is not None:
         return chosen
     if folder or file:

@@ -13,7 +13,7 @@ from dialogpt.serve.access import Access
 from dialogpt.serve.engine import Engine
 from dialogpt.serve.errors import RequestError, on_http_error, on_not_valid, on_request_error
 from dialogpt.serve.metrics import Metrics
-from dialogpt.serve.middleware import Gate
+from dialogpt.serve.middleware import AccessMiddleware
 from dialogpt.serve.routes import completions, inspect, models, ollama, operations, page, responses_api
 from dialogpt.serve.schemas import Limits
 from dialogpt.serve.service import Service
@@ -44,7 +44,7 @@ def create_app(
     # FastAPI's documentation pages load scripts from a CDN, so they are disabled.
     app = FastAPI(title="dialogpt", description=description, docs_url=None, redoc_url=None)
     service = Service(engine, name, limits, Metrics(engine), isolate_cache, inspects)
-    app.add_middleware(Gate, access=access or Access(), metrics=service.metrics)
+    app.add_middleware(AccessMiddleware, access=access or Access(), metrics=service.metrics)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     app.add_exception_handler(RequestError, on_request_error)

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 access_logger = logging.getLogger("dialogpt.serve.access")
 
 
-class Gate:
+class AccessMiddleware:
     """Refuses forbidden requests, counts and logs the others, and answers 500 if one fails."""
 
     def __init__(self, app: ASGIApp, access: Access, metrics: Metrics) -> None:
@@ -69,10 +69,11 @@ class Gate:
             RequestError: access is denied.
         """
         host = _host_of(headers.get("host", ""))
-        if self.access.hosts is not None and host not in self.access.hosts:  # DNS rebinding: a foreign name leads here
+        # DNS rebinding: a foreign name may resolve to this machine.
+        if self.access.hosts is not None and host not in self.access.hosts:
             raise RequestError(
                 403,
-                f"this server answers this machine alone, and is not known as {str(host)[:80]!r}; start it with "
+                f"this server only accepts requests from this machine, not for {str(host)[:80]!r}; start it with "
                 "--allowed-host for a proxy's name, or with --host for other machines",
             )
         address, port = scope.get("client") or ("", 0)
@@ -112,7 +113,7 @@ class _Sending:
     def log(self) -> None:
         """Log one line."""
         seconds = time.perf_counter() - self._start
-        name = self.client.name if self.client else self._address  # of one that was refused
+        name = self.client.name if self.client else self._address  # the address, if the request was refused
         path = self._path[:200].encode("unicode_escape").decode()
         fields = {
             "client": name,
@@ -155,7 +156,7 @@ async def _body(receive: Receive, encoding: str) -> bytes:
     """Read the whole body of a request, and decompress it.
 
     Raises:
-        RequestError: it is too large, does not arrive in time, or is compressed in another way than by gzip.
+        RequestError: it is too large, does not arrive in time, or is compressed, but not with gzip.
     """
 
     async def collect() -> bytes:
@@ -179,7 +180,7 @@ async def _body(receive: Receive, encoding: str) -> bytes:
     if encoding.lower() in ("", "identity") or not body:
         return body
     if encoding.lower() not in ("gzip", "x-gzip"):
-        raise RequestError(415, f"the body's Content-Encoding is {encoding[:50]!r}; send it as it is, or as gzip")
+        raise RequestError(415, f"the body's Content-Encoding is {encoding[:50]!r}; send it uncompressed, or as gzip")
     return _decompressed(body)
 
 
@@ -189,11 +190,13 @@ def _decompressed(body: bytes) -> bytes:
     try:
         plain = decompressor.decompress(body, MAX_BODY_BYTES + 1)
     except zlib.error:
-        raise RequestError(400, "the body is not gzip, as its Content-Encoding says; send it as it is") from None
+        raise RequestError(
+            400, "the body is not gzip, as its Content-Encoding declares; send it uncompressed"
+        ) from None
     if len(plain) > MAX_BODY_BYTES:
         raise _too_large()
     if not decompressor.eof:
-        raise RequestError(400, "the body's gzip ends in the middle; send it again")
+        raise RequestError(400, "the body's gzip data is truncated; send it again")
     return plain
 
 

@@ -106,7 +106,7 @@ def _with_dropout(checkpoint: Checkpoint, rate: float | None) -> Checkpoint:
 
 
 @dataclass(frozen=True)
-class Request:
+class TrainingRequest:
     """The arguments of a run; they are stored in run.json, and `--resume` compares them.
 
     Attributes:
@@ -130,7 +130,7 @@ class Request:
         return {**asdict(self), "data": list(self.data), "valid": list(self.valid)}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Request:
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainingRequest:
         """Parse the content of run.json.
 
         Raises:
@@ -164,7 +164,7 @@ _SCHEMA: own_files.Schema = {  # of run.json
 }
 
 
-def begin(folder: Path, request: Request, processes: Processes) -> Run:
+def begin(folder: Path, request: TrainingRequest, processes: Processes) -> Run:
     """Start a run in a new folder.
 
     Raises:
@@ -225,7 +225,7 @@ def fit(
         CheckpointError: the model cannot be used, or a checkpoint cannot be written.
     """
     listener = listener or Listener()
-    request = Request.from_dict(run.about)
+    request = TrainingRequest.from_dict(run.about)
     config = request.config
     found = processes.first and bool(run.checkpoints())  # the others may look when the first has saved already
     left_off = processes.sums([float(found)])[0] > 0
@@ -241,7 +241,7 @@ def fit(
             files,
             window=form.window,
             batch_tokens=batch_tokens,
-            learn_first=config.loss_on == "all",
+            first_is_target=config.loss_on == "all",
             seed=config.seed,
         )
         listener.prepared(name, files, sets[name])
@@ -298,7 +298,7 @@ def _sampling(trainer: Trainer, run: Run, start: Start, data: TokenFiles, listen
     return sample
 
 
-def form_of(request: Request, sizes: GPT2Config) -> Format:
+def form_of(request: TrainingRequest, sizes: GPT2Config) -> Format:
     """Return how the lines of data are read.
 
     Raises:
@@ -322,12 +322,12 @@ def form_of(request: Request, sizes: GPT2Config) -> Format:
     return Format(window=window, fewest_turns=fewest_turns, reverse=config.reverse, reading=reading)
 
 
-def _splits(request: Request) -> bool:
+def _splits(request: TrainingRequest) -> bool:
     """Whether some dialogues are held out; a prepared folder cannot be split."""
     return request.config.split > 0 and not request.valid and not _are_prepared(request.data)
 
 
-def _check_before_preparing(run: Run, request: Request, form: Format, processes: Processes) -> None:
+def _check_before_preparing(run: Run, request: TrainingRequest, form: Format, processes: Processes) -> None:
     """Check the arguments before preparing, which may take hours."""
     require_dtype(request.config.dtype, processes.device)
     size, accumulation = processes.size, request.config.accumulation
@@ -397,7 +397,7 @@ class _Data:
     """Prepares the training and validation data of a run as token files, once, on rank 0."""
 
     run: Run
-    request: Request
+    request: TrainingRequest
     form: Format
     vocabulary: Vocabulary
     processes: Processes

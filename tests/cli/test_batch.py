@@ -217,7 +217,7 @@ def test_a_failure_stays_one_when_the_run_goes_on(
 def test_what_changed_in_the_input_is_answered_anew_and_nothing_else(
     lines: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run that was started again after its input was edited kept the old replies, and said that all was well."""
+    """A run that was repeated after its input was edited kept the old replies, and reported success."""
     out = tmp_path / "out.jsonl"
     assert run("--batch", lines, "--output", out) == 0
     before = out.read_bytes().splitlines()
@@ -282,7 +282,7 @@ def test_messages_that_end_with_the_user_are_answered(tmp_path: Path, capsys: py
 
 
 def test_standard_input_is_of_our_own_kind(capsys: pytest.CaptureFixture[str]) -> None:
-    """`--from csv` beside `--batch -` was not heard: each line of the table failed as JSON."""
+    """`--from csv` was ignored with `--batch -`: each line of the table failed as JSON."""
     assert main(["reply", "--batch", "-", "--from", "csv"]) == 2
     assert "--from csv needs a file; save standard input to one" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""Flags that change nothing beside the others get one notice, if they were typed."""
+"""Typed flags without effect in combination with the others are reported in one notice."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def shown(parser: CommandParser, monkeypatch: pytest.MonkeyPatch, *, full: bool 
 
 @pytest.mark.parametrize("words", COMMANDS)
 def test_help_fits_a_screen(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`chat --help` had 150 lines, of which nobody read one."""
+    """`chat --help` had 150 lines, which no user read."""
     assert len(shown(COMMANDS[words], monkeypatch).splitlines()) <= SCREEN
 
 

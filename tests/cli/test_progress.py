@@ -15,7 +15,7 @@ from dialogpt.cli.progress import MEGABYTES, ProgressLine, clock
 
 
 class Terminal(io.StringIO):
-    """Standard error that says it is a terminal, or is none."""
+    """Standard error that claims to be a terminal, or not."""
 
     def __init__(self, is_terminal: bool = True) -> None:
         super().__init__()

@@ -47,7 +47,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def reply_row(text: str) -> str:
-    """What the table says of whole replies."""
+    """The table's row about whole replies."""
     found = re.search(r"^whole replies +(.*)$", text, re.MULTILINE)
     assert found is not None, text
     return found[1]

@@ -83,7 +83,7 @@ def as_tree(turns: Turns) -> dict[str, Any]:
 
 
 def as_personachat(turns: Turns) -> str:
-    """Numbered lines of what was said and its reply, behind a persona."""
+    """Numbered lines of utterance and reply, after a persona."""
     pairs = [turns[n : n + 2] for n in range(0, len(turns), 2)]
     numbered = enumerate(["your persona: i like cats .", *map("\t".join, pairs)], 1)
     return "".join(f"{number} {line}\n" for number, line in numbered)

@@ -1,4 +1,4 @@
-"""Speculative decoding: whatever is guessed, tokens, scores, errors and draws are those of plain decoding."""
+"""Speculative decoding: whatever the draft, tokens, scores, errors and samples equal those of plain decoding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def network() -> GPT2:
 
 
 def near(network: GPT2, deviation: float) -> GPT2:
-    """A network that often says the same."""
+    """A network that often repeats itself."""
     other = random_model(vocab_size=V, eos_token_id=V - 1, n_positions=64)
     generator = seeded(5)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_random_settings_say_the_same_with_every_draft(network: GPT2, drafts: li
 
 
 def test_replies_have_the_probabilities_of_the_network_alone(network: GPT2) -> None:
-    """2,000 replies of three tokens, two of them guessed by a poor draft, against their exact probabilities."""
+    """2,000 replies of three tokens, two of them drafted by a poor network, against their exact probabilities."""
     config = GenerationConfig(do_sample=True, top_k=3, max_new_tokens=3, eos_token_id=V, temperature=2.0)
     draft = Draft(near(network, 0.3))
     generator, said = seeded(1), Counter[tuple[int, ...]]()
@@ -123,12 +123,12 @@ def test_replies_have_the_probabilities_of_the_network_alone(network: GPT2) -> N
 
 
 def test_right_guesses_save_passes(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first token waits for no guess; then 4 guesses and a token beyond them, 6 and one, 8 and one."""
+    """No draft precedes the first token; then 4 draft tokens and one beyond them, 6 and one, 8 and one."""
     draft = Draft(near(network, 0.0))
     reads = counted_reads(network, monkeypatch)
     config = GenerationConfig(max_new_tokens=1 + 5 + 7 + 9 + 3, eos_token_id=V)
     assert len(list(generate(network, [1, 2, 3], config, draft=draft))) == 25
-    assert reads == [3, 5, 7, 9, 3]  # nothing is guessed beyond the last token
+    assert reads == [3, 5, 7, 9, 3]  # nothing is drafted beyond the last token
     assert (draft.proposed, draft.accepted) == (20, 20)
 
 
@@ -182,7 +182,7 @@ def test_a_conversation_is_the_same_with_a_draft() -> None:
 
 
 def test_errors_come_where_they_come_without_guesses(network: GPT2) -> None:
-    """The third token has nothing left to be drawn from: two are said first."""
+    """At the third token every candidate is banned; two tokens are generated before that."""
     config = GenerationConfig(
         do_sample=True, max_new_tokens=9, eos_token_id=V, suppress_tokens=tuple(range(2, V)), no_repeat_ngram_size=1
     )
@@ -209,8 +209,8 @@ def test_a_damaged_network_says_so_with_a_draft_too(network: GPT2) -> None:
     with torch.no_grad():
         damaged.token_embedding.weight[3, 0] = torch.inf
     for config in (SAMPLED, replace(SAMPLED, remove_invalid_values=True)):
-        plain, guessed = (outcome(damaged, [1, 2], config, 0, draft) for draft in (None, Draft(network)))
-        assert plain == guessed
+        plain, speculative = (outcome(damaged, [1, 2], config, 0, draft) for draft in (None, Draft(network)))
+        assert plain == speculative
         assert isinstance(plain[1], str) == (config is SAMPLED)
 
 
@@ -244,13 +244,13 @@ def test_what_cannot_guess_is_refused(network: GPT2, published: Path) -> None:
 def test_several_rows_and_beams_are_decoded_without_guesses(network: GPT2, drafts: list[Draft]) -> None:
     for config in (SAMPLED, GenerationConfig(num_beams=3, max_new_tokens=5)):
         for prompts in ([[1, 2], [3]], [[1, 2]])[: 1 + (config.num_beams > 1)]:
-            plain, guessed = (
+            plain, speculative = (
                 generate_batch(
                     network, prompts, config, generator=[seeded(k) for k in range(len(prompts))], draft=draft
                 )
                 for draft in (None, drafts[1])
             )
-            assert plain == guessed
+            assert plain == speculative
 
 
 @pytest.mark.parametrize(

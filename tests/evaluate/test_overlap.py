@@ -1,4 +1,4 @@
-"""NIST, BLEU and self-BLEU: printed figures of others, sacrebleu and nltk as judges, and properties."""
+"""NIST, BLEU and self-BLEU: published figures, sacrebleu and nltk as references, and properties."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_what_does_not_match_the_index_is_found_before_training(
 def test_a_pipe_in_the_place_of_a_file_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: list[str]
 ) -> None:
-    """Opening a pipe that nobody writes to waits for ever."""
+    """Opening a pipe without a writer blocks forever."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("PIPE")
     assert main(command) == 1
@@ -118,7 +118,7 @@ def test_only_plain_files_may_be_opened(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a mapped file cannot be cut short, or kills the reader")
 def test_a_source_that_is_cut_short_is_not_the_destinations_fault(tmp_path: Path) -> None:
-    """The system says "Bad address" of the write, and the sentence named the destination."""
+    """The write fails with "Bad address", and the error named the destination."""
     source = tmp_path / "source"
     source.write_bytes(bytes(1 << 20))
     mapped = torch.from_file(str(source), shared=True, size=1 << 18, dtype=torch.float32)

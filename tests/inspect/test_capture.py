@@ -1,4 +1,4 @@
-"""What is recomputed beside the network equals what the network computed, and what transformers says it did."""
+"""What is recomputed outside the network equals what the network computed, and what transformers reports."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_probabilities_are_those_of_the_chat_s_score(chat: Chat, found: Inspecti
 
 
 def test_the_reply_shows_that_it_uses_the_history(found: Inspection) -> None:
-    """The point of it all: without the turns in which the name was said, the name is far less likely."""
+    """The main use: without the turns that mention the name, the name is far less likely."""
     name = next(k for k, token in enumerate(found["tokens"]) if k >= found["reply"]["first"] and token["text"] == " An")
     without_all = next(entry for entry in found["ablation"] if len(entry["removed"]) > 1)
     place = name - found["reply"]["first"]

@@ -121,7 +121,7 @@ def test_an_interrupted_pass_leaves_the_cache_as_it_was(network: GPT2) -> None:
 
 @torch.no_grad()
 def test_slots_beyond_a_row_are_zero(network: GPT2) -> None:
-    """As cache.py says: after ragged reading, cutting back, and joining where a longer row was."""
+    """As documented in cache.py: after a ragged prefill, cropping, and joining where a longer row was."""
     cache = filled(network, ids_of(0, 9), ids_of(1, 4))
     network.hidden(torch.cat([ids_of(2, 5), ids_of(3, 5)]), cache, torch.tensor([2, 5]))
     cache.crop(1, 3)

@@ -40,7 +40,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2, Any]:
 
 
 def their_tokens(theirs: Any, prompt: list[int], settings: dict[str, Any], seed: int) -> list[list[int]]:
-    """What transformers says, without the end token.
+    """Transformers' tokens, without the end token.
 
     The mask is passed: with a pad token that is not the end token transformers infers one, and hides from the model
     every token of the prompt that happens to be the pad token (id 0 is "!").
@@ -65,7 +65,7 @@ def test_one_row_says_the_same_tokens(networks: tuple[GPT2, Any], settings: dict
 
 @pytest.mark.parametrize("seed", range(6))
 def test_several_replies_draw_from_one_matrix(networks: tuple[GPT2, Any], seed: int) -> None:
-    """Transformers draws once a step for all replies, finished ones too; so must we, or the third reply differs."""
+    """Transformers samples once per step for all replies, finished ones too; so must we, or the third differs."""
     ours, theirs = networks
     settings = {"do_sample": True, "top_k": 10, "num_return_sequences": 4}
     prompt = torch.randint(0, 31, (6,), generator=seeded(seed)).tolist()
@@ -111,7 +111,7 @@ def test_dialogues_on_trained_weights_say_the_same_tokens(trained: Path, dtype: 
 
 
 def test_a_chat_on_trained_weights_says_the_same_as_transformers(trained: Path) -> None:
-    """Six turns with its own replies in the history, cached from turn to turn; transformers reads all of it anew."""
+    """Six turns with its own replies in the history, cached across turns; transformers recomputes each prompt."""
     theirs = GPT2LMHeadModel.from_pretrained(trained, dtype=torch.float64).eval()
     config = GenerationConfig(max_new_tokens=30, min_new_tokens=1)
     chat = Chat.load(trained, dtype="float64", generation=config, history_tokens=480)

@@ -63,7 +63,7 @@ BEAMS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def chosen_settings(draw: st.DrawFn) -> dict[str, Any]:
-    """Some settings, of all kinds of decoding; most draws leave most of them out."""
+    """Random settings for all kinds of decoding; most samples omit most of them."""
     names = draw(st.sets(st.sampled_from(sorted(SETTINGS)), max_size=4))
     values = {name: draw(SETTINGS[name]) for name in sorted(names)}
     values["max_new_tokens"] = draw(st.sampled_from([3, 8, 20]))
@@ -88,7 +88,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2, Any]:
 
 
 def theirs_say(theirs: Any, prompt: list[int], values: dict[str, Any], seed: int) -> Any:
-    """What transformers says: its output with scores."""
+    """Transformers' output with scores."""
     end = values.get("eos_token_id", END)
     prompt_ids = torch.tensor([prompt])
     torch.manual_seed(seed)

@@ -1,6 +1,6 @@
 """Loss and gradients of training against transformers, in float64 with every parameter random.
 
-Masked turns are judged by transformers' own loss, weighted ones by a plain formula over its logits.
+Masked turns are compared with transformers' own loss, weighted ones with a plain formula over its logits.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def largest_difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> fl
 
 
 def weighted(theirs: Any, ids: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """The plain formula: the weighted mean of each learned token's cross entropy."""
+    """The plain formula: the weighted mean of the target tokens' cross entropies."""
     logits = theirs(ids).logits[:, :-1]
     learned = labels[:, 1:] != IGNORED
     each = F.cross_entropy(logits[learned], labels[:, 1:][learned], reduction="none")
@@ -135,7 +135,7 @@ def test_a_step_averages_over_the_tokens_of_all_its_batches(networks: tuple[GPT2
     lines = [{"turns": each, "weights": [1, *(0.5 + n for n in range(1, len(each)))]} for each in turns]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = prepare([tmp_path / "data.jsonl"], tmp_path / "data", vocabulary, Format(window=48))
-    batches = Batches(data, window=48, batch_tokens=60, learn_first=False, seed=0)
+    batches = Batches(data, window=48, batch_tokens=60, first_is_target=False, seed=0)
     assert batches.per_epoch >= 2
     config = TrainConfig(steps=1, accumulation=batches.per_epoch, batch_tokens=60, dtype="float64", max_grad_norm=1e9)
     measured = Trainer(ours, batches, None, config, Processes(0, 1, torch.device("cpu"))).step()

@@ -48,7 +48,7 @@ def ranker(published: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_mmi_is_the_probability_of_what_was_said_given_the_reply(published: Path, reverse: Path) -> None:
-    """Against the formula: reply, end, what was said, end; the last two are scored."""
+    """Against the formula: reply, end token, source, end token; the last two are scored."""
     tokenizer, model = Tokenizer.load(published), load(reverse, dtype="float64")
     turns, replies = [tokenizer.encode(t) for t in TURNS], [tokenizer.encode(r) for r in REPLIES]
     end = tokenizer.eos_id
@@ -141,7 +141,7 @@ def test_a_chat_says_the_best_candidate(published: Path, reverse: Path) -> None:
 
 
 def test_a_choice_among_candidates_can_be_stopped(published: Path, reverse: Path) -> None:
-    """Ctrl-C was heard when all candidates were there; now before the next token, and the turn is taken back."""
+    """Ctrl-C took effect only after all candidates; now it does before the next token, and the turn is removed."""
     chat = Chat.load(
         published, seed=1, generation=GenerationConfig(do_sample=True, max_new_tokens=30, eos_token_id=9999)
     )
@@ -230,7 +230,7 @@ def test_a_head_that_is_none_is_refused(published: Path) -> None:
 
 
 def marked(folder: Path, source: Path, mark: object) -> Path:
-    """A copy of a checkpoint whose config.json says whether it is a reverse model."""
+    """A copy of a checkpoint whose config.json declares whether it is a reverse model."""
     shutil.copytree(source, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "reverse": mark}))

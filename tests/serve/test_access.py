@@ -73,7 +73,7 @@ def test_so_many_at_a_time() -> None:
 
 
 def test_named_keys_are_limited_and_counted_each(served: Served, caplog: pytest.LogCaptureFixture) -> None:
-    """One key for all told no client from another."""
+    """With one shared key, clients could not be told apart."""
     access = Access(Keys({"alice": "a1", "bob": "b2"}), limits=ClientLimits(per_minute=2))
     body = {"messages": HELLO, "max_tokens": 2}
     with serve(served.engine, access=access) as limited, caplog.at_level("INFO", "dialogpt.serve.access"):

@@ -137,7 +137,7 @@ def test_settings_arrive(served: Served) -> None:
 
 
 def test_the_best_of_several_candidates(served: Served) -> None:
-    """Those that `dialogpt reply --rerank` says; a network is a poor judge of its own replies, but it is one."""
+    """Those of `dialogpt reply --rerank`; a network is a poor scorer of its own replies, but suffices here."""
     judge = MMI.load("tiny", served.engine.tokenizer)
     chat = Chat.load("tiny", dtype="float64", seed=7)
     chat.reranker, chat.num_candidates = judge, 5
@@ -158,7 +158,7 @@ def test_the_best_of_several_candidates(served: Served) -> None:
 
 
 def test_replies_of_nothing_are_drawn_again_and_come_last(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The end of the turn is about as likely as all else together; what a chat does with equal seeds is judge."""
+    """The end token has a probability near one half; the reference is a chat with equal seeds."""
     often = {"logit_bias": {"8191": 13}, "min_new_tokens": 0, "temperature": 1}
     own = open_checkpoint("tiny").chat
     settings = replace(GenerationConfig.chat(own), min_new_tokens=None, temperature=1.0, sequence_bias=[[[8191], 13.0]])

@@ -1,4 +1,4 @@
-"""The engine: what each request hears is what it would hear alone, whoever else comes, goes or fails."""
+"""The engine: each request receives what it would receive alone, whichever others join, leave or fail."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def engine(network: GPT2, tokenizer: Tokenizer) -> Iterator[Engine]:
 
 
 class SubmittedTask:
-    """A request, and what it hears."""
+    """A request, and the events that it receives."""
 
     def __init__(self, prompt: list[int], config: GenerationConfig, seed: int = 0, **settings: Any) -> None:
         self.events: Queue[Event] = Queue()
@@ -114,7 +114,7 @@ def test_every_request_hears_what_it_would_hear_alone(engine: Engine, network: G
 def test_in_float32_what_differs_is_a_tie() -> None:
     """Products of several rows add in another order than those of one; a token may differ only where two are as likely.
 
-    Both tokens' logits are compared in float64, after what the row that was alone had said.
+    Both tokens' logits are compared in float64, after the prefix that was generated alone.
     """
     network, exact, tokenizer = load("tiny"), load("tiny", dtype="float64"), Tokenizer.load("tiny")
     config = GenerationConfig(max_new_tokens=24)
@@ -154,7 +154,7 @@ def test_several_replies_to_one_prompt(engine: Engine, network: GPT2) -> None:
 def test_a_reply_of_white_space_is_drawn_again_as_in_a_chat(
     engine: Engine, network: GPT2, tokenizer: Tokenizer
 ) -> None:
-    """The end token is likely at once; the draws go on where they were, four replies at a time."""
+    """The end token is likely from the start; sampling continues with the same generators, four replies at a time."""
     config = GenerationConfig(do_sample=True, max_new_tokens=4, sequence_bias=[[[556], 7.0]])
 
     def alone(seed: int, tries: int) -> list[list[int]]:
@@ -216,7 +216,7 @@ def test_the_next_turn_reads_only_what_is_new(engine: Engine, network: GPT2, mon
 
 
 def test_a_request_that_fails_takes_no_other_with_it(engine: Engine, network: GPT2) -> None:
-    """Its settings ban every token; the other goes on, and draws what it would have drawn."""
+    """Its settings ban every token; the other request continues, and samples the same tokens."""
     banned = GenerationConfig(do_sample=True, suppress_tokens=tuple(range(557)), max_new_tokens=5)
     config = GenerationConfig(do_sample=True, top_k=20, max_new_tokens=30, eos_token_id=NEVER)
     other, failing = SubmittedTask(prompt_of(6, 9), config, seed=3), SubmittedTask(prompt_of(7, 9), banned)
@@ -253,7 +253,7 @@ def test_after_a_fault_the_next_request_is_answered(
 def test_no_memory_for_keeping_or_joining_is_no_end(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """What was said is heard to its end; what could not join hears that; the thread goes on."""
+    """Running replies finish; the request that could not be admitted receives an error; the thread continues."""
     first = SubmittedTask(prompt_of(9, 30), SAMPLED)
     with monkeypatch.context() as full:
         full.setattr(KVCache, "copy", lambda _: (_ for _ in ()).throw(RuntimeError("no memory")))
@@ -285,7 +285,7 @@ def test_who_cannot_be_told_is_let_go(engine: Engine, caplog: pytest.LogCaptureF
 
 
 def test_cached_prefixes_are_shared_with_nobody_else(network: GPT2) -> None:
-    """17 ms against 83 told a client what others had said."""
+    """Response times of 17 ms against 83 ms revealed other clients' dialogues."""
     caches = PrefixCache(1 << 30)
     ids = prompt_of(5, 40)
 
@@ -308,7 +308,7 @@ def test_cached_prefixes_are_shared_with_nobody_else(network: GPT2) -> None:
     ids=["replies", "beams"],
 )
 def test_more_than_there_are_places_is_refused(engine: Engine, config: GenerationConfig) -> None:
-    """Candidates, too, of which one is said: all are decoded together."""
+    """Candidates count too, although one is returned: all are decoded together."""
     for reranker in (None, RankForEver()):
         with pytest.raises(DialogueError, match="5 replies, candidates or beams .* decodes at most 4 together"):
             engine.submit(SubmittedTask([1], config, reranker=reranker).task)

@@ -1,4 +1,4 @@
-"""Faults of the server: whose they are, and what a client, the log and the metrics are told."""
+"""Failures in the server: which request fails, and what the client, the log and the metrics report."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_fault_that_nobody_foresaw_is_counted_and_told(
 def test_a_fault_in_the_middle_of_a_stream_ends_it(
     served: Served, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Without an end, so that no client takes what came for the whole; the place is free, the log says why."""
+    """The stream has no end marker, so that no client takes it for complete; the slot is freed, the cause logged."""
     counts = httpx.get(f"{served.url}/metrics").text  # no second answer is begun after the first
     failures = [line for line in counts.splitlines() if line.startswith('dialogpt_requests_total{status="500"}')]
     monkeypatch.setattr("dialogpt.serve.responses.ResponseFormat.chunks", lambda *_: 1 // 0)

@@ -74,8 +74,8 @@ def test_a_body_may_be_compressed(served: Served) -> None:
     bomb = gzip.compress(b" " * (100 * MAX_BODY_BYTES))
     for content, encoding, status, sentence in (
         (plain, "gzip", 400, "the body is not gzip"),
-        (gzip.compress(plain)[:-9], "gzip", 400, "ends in the middle"),
-        (plain, "br", 415, "send it as it is, or as gzip"),
+        (gzip.compress(plain)[:-9], "gzip", 400, "is truncated"),
+        (plain, "br", 415, "send it uncompressed, or as gzip"),
         (bomb, "gzip", 413, "larger than 1024 KB"),
     ):
         answer = post(content, encoding)

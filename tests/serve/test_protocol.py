@@ -1,4 +1,4 @@
-"""Connections that stand still: unfinished headers, and responses that nobody reads."""
+"""Stalled connections: unfinished headers, and responses that are not read."""
 
 from __future__ import annotations
 

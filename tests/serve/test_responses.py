@@ -37,7 +37,7 @@ def test_offsets_are_those_of_the_text_where_tokens_hold_half_characters() -> No
 
 
 def test_json_is_written_in_pieces() -> None:
-    """An answer of 82,000 alternatives took 2.1 s at a stretch, in which nobody else was served."""
+    """A response with 82,000 alternatives blocked the event loop for 2.1 s."""
     value = {"a": [{"b": iter([{"c": 1}, None])}, {"b": iter([])}], "d": {}, "e": [1, 2], "f": "é\n", "g": []}
     pieces = list(json_pieces(value))
     assert "".join(pieces) == '{"a":[{"b":[{"c":1},null]},{"b":[]}],"d":{},"e":[1,2],"f":"é\\n","g":[]}'

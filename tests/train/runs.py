@@ -12,7 +12,7 @@ import torch
 
 from dialogpt.train.distributed import Processes
 from dialogpt.train.listener import Listener
-from dialogpt.train.loop import Request, begin, fit, resume
+from dialogpt.train.loop import TrainingRequest, begin, fit, resume
 from dialogpt.train.run_folder import Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
@@ -41,7 +41,7 @@ def write_dialogues(path: Path, number: int, seed: int = 0, weighted: bool = Fal
     return path
 
 
-def a_request(folder: Path, *, weighted: bool = False, **settings: Any) -> Request:
+def a_request(folder: Path, *, weighted: bool = False, **settings: Any) -> TrainingRequest:
     """A checkpoint with dropout, 120 dialogues, and 12 steps."""
     folder.mkdir(exist_ok=True)
     if not (folder / "model").exists():
@@ -51,16 +51,20 @@ def a_request(folder: Path, *, weighted: bool = False, **settings: Any) -> Reque
     settings = {"steps": 12, "batch_tokens": 256, "lr": 1e-3, "warmup_steps": 3, "valid_every": 4, "save_every": 3,
                 "dtype": "float32", **settings}  # fmt: skip
     data, valid = ((str(folder / f"{name}.jsonl"),) for name in ("train", "valid"))
-    return Request(data, valid, None, str(folder / "model"), TrainConfig(**settings))
+    return TrainingRequest(data, valid, None, str(folder / "model"), TrainConfig(**settings))
 
 
-def a_long_request(folder: Path) -> Request:
+def a_long_request(folder: Path) -> TrainingRequest:
     """Many small steps and a checkpoint after every second, to be killed in."""
     return a_request(folder, steps=300, save_every=2, valid_every=50, batch_tokens=64)
 
 
 def train(
-    out: Path, request: Request | None, *, stop: Callable[[], bool] = lambda: False, listener: Listener | None = None
+    out: Path,
+    request: TrainingRequest | None,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    listener: Listener | None = None,
 ) -> Trainer:
     """Begin a run, or go on with it where there is no request."""
     with resume(out, ALONE) if request is None else begin(out, request, ALONE) as run:

@@ -14,7 +14,7 @@ import torch
 from dialogpt.cli.main import main
 from dialogpt.errors import DialogueError
 from dialogpt.train.distributed import Processes
-from dialogpt.train.loop import Request
+from dialogpt.train.loop import TrainingRequest
 from dialogpt.train.objective import Objective
 from tests.helpers import WAIT_SECONDS, random_model
 from tests.train.runs import a_request, after, measured, train, weights_of
@@ -28,7 +28,7 @@ def free_port() -> int:
         return int(taken.getsockname()[1])
 
 
-def train_with_two(out: Path, request: Request, *flags: str) -> None:
+def train_with_two(out: Path, request: TrainingRequest, *flags: str) -> None:
     """What the tests ask of one process, as a command line for two."""
     settings = {"steps": 6, "accumulation": 4, "batch-tokens": 256, "lr": 1e-3, "warmup-steps": 3, "valid-every": 4,
                 "save-every": 3, "dtype": "float64"}  # fmt: skip

@@ -213,7 +213,7 @@ def test_what_was_left_of_an_old_checkpoint_is_removed_after_the_next(
 def test_a_checkpoint_whose_name_cannot_be_noted_is_said_to_be_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was said not to be saved."""
+    """The message claimed that nothing was saved."""
     honest = Run._point
 
     def refuse(self: Run, link: str, name: str) -> None:
@@ -287,7 +287,7 @@ def test_training_lowers_the_loss_and_best_is_the_best(tmp_path: Path) -> None:
 def test_one_batch_is_learned_by_heart(tmp_path: Path) -> None:
     path = write_dialogues(tmp_path / "few.jsonl", 4)
     data = prepare([path], tmp_path / "data", small_vocabulary(), Format(window=64))
-    batches = Batches(data, window=64, batch_tokens=4096, learn_first=False, seed=0)
+    batches = Batches(data, window=64, batch_tokens=4096, first_is_target=False, seed=0)
     assert batches.per_epoch == 1
     config = TrainConfig(steps=20, lr=0.03, warmup_steps=2, weight_decay=0.0, optimizer="muon", dtype="float32")
     torch.manual_seed(0)

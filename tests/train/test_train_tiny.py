@@ -1,4 +1,4 @@
-"""What `tiny` learned from: the conversations of its two packages, and none of those that judge it."""
+"""`tiny`'s training data: the conversations of its two packages, without the held-out ones."""
 
 from __future__ import annotations
 

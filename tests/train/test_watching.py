@@ -101,7 +101,7 @@ def table_of(page: str, number: int) -> dict[str, str]:
 
 
 def test_samples_stand_beside_those_of_the_base_at_each_validation_and_at_the_end(tmp_path: Path) -> None:
-    """Validated at 4 and 8, ended at 10; the same seeds each time, so that another run says the same."""
+    """Validated at 4 and 8, ended at 10; with the same seeds each time, another run gives the same samples."""
     pages = []
     for name in ("run", "again"):
         train(tmp_path / name, a_request(tmp_path, steps=10, lr=0.05, samples=2))

@@ -289,7 +289,7 @@ def test_a_file_loads_like_its_folder(published: Path) -> None:
 
 @needs_proc
 def test_weights_are_mapped_and_held_once(published: Path, tmp_path: Path) -> None:
-    """Each parameter is the file's own memory: nothing is copied, and nothing was drawn before."""
+    """Each parameter is the file's mapped memory: nothing is copied, and no random weights were created before."""
     convert(published, tmp_path / "ours")
     network = load(tmp_path / "ours")
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "ours/model" in line]
@@ -729,7 +729,7 @@ kinds = st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.flo
 
 @given(tensors=st.dictionaries(st.text(min_size=1, max_size=8), st.tuples(shapes, kinds), max_size=6))
 def test_safetensors_reads_what_we_write(tmp_path_factory: pytest.TempPathFactory, tensors: dict[str, Any]) -> None:
-    """The library is the judge of our streaming writer, whatever the names, shapes and dtypes."""
+    """The safetensors library reads what our streaming writer writes, for any names, shapes and dtypes."""
     tensors = {name: entry for name, entry in tensors.items() if name != "__metadata__" and name.isprintable()}
     path = tmp_path_factory.mktemp("written") / "file.safetensors"
     values = {name: torch.randn(shape, generator=seeded()).to(kind) for name, (shape, kind) in tensors.items()}

@@ -71,7 +71,7 @@ def peak() -> float:
 
 
 def forget_peak() -> None:
-    """Begin anew, without what earlier files left in the heap, which would hide what the next one takes."""
+    """Reset the peak, without what earlier files left in the heap, which would hide the memory of the next."""
     if not LINUX:
         return
     ctypes.CDLL(None).malloc_trim(0)

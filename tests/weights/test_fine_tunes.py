@@ -81,7 +81,7 @@ def test_the_prefixes_that_training_leaves_are_stripped(base: Path, state: State
 
 @pytest.mark.parametrize("prefix", ["network.", "chatbot.gpt2.", "model.lm."])
 def test_a_network_inside_a_module_of_any_name_is_found(base: Path, state: State, tmp_path: Path, prefix: str) -> None:
-    """A LightningModule has its network under any name, beside metrics and losses of its own."""
+    """A LightningModule holds its network under any name, next to its own metrics and losses."""
     folder = beside(base, tmp_path / "copy")
     wrapped = {prefix + name: tensor for name, tensor in state.items()}
     torch.save({"state_dict": {**wrapped, "accuracy.total": torch.ones(1)}}, folder / "last.ckpt")
@@ -166,6 +166,26 @@ def test_code_among_the_weights_is_refused(base: Path, state: State, tmp_path: P
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize("form", ["model.safetensors", "archive", "old"])
+def test_weights_in_float8_are_named(base: Path, state: State, tmp_path: Path, form: str) -> None:
+    """A pickle of them was reported to run code, and safetensors not to fit its config."""
+    folder = beside(base, tmp_path / "copy")
+    rounded = {name: tensor.to(torch.float8_e4m3fn) for name, tensor in state.items()}
+    if form == "model.safetensors":
+        save_file({**state, "wte.weight_scale": torch.ones(1), **rounded}, folder / form)
+    else:
+        torch.save(rounded, folder / "pytorch_model.bin", _use_new_zipfile_serialization=form == "archive")
+    with pytest.raises(CheckpointError, match=r"holds tensors of (F8_E4M3|float8_e4m3fn); expected float64.*rounded"):
+        open_checkpoint(folder)
+
+
+def test_an_optimizer_in_float8_is_no_obstacle(base: Path, state: State, tmp_path: Path) -> None:
+    folder = beside(base, tmp_path / "copy")
+    moments = {0: {"exp_avg": torch.ones(3).to(torch.float8_e5m2)}}
+    torch.save({"state_dict": dict(state), "optimizer_states": [{"state": moments}]}, folder / "last.ckpt")
+    assert same_weights(folder, base, "float64")
+
+
 def test_several_sets_of_weights_are_named(base: Path, state: State, tmp_path: Path) -> None:
     folder = beside(base, tmp_path / "copy")
     torch.save({"teacher": dict(state), "student": dict(state)}, folder / "both.pt")
@@ -237,11 +257,13 @@ def test_a_lost_bias_of_another_form_is_still_damage(base: Path, state: State, t
 
 
 def test_a_trainers_folder_says_which_checkpoints_it_holds(base: Path, tmp_path: Path) -> None:
-    for step in (500, 1000):
-        shutil.copytree(base, tmp_path / "out" / f"checkpoint-{step}")
-    with pytest.raises(CheckpointError, match="checkpoint-500, checkpoint-1000; pass one of them, such as .*-1000"):
-        open_checkpoint(tmp_path / "out")
-    open_checkpoint(tmp_path / "out" / "checkpoint-500")
+    for steps in ("checkpoint-500", "checkpoint-1000"), ("global_step500", "global_step1000"):  # DeepSpeed's
+        out = tmp_path / "runs" / steps[0]
+        for step in steps:
+            shutil.copytree(base, out / step)
+        with pytest.raises(CheckpointError, match=f"{', '.join(steps)}; pass one of them, such as .*{steps[1]}"):
+            open_checkpoint(out)
+        open_checkpoint(out / steps[0])
 
 
 # ---- heads ----
@@ -268,7 +290,7 @@ def test_a_classifier_of_two_labels_is_ignored(base: Path, state: State, tmp_pat
 
 @pytest.mark.parametrize("declared", [True, False])
 def test_an_untied_head_is_kept_and_used(base: Path, state: State, tmp_path: Path, declared: bool) -> None:
-    """Transformers 5 does not tie copies that differ, whatever the config says."""
+    """Transformers 5 does not tie copies that differ, whatever the config declares."""
     folder = beside(base, tmp_path / "copy")
     content = json.loads((base / "config.json").read_text()) | {"tie_word_embeddings": not declared}
     (folder / "config.json").write_text(json.dumps(content))
@@ -618,6 +640,20 @@ def test_a_device_that_computes_something_else_is_refused(tmp_path: Path, monkey
     monkeypatch.undo()
     for dtype in device_check.TOLERANCE:
         assert device_check.measured_difference(device, dtype) < device_check.TOLERANCE[dtype]
+
+
+def test_a_new_driver_is_checked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key named the CUDA that torch was built for, which stays when the driver is updated."""
+    from dialogpt.weights import device_check
+
+    checked = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(device_check, "_NVIDIA", tmp_path / "version")
+    monkeypatch.setattr(device_check, "measured_difference", lambda *_: checked.append(1) or 0.0)
+    for driver in ("535.104", "535.104", "550.54"):
+        (tmp_path / "version").write_text(f"NVRM version: {driver}\nGCC version\n")
+        device_check.check_device(torch.device("cuda"), torch.float32, tmp_path)
+    assert len(checked) == 2
 
 
 def test_json_from_outside_is_bounded() -> None:

@@ -268,7 +268,7 @@ def test_half_a_download_is_not_taken_for_the_whole(server: Hub, monkeypatch: py
 
 
 def unreachable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the client at a port where nobody listens."""
+    """Point the client at a closed port."""
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
 
 

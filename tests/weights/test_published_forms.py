@@ -128,7 +128,7 @@ def test_every_combination_loads_to_the_bit(
 def test_without_a_config_the_sizes_are_the_tensors(
     wide: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, container: str, alone: bool
 ) -> None:
-    """A name says nothing: Microsoft's small_reverse.pkl is a medium model."""
+    """File names are no evidence: Microsoft's small_reverse.pkl is a medium model."""
     folder = tmp_path / "large"
     folder.mkdir()
     CONTAINERS[container](load_file(wide / "model.safetensors"), folder)
@@ -205,6 +205,12 @@ def test_a_config_that_contradicts_the_tensors_names_both(wide: Path, tmp_path: 
         (["model.safetensors.gz"], "a packed file, which is not read here: unpack it first"),
         (["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"], "shards .* without their index"),
         ([f"{n}.pkl" for n in range(6)], r"several files of weights \(0.pkl, 1.pkl, 2.pkl, 3.pkl and 2 more\)"),
+        (
+            ["zero_pp_rank_0_mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_model_states.pt"],
+            r"a shard of DeepSpeed's ZeRO-3, .* python zero_to_fp32.py \. MERGED",
+        ),
+        (["zero_pp_rank_0_mp_rank_00_model_states.pt"], "a shard of DeepSpeed's ZeRO-3"),
+        (["mp_rank_00_model_states.pt", "mp_rank_01_model_states.pt"], "a network that was divided among 2 GPUs"),
         (["training_args.bin", "optimizer.pt", "README.md"], "has no weights; expected one of model.safetensors"),
         ([], "has no weights"),
     ],
@@ -239,7 +245,7 @@ def test_what_was_fetched_instead_is_recognised(wide: Path, tmp_path: Path, cont
 def test_heads_that_were_assumed_are_not_called_proved(
     wide: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every comparison agrees on a wrong number of heads, as both sides are told the same."""
+    """Every comparison agrees on a wrong number of heads, as both sides assume it."""
     for name in ("model.safetensors", "vocab.json", "merges.txt"):
         shutil.copy(wide / name, tmp_path)
     assert main(["convert", str(tmp_path), str(tmp_path / "ours"), "--verify"]) == 0

@@ -69,7 +69,7 @@ def edit_ids(folder: Path, **changes: Any) -> None:
 
 
 def edit_tokenizer(folder: Path, **changes: Any) -> None:
-    """Put a tokenizer.json as transformers writes it beside the pair, with something else in it."""
+    """Write a tokenizer.json, as transformers does, that contradicts the vocab.json and merges.txt beside it."""
     theirs = GPT2Tokenizer.from_pretrained(folder)
     theirs.backend_tokenizer.save(str(folder / "tokenizer.json"))
     content = json.loads((folder / "tokenizer.json").read_text())

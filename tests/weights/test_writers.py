@@ -40,7 +40,7 @@ def group(tmp_path: Path) -> Iterator[None]:
 
 
 def beside(base: Path, folder: Path, *names: str) -> None:
-    """Put the texts of a checkpoint beside weights, as people do."""
+    """Copy a checkpoint's text files to weights, as users do."""
     for name in names or ("config.json", "vocab.json", "merges.txt"):
         (folder / name).write_bytes((base / name).read_bytes())
 
@@ -116,7 +116,7 @@ def test_ddp_around_a_compiled_network(base: Path, network: Any, tmp_path: Path,
 
 
 def test_fsdp(base: Path, network: Any, tmp_path: Path, group: None) -> None:
-    """Its consolidated state loads; its shards are told from weights, with the way to make one file of them."""
+    """Its consolidated state loads; its shards are refused with the command that merges them."""
     from torch.distributed import checkpoint as distributed_checkpoint
     from torch.distributed.checkpoint import state_dict as state_dicts
 

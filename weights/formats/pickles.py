@@ -30,7 +30,15 @@ import torch
 from torch import Tensor
 
 from dialogpt.weights.formats.states import State, find_state
-from dialogpt.weights.formats.tensors import ALIGNMENT, DTYPES, CheckpointError, FileContent, MappedFile, StoredTensor
+from dialogpt.weights.formats.tensors import (
+    ALIGNMENT,
+    DTYPES,
+    CheckpointError,
+    FileContent,
+    MappedFile,
+    StoredTensor,
+    unreadable_dtype,
+)
 
 OLD_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # 0x1950a86a20f9469cfc6c, the number that the older format begins with
 _OLD_VERSION = 1001
@@ -39,7 +47,12 @@ _STEP_LIMIT = 200_000  # instructions; GPT-2 large's are 25,000
 _DIRECTORY_LIMIT = 1 << 20  # bytes of an archive's list of records; GPT-2 large's is 50 kB
 
 _ORDERED_DICT = "collections OrderedDict"
-_REBUILD = {"torch._utils _rebuild_tensor": 4, "torch._utils _rebuild_tensor_v2": 6}  # arguments that each has at least
+_REBUILD_UNTYPED = "torch._utils _rebuild_tensor_v3"  # of float8 and other dtypes without a storage type of their own
+_REBUILD = {  # arguments that each has at least
+    "torch._utils _rebuild_tensor": 4,
+    "torch._utils _rebuild_tensor_v2": 6,
+    _REBUILD_UNTYPED: 7,
+}
 _BUILDERS = ("copyreg._reconstructor", "copy_reg._reconstructor", "torch._tensor._rebuild_from_type_v2")
 _PARAMETERS = frozenset({"torch._utils _rebuild_parameter", "torch._utils _rebuild_parameter_with_state"})
 _STORAGES = {
@@ -54,7 +67,7 @@ _STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-_STORAGE = re.compile(r"torch(\.cuda)? ([A-Z][A-Za-z0-9]*Storage)")
+_STORAGE = re.compile(r"torch(\.cuda|\.storage)? ([A-Z][A-Za-z0-9]*Storage)")
 _REFUSED = frozenset({"EXT1", "EXT2", "EXT4", "PERSID", "NEXT_BUFFER", "READONLY_BUFFER"})
 _VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _ARGUMENTS = frozenset({
@@ -539,6 +552,9 @@ class _Machine:
         if isinstance(function, _Foreign):
             built = function.text in _BUILDERS and arguments and isinstance(arguments[0], _Foreign)
             return _Foreign(arguments[0].text if built else function.text, function.problem)
+        if function.text == _REBUILD_UNTYPED and len(arguments) > 6 and isinstance(arguments[6], _Foreign):
+            dtype = arguments[6].text
+            return _Foreign(dtype, f"holds {unreadable_dtype(dtype.removeprefix('torch.'))}")
         if function.text in _REBUILD and arguments and isinstance(arguments[0], _Foreign):
             return arguments[0]
         if _STORAGE.fullmatch(function.text):

@@ -105,3 +105,8 @@ def _state(path: Path) -> tuple[int, ...]:
 def dtype_name(dtype: torch.dtype) -> str:
     """The name of a dtype in commands and files: `torch.float16` -> "float16"."""
     return str(dtype).removeprefix("torch.")
+
+
+def unreadable_dtype(dtype: str) -> str:
+    """The end of a sentence about a file whose weights were rounded to float8 or the like."""
+    return f"tensors of {dtype}; expected {', '.join(DTYPES)}: fetch the checkpoint that they were rounded from"

@@ -26,7 +26,7 @@ from dialogpt.train.listener import Listener, Listeners
 from dialogpt.train.settings import TrainConfig
 
 if TYPE_CHECKING:
-    from dialogpt.train.loop import Request
+    from dialogpt.train.loop import TrainingRequest
     from dialogpt.train.run_folder import Run
     from dialogpt.train.trainer import Trainer
 
@@ -121,10 +121,10 @@ def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, An
         interrupted = stack.enter_context(flagged())
         if options.resume:
             run = stack.enter_context(loop.resume(out, processes))
-            _refuse_others(options, given, loop.Request.from_dict(run.about))
+            _refuse_others(options, given, loop.TrainingRequest.from_dict(run.about))
         else:
             data, valid = _paths(options.data), _paths(options.valid)
-            asked = loop.Request(data, valid, options.preset, _source(options), config, reading_from(options))
+            asked = loop.TrainingRequest(data, valid, options.preset, _source(options), config, reading_from(options))
             run = stack.enter_context(loop.begin(out, asked, processes))
         screen = Screen(interrupted)
         listener = _listener(options, screen, run.folder) if processes.first else Listener()
@@ -157,7 +157,7 @@ def _source(options: argparse.Namespace) -> str | None:
     return str(Path(source).absolute()) if source != "tiny" and Path(source).exists() else source
 
 
-def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: Request) -> None:
+def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: TrainingRequest) -> None:
     """Raise unless what was typed beside --resume is what the run was begun with."""
     typed = {
         **given,
@@ -229,14 +229,14 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
     from dialogpt.train.data.prepare import preview
 
     reading = reading_from(options)
-    request = loop.Request(_paths(options.data), (), options.preset, _source(options), config, reading)
+    request = loop.TrainingRequest(_paths(options.data), (), options.preset, _source(options), config, reading)
     start = request.start()
     form = loop.form_of(request, start.checkpoint.config)
     seen = usable = False
     for path in options.data:
         if (Path(path) / "data.json").is_file():
             raise DialogueError(f"{path} is prepared, and --check shows text; name a file of dialogues")
-        for line in preview(Path(path), start.vocabulary, form, learn_first=config.loss_on == "all", most=CHECKED):
+        for line in preview(Path(path), start.vocabulary, form, first_is_target=config.loss_on == "all", most=CHECKED):
             seen, usable = True, usable or not line.problem
             print(printable(f"{path}, line {line.number}{': ' * bool(line.problem)}{line.problem}"))
             for turn in line.turns:

@@ -93,10 +93,11 @@ def run(job: Job, *, workers: int, memory: int, progress: Progress | None = None
         raise DialogueError(
             f"a worker was ended from outside; is there memory left? If not, use fewer --workers; {_GO_ON}"
         ) from None
-    except (OSError, CheckpointError) as error:
-        where = getattr(error, "filename", None)
-        reason = getattr(error, "strerror", None) or str(error)
-        raise DialogueError(f"{f'{where}: ' if where else ''}{reason}; when that is mended, {_GO_ON}") from None
+    except CheckpointError as error:
+        raise DialogueError(f"{error}; when that is mended, {_GO_ON}") from None
+    except OSError as error:  # Parquet's writer names no file
+        reason = f"{error.filename or job.out}: {error.strerror or error}"
+        raise DialogueError(f"{reason}; when that is mended, {_GO_ON}") from None
 
 
 def _run(job: Job, workers: int, memory: int, progress: Progress) -> dict[str, Any]:

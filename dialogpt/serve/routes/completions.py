@@ -61,7 +61,7 @@ async def continue_texts(service: Service, prompts: Sequence[CompletionRequest],
         DialogueError: one of them cannot be answered.
     """
     body, tokenizer, limits = prompts[0], service.engine.tokenizer, service.limits
-    plan_of(body, limits, tokenizer.eos_id)  # also where nothing is generated
+    plan_of(body, limits, tokenizer.eos_id)  # checks the settings even if nothing is generated
     prompt_ids = [(await asyncio.to_thread(each.prompt, tokenizer, limits, limits.positions)).ids for each in prompts]
     scored: list[list[Token]] = [[] for _ in prompts]
     pending: list[PendingResponse] = []
@@ -69,7 +69,7 @@ async def continue_texts(service: Service, prompts: Sequence[CompletionRequest],
         if body.echo and body.logprobs is not None:
             scored = await _score(service, prompt_ids, body, service.cache_owner(client, body.user))
         if body.max_tokens != 0:
-            for prompt in prompts:  # one by one, so that all are cancelled if one is refused
+            for prompt in prompts:  # submitted in turn, so that all are cancelled if one is refused
                 pending.append(await PendingResponse.submitted(service, prompt, client))
         form = CompletionFormat(tokenizer, service.name)
         response = form.head(chunk=False) | {"choices": []}

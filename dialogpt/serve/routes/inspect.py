@@ -49,10 +49,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
 
 def inspected(service: Service, body: InspectRequest) -> Future[Inspection]:
-    """Look inside a reply in the engine's other thread, in turn with unbatched requests.
+    """Look inside a reply in the engine's thread for unbatched requests.
 
     Raises:
-        DialogueError: the dialogue does not end with a reply, or too many requests wait.
+        DialogueError: the dialogue does not end with a reply, or the queue is full.
     """
     limits, engine = service.limits, service.engine
     if body.messages[-1].role != BOT:

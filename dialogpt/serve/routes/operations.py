@@ -14,7 +14,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> JSONResponse:
-        """Tell whether the server is alive, whether it accepts requests, and how much it has to do."""
+        """Report whether the server is alive and accepts requests, and its load."""
         engine = service.engine
         status = "ok" if engine.ready else "shutting down" if engine.alive else "decoding has ended; start it again"
         content = {"status": status, "alive": engine.alive, "ready": engine.ready, "model": service.name}
@@ -23,12 +23,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/health/live")
     async def live() -> Response:
-        """Answer 200 while the decoding thread runs; else the process should be restarted."""
+        """Return 200 while the decoding thread runs; otherwise the process should be restarted."""
         return Response(status_code=200 if service.engine.alive else 503)
 
     @app.get("/health/ready")
     async def ready() -> Response:
-        """Answer 200 while requests are accepted; else they should go elsewhere."""
+        """Return 200 while requests are accepted; otherwise they should be routed elsewhere."""
         return Response(status_code=200 if service.engine.ready else 503)
 
     @app.get("/metrics")

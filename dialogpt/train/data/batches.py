@@ -71,14 +71,14 @@ class Batches:
         per_epoch: the number of batches in an epoch.
     """
 
-    def __init__(self, data: TokenFiles, *, window: int, batch_tokens: int, learn_first: bool, seed: int) -> None:
+    def __init__(self, data: TokenFiles, *, window: int, batch_tokens: int, first_is_target: bool, seed: int) -> None:
         """Split the dialogues and plan the batches.
 
         Args:
             data: prepared dialogues.
             window: maximum tokens of a row.
             batch_tokens: maximum slots of a batch, rows times the longest row; at least `window`.
-            learn_first: whether a dialogue's first turn is a target too.
+            first_is_target: whether a dialogue's first turn is a target too.
             seed: seeds the order of pieces and batches.
 
         Raises:
@@ -86,7 +86,7 @@ class Batches:
         """
         self.data = data
         self.seed = seed
-        self.pieces = _pieces(data, window, learn_first)
+        self.pieces = _pieces(data, window, first_is_target)
         if not len(self.pieces.starts):
             raise DialogueError(
                 f"no turn of {data.folder} can be trained on: all are first turns, longer than {window} tokens, or of "
@@ -131,18 +131,18 @@ class Batches:
         return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(weights))
 
 
-def _pieces(data: TokenFiles, window: int, learn_first: bool) -> _Pieces:
+def _pieces(data: TokenFiles, window: int, first_is_target: bool) -> _Pieces:
     """Split all dialogues in chunks, as temporary arrays take several times the memory of the result."""
     before, parts = np.zeros((1, 2), np.int64), []
     for first in range(0, len(data.ends), CHUNK_DIALOGUES):
         ends = np.array(data.ends[first : first + CHUNK_DIALOGUES])
-        parts.append(_pieces_of(data, np.concatenate([before, ends[:-1]]), ends, window, learn_first))
+        parts.append(_pieces_of(data, np.concatenate([before, ends[:-1]]), ends, window, first_is_target))
         before = ends[-1:]
     return _Pieces(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(_Pieces)))
 
 
 def _pieces_of(
-    data: TokenFiles, begins: NDArray[np.int64], ends: NDArray[np.int64], window: int, learn_first: bool
+    data: TokenFiles, begins: NDArray[np.int64], ends: NDArray[np.int64], window: int, first_is_target: bool
 ) -> _Pieces:
     """Split dialogues that are longer than the window; each piece starts with the turn before it as context."""
     first_turn, after = begins[0, 1], ends[-1, 1]
@@ -154,16 +154,16 @@ def _pieces_of(
         return before
 
     lengths = ends[:, 0] - begins[:, 0]
-    has_targets = weighted(ends[:, 1]) > weighted(np.minimum(begins[:, 1] + (not learn_first), ends[:, 1]))
+    has_targets = weighted(ends[:, 1]) > weighted(np.minimum(begins[:, 1] + (not first_is_target), ends[:, 1]))
     fitting = np.flatnonzero((lengths <= window) & has_targets)
     starts, sizes, turns = [begins[fitting, 0]], [lengths[fitting]], [begins[fitting, 1]]
-    context = [np.full(len(fitting), not learn_first)]
+    context = [np.full(len(fitting), not first_is_target)]
     for dialogue in np.flatnonzero(lengths > window):
         (start, turn), end = begins[dialogue], ends[dialogue, 0]
         turn_ends = np.flatnonzero(data.tokens[start:end] == data.eos_id) + 1
-        pieces = np.array(split_turns(np.diff(turn_ends, prepend=0).tolist(), window, learn_first), np.int64).reshape(
-            -1, 5
-        )
+        pieces = np.array(
+            split_turns(np.diff(turn_ends, prepend=0).tolist(), window, first_is_target), np.int64
+        ).reshape(-1, 5)
         pieces = pieces[weighted(turn + pieces[:, 4]) > weighted(turn + pieces[:, 2] + pieces[:, 3])]
         starts.append(start + pieces[:, 0])
         sizes.append(pieces[:, 1])
@@ -177,19 +177,19 @@ def _pieces_of(
     )
 
 
-def split_turns(lengths: list[int], window: int, learn_first: bool) -> list[tuple[int, int, int, int, int]]:
+def split_turns(lengths: list[int], window: int, first_is_target: bool) -> list[tuple[int, int, int, int, int]]:
     """Split one dialogue into pieces of at most `window` tokens in which each turn is a target once.
 
     A piece starts with the turn before its targets as context, truncated on the left if it does not fit. A turn that is
     longer than the window is not a target.
 
-    Example: turns of 4, 3, 3 and 2 tokens, a window of 8 and `learn_first` give two pieces: the first two turns (7
+    Example: turns of 4, 3, 3 and 2 tokens, a window of 8 and `first_is_target` give two pieces: the first two turns (7
     tokens); then the second turn as context of the third and the fourth (8 tokens).
 
     Args:
         lengths: the number of tokens of each turn, with its end token.
         window: maximum tokens of a piece.
-        learn_first: whether the first turn is a target.
+        first_is_target: whether the first turn is a target.
 
     Returns:
         For each piece: the index of its first token, its length, the index of its first turn, whether that turn is
@@ -197,7 +197,7 @@ def split_turns(lengths: list[int], window: int, learn_first: bool) -> list[tupl
     """
     pieces = []
     ends = np.cumsum(lengths).tolist()
-    turn = 0 if learn_first else 1
+    turn = 0 if first_is_target else 1
     while turn < len(lengths):
         if lengths[turn] > window:
             turn += 1

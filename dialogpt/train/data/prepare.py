@@ -488,7 +488,9 @@ class PreviewLine:
     more_turns: int = 0  # that are not shown
 
 
-def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bool, most: int) -> Iterator[PreviewLine]:
+def preview(
+    path: Path, vocabulary: Vocabulary, form: Format, *, first_is_target: bool, most: int
+) -> Iterator[PreviewLine]:
     """Yield the first lines of a file as training sees them, so that users can check their data.
 
     Raises:
@@ -508,18 +510,18 @@ def preview(path: Path, vocabulary: Vocabulary, form: Format, *, learn_first: bo
             return
         if shown < most:
             shown += 1
-            turns = _turns(dialogue, tokenizer, form.window, learn_first)
+            turns = _turns(dialogue, tokenizer, form.window, first_is_target)
             yield PreviewLine(dialogue.line, "", turns, len(dialogue.turns) - len(turns))
 
 
-def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, learn_first: bool) -> list[PreviewTurn]:
+def _turns(dialogue: Dialogue, tokenizer: Tokenizer, window: int, first_is_target: bool) -> list[PreviewTurn]:
     turns = []
     weights = dialogue.weights or [1.0] * len(dialogue.turns)
     for place, (text, weight) in enumerate(zip(dialogue.turns, weights, strict=True)):
         if place == SHOWN_TURNS:
             break
         ids = tokenizer.whole_turn(text, (USER, BOT)[place % 2])
-        is_target = len(ids) <= window and weight > 0 and (place > 0 or learn_first)
+        is_target = len(ids) <= window and weight > 0 and (place > 0 or first_is_target)
         preceded = place > 0 and len(ids) < window  # of a turn that fills the window nothing is before its first token
         learned = [is_target and (n > 0 or preceded) for n in range(len(ids))]
         turns.append(PreviewTurn(text, weight, ids, learned))

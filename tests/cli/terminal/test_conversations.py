@@ -25,7 +25,7 @@ def chat() -> Chat:
 
 
 def talk(chat: Chat, folder: Path, *lines: str | BaseException) -> str:
-    """Talk, and leave the terminal as a closed window does: nothing is said to the program. Returns the notices."""
+    """Chat, then hang up as a closed terminal window does, without input. Returns the notices."""
     waiting, notices = [*lines, CTRL_D], [""]
 
     def read(_prompt: str, _prefill: str) -> str:

@@ -47,7 +47,7 @@ class Screen:
         self.seen = place + len(text)
 
     def read(self) -> bool:
-        """Take in what is shown next; false when the program has ended, or says nothing for minutes."""
+        """Read the next output; false when the program has ended, or prints nothing for minutes."""
         if not select.select([self.terminal], [], [], WAIT_SECONDS)[0]:
             return False
         try:

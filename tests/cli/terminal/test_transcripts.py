@@ -24,7 +24,7 @@ turns = st.lists(st.lists(st.integers(0, SIZE - 2), max_size=10), max_size=6).fi
 
 @given(turns=turns)
 def test_what_is_saved_is_loaded_to_the_id(tmp_path_factory: pytest.TempPathFactory, turns: list[list[int]]) -> None:
-    """Ids are kept beside the text: a reply that was cut inside a character has no text that gives them back."""
+    """Ids are saved with the text, as the text of a reply that ends within a character does not encode to its ids."""
     path = tmp_path_factory.mktemp("saved") / "talk.json"
     transcripts.save(str(path), History(SIZE - 1, turns).turns, TOKENIZER)
     transcripts.save(str(path), History(SIZE - 1, turns).turns, TOKENIZER)  # over itself

@@ -248,7 +248,7 @@ def filled(threads: int, seed: int = 0, kinds: tuple[Callable[[World], None], ..
 
 
 def pack(lines: list[bytes], path: Path) -> Path:
-    """Write lines as the suffix says, zstandard in two frames."""
+    """Write lines in the format of the suffix; zstandard in two frames."""
     data = b"\n".join([*lines, b""])
     if path.suffix == ".zst":
         half = len(data) // 3

@@ -118,7 +118,7 @@ def small_segments(job: Job) -> None:
 
 
 def kill_and_resume(job: Job, kills: int) -> None:
-    """Run in forked children until so many were killed at work, at random moments; a run that ends is begun anew."""
+    """Run in forked children, killing them at random moments, a number of times; a run that completes is restarted."""
     moments = random.Random(1)
     while kills:
         if (job.out / "report.json").exists():
@@ -274,7 +274,8 @@ def test_a_full_disk_is_a_sentence_and_the_run_goes_on_after_it(
             resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
             run(job)
         except DialogueError as error:
-            status = 7 if "repeat the command, which goes on where it stopped" in str(error) else 8
+            advice = "when that is mended, repeat the command, which goes on where it stopped"
+            status = 7 if str(error).startswith(str(job.out)) and str(error).endswith(advice) else 8
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 7

@@ -1,4 +1,4 @@
-"""The spelling of the training data, judged by NLTK's tokenizer run over whole texts."""
+"""The normalization of the training data, compared with NLTK's tokenizer on whole texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines of files to dialogues: each is a dialogue or a reason, and a number is a weight only where that is said."""
+"""Lines of files to dialogues: each yields a dialogue or a reason, and numbers are weights only on request."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_reversed_dialogues_keep_the_weight_of_each_step() -> None:
 
 
 def test_a_reversed_dialogue_that_would_teach_nothing_is_reported() -> None:
-    """With --loss-on all, forwards, the first turn is learned; backwards no weight was left, and nothing said so."""
+    """With --loss-on all the first turn is a target; with --reverse no target was left, without a message."""
     line = '{"turns": ["a", "b"], "weights": [1, 0]}'
     read(JSONL, line, Format(window=64, fewest_turns=1, reading=Reading(min_turns=1)))
     with pytest.raises(DialogueError, match="every weight is 0"):

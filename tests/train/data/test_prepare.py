@@ -144,7 +144,7 @@ def test_damaged_or_foreign_token_files_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_turn_that_fills_the_window_is_said_to_lose_its_first_token(tmp_path: Path) -> None:
-    """Nothing is before that token, so that it is not learned; nobody was told, and --check showed it as learned."""
+    """That token has no context and is no target; no message said so, and --check showed it as a target."""
     tokenizer = Tokenizer(VOCABULARY)
     text = "x y" * 40
     window = len(tokenizer.encode(text)) + 1
@@ -154,21 +154,21 @@ def test_a_turn_that_fills_the_window_is_said_to_lose_its_first_token(tmp_path: 
         data = prepare([path], tmp_path / str(size), VOCABULARY, form)
         told = (tmp_path / str(size) / "problems.txt").read_text()
         assert ("fills the model's window; its first token has no context and is no target" in told) is (size == window)
-        (line,) = preview(path, VOCABULARY, form, learn_first=False, most=1)
-        batches = Batches(data, window=size, batch_tokens=size, learn_first=False, seed=0)
+        (line,) = preview(path, VOCABULARY, form, first_is_target=False, most=1)
+        batches = Batches(data, window=size, batch_tokens=size, first_is_target=False, seed=0)
         assert sum(map(sum, (turn.learned for turn in line.turns))) == batches[0].learned == learned
 
 
 def test_preview_shows_the_first_turns_of_a_long_dialogue(tmp_path: Path) -> None:
     """A line of 4 MiB holds 800,000 turns, and took minutes."""
     path = write(tmp_path / "a.jsonl", {"turns": ["hi"] * (module.SHOWN_TURNS + 7)})
-    (line,) = preview(path, VOCABULARY, FORM, learn_first=False, most=5)
+    (line,) = preview(path, VOCABULARY, FORM, first_is_target=False, most=5)
     assert (len(line.turns), line.more_turns) == (module.SHOWN_TURNS, 7)
 
 
 def test_preview_shows_what_is_learned(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"turns": ["hi", "b", "c"], "weights": [1, 0, 2]}, "{")
-    (first, second) = preview(path, VOCABULARY, FORM, learn_first=False, most=5)
+    (first, second) = preview(path, VOCABULARY, FORM, first_is_target=False, most=5)
     eos = VOCABULARY.eos_id
     assert [turn.ids[-1] for turn in first.turns] == [eos] * 3
     assert [turn.learned for turn in first.turns] == [[False] * len(first.turns[0].ids), [False] * 2, [True] * 2]
