@@ -204,7 +204,7 @@ def test_commands_rerank(published: Path, reverse: Path, ranker: Path, capsys: p
         (["--rerank", "updown=tiny,updown=tiny"], 1, "'updown' is named twice"),
         (["--rerank", "human_vs_rand*0=tiny"], 1, "must have a sum above 0"),
         (["--rerank", "updown=tiny"], 1, "has another vocabulary than the model that it is to help"),
-        (["--rerank", "mmi", "--reverse-model", "tiny"], 1, "has another vocabulary"),
+        (["--rerank", "mmi", "--reverse-model", "tiny"], 1, "tiny is a forward model"),
         (
             ["--rerank", "mmi", "--reverse-model", "tiny", "--greedy"],
             2,
@@ -217,6 +217,12 @@ def test_what_cannot_be_reranked_is_a_sentence(
 ) -> None:
     assert main(["reply", "--model", str(published), "Hi!", *flags]) == status
     assert sentence in capsys.readouterr().err
+
+
+def test_a_reverse_model_of_another_vocabulary_is_refused(published: Path, tmp_path: Path) -> None:
+    write_published(tmp_path, merges=100)
+    with pytest.raises(DialogueError, match="has another vocabulary than the model that it is to help"):
+        MMI.load(tmp_path, Tokenizer.load(published))
 
 
 def test_a_head_that_is_none_is_refused(published: Path) -> None:

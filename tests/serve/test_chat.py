@@ -138,7 +138,7 @@ def test_settings_arrive(served: Served) -> None:
 
 def test_the_best_of_several_candidates(served: Served) -> None:
     """Those of `dialogpt reply --rerank`; a network is a poor scorer of its own replies, but suffices here."""
-    judge = MMI.load("tiny", served.engine.tokenizer)
+    judge = MMI(served.engine.model, served.engine.tokenizer.eos_id)
     chat = Chat.load("tiny", dtype="float64", seed=7)
     chat.reranker, chat.num_candidates = judge, 5
     best = [chat.tokenizer.decode(reply.ids) for reply in candidates(chat, ["Hi! How are you?"], 2)]
