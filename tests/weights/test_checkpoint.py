@@ -743,14 +743,39 @@ def test_safetensors_reads_what_we_write(tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("tinny", "tiny"), ("small-bto", "small-bot"), ("microsoft-DialoGPT-small", "microsoft/DialoGPT-small")],
+    [
+        ("tinny", "tiny"),
+        ("./tinny", "tiny"),
+        ("small-bto", "small-bot"),
+        ("microsoft-DialoGPT-small", "microsoft/DialoGPT-small"),
+        ("dialogpt-medium", "microsoft/DialoGPT-medium"),
+        ("microsfot/DialoGPT-small", "microsoft/DialoGPT-small"),
+        ("Microsoft/dialogpt-smal@main", "microsoft/DialoGPT-small"),
+        ("microsoft/dialogpt-small", "microsoft/DialoGPT-small"),
+        ("openai-comunity/gpt2-medium", "openai-community/gpt2-medium"),
+        ("rnus/mine", "runs/mine"),
+        ("runs/mien", "runs/mine"),
+        ("rnus/deep/step-1", "runs/deep/step-1"),
+    ],
 )
 def test_a_slip_is_answered_with_what_was_meant(
     name: str, meant: str, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without the network: a name with an owner was only looked for on the hub, which said that it cannot be reached."""
     monkeypatch.chdir(published.parent)
-    with pytest.raises(CheckpointError, match=rf"there is no folder or file '{name}'; did you mean {meant}\?"):
+    for folder in ("runs/mine", "runs/deep/step-1"):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    with pytest.raises(CheckpointError, match=re.escape(f"(did you mean {meant}?)")) as error:
         open_checkpoint(name)
+    assert str(error.value).startswith(f"there is no folder or file '{name.partition('@')[0]}")
+
+
+@pytest.mark.parametrize("name", ["microsoft/DialoGPT-small", "somebody/something", "x" * 5000, "a/b/c\0", "/"])
+def test_nothing_is_guessed_where_nothing_is_near(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r".+") as error:
+        open_checkpoint(name)
+    assert "did you mean" not in str(error.value)
 
 
 def test_a_slip_in_a_path_is_answered_with_a_path(published: Path) -> None:
