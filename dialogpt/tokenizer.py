@@ -14,11 +14,11 @@ import tiktoken
 from numpy.typing import NDArray
 
 from dialogpt.described import Described
-from dialogpt.errors import DialogueError
 from dialogpt.history import BOT, USER
 from dialogpt.text.merges import Piece, check_order, explained
 from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
 from dialogpt.text.turn_prefix import read_prefix, strip_gap
+from dialogpt.text.valid_text import require_text
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
@@ -79,7 +79,7 @@ class Tokenizer(Described):
         Raises:
             DialogueError: the text holds half a surrogate pair, which no UTF-8 has, or a token without embedding row.
         """
-        _refuse_surrogates(text)
+        require_text(text)
         ids: list[int] = []
         for piece in self._added.split(text):
             ids += [piece] if isinstance(piece, int) else self._encode(piece)
@@ -87,6 +87,7 @@ class Tokenizer(Described):
 
     def encode_turn(self, text: str, role: str) -> list[int]:
         """The ids of what a speaker said, without prefix and end token; errors are those of `encode`."""
+        require_text(text)
         return self.encode(self.turn_prefix.gap(role) + text)
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
@@ -101,7 +102,7 @@ class Tokenizer(Described):
         if one_by_one or any(len(turn) > LONG_GAP for turn in turns):
             whole = [self.whole_turn(turn, (USER, BOT)[place % 2]) for place, turn in enumerate(turns)]
             return np.array([n for turn in whole for n in turn], dtype=np.uint32)
-        _refuse_surrogates(text)
+        require_text(text)
         ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return self._ids_or_end[ranks]
 
@@ -149,15 +150,5 @@ class Tokenizer(Described):
         """
         import regex  # tiktoken installs it
 
-        _refuse_surrogates(text)
+        require_text(text)
         return [explained(match[0], self._ranks, self._ids) for match in regex.finditer(PATTERN, text)]
-
-
-def _refuse_surrogates(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DialogueError(
-            f"character {error.start + 1} (U+{ord(text[error.start]):04X}) is half a surrogate pair: the text was not "
-            f"valid UTF-8; type or convert it again"
-        ) from None

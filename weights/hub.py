@@ -247,8 +247,8 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
     index = next((path for path in fetched if path.name.endswith(".index.json")), None)
     if index is not None:
         shards = shard_names(index)
-        if missing := [shard for shard in shards if shard not in files]:
-            raise CheckpointError(f"{name}: {index.name} names {missing[0]}, which the hub does not have")
+        if absent := [shard for shard in shards if shard not in files]:
+            raise CheckpointError(f"{name}: {index.name} names {absent[0]}, which the hub does not have")
         _require_room(name, repository, str(listing.sha), [files[shard] for shard in shards])
         fetched += [_fetch(name, repository, revision, files[shard]) for shard in shards]
     if {path.parent.name for path in fetched} != {listing.sha}:

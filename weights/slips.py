@@ -1,4 +1,4 @@
-"""The source that a misspelt one may mean: a checkpoint that many use, or what there is on this disk. Asks no network."""
+"""The source that a misspelt one may mean: a checkpoint that many use, or one on this disk; asks no network."""
 
 from __future__ import annotations
 

@@ -761,7 +761,7 @@ def test_safetensors_reads_what_we_write(tmp_path_factory: pytest.TempPathFactor
 def test_a_slip_is_answered_with_what_was_meant(
     name: str, meant: str, published: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the network: a name with an owner was only looked for on the hub, which said that it cannot be reached."""
+    """Without the network: a name with an owner was only looked for on the hub, which could not be reached."""
     monkeypatch.chdir(published.parent)
     for folder in ("runs/mine", "runs/deep/step-1"):
         Path(folder).mkdir(parents=True, exist_ok=True)
