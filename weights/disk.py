@@ -82,6 +82,20 @@ def reason_of(error: Exception) -> str:
     return reason
 
 
+def lock_output(path: Path) -> Callable[[], None]:
+    """Keep others from a file or folder while it is written, by a lock file beside it; returns what releases it.
+
+    Raises:
+        BlockingIOError: another process is writing it; the message is a sentence.
+        OSError: see `lock`.
+    """
+    where = Path(os.path.realpath(path))  # two names of one file are one lock
+    try:
+        return lock(where.with_name(f".{where.name}.lock"))
+    except BlockingIOError:
+        raise BlockingIOError(f"{path} is being written by another run; wait for its end, or name another") from None
+
+
 def lock(path: Path, *, seconds: float = 0) -> Callable[[], None]:
     """Take a lock file, which a process that dies lets go of, whatever killed it.
 
