@@ -97,9 +97,9 @@ class Progress:
             DialogueError: it holds something else.
         """
         own_files.require(values, PROGRESS_SCHEMA, "the progress")
-        best = values["best_loss"]
+        best = values.get("best_loss")
         numbers = {"seconds": float(values["seconds"]), "best_loss": math.inf if best is None else float(best)}
-        return cls(**{field.name: values[field.name] for field in fields(cls)} | numbers)
+        return cls(**{field.name: values.get(field.name) for field in fields(cls)} | numbers)
 
 
 class Trainer:

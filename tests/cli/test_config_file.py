@@ -15,7 +15,7 @@ from dialogpt.cli import config_file
 from dialogpt.cli.main import build_parser, main
 from dialogpt.cli.options import generation_from
 from dialogpt.errors import DialogueError
-from tests.helpers import needs_posix
+from tests.helpers import deadline, needs_posix
 
 NEEDED: dict[str, list[str]] = {
     "reply": ["Hi!"],
@@ -272,7 +272,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path, capsys: pytest
 @needs_posix
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DialogueError, match="is not a plain file"):
+    with deadline(), pytest.raises(DialogueError, match="is not a plain file"):
         config_file.read(tmp_path / "pipe")
 
 
