@@ -85,8 +85,8 @@ turn-prefix = ["<you>", "<me>"]
 port = 8080
 cors = ["https://example.org", "https://example.com"]
 [train]
-learning-rate = 1e-4
-time-limit = "6h"
+lr = 1e-4
+final-lr = 0.1
 [data.reddit]
 memory = "2G"
 """
@@ -180,6 +180,8 @@ class Bench:
             "config": self.config,
             "history": lambda: _write_history(folder / "history" / "history", ["typed"]),
         }
+        for kind in ("talk", "batch", "config", "history"):  # undamaged, they are taken
+            self.readers[kind]()
 
     def records(self) -> None:
         """What is read of a run besides training."""

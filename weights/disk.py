@@ -48,16 +48,21 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
         mode: its permissions, from which the umask is taken.
 
     Raises:
-        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left.
+        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left. Its
+            `filename` is that of the file.
     """
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    sync(temporary)
-    _replace(temporary, path)
-    sync(path.parent)
+    try:
+        temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
+        _replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
 
 
 def _replace(source: Path, path: Path) -> None:
