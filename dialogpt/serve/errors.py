@@ -95,8 +95,11 @@ async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
 
 
 @contextmanager
-def requested() -> Iterator[None]:
+def requested(names: Mapping[str, str] | None = None) -> Iterator[None]:
     """Within it, what a body comes to in another interface is refused as the body itself is.
+
+    Args:
+        names: what the other interface calls fields of OpenAI's.
 
     Raises:
         RequestError: it cannot be answered.
@@ -104,7 +107,9 @@ def requested() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise _not_valid(error.errors()) from None
+        named = names or {}
+        problems = [{**each, "loc": [named.get(str(part), part) for part in each["loc"]]} for each in error.errors()]
+        raise _not_valid(problems) from None
     except DialogueError as error:
         raise as_request_error(error) from None
 

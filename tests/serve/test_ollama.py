@@ -50,6 +50,12 @@ def test_errors_are_sentences(served: Served) -> None:
         ({"messages": HELLO, "tools": [{"type": "function"}]}, "/api/chat", 400, "tools is not implemented"),
         ({"messages": HELLO, "format": "json"}, "/api/chat", 400, "format is not implemented"),
         ({"messages": HELLO, "options": {"temperature": 9}}, "/api/chat", 400, "temperature: Input should be less"),
+        (
+            {"messages": HELLO, "options": {"num_predict": "x"}},
+            "/api/chat",
+            400,
+            "num_predict: Input should be a valid",
+        ),
         ({"messages": HELLO, "options": {"top_k": "x"}}, "/api/chat", 400, "top_k must be"),
         ({"messages": HELLO, "think": True}, "/api/chat", 400, "think is not implemented"),
         ({"messages": [{**HELLO[0], "images": ["x"]}]}, "/api/chat", 400, "images are not implemented"),

@@ -200,7 +200,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         form = OllamaFormat(service.engine.tokenizer, body.model or service.name, chat)
         if body.loads:  # the model is always loaded, and stays so
             return JSONResponse(form.loaded(getattr(body, "keep_alive", None) == 0))
-        with requested():
+        with requested({ours: theirs for theirs, ours in OPTIONS.items()}):
             asked = body.request()
         return await respond(service, asked, request, form, body)
 
