@@ -272,11 +272,12 @@ class Chat:
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
         prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
+        self.caller.streams_here()
         self._current = weakref.ref(stream)
         return stream
 
     def close_stream(self) -> None:
-        """Close the stream of an abandoned reply; a DialogueError if another thread is generating."""
+        """Close the stream of an abandoned reply; a DialogueError if it is another thread's, or generating."""
         self.caller.close(self._current() if self._current is not None else None)
 
     def _require_exchange(self) -> None:
@@ -307,9 +308,11 @@ class Chat:
         """Stream the reply to `turns`; however that ends, the history holds complete exchanges."""
         before, shown = self.history.turns, self._shown
         shown_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
-        start = time.perf_counter()
+        complete, start = False, time.perf_counter()
+        self.caller.streams_here()
 
         def count() -> None:
+            self.caller.streams_here()
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
@@ -333,7 +336,7 @@ class Chat:
                     if shown_ids is None or not decoder.waiting:  # half a character is not kept
                         shown_ids = list(ids)
                     yield text
-            shown_ids = ids
+            shown_ids, complete = ids, True
             if text := decoder.finish():
                 yield text
         except Stopped:
@@ -342,4 +345,4 @@ class Chat:
             if shown_ids is None:
                 self.history.turns, self._shown = before, shown
             else:
-                self.history.turns = [*turns, Turn(shown_ids, BOT)]
+                self.history.turns = [*turns, Turn(shown_ids, BOT, interrupted=not complete)]

@@ -23,11 +23,12 @@ class Turn(list[int]):
 
     Attributes:
         role: `USER`, `BOT`, or another speaker's name.
+        interrupted: whether it is a reply that was stopped before its end.
     """
 
-    def __init__(self, ids: Iterable[int], role: str) -> None:
+    def __init__(self, ids: Iterable[int], role: str, interrupted: bool = False) -> None:
         super().__init__(ids)
-        self.role = role
+        self.role, self.interrupted = role, interrupted
 
 
 def alternating(count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Generator
 from types import TracebackType
@@ -10,6 +11,9 @@ from typing import NoReturn
 from dialogpt.errors import DialogueError
 
 BUSY = "this Chat is answering in another thread; give each thread a Chat of its own, as they can share one network"
+GENERATING = (
+    "this Chat is generating, and a callback cannot change it; return true from `stop`, and go on after the stream"
+)
 
 
 class OneCaller:
@@ -17,6 +21,7 @@ class OneCaller:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._streaming = threading.current_thread()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -26,19 +31,27 @@ class OneCaller:
     ) -> None:
         self._lock.release()
 
+    def streams_here(self) -> None:
+        """Note that this thread reads the stream of a reply."""
+        self._streaming = threading.current_thread()
+
     def close(self, stream: Generator[str, None, None] | None) -> None:
         """Close the stream of an abandoned reply.
 
         Raises:
-            DialogueError: another thread is generating.
+            DialogueError: another thread is generating, or has not read its stream to the end; or this one is, and
+                calls from within.
         """
         if not self._lock.acquire(blocking=False):
             raise DialogueError(BUSY)
+        own = self._streaming is threading.current_thread()
         try:
             if stream is not None:
+                if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not own and self._streaming.is_alive():
+                    raise DialogueError(BUSY)
                 stream.close()
-        except ValueError:  # it is executing
-            raise DialogueError(BUSY) from None
+        except ValueError as error:  # it is executing
+            raise (error if isinstance(error, DialogueError) else DialogueError(GENERATING if own else BUSY)) from None
         finally:
             self._lock.release()
 

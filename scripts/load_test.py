@@ -7,7 +7,8 @@ Every client holds a conversation of its own, streams each reply, and begins ane
 talks alone for a quarter of the time: what serving them one after the other would give. Beside them, --idle connections
 send nothing, --slow ones send a body byte by byte, and --unread ones ask for a long stream and read none of it; each is
 opened again when the server closes it. An hour of mixed load is `--seconds 3600 --vanish 0.1 --idle 500 --slow 20
---unread 8`. The last line is JSON.
+--unread 8`. The table has twelve parts of the time: what keeps
+growing after the prefix cache is full (512 MB) leaks. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,7 +36,25 @@ from scripts.benchmark import require_proc
 
 ROOT = Path(__file__).parents[1]
 SAYINGS = ("Hi! How are you?", "What did you do today?", "I like music.", "Where do you live?", "Why?", "That is nice.")
+PARTS = 12  # of the time, each a row of the table
 NEW_TOKENS = 24  # at least so many, so that replies are of like length
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the server holds at a moment.
+
+    Attributes:
+        time: of `time.monotonic`.
+        memory: bytes.
+        descriptors: open files and connections.
+        errors: how many the clients have seen so far.
+    """
+
+    time: float
+    memory: int
+    descriptors: int
+    errors: int
 
 
 @dataclass
@@ -44,22 +63,20 @@ class Tally:
 
     Attributes:
         tokens: how many were said.
-        first: seconds until each first token.
+        first: when each first token came, and how many seconds it took.
         gaps: seconds between two tokens of a stream.
         errors: what went wrong, in words.
         conversations: how many were begun.
-        memory: bytes of the server, every second.
-        descriptors: open files and connections of the server, every second.
+        samples: every second, what the server holds.
         closed: how many of the connections that stand still the server has closed.
     """
 
     tokens: int = 0
     conversations: int = 0
-    first: list[float] = field(default_factory=list)
+    first: list[tuple[float, float]] = field(default_factory=list)
     gaps: list[float] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-    descriptors: list[int] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
     closed: int = 0
 
 
@@ -85,18 +102,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish, still))
         time.sleep(1)
         left = httpx.get(f"{url}/health").json()["running"]
-    memory = [value >> 20 for value in _over_time(together.memory)]
-    descriptors = _over_time(together.descriptors)
+    seconds = [waited for _, waited in together.first]
+    rows = _over_time(together)
     speed, speed_alone = together.tokens / options.seconds, alone.tokens / (options.seconds / 4)
-    print(f"one client: {speed_alone:.0f} tokens/s, first token after {statistics.median(alone.first):.3f} s")
+    first_alone = statistics.median(waited for _, waited in alone.first)
+    print(f"one client: {speed_alone:.0f} tokens/s, first token after {first_alone:.3f} s")
     print(
         f"{options.clients} clients: {speed:.0f} tokens/s, {speed / speed_alone:.2f} x; first token after "
-        f"{statistics.median(together.first):.3f} s, at most {max(together.first):.2f}; between tokens at most "
+        f"{statistics.median(seconds):.3f} s, at most {max(seconds):.2f}; between tokens at most "
         f"{max(together.gaps):.2f} s; {len(together.first)} replies of {together.conversations} conversations, "
         f"{len(together.errors)} errors, {left} places left behind"
     )
-    print(f"memory of the server after 10, 20, 40, 60, 80, 100 % of the time: {', '.join(map(str, memory))} MiB")
-    print(f"its descriptors: {', '.join(map(str, descriptors))}; still connections that it closed: {together.closed}")
+    print("| until s | replies | first token, median s | 95 % s | at most s | memory MiB | descriptors | errors |")
+    print("| --- " * 8 + "|")
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+    print(f"still connections that the server closed: {together.closed}")
     for error in together.errors[:5]:
         print(error)
     result = {
@@ -108,8 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "alone_tokens_per_s": round(speed_alone),
         "longest_gap_s": round(max(together.gaps), 2),
         "conversations": together.conversations,
-        "memory_mib": memory,
-        "descriptors": descriptors,
+        "first_token_s": round(statistics.median(seconds), 3),
+        "longest_first_token_s": round(max(seconds), 2),
+        "over_time": rows,
         "closed": together.closed,
         "errors": len(together.errors),
         "left": left,
@@ -140,9 +162,27 @@ def _content(log: IO[str]) -> str:
     return log.read()
 
 
-def _over_time(values: Sequence[int]) -> list[int]:
-    """Return the values after 10, 20, 40, 60, 80 and 100 % of the time."""
-    return [values[(len(values) - 1) * part // 10] for part in (1, 2, 4, 6, 8, 10)]
+def _over_time(tally: Tally) -> list[dict[str, float | None]]:
+    """Return a row for each part of the time: latency within it, and what the server holds at its end."""
+    rows, samples = [], tally.samples
+    start, errors = samples[0].time, 0
+    for part in range(1, PARTS + 1):
+        last = samples[(len(samples) - 1) * part // PARTS]
+        waited = sorted(seconds for came, seconds in tally.first if start <= came < last.time)
+        rows.append(
+            {
+                "until_s": round(last.time - samples[0].time),
+                "replies": len(waited),
+                "median_s": round(statistics.median(waited), 3) if waited else None,
+                "p95_s": round(waited[len(waited) * 95 // 100], 3) if waited else None,
+                "most_s": round(waited[-1], 2) if waited else None,
+                "memory_mib": last.memory >> 20,
+                "descriptors": last.descriptors,
+                "errors": last.errors - errors,
+            }
+        )
+        start, errors = last.time, last.errors
+    return rows
 
 
 async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float, still: Mapping[str, int]) -> Tally:
@@ -150,8 +190,8 @@ async def _talk(url: str, pid: int, clients: int, seconds: float, vanish: float,
 
     async def watch() -> None:
         while time.monotonic() < end:
-            tally.memory.append(_memory(pid))
-            tally.descriptors.append(len(list(Path(f"/proc/{pid}/fd").iterdir())))
+            descriptors = len(list(Path(f"/proc/{pid}/fd").iterdir()))
+            tally.samples.append(Sample(time.monotonic(), _memory(pid), descriptors, len(tally.errors)))
             await asyncio.sleep(1)
 
     limits = httpx.Limits(max_connections=clients * 2)
@@ -252,7 +292,7 @@ async def _reply(
                 continue
             now = time.monotonic()
             if last is None:
-                tally.first.append(now - start)
+                tally.first.append((now, now - start))
             else:
                 tally.gaps.append(now - last)
             said, last = said + 1, now

@@ -7,6 +7,7 @@ Every parameter is random, norms and biases too: with transformers' fresh weight
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -128,6 +129,22 @@ def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
             yield process
         finally:
             process.kill()
+
+
+@contextmanager
+def deadline(seconds: int = 30) -> Iterator[None]:
+    """Fail a test that waits for ever, such as for a pipe's other end, rather than wait with it (POSIX)."""
+
+    def fail(*_: object) -> None:
+        pytest.fail(f"this took more than {seconds} s; what is it waiting for?")  # no Exception, so none catches it
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def environment(**changes: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Damage files of our own, a little each time, and see each end in a sentence: `python -m tests.mutations 20000`."""
+"""Damage files of our own; each must end in a sentence: `python -m tests.mutations 20000 [SEED]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from typing import Any
 from dialogpt import Chat
 from dialogpt.cli.batch import _Earlier, _lines_of_json
 from dialogpt.cli.commands.info import _run_rows
+from dialogpt.cli.main import build_parser
+from dialogpt.cli.options import generation_from
 from dialogpt.cli.terminal import transcripts
+from dialogpt.cli.terminal.conversations import Conversations
+from dialogpt.cli.terminal.keyboard import _write_history
 from dialogpt.errors import DialogueError
 from dialogpt.history import BOT, USER, Turn
 from dialogpt.train.data.dialogues import Format
@@ -27,6 +31,7 @@ from dialogpt.train.run_folder import Run
 from tests.helpers import small_vocabulary
 from tests.train.runs import a_request, after, train, write_dialogues
 
+MAX_SECONDS, MAX_BYTES = 2.0, 200 << 20
 RAW = {  # of a value that is put in place of another
     "1e999": "1e999",
     "NaN": "NaN",
@@ -55,6 +60,38 @@ VALUES: tuple[Any, ...] = (
 )
 
 
+TOML_VALUES = (
+    *("0", "-1", "1", "9" * 400, "9" * 5000, "1e300", "1e999", "0.5", "nan", "-inf", "0x10", "true", "false"),
+    *('"x"', '""', '"\\u0000"', '"\\ud800"', f'"{"x" * 100_000}"', '"a\\nb"', "2020-01-01", "10:00:00"),
+    *("[]", "['x']", "[[1]]", "[1, 'x']", "{}", "{x = 1}", "[" * 5000 + "]" * 5000, "[" * 50 + "]" * 50),
+    *('"[[[3], 2.5]]"', '"[[3]]"', '"none"', '"~/x"', '"~nobody/x"', '"inf"', '"nan"', f'"{"[" * 5000}"'),
+)
+CONFIG = """\
+model = "tiny"
+seed = 3
+[chat]
+temperature = 0.6
+top-p = 0.8
+greedy = false
+stop-strings = "end"
+bad-words-ids = "[[3], [17, 4]]"
+sequence-bias = "[[[3], 2.5]]"
+suppress-tokens = "3,17"
+max-new-tokens = 20
+history-tokens = 100
+min-p = 0.1
+turn-prefix = ["<you>", "<me>"]
+[serve]
+port = 8080
+cors = ["https://example.org", "https://example.com"]
+[train]
+lr = 1e-4
+final-lr = 0.1
+[data.reddit]
+memory = "2G"
+"""
+
+
 def mutated(data: bytes, dice: random.Random) -> bytes:
     """A file with one thing wrong: a value of its JSON, or its bytes."""
     if data[:1] == b"{" and dice.random() < 0.7:
@@ -63,6 +100,11 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
         with suppress(ValueError):
             lines[which] = _other_value(json.loads(lines[which]), dice)
             return b"".join(lines)
+    if b" = " in data and dice.random() < 0.7:
+        lines = data.splitlines(keepends=True)
+        which = dice.choice([number for number, line in enumerate(lines) if b" = " in line])
+        lines[which] = lines[which].split(b" = ")[0] + f" = {dice.choice(TOML_VALUES)}\n".encode()
+        return b"".join(lines)
     changed = bytearray(data)
     place = dice.randrange(len(data) + 1)
     kind = dice.randrange(5)
@@ -125,13 +167,21 @@ class Bench:
         (folder / "batch").mkdir()
         lines = [{"turns": ["hi", str(n)], "replies": [{"text": "yes", "ids": [1, 2]}]} for n in range(4)]
         (folder / "batch" / "out").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        (folder / "config").mkdir()
+        (folder / "config" / "config.toml").write_text(CONFIG)
+        (folder / "history").mkdir()
+        (folder / "history" / "history").write_text("".join(f"line {n} é\n" for n in range(20)), encoding="utf-8")
         self.readers: dict[str, Callable[[], object]] = {
             "run": lambda: train(folder / "run", None, stop=after(1)),
             "records": self.records,
             "prepared": lambda: TokenFiles(folder / "prepared").check(self.vocabulary, self.form),
             "talk": self.talk,
             "batch": self.batch,
+            "config": self.config,
+            "history": lambda: _write_history(folder / "history" / "history", ["typed"]),
         }
+        for kind in ("talk", "batch", "config", "history"):  # undamaged, they are taken
+            self.readers[kind]()
 
     def records(self) -> None:
         """What is read of a run besides training."""
@@ -147,6 +197,19 @@ class Bench:
         transcripts.load_persona(path)
         with suppress(OSError, ValueError):
             transcripts.texts(Path(path))
+        kept = Conversations(self.folder / "talk")
+        if kept.listed():
+            kept.bring_back(self.chat, 1)
+            kept.keep(self.chat)
+        kept.close()
+
+    def config(self) -> None:
+        """What is read of a config file, by a command that has most of its flags."""
+        for command in ("chat", "serve", "train"):
+            parser = build_parser()  # what a file sets are the defaults of its parser
+            options = parser.parse_args([command, "--config", str(self.folder / "config" / "config.toml")])
+            if command == "chat":
+                generation_from(options)
 
     def batch(self) -> None:
         """What is read of a batch: a damaged output goes on, a damaged input is answered by sentences."""
@@ -173,7 +236,7 @@ class Bench:
         pristine = self.folder.with_name(f"{self.folder.name}-whole")
         shutil.copytree(self.folder, pristine)
         for _ in range(count):
-            kind = dice.choices([*self.readers], [1, 4, 5, 5, 5])[0]
+            kind = dice.choices([*self.readers], [1, 4, 5, 5, 5, 4, 2])[0]
             path = dice.choice(self.files(kind))
             path.write_bytes(mutated(path.read_bytes(), dice))
             before, start = _peak_after_reset(), time.perf_counter()
@@ -181,7 +244,7 @@ class Bench:
             try:
                 with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
                     self.readers[kind]()
-            except DialogueError:
+            except (DialogueError, SystemExit):  # argparse has written the sentence
                 outcome = "sentence"
             except Exception as error:
                 outcome = f"{path.relative_to(self.folder)}: {type(error).__name__}: {str(error)[:200]}"
@@ -211,7 +274,11 @@ def main(argv: list[str]) -> int:
     counts, slowest, most = Counter[str](), 0.0, 0
     failures: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for number, (kind, outcome, seconds, nbytes) in enumerate(Bench(Path(folder) / "b").damage(int(argv[0]), 1)):
+        seed = int(argv[1]) if len(argv) > 1 else 1
+        found = Bench(Path(folder) / "b").damage(int(argv[0]), seed)
+        for number, (kind, outcome, seconds, nbytes) in enumerate(found):
+            if outcome in ("taken", "sentence") and (seconds > MAX_SECONDS or nbytes > MAX_BYTES):
+                outcome = f"{kind} took {seconds:.2f} s and {nbytes >> 20} MB"
             ends = outcome in ("taken", "sentence")
             counts[f"{kind}: {outcome if ends else 'TRACEBACK'}"] += 1
             slowest, most = max(slowest, seconds), max(most, nbytes)

@@ -135,6 +135,46 @@ def test_a_stream_of_another_thread_is_refused_with_a_sentence(chat: Chat) -> No
     assert chat.reply("And now?") is not None
 
 
+def test_an_unread_stream_is_not_ended_by_another_thread(chat: Chat) -> None:
+    """Its reader got the first half of a reply, and no word of why; a thread that has ended reads no more."""
+    stream = chat.stream("Hi!")
+    first = next(stream)
+    with ThreadPoolExecutor(1) as pool:
+        for call in (lambda: chat.reply("And me?"), chat.undo, chat.reset):
+            with pytest.raises(DialogueError, match="answering in another thread; give each thread a Chat"):
+                pool.submit(call).result()
+    assert first + "".join(stream) == chat.texts()[-1]
+    with ThreadPoolExecutor(1) as pool:
+        left = pool.submit(lambda: [stream := chat.stream("Bye!"), next(stream)][0]).result()
+    chat.reply("Hello?")  # the reader's thread is gone
+    assert list(left) == []
+
+
+def test_a_callback_that_changes_the_conversation_is_told_so(chat: Chat) -> None:
+    """It was told of another thread."""
+    told: list[str] = []
+
+    def stop() -> bool:
+        for call in (chat.undo, chat.reset, lambda: chat.reply("x")):
+            with pytest.raises(DialogueError) as error:
+                call()
+            told.append(str(error.value))
+        return True
+
+    "".join(chat.stream("Hi!", stop=stop))
+    assert len(told) == 3
+    assert all("this Chat is generating, and a callback cannot change it" in sentence for sentence in told)
+
+
+@pytest.mark.parametrize("text", [3, None, b"Hi!", ["Hi!"]])
+def test_a_turn_that_is_no_text_is_a_sentence(chat: Chat, text: object) -> None:
+    """It was "'int' object has no attribute 'encode'"."""
+    for call in (chat.reply, chat.stream, chat.stream_edit, chat.tokenizer.encode):
+        with pytest.raises(TypeError, match=r"a turn is a text \(str\), got .*; decode bytes"):
+            call(text)  # type: ignore[operator]
+    assert chat.history.turns == []
+
+
 def test_a_reply_in_another_thread_refuses_all_but_replies(chat: Chat) -> None:
     with chat.caller:
         refused: list[Exception] = []

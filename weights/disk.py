@@ -48,16 +48,21 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
         mode: its permissions, from which the umask is taken.
 
     Raises:
-        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left.
+        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left. Its
+            `filename` is that of the file.
     """
     temporary = path.with_name(f".{path.name}.partial")
-    temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-    sync(temporary)
-    _replace(temporary, path)
-    sync(path.parent)
+    try:
+        temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
+        _replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        error.filename = os.fspath(path)
+        raise
 
 
 def _replace(source: Path, path: Path) -> None:
@@ -80,6 +85,20 @@ def reason_of(error: Exception) -> str:
     if getattr(error, "winerror", None) in (5, 32, 33, 1224):  # access denied, sharing, locked, mapped
         reason += "; if another program, such as a chat, is using it, end that and try again"
     return reason
+
+
+def lock_output(path: Path) -> Callable[[], None]:
+    """Keep others from a file or folder while it is written, by a lock file beside it; returns what releases it.
+
+    Raises:
+        BlockingIOError: another process is writing it; the message is a sentence.
+        OSError: see `lock`.
+    """
+    where = Path(os.path.realpath(path))  # two names of one file are one lock
+    try:
+        return lock(where.with_name(f".{where.name}.lock"))
+    except BlockingIOError:
+        raise BlockingIOError(f"{path} is being written by another run; wait for its end, or name another") from None
 
 
 def lock(path: Path, *, seconds: float = 0) -> Callable[[], None]:

@@ -34,6 +34,7 @@ from dialogpt.weights.convert import write_ours
 from dialogpt.weights.disk import lock, reason_of
 from dialogpt.weights.folders import WEIGHT_FILES, no_weights, shard_names, weights_among
 from dialogpt.weights.formats import CheckpointError, Progress, read_json, sha256_of
+from dialogpt.weights.slips import missing
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -217,7 +218,7 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
                 f"huggingface_hub is damaged ({error}); install it again: {install_hint('hub')}"
             ) from None
         raise CheckpointError(
-            f"there is no folder or file {repository!r}, and to fetch it from the Hugging Face hub takes "
+            f"{missing(repository)}, and to fetch it from the Hugging Face hub takes "
             f"huggingface_hub: {install_hint('hub')}. Or {_BY_HAND}"
         ) from None
     name = repository if revision == "main" else f"{repository}@{revision}"
@@ -232,11 +233,11 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
         ) from None
     except errors.RepositoryNotFoundError:
         raise CheckpointError(
-            f"there is no folder or file {repository!r}, and no such checkpoint on the hub; check the name or, if it "
+            f"{missing(repository)}, and no such checkpoint on the hub; check the name or, if it "
             f"is private, log in with: hf auth login"
         ) from None
     except errors.HFValidationError:
-        raise CheckpointError(f"there is no folder or file {name!r}, and it is no name on the hub; check it") from None
+        raise CheckpointError(f"{missing(name)}, and it is no name on the hub; check it") from None
     except Exception as error:  # no network, or the hub's own trouble: each version has other types for it
         return _already_downloaded(name, repository, revision, error), False
     files = {file.rfilename: file for file in listing.siblings or ()}
@@ -246,8 +247,8 @@ def download(repository: str, revision: str) -> tuple[Path, bool]:
     index = next((path for path in fetched if path.name.endswith(".index.json")), None)
     if index is not None:
         shards = shard_names(index)
-        if missing := [shard for shard in shards if shard not in files]:
-            raise CheckpointError(f"{name}: {index.name} names {missing[0]}, which the hub does not have")
+        if absent := [shard for shard in shards if shard not in files]:
+            raise CheckpointError(f"{name}: {index.name} names {absent[0]}, which the hub does not have")
         _require_room(name, repository, str(listing.sha), [files[shard] for shard in shards])
         fetched += [_fetch(name, repository, revision, files[shard]) for shard in shards]
     if {path.parent.name for path in fetched} != {listing.sha}:
@@ -269,7 +270,7 @@ def _already_downloaded(name: str, repository: str, revision: str, error: Except
         if constants.HF_HUB_OFFLINE:
             failed, advice = "the hub is not asked, as HF_HUB_OFFLINE is set", "Unset it"
         raise CheckpointError(
-            f"there is no folder or file {name!r}, {failed}, and {held} of it is cached. {advice}, or {_BY_HAND}"
+            f"{missing(name)}, {failed}, and {held} of it is cached. {advice}, or {_BY_HAND}"
         ) from None
     return folder
 

@@ -11,13 +11,11 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from dialogpt.errors import did_you_mean
 from dialogpt.model import GPT2
 from dialogpt.weights import hub
 from dialogpt.weights.adapters import merge_adapter
@@ -28,10 +26,9 @@ from dialogpt.weights.folders import WEIGHT_SUFFIXES, best_of_run, foreign_file,
 from dialogpt.weights.formats import DTYPES, CheckpointError, Progress, container
 from dialogpt.weights.llama_cpp import write_gguf
 from dialogpt.weights.load import build_network, device_of, read_ranking_head, require_dtype
+from dialogpt.weights.slips import missing
 
 TINY = Path(__file__).parent / "tiny"
-KNOWN = ("tiny", *(f"microsoft/DialoGPT-{size}" for size in ("small", "medium", "large")))  # to guess slips
-MAX_BESIDE = 1000  # names of a folder that are looked at
 _HUB_URL = re.compile(r"https?://[\w.-]+/(\w[\w.-]*/\w[\w.-]*)", re.ASCII)
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(@\w[\w./-]*)?", re.ASCII)
 Source = str | os.PathLike[str] | Checkpoint
@@ -121,23 +118,13 @@ def _find(source: str | os.PathLike[str]) -> Path | None:
     if _HUB_NAME.fullmatch(name):  # more likely a slip than a repository of somebody who is called like the folder
         there = ", ".join(sorted(file.name for file in path.parent.iterdir())[:6]) or "nothing"
         raise CheckpointError(
-            f"there is no {path.name!r} in the folder {path.parent}, which has {there}; check the name (for the hub's "
-            f"checkpoint of that name, {name}@main)"
+            f"{missing(name)}; the folder {path.parent} has {there}; check the name (for the hub's checkpoint of that "
+            f"name, {name}@main)"
         )
-    meant = did_you_mean(name, (*KNOWN, *_beside(path)))
     raise CheckpointError(
-        f"there is no folder or file {name!r}{meant}{' Else' if meant else ':'} check the path, or name a checkpoint "
-        f"on the Hugging Face hub as "
-        f"owner/name or owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
+        f"{missing(name)}; check the path, or name a checkpoint on the Hugging Face hub as owner/name or "
+        f"owner/name@revision (microsoft/DialoGPT-small, openai-community/gpt2)"
     )
-
-
-def _beside(path: Path) -> list[str]:
-    """What there is in the folder of a path, as it would be typed."""
-    try:
-        return [str(path.with_name(other.name)) for other in islice(path.parent.iterdir(), MAX_BESIDE)]
-    except (OSError, ValueError):
-        return []
 
 
 def load(

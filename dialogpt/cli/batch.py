@@ -41,7 +41,7 @@ from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.files import json_input
 from dialogpt.generation import Reply
-from dialogpt.weights.disk import lock, reason_of
+from dialogpt.weights.disk import lock_output, reason_of
 
 SHOWN = 5  # problems of an input of another kind
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds sample other replies
@@ -330,11 +330,8 @@ def _held(path: Path) -> Callable[[], None]:
     Raises:
         DialogueError: another run has it, or it cannot be locked.
     """
-    where = Path(os.path.realpath(path))  # two names of one file are one lock; links in a circle are found on opening
     try:
-        return lock(where.with_name(f".{where.name}.lock"))
-    except BlockingIOError:
-        raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
+        return lock_output(path)  # links in a circle are found on opening
     except OSError as error:
         raise DialogueError(str(error)) from None
 

@@ -11,6 +11,7 @@ This file finds and reads it, and checks the names. What a value means is the fl
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import sys
@@ -33,7 +34,16 @@ class WrongType(ValueError):
     """A value of a type that the flag does not take."""
 
     def __init__(self, expected: str, found: Any) -> None:
-        super().__init__(f"expected {expected}, got {shortened(found)}")
+        super().__init__(f"expected {expected}, got {_described(found)}")
+
+
+def _described(value: Any) -> str:
+    """Return a value as the file has it."""
+    if isinstance(value, (dict, list)):
+        return "a table" if isinstance(value, dict) else f"a list of {len(value)}"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.isoformat() if hasattr(value, "isoformat") else shortened(value)
 
 
 def find(named: str | None) -> Path | None:
@@ -111,6 +121,9 @@ def check_names(content: Mapping[str, Any], flags: Mapping[str, Collection[str]]
         for key, value in table.items():
             if key in below and isinstance(value, dict):
                 check(value, (*words, key))
+            elif key in known and isinstance(value, dict):
+                where = f"[{'.'.join(words)}] {key}" if words else key
+                raise problem(path, where, f"expected a value of the flag --{key}, got a table")
             elif key not in known or isinstance(value, dict):
                 part = f"[{'.'.join(words)}] has" if words else "has"
                 what = f"table [{'.'.join((*words, key))}]" if isinstance(value, dict) else f"key {key!r}"
@@ -137,11 +150,14 @@ def word_of(value: Any, is_text: bool) -> str:
         WrongType: nobody could type it.
     """
     if isinstance(value, str):
+        if "\0" in value:
+            raise WrongType("a text without zero bytes", value)
         return os.path.expanduser(value) if value.startswith("~/") else value  # noqa: PTH111 - keeps ./ and // as they are
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise WrongType("a text or a number", value)
     if is_text:
         raise WrongType("a text, in quotes", value)
+    endless = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or endless:
+        raise WrongType("a text or a number", value)
     return repr(value)
 
 

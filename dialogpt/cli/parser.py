@@ -178,7 +178,7 @@ class CommandParser(argparse.ArgumentParser):
                 return action.default
             action(self, scratch, [], f"--{key}" if value else others[0])
             return getattr(scratch, action.dest)
-        is_text = action.type in (None, Path)
+        is_text = action.type in (None, Path, str.lower)
         if isinstance(action, argparse._AppendAction):
             for each in value if isinstance(value, list) else [value]:
                 action(self, scratch, self._get_values(action, [config_file.word_of(each, is_text)]), f"--{key}")

@@ -87,7 +87,7 @@ def import_dialogues(
         done += count
         on_progress(min(done, total), total)
 
-    with _new_files(out, listed, *([held_out] if split else [])) as files:
+    with new_files(out, listed, *([held_out] if split else [])) as files:
         write, problems = files[0].write, _Problems(files[1], found.problems, first)
         hold_out = files[2].write if split else write
         for path, kind in zip(sources, kinds, strict=True):
@@ -160,15 +160,22 @@ def _require_new(*paths: Path) -> None:
 
 
 @contextmanager
-def _new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
+def new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
     """Files that take their names when all of them are complete, and are gone where something went wrong.
 
     Raises:
-        DialogueError: one cannot be written.
+        DialogueError: one exists, cannot be written, or the first is being written by another process.
     """
+    from dialogpt.weights.disk import lock_output  # imports torch
+
+    try:
+        release = lock_output(paths[0])
+    except OSError as error:
+        raise DialogueError(str(error)) from None
     temporary = [path.with_name(f".{path.name}.partial-{os.getpid()}") for path in paths]
     files: list[BinaryIO] = []
     try:
+        _require_new(*paths)
         try:
             files += [path.open("xb", buffering=WRITTEN_AT_ONCE) for path in temporary]
             yield files
@@ -186,3 +193,4 @@ def _new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
             file.close()
         for path in temporary:
             path.unlink(missing_ok=True)
+        release()

@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DialogueError
-from dialogpt.weights.disk import lock, reason_of
+from dialogpt.weights.disk import lock_output, reason_of
 
 Item = TypeVar("Item")
 Line = dict[str, Any]
@@ -69,10 +69,10 @@ def _opened(path: Path, files: ExitStack) -> IO[bytes]:
     """Open the file for this run alone."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        files.callback(lock(path.with_name(f".{path.name}.lock")))
+        files.callback(lock_output(path))
         return path.open("r+b" if path.exists() else "w+b")
-    except BlockingIOError:
-        raise DialogueError(f"{path} is being written by another run; wait for it to end") from None
+    except BlockingIOError as error:
+        raise DialogueError(str(error)) from None
     except OSError as error:
         raise DialogueError(f"{path} cannot be written: {reason_of(error)}") from None
 

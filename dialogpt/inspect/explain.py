@@ -59,8 +59,8 @@ def explain(
 def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Inspection:
     """Look inside the last reply of a conversation.
 
-    A chat keeps no note of how a reply ended: one of fewer tokens than the settings allow is taken to have been ended
-    by the network.
+    A chat keeps no note of which token ended a reply: one that was not interrupted, has fewer tokens than the settings
+    allow and no stop string is taken to have been ended by the network.
 
     Raises:
         DialogueError: there is no exchange yet, or the reply no longer fits the settings.
@@ -78,7 +78,7 @@ def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Ins
         turns,
         reply,
         history_tokens=chat.history_tokens,
-        ended=len(reply) < limit,
+        ended=not reply.interrupted and len(reply) < limit and not _stopped_by_text(chat, reply),
         name=name,
         stop=stop,
     )
@@ -109,9 +109,12 @@ def _inspected(
 
 def _ended_by_token(chat: Chat, reply: Reply) -> bool:
     """Whether the end token ended a reply, rather than a stop string or its length."""
+    return reply.finish_reason == "stop" and not _stopped_by_text(chat, reply.ids)
+
+
+def _stopped_by_text(chat: Chat, ids: Sequence[int]) -> bool:
     texts = chat.generation.stop_strings
-    by_text = bool(texts and reply.ids) and StopStrings(texts or (), chat.tokenizer).end(reply.ids)
-    return reply.finish_reason == "stop" and not by_text
+    return bool(texts and ids) and StopStrings(texts or (), chat.tokenizer).end(ids)
 
 
 def _considered(

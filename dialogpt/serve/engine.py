@@ -342,10 +342,12 @@ class Engine:
             closed = list(self._waiting) if expired else []
             gone = {id(task) for task in (*cancelled, *timed_out, *closed)}
             self._waiting = deque(task for task in self._waiting if id(task) not in gone)
-            admitted, free = [], self.max_sequences - len(self._running)
-            while self._waiting and self._waiting[0].plan.num_samples <= free:
-                admitted.append(self._waiting.popleft())
-                free -= admitted[-1].plan.num_samples
+            running = [reply.task.plan.num_samples for reply in self._running.values()]
+            several = sum(number > 1 for number in running)
+            numbers = [task.plan.num_samples for task in self._waiting]
+            chosen = admissible(numbers, len(running) - several, several, self.max_sequences)
+            admitted = [self._waiting[place] for place in chosen]
+            self._waiting = deque(task for place, task in enumerate(self._waiting) if place not in chosen)
         for task in cancelled:
             self._evict(task)
         for task in timed_out:
@@ -470,6 +472,36 @@ class Engine:
         finally:
             with self._condition:
                 self._unbatched.pop(id(task), None)
+
+
+def admissible(waiting: Sequence[int], single: int, several: int, most: int) -> list[int]:
+    """Return which waiting requests begin now, first come, first served among those of one kind.
+
+    Requests for several replies share half of the sequences, so that those for one do not wait for them: with 16 long
+    replies to each of eight requests, nobody else was answered for 41 s. One request alone may take more than half.
+
+    Args:
+        waiting: how many replies each waiting request is for, the oldest first.
+        single: how many replies run of requests for one.
+        several: how many replies run of requests for several.
+        most: how many may run together.
+    """
+    chosen, room_for_single, may_begin = [], most, True
+    for place, number in enumerate(waiting):
+        free = most - single - several
+        if number == 1:
+            if free and single < room_for_single:
+                chosen.append(place)
+                single += 1
+        elif may_begin and (not several or several + number <= most // 2):
+            if number <= free:
+                chosen.append(place)
+                several += number
+            else:  # the next replies that end leave it their room
+                may_begin, room_for_single = False, most - several - number
+        else:
+            may_begin = False
+    return chosen
 
 
 class PrefixCache:

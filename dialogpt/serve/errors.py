@@ -5,12 +5,14 @@ The sentence says what was found, what was expected and what to do; it names no 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request as HTTPRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from dialogpt.decoding.sequence import NotFinite
@@ -23,6 +25,7 @@ BODY_NAMES = {**OPENAI_NAMES, "max_new_tokens": "max_tokens"}  # what a body cal
 RETRY_AFTER = "1"  # seconds
 OLLAMA = "/api/"  # its clients expect a string where OpenAI's expect an object
 MAX_PROBLEMS = 5  # reported per body
+CODES = {"literal_error": "invalid_value", "missing": "missing_required_parameter", "no_content": "invalid_value"}
 UNION_FIELDS = {  # what is expected of fields that take several types
     "content": "expected text, or a list of parts that are text",
     "prompt": f"expected a text, the ids of one, or a list of up to {MAX_PROMPTS} of either",
@@ -88,9 +91,35 @@ async def on_not_valid(request: HTTPRequest, error: Exception) -> Response:
         return as_response(
             RequestError(400, f"the body's Content-Type is {kind[:50]}; send application/json"), request.url.path
         )
-    problems = dict(map(_problem, error.errors()[: 4 * MAX_PROBLEMS]))  # a union has one for each of its kinds
+    return as_response(_not_valid(error.errors()), request.url.path)
+
+
+@contextmanager
+def requested(names: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Within it, what a body comes to in another interface is refused as the body itself is.
+
+    Args:
+        names: what the other interface calls fields of OpenAI's.
+
+    Raises:
+        RequestError: it cannot be answered.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        named = names or {}
+        problems = [{**each, "loc": [named.get(str(part), part) for part in each["loc"]]} for each in error.errors()]
+        raise _not_valid(problems) from None
+    except DialogueError as error:
+        raise as_request_error(error) from None
+
+
+def _not_valid(errors: Sequence[Any]) -> RequestError:
+    """Return the error for pydantic's list of what is not valid."""
+    found = errors[: 4 * MAX_PROBLEMS]
+    problems = dict(map(_problem, found))  # a union has one for each of its kinds
     reported = [f"{location or 'the body'}: {sentence}" for location, sentence in problems.items()][:MAX_PROBLEMS]
-    return as_response(RequestError(400, "; ".join(reported), param=next(iter(problems)) or None), request.url.path)
+    return RequestError(400, "; ".join(reported), CODES.get(found[0]["type"]), next(iter(problems)) or None)
 
 
 def _problem(problem: dict[str, Any]) -> tuple[str, str]:
@@ -100,10 +129,15 @@ def _problem(problem: dict[str, Any]) -> tuple[str, str]:
         return "", f"no JSON ({problem['ctx']['error']}, at character {location[0]}); send an object"
     union = next((depth for depth, part in enumerate(location, 1) if part in UNION_FIELDS), None)
     found = problem["input"]
-    found_suffix = "" if problem["type"] == "missing" else f"; found {_abbreviated(found)}"
+    found_suffix = "" if problem["type"] in ("missing", "no_content") else f"; found {_abbreviated(found)}"
     if union is not None and len(location) > union:
-        return ".".join(location[:union]), UNION_FIELDS[location[union - 1]]
-    return ".".join(location), problem["msg"] + found_suffix
+        return _path(location[:union]), UNION_FIELDS[location[union - 1]]
+    return _path(location), problem["msg"] + found_suffix
+
+
+def _path(location: Sequence[str]) -> str:
+    """Write a place in a body as OpenAI does: messages[0].role."""
+    return "".join(f"[{part}]" if part.isdecimal() else f".{part}" for part in location).removeprefix(".")
 
 
 def _abbreviated(value: Any) -> str:

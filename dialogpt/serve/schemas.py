@@ -2,23 +2,24 @@
 
 The fields are OpenAI's. Beyond them a body may hold `rerank` with `num_candidates`, and any setting of
 `GenerationConfig`, by its name. Fields of OpenAI's that would change the answer and are not implemented are refused;
-unknown ones are ignored with a warning. HTTP is left to `dialogpt.serve.routes`.
+unknown ones are ignored with a warning (`dialogpt.serve.fields`). HTTP is left to `dialogpt.serve.routes`.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import BANS, DEFAULT_CANDIDATES, GenerationConfig
-from dialogpt.history import History, Prompt, Turn
+from dialogpt.history import BOT, USER, History, Prompt, Turn
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Plan
+from dialogpt.serve.fields import Fields, unknown_fields
 from dialogpt.tokenizer import Tokenizer
 
 MAX_REPLIES, MAX_CANDIDATES, MAX_BEAMS = 16, 64, 16
@@ -26,9 +27,10 @@ MAX_STOPS, MAX_ALTERNATIVES, MAX_BIASES = 4, 20, 300
 MAX_ENTRIES, MAX_SETTING_CHARACTERS = 1_000, 4_000  # of a setting that is a list: its numbers or words
 MAX_DEPTH = 4  # of lists within lists; no setting has more than three
 MAX_PARTS, MAX_PROMPT_IDS, MAX_PROMPTS = 100, 10_000, 32
-MAX_WARNINGS = 5  # of one request; a body may hold thousands of unknown fields
 OPENAI_NAMES = {"num_return_sequences": "n", "stop_strings": "stop", "sequence_bias": "logit_bias"}
 SYSTEM_ROLES = ("system", "developer")
+TOOL_ROLES = ("tool", "function")  # results of what the network cannot call
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {  # OpenAI's fields that would change the answer, and values that do not
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -54,6 +56,8 @@ WITHOUT_EFFECT = (  # OpenAI's fields that do not change the response
     "verbosity",
 )
 
+SETTINGS = tuple(setting.name for setting in fields(GenerationConfig))
+
 Item = TypeVar("Item")
 Several = Annotated[list[Item], Field(min_length=1, max_length=MAX_PROMPTS)]
 Ids = Annotated[list[int], Field(max_length=MAX_PROMPT_IDS, fail_fast=True)]
@@ -70,18 +74,46 @@ class ContextLengthExceeded(DialogueError):
     param = "prompt"
 
 
-class Part(BaseModel):
+def _content_required(schema: dict[str, Any]) -> None:
+    """Describe messages as having content: it may be missing only where the assistant calls tools."""
+    content = schema["properties"]["content"]
+    content["anyOf"] = [kind for kind in content["anyOf"] if kind != {"type": "null"}]
+    del content["default"]
+    schema["required"] = ["role", "content"]
+
+
+class Part(Fields):
     """A text part of a message; other types are not supported."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(BaseModel):
+class Message(Fields):
     """One turn. The network is shown no roles; settings about the bot's own turns go by the role "assistant"."""
 
-    role: str
+    model_config = ConfigDict(json_schema_extra=_content_required)
+
+    also_known: ClassVar[Collection[str]] = (
+        "name",
+        "refusal",
+        "audio",
+        "annotations",
+        "tool_calls",
+        "tool_call_id",
+        "function_call",
+    )
+
+    role: Role
     content: str | Annotated[list[Part], Field(max_length=MAX_PARTS)] | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.content is None and self.role != BOT:
+            raise PydanticCustomError(
+                "no_content", "a message of the role '{role}' has no content", {"role": self.role}
+            )
+        return self
 
     @property
     def text(self) -> str:
@@ -91,16 +123,18 @@ class Message(BaseModel):
         return self.content or ""
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Fields):
     """What a stream contains beside the reply."""
+
+    also_known = ("include_obfuscation",)
 
     include_usage: bool = False
 
 
-class GenerationRequest(BaseModel):
+class GenerationRequest(Fields):
     """What all requests for generation have in common."""
 
-    model_config = ConfigDict(extra="allow")
+    also_known: ClassVar = (*SETTINGS, *WITHOUT_EFFECT, *NOT_IMPLEMENTED)
 
     model: str | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -199,9 +233,13 @@ class ChatRequest(GenerationRequest):
 
     def turns(self, tokenizer: Tokenizer, limits: Limits) -> list[Turn]:
         """Return the messages, without end tokens, with their roles."""
-        kept = [message for message in self.messages if limits.keep_system or message.role not in SYSTEM_ROLES]
+        roles = (USER, BOT, *(SYSTEM_ROLES if limits.keep_system else ()))
+        # A turn of the assistant without content only calls tools.
+        kept = [message for message in self.messages if message.role in roles and message.content is not None]
         if not kept:
-            raise DialogueError("all messages are system messages, which are dropped here; send one of the user's")
+            raise DialogueError(
+                "all messages are system messages or of tools, which are dropped here; send one of the user's"
+            )
         return [Turn(tokenizer.encode_turn(message.text, message.role), message.role) for message in kept]
 
 
@@ -275,35 +313,30 @@ class Limits:
     keep_system: bool = False
 
 
-def warnings_for(request: GenerationRequest, limits: Limits) -> list[str]:
+def warnings_for(request: GenerationRequest, limits: Limits, body: Fields | None = None) -> list[str]:
     """Return one sentence for each part of a request that has no effect.
+
+    Args:
+        request: a request.
+        limits: of the server.
+        body: what it was made of, where that has another form.
 
     Raises:
         DialogueError: there is one, and the server is strict.
     """
-    warnings = unknown_fields(request)
+    warnings = unknown_fields(body or request)
     given = request.max_reply_tokens or 0
     if given > limits.new_tokens:
         warnings.append(f"max_tokens {given} was reduced to {limits.new_tokens}, the most that this server generates")
-    if isinstance(request, ChatRequest) and not limits.keep_system:
-        dropped = sum(message.role in SYSTEM_ROLES for message in request.messages)
-        if dropped:
-            warnings.append(f"{dropped} system messages were dropped; the model was not trained to follow them")
+    if isinstance(request, ChatRequest):
+        system = sum(message.role in SYSTEM_ROLES for message in request.messages)
+        if system and not limits.keep_system:
+            warnings.append(f"{system} system messages were dropped; the model was not trained to follow them")
+        if tools := sum(message.role in TOOL_ROLES for message in request.messages):
+            warnings.append(f"{tools} messages of tools were dropped; the model was not trained to use any")
     if warnings and limits.strict:
         raise DialogueError(f"this server is strict: {'; '.join(warnings)}")
     return warnings
-
-
-def unknown_fields(body: BaseModel) -> list[str]:
-    """Return a sentence for each field of a body that has no effect, with the name that may be meant."""
-    settings = [setting.name for setting in fields(GenerationConfig)]
-    known = [*type(body).model_fields, *settings, *WITHOUT_EFFECT, *NOT_IMPLEMENTED]
-    sentences: list[str] = []
-    for name in body.model_extra or {}:
-        if name not in known and len(sentences) < MAX_WARNINGS:
-            near = difflib.get_close_matches(name[:50], known, n=1)
-            sentences.append(f"{name[:50]!a} is unknown{f'; is {near[0]!r} meant?' if near else ''}")
-    return sentences
 
 
 def plan_of(request: GenerationRequest, limits: Limits, eos_id: int) -> Plan:
@@ -362,8 +395,7 @@ def _settings_in(request: GenerationRequest) -> dict[str, Any]:
     Raises:
         DialogueError: one is too long, or has another name in this interface.
     """
-    known = [setting.name for setting in fields(GenerationConfig)]
-    given = {name: value for name in known if (value := getattr(request, name, None)) is not None}
+    given = {name: value for name in SETTINGS if (value := getattr(request, name, None)) is not None}
     for name, value in given.items():
         if name in OPENAI_NAMES:
             raise DialogueError(f"the setting for {name.replace('_', ' ')} is {OPENAI_NAMES[name]} here")

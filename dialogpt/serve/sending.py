@@ -13,6 +13,7 @@ from fastapi.responses import Response, StreamingResponse
 from dialogpt.errors import DialogueError
 from dialogpt.serve.engine import End, Token
 from dialogpt.serve.errors import as_request_error
+from dialogpt.serve.fields import Fields
 from dialogpt.serve.pending import PendingResponse, unless_disconnected
 from dialogpt.serve.responses import ResponseFormat, json_pieces
 from dialogpt.serve.schemas import GenerationRequest, warnings_for
@@ -24,24 +25,24 @@ STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def respond(
-    service: Service, body: GenerationRequest, request: HTTPRequest, form: ResponseFormat, warnings: list[str]
+    service: Service, asked: GenerationRequest, request: HTTPRequest, form: ResponseFormat, body: Fields | None = None
 ) -> Response:
-    """Answer one prompt in one format, whole or streamed as the body asks.
+    """Answer one prompt in one format, whole or streamed as requested.
 
     Args:
         service: the served model.
-        body: the parsed request body.
+        asked: what is requested.
         request: the HTTP request, to detect a disconnected client.
         form: the format of the response.
-        warnings: warnings for the client; see `warning_headers`.
+        body: the body, where it has another form than what is requested.
 
     Raises:
         RequestError: the request cannot be answered.
     """
     try:
-        headers = warning_headers(warnings + warnings_for(body, service.limits))
-        pending = await PendingResponse.submitted(service, body, request.state.client)
-        if not body.stream:
+        headers = warning_headers(warnings_for(asked, service.limits, body))
+        pending = await PendingResponse.submitted(service, asked, request.state.client)
+        if not asked.stream:
             return await _whole(pending, form, request, headers)
         try:
             first = await unless_disconnected(pending.next(), request)

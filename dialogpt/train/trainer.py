@@ -97,9 +97,12 @@ class Progress:
             DialogueError: it holds something else.
         """
         own_files.require(values, PROGRESS_SCHEMA, "the progress")
-        best = values["best_loss"]
-        numbers = {"seconds": float(values["seconds"]), "best_loss": math.inf if best is None else float(best)}
-        return cls(**{field.name: values[field.name] for field in fields(cls)} | numbers)
+        best = values.get("best_loss")
+        numbers: dict[str, Any] = {
+            "seconds": float(values["seconds"]),
+            "best_loss": math.inf if best is None else float(best),
+        }
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name not in numbers}, **numbers)
 
 
 class Trainer:

@@ -15,7 +15,7 @@ from dialogpt.cli import config_file
 from dialogpt.cli.main import build_parser, main
 from dialogpt.cli.options import generation_from
 from dialogpt.errors import DialogueError
-from tests.helpers import needs_posix
+from tests.helpers import deadline, needs_posix
 
 NEEDED: dict[str, list[str]] = {
     "reply": ["Hi!"],
@@ -174,11 +174,20 @@ MISTAKES = {
     "[data]\nworkers = 1": r"\[data\] has an unknown key 'workers'",
     "config = 'x'": "has an unknown key 'config'",
     "help = true": "has an unknown key 'help'",
-    "temperature = true": "temperature: expected a text or a number, got True",
+    "temperature = true": "temperature: expected a text or a number, got true",
+    "temperature = nan": "temperature: expected a text or a number, got nan",
+    "model = ['tiny']": "model: expected a text, in quotes, got a list of 1",
+    "model = true": "model: expected a text, in quotes, got true",
+    'model = "a\\u0000"': "model: expected a text without zero bytes, got 'a",
+    "seed = {}": "seed: expected a value of the flag --seed, got a table",
+    "[chat]\nseed = {a = 1}": r"\[chat\] seed: expected a value of the flag --seed, got a table",
+    "greedy = {}": "greedy: expected a value of the flag --greedy, got a table",
+    "greedy = [true]": "greedy: expected true or false, got a list of 1",
     "temperature = 'warm'": "temperature: --temperature must be a number above 0.*, got 'warm'",
     "temperature = [0.5]": "temperature: expected a text or a number, got",
-    "temperature = 2020-01-01": "temperature: expected a text or a number, got",
-    "[chat.temperature]\nx = 1": r"unknown table \[chat.temperature\]",
+    "temperature = 2020-01-01": "temperature: expected a text or a number, got 2020-01-01",
+    "stop-strings = 10:00:00": "stop-strings: expected a text or a number, got 10:00:00",
+    "[chat.temperature]\nx = 1": r"\[chat\] temperature: expected a value of the flag --temperature, got a table",
     "greedy = 1": "greedy: expected true or false, got 1",
     "greedy = 'yes'": "greedy: expected true or false, got 'yes'",
     "model = 3": "model: expected a text, in quotes, got 3",
@@ -201,6 +210,49 @@ def test_a_mistake_is_a_sentence_with_file_and_key(content: str, file: Path) -> 
     assert f"the config file {file}" in str(error.value)
 
 
+WRONG = (
+    "{}",
+    "{x = 1}",
+    "[[1]]",
+    "[{}]",
+    "[true]",
+    "nan",
+    "2020-01-01",
+    "10:00:00",
+    '"\\u0000"',
+    "9" * 400,
+    "['x', 3]",
+)
+
+
+def test_a_value_of_a_wrong_type_is_a_sentence_for_every_flag(file: Path) -> None:
+    """`memory` of 400 digits was a traceback; a table was "an unknown table", a date `datetime.date(2020, 1, 1)`."""
+    root, refused = build_parser(), 0
+    for command, parser in root.leaves().items():
+        for flag, action in parser.flags().items():
+            for value in WRONG:
+                file.write_text(f"[{'.'.join(command.split())}]\n{flag} = {value}\n")
+                default = action.default
+                try:
+                    root.parse_args([*command.split(), *NEEDED[command], f"--config={file}"])
+                except DialogueError as error:
+                    refused += 1
+                    sentence = str(error)
+                    assert sentence.startswith(f"the config file {file}: "), sentence
+                    assert flag in sentence
+                    assert (
+                        "expected" in sentence
+                        or "must be" in sentence
+                        or "choose from" in sentence
+                        or "not an" in sentence
+                    )
+                    assert "datetime" not in sentence
+                else:
+                    assert value in ("9" * 400, "['x', 3]"), (command, flag, value)
+                parser.set_defaults(**{action.dest: default})
+    assert refused > 2000
+
+
 def test_a_value_out_of_range_says_where_it_was_set(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text("top-p = 5")
     assert main(["reply", "Hi!", "--config", str(file)]) == 2
@@ -220,7 +272,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path, capsys: pytest
 @needs_posix
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(DialogueError, match="is not a plain file"):
+    with deadline(), pytest.raises(DialogueError, match="is not a plain file"):
         config_file.read(tmp_path / "pipe")
 
 

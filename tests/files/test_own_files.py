@@ -23,18 +23,18 @@ from dialogpt.train.data.dialogues import Format
 from dialogpt.train.data.prepare import TokenFiles, prepare
 from dialogpt.train.settings import TrainConfig
 from dialogpt.weights.formats import CheckpointError, StoredTensor, write_safetensors
-from tests.helpers import small_vocabulary
-from tests.mutations import Bench
+from tests.helpers import deadline, small_vocabulary
+from tests.mutations import MAX_BYTES, Bench
 from tests.train.runs import write_dialogues
 
 
-@pytest.mark.parametrize("count", [160, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [240, pytest.param(5000, marks=pytest.mark.slow)])
 def test_damaged_files_end_in_sentences(tmp_path: Path, count: int) -> None:
     """652 damaged run folders gave ten tracebacks of five kinds; damage of other files gave more."""
     found = [*Bench(tmp_path / "bench").damage(count, seed=count)]
     assert not [outcome for _, outcome, _, _ in found if outcome not in ("taken", "sentence")]
     assert {outcome for _, outcome, _, _ in found} == {"taken", "sentence"}
-    assert max(nbytes for _, _, _, nbytes in found) < 200 << 20
+    assert max(nbytes for _, _, _, nbytes in found) < MAX_BYTES
 
 
 SCHEMA: own_files.Schema = {"step": own_files.AT_LEAST_ONE, "loss": own_files.NUMBER}
@@ -104,7 +104,8 @@ def test_a_pipe_in_the_place_of_a_file_is_a_sentence(
     """Opening a pipe without a writer blocks forever."""
     monkeypatch.chdir(tmp_path)
     os.mkfifo("PIPE")
-    assert main(command) == 1
+    with deadline():
+        assert main(command) == 1
     assert "PIPE" in capsys.readouterr().err
 
 

@@ -30,6 +30,7 @@ from dialogpt.serve.engine import (
     TimedOut,
     Token,
     TooLong,
+    admissible,
 )
 from dialogpt.weights import load
 from tests.helpers import WAIT_SECONDS, counted_reads, random_model, seeded, small_vocabulary
@@ -334,6 +335,45 @@ def test_who_goes_away_leaves_no_place_behind(engine: Engine, slow: None) -> Non
     engine.submit(late.task)
     assert len(late.ids()) == 2
     assert engine.running == 0
+
+
+def test_a_request_for_one_reply_does_not_wait_for_those_for_several(
+    network: GPT2, tokenizer: Tokenizer, slow: None
+) -> None:
+    """Eight streams of 16 long replies, which nobody read, kept 32 clients waiting for 41 s, all of the time."""
+    long = GenerationConfig(max_new_tokens=60, eos_token_id=NEVER, do_sample=True, num_return_sequences=2)
+    engine = Engine(network, tokenizer, max_sequences=4, max_waiting=40)
+    several = [SubmittedTask([1, k], long) for k in range(4)]
+    one = [SubmittedTask([2, k], GenerationConfig(max_new_tokens=2, eos_token_id=NEVER)) for k in range(6)]
+    for each in (*several, *one):
+        engine.submit(each.task)
+    for each in one:
+        assert len(each.ids()) == 2
+    assert sum(isinstance(event, End) for each in several for event in [*each.events.queue]) == 0
+    for each in several:
+        engine.cancel(each.task)
+    engine.close(0)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "single", "several", "chosen"),
+    [
+        ([1, 1, 1], 0, 0, [0, 1, 2]),
+        ([1] * 10, 0, 0, list(range(8))),
+        ([4, 4, 1, 1], 0, 0, [0, 2, 3]),  # the second would take more than half
+        ([4, 1], 4, 4, []),
+        ([4, 1], 3, 4, [1]),
+        ([4, 1, 2], 6, 0, []),  # a reply's room is left to the first request for four
+        ([4, 1], 3, 0, [0, 1]),
+        ([3, 1, 1], 4, 2, [1, 2]),  # more than half together: those for one go on
+        ([2, 1], 7, 0, []),
+        ([8, 1], 0, 0, [0]),  # one alone may take all
+        ([8, 1], 1, 0, []),  # and is not kept waiting for ever
+        ([4, 2, 1], 1, 2, [2]),  # nor overtaken by a smaller one
+    ],
+)
+def test_who_is_admitted(waiting: list[int], single: int, several: int, chosen: list[int]) -> None:
+    assert admissible(waiting, single, several, 8) == chosen
 
 
 def test_a_full_queue_refuses(network: GPT2, tokenizer: Tokenizer, slow: None) -> None:

@@ -27,14 +27,16 @@ def app() -> Iterator[Any]:
     engine.close(0)
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/api/chat", "/api/generate", "/inspect"]
+)
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_no_request_makes_a_fault(app: Any, path: str, mode: Any) -> None:
     statuses: Counter[int] = Counter()
     described = schemathesis.openapi.from_asgi("/openapi.json", app)
 
     @given(case=described[path]["POST"].as_strategy(generation_mode=mode))
-    @settings(max_examples=80, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     def judge(case: Any) -> None:
         answer = case.call()
         statuses[answer.status_code] += 1
@@ -42,7 +44,8 @@ def test_no_request_makes_a_fault(app: Any, path: str, mode: Any) -> None:
         assert '"server_error"' not in answer.text  # in the middle of a stream
 
     judge()
-    assert statuses[200 if mode is schemathesis.GenerationMode.POSITIVE else 400] > 10, statuses
+    if path != "/inspect":  # hardly any random dialogue ends with a reply
+        assert statuses[200 if mode is schemathesis.GenerationMode.POSITIVE else 400] > 3, statuses
 
 
 strange = st.recursive(

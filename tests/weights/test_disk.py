@@ -167,3 +167,10 @@ def test_a_lock_is_waited_for(tmp_path: Path) -> None:
     release()
     other.join(WAIT_SECONDS)
     assert order == ["first", "second"]
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    """`explain --out` named a hidden file that nobody had asked for."""
+    with pytest.raises(OSError, match="No such file|cannot find") as error:
+        write_atomically(tmp_path / "gone" / "page.html", "x")
+    assert error.value.filename == str(tmp_path / "gone" / "page.html")

@@ -7,13 +7,13 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dialogpt.weights.disk import reason_of, sync
+from dialogpt.weights.disk import lock_output, reason_of, sync
 from dialogpt.weights.formats.safetensors import SAFETENSORS_DTYPES
 from dialogpt.weights.formats.tensors import ALIGNMENT, CheckpointError, Progress, StoredTensor
 
@@ -91,10 +91,12 @@ def new_folder(destination: Path) -> Iterator[Path]:
     """Fill a folder under a temporary name next to `destination`; it is renamed only when all is written.
 
     Raises:
-        CheckpointError: `destination` exists and is not an empty folder, or cannot be written; nothing is left.
+        CheckpointError: `destination` exists and is not an empty folder, is being written by another process, or cannot
+            be written; nothing is left.
     """
     shown, destination = destination, destination.absolute()
     made: list[Path] = []  # the temporary folder, and parents that were not there
+    held = ExitStack()
     try:
         require_new(shown)
         temporary = destination.parent / f".{destination.name}.partial-{os.getpid()}-{os.urandom(4).hex()}"
@@ -102,6 +104,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
         for folder in [*reversed(missing), temporary]:
             folder.mkdir()
             made.append(folder)
+        held.callback(lock_output(destination))
+        require_new(shown)  # another may have written it since
         yield temporary
         for file in temporary.iterdir():
             sync(file)
@@ -114,8 +118,11 @@ def new_folder(destination: Path) -> Iterator[Path]:
     except (OSError, ValueError) as error:
         if not isinstance(error, OSError) and type(error) not in (ValueError, UnicodeEncodeError):  # a name's errors
             raise
+        if isinstance(error, BlockingIOError):
+            raise CheckpointError(str(error)) from None
         raise CheckpointError(f"{shown} cannot be written: {reason_of(error)}") from None
     finally:
+        held.close()
         for folder in reversed(made):
             if folder == temporary:
                 shutil.rmtree(folder, ignore_errors=True)

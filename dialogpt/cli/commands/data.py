@@ -121,7 +121,7 @@ def _add_lists(parser: argparse.ArgumentParser) -> None:
 
 
 def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,15})?)\s*([KMGT]?)i?B?", text.strip(), re.IGNORECASE)
     if match is None:
         raise argparse.ArgumentTypeError(f"expected a size such as 2G or 500M, got {text!r}")
     return int(float(match[1]) * _UNITS[match[2].upper()])
@@ -228,29 +228,22 @@ def _written(out: Path) -> list[tuple[str, list[str]]]:
 def run_oasst(options: argparse.Namespace) -> int:
     """Make dialogues of trees, and say what was left out."""
     from dialogpt.data import oasst
+    from dialogpt.data.import_ import new_files
 
     _require_new(options.out)
     wanted = oasst.Options(options.language, options.best, options.synthetic, options.train_prompter, options.max_turns)
     counts: Counter[str] = Counter()
     problems: list[str] = []
-    temporary = options.out.with_name(f".{options.out.name}.partial")
-    with flagged() as interrupted:
-        try:
-            with temporary.open("w", encoding="utf-8", newline="\n") as file:
-                for path in options.files:
-                    for line in oasst.dialogues(path, wanted, counts, problems):
-                        print(json.dumps(line._asdict(), ensure_ascii=False), file=file)
-                        if interrupted():
-                            raise KeyboardInterrupt
-                file.flush()
-                os.fsync(file.fileno())
-            if not counts["dialogues"]:
-                raise DialogueError(
-                    f"no dialogue was kept of {counts['messages']:,} messages; {_left_out(counts, oasst.RULES)}"
-                )
-            temporary.replace(options.out)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with flagged() as interrupted, new_files(options.out) as (file,):
+        for path in options.files:
+            for line in oasst.dialogues(path, wanted, counts, problems):
+                file.write(f"{json.dumps(line._asdict(), ensure_ascii=False)}\n".encode(errors="backslashreplace"))
+                if interrupted():
+                    raise KeyboardInterrupt
+        if not counts["dialogues"]:
+            raise DialogueError(
+                f"no dialogue was kept of {counts['messages']:,} messages; {_left_out(counts, oasst.RULES)}"
+            )
     made = f"{counts['dialogues']:,} dialogues with {counts['turns']:,} turns"
     print(f"{made}, from {counts['trees']:,} trees, in {options.out}")
     print(_left_out(counts, oasst.RULES))
@@ -272,11 +265,12 @@ def _require_new(path: Path) -> None:
 
 def run_trigrams(options: argparse.Namespace) -> int:
     """Count the tri-grams of replies."""
+    from dialogpt.data.import_ import new_files
     from dialogpt.data.reddit.trigrams import frequent, replies
-    from dialogpt.weights.disk import write_atomically
 
     _require_new(options.out)
-    found = frequent(replies(options.files), options.min_count)
-    write_atomically(options.out, "".join(f"{name}\n" for name, _ in found))
+    with new_files(options.out) as (file,):
+        found = frequent(replies(options.files), options.min_count)
+        file.write("".join(f"{name}\n" for name, _ in found).encode())
     print(f"{len(found):,} tri-grams that were seen more than {options.min_count:,} times, in {options.out}")
     return DONE

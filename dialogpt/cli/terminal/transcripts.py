@@ -46,6 +46,7 @@ def save(name: str, turns: Sequence[Turn], tokenizer: Tokenizer, persona: Turn |
         **({} if persona is None else {"persona": tokenizer.decode(persona)}),
         "turns": [
             {"speaker": SPEAKERS[turn.role], "text": tokenizer.turn_text(turn, turn.role), "ids": turn}
+            | ({"interrupted": True} if turn.interrupted else {})
             for turn in turns
         ],
     }
@@ -91,7 +92,7 @@ def load(name: str, tokenizer: Tokenizer, vocab_size: int) -> list[Turn]:
         raise DialogueError(f"{name} holds {len(turns)} turns; expected pairs, what was said and its answer")
     roles = (USER, BOT) * (len(turns) // 2)
     return [
-        Turn(_ids(turn, role, f"{name}: turn {number}", tokenizer, vocab_size), role)
+        Turn(_ids(turn, role, f"{name}: turn {number}", tokenizer, vocab_size), role, turn.get("interrupted") is True)
         for number, (turn, role) in enumerate(zip(turns, roles, strict=True), 1)
     ]
 

@@ -30,7 +30,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """Reply to a dialogue."""
         service.require_model(body.model)
         form = ChatFormat(service.engine.tokenizer, service.name, _include_usage(body))
-        return await respond(service, body, request, form, [])
+        return await respond(service, body, request, form)
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: HTTPRequest) -> Response:
@@ -40,7 +40,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
             prompts = body.several
             if len(prompts) == 1 and not body.echo and body.max_tokens != 0:
                 form = CompletionFormat(service.engine.tokenizer, service.name, _include_usage(body))
-                return await respond(service, prompts[0], request, form, [])
+                return await respond(service, prompts[0], request, form)
             if body.stream:
                 raise DialogueError("several prompts, echo and max_tokens 0 are not streamed; omit stream")
             headers = warning_headers(warnings_for(body, service.limits))

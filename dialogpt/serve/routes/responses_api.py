@@ -6,60 +6,86 @@ Nothing is stored: a client sends the whole dialogue as `input`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
 from dialogpt.errors import DialogueError
 from dialogpt.serve.engine import End, Token
-from dialogpt.serve.errors import as_request_error
+from dialogpt.serve.errors import requested
+from dialogpt.serve.fields import Fields
 from dialogpt.serve.responses import Choice, ResponseFormat, compact_json
-from dialogpt.serve.schemas import ChatRequest, Message, unknown_fields
+from dialogpt.serve.schemas import ChatRequest, Message
 from dialogpt.serve.sending import respond
 from dialogpt.serve.service import Service
 from dialogpt.tokenizer import Tokenizer
 
 NOT_STORED = ("previous_response_id", "conversation", "background", "prompt")
-PASSED_ON = ("temperature", "top_p", "user", "tools", "tool_choice", "seed")
+OTHERWISE_NAMED = {"messages", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "n", "stream_options"}
+PASSED_ON = sorted({*ChatRequest.known_fields()} - OTHERWISE_NAMED - {"model", "stream"})
 WITHOUT_EFFECT = (
-    *("store", "metadata", "truncation", "include", "parallel_tool_calls", "service_tier", "safety_identifier"),
-    *("prompt_cache_key", "max_tool_calls", "stream_options", "top_logprobs"),
+    *("truncation", "max_tool_calls", "stream_options"),
+    *("include", "top_logprobs"),  # of what is not generated: calls of tools, reasoning; see `logprobs` of a chat
 )
 
 
-class InputPart(BaseModel):
+class InputPart(Fields):
     """A part of an input item."""
+
+    also_known = ("annotations", "logprobs")
 
     type: Literal["input_text", "output_text", "text"]
     text: str
 
 
-class InputItem(BaseModel):
+class InputItem(Fields):
     """A message of the dialogue."""
 
+    also_known = ("id", "status", "phase")
+
     type: Literal["message"] = "message"
-    role: str
+    role: Literal["user", "assistant", "system", "developer"]
     content: str | list[InputPart]
 
 
-class ResponsesRequest(BaseModel):
+class TextOptions(Fields):
+    """How the text is written; it is always plain."""
+
+    also_known = ("verbosity",)
+
+    format: dict[str, Any] | None = None
+
+
+class ReasoningOptions(Fields):
+    """How much is reasoned before the reply; it is always nothing."""
+
+    also_known = ("summary", "generate_summary")
+
+    effort: str | None = None
+
+
+def _as_items(given: Any) -> Any:
+    """Return a text as the one message that it is."""
+    return [{"role": "user", "content": given}] if isinstance(given, str) else given
+
+
+class ResponsesRequest(Fields):
     """The body of ``POST /v1/responses``."""
 
-    model_config = ConfigDict(extra="allow")
+    also_known: ClassVar = (*NOT_STORED, *PASSED_ON, *WITHOUT_EFFECT)
 
     model: str | None = None
-    input: str | Annotated[list[InputItem], Field(min_length=1)]
+    input: Annotated[list[InputItem], BeforeValidator(_as_items), Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     stream: bool | None = None
-    user: str | None = None
-    text: dict[str, Any] | None = None
-    reasoning: dict[str, Any] | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
 
     def request(self) -> ChatRequest:
         """Return the same request as a chat completion.
@@ -70,17 +96,16 @@ class ResponsesRequest(BaseModel):
         for name in NOT_STORED:
             if getattr(self, name, None):
                 raise DialogueError(f"{name} is not implemented, as nothing is stored; send the dialogue as input")
-        if (self.text or {}).get("format", {"type": "text"}) != {"type": "text"}:
+        if self.text and self.text.format not in (None, {"type": "text"}):
             raise DialogueError("text.format is not implemented; omit it")
-        if self.reasoning:
+        if self.reasoning and self.reasoning.effort not in (None, "none"):
             raise DialogueError("reasoning is not implemented; omit it")
         messages = [Message(role="system", content=self.instructions)] if self.instructions else []
-        items = [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input
-        for item in items:
-            parts = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
-            messages.append(Message(role=item.role, content=parts))
-        extra = {name: value for name in PASSED_ON if (value := getattr(self, name, None)) is not None}
-        return ChatRequest(messages=messages, max_tokens=self.max_output_tokens, stream=self.stream, **extra)
+        for item in self.input:
+            text = item.content if isinstance(item.content, str) else "".join(part.text for part in item.content)
+            messages.append(Message(role=item.role, content=text))
+        given = {name: value for name in PASSED_ON if (value := getattr(self, name, None)) is not None}
+        return ChatRequest(messages=messages, max_tokens=self.max_output_tokens, stream=self.stream, **given)
 
 
 class ResponsesFormat(ResponseFormat):
@@ -180,11 +205,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
     async def responses(body: ResponsesRequest, request: HTTPRequest) -> Response:
         """Reply to a dialogue, as OpenAI's Responses interface has it."""
         service.require_model(body.model)
-        try:
+        with requested():
             asked = body.request()
-        except ValueError as error:  # a setting out of range; pydantic's error is one
-            raise as_request_error(DialogueError(str(error).replace("\n", " ")[:300])) from None
         form = ResponsesFormat(service.engine.tokenizer, service.name, body)
-        known = (*WITHOUT_EFFECT, *NOT_STORED, *PASSED_ON)
-        warnings = [each for each in unknown_fields(body) if not each.startswith(tuple(map(repr, known)))]
-        return await respond(service, asked, request, form, warnings)
+        return await respond(service, asked, request, form, body)

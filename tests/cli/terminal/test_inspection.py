@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,36 @@ def test_explain_without_a_name_writes_where_nobody_else_reads(tmp_path: Path, m
     (folder,) = tmp_path.iterdir()
     assert folder.stat().st_mode & 0o077 == 0
     assert (folder / "explain.html").is_file()
+
+
+@pytest.mark.parametrize("saved", [False, True])
+def test_an_interrupted_reply_has_no_end_token(saved: bool, tmp_path: Path) -> None:
+    """After Ctrl-C the list ended with an end token that was never generated; a loaded one has none either."""
+    played = Played()
+    stream = played.chat.stream("Hi! My name is Anna.")
+    next(stream)
+    next(stream)
+    stream.close()
+    if saved:
+        path = tmp_path / "talk.json"
+        played.terminal.take(f"/save {path}")
+        played.terminal.take("/clear")
+        played.terminal.take(f"/load {path}")
+    played.shown = ""
+    played.terminal.take("/why")
+    assert played.shown.count(" bits") == len(played.chat.history.turns[-1])
+    played.chat.reply("Hi!")
+    played.shown = ""
+    played.terminal.take("/why")
+    assert played.shown.count(" bits") == len(played.chat.history.turns[-1]) + 1
+
+
+def test_a_reply_that_a_stop_string_ended_has_no_end_token() -> None:
+    played = Played()
+    played.chat.generation = replace(played.chat.generation, stop_strings=("!",), do_sample=False)
+    assert played.chat.reply("Hi!").endswith("!")
+    played.terminal.take("/why")
+    assert played.shown.count(" bits") == len(played.chat.history.turns[-1])
 
 
 def test_why_lists_tokens_and_shows_one_by_number_or_by_text() -> None:
