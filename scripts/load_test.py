@@ -4,11 +4,11 @@
                                 [--idle 0] [--slow 0] [--unread 0]
 
 Every client holds a conversation of its own, streams each reply, and begins anew after six turns. First one client
-talks alone for a quarter of the time: what serving them one after the other would give. Beside them, --idle connections
+talks alone, for a minute at most: what serving them one after the other would give. Beside them, --idle connections
 send nothing, --slow ones send a body byte by byte, and --unread ones ask for a long stream and read none of it; each is
 opened again when the server closes it. An hour of mixed load is `--seconds 3600 --vanish 0.1 --idle 500 --slow 20
---unread 8`. The table has twelve parts of the time: what keeps
-growing after the prefix cache is full (512 MB) leaks. The last line is JSON.
+--unread 8`. The table has twelve parts of the time: what keeps growing after the prefix cache is full (512 MB) leaks.
+The last line is JSON.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from scripts.benchmark import require_proc
 
 ROOT = Path(__file__).parents[1]
 SAYINGS = ("Hi! How are you?", "What did you do today?", "I like music.", "Where do you live?", "Why?", "That is nice.")
+MOST_ALONE_S = 60
 PARTS = 12  # of the time, each a row of the table
 NEW_TOKENS = 24  # at least so many, so that replies are of like length
 
@@ -98,13 +99,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     require_proc()
     with _server(options.model, options.dtype) as (url, process):
         still = {"idle": options.idle, "slow": options.slow, "unread": options.unread}
-        alone = asyncio.run(_talk(url, process.pid, 1, options.seconds / 4, 0.0, {}))
+        seconds_alone = min(options.seconds / 4, MOST_ALONE_S)
+        alone = asyncio.run(_talk(url, process.pid, 1, seconds_alone, 0.0, {}))
         together = asyncio.run(_talk(url, process.pid, options.clients, options.seconds, options.vanish, still))
         time.sleep(1)
         left = httpx.get(f"{url}/health").json()["running"]
     seconds = [waited for _, waited in together.first]
     rows = _over_time(together)
-    speed, speed_alone = together.tokens / options.seconds, alone.tokens / (options.seconds / 4)
+    speed, speed_alone = together.tokens / options.seconds, alone.tokens / seconds_alone
     first_alone = statistics.median(waited for _, waited in alone.first)
     print(f"one client: {speed_alone:.0f} tokens/s, first token after {first_alone:.3f} s")
     print(
