@@ -8,12 +8,11 @@ from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop
-from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.history import BOT, History
 from dialogpt.inspect.data import Inspection, inspect_reply
-from dialogpt.inspect.search import Considered, RecordingDraft, record_beams
+from dialogpt.inspect.search import Considered, RecordingDraft, ended_by_token, record_beams
 from dialogpt.replies import Generators
 
 
@@ -53,7 +52,9 @@ def explain(
         chat.draft = draft
     considered = _considered(chat, turns, replies, seed, recorder, stop)
     best = replies[0]
-    return _inspected(chat, turns, best.ids, _ended_by_token(chat, best), name, considered, stop)
+    return _inspected(
+        chat, turns, best.ids, ended_by_token(chat.generation, chat.tokenizer, best), name, considered, stop
+    )
 
 
 def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Inspection:
@@ -105,13 +106,6 @@ def _inspected(
         considered=considered,
         stop=stop,
     )
-
-
-def _ended_by_token(chat: Chat, reply: Reply) -> bool:
-    """Whether the end token ended a reply, rather than a stop string or its length."""
-    texts = chat.generation.stop_strings
-    by_text = bool(texts and reply.ids) and StopStrings(texts or (), chat.tokenizer).end(reply.ids)
-    return reply.finish_reason == "stop" and not by_text
 
 
 def _considered(
