@@ -48,8 +48,10 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
         mode: its permissions, from which the umask is taken.
 
     Raises:
-        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left.
+        OSError: it cannot be written, is no plain file, or another program keeps it open on Windows; the old content
+            is left.
     """
+    require_replaceable(path)
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -58,6 +60,16 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
     sync(temporary)
     _replace(temporary, path)
     sync(path.parent)
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse a name whose file would not be replaced but destroyed: a device, a pipe or a socket.
+
+    Raises:
+        OSError: it is one; `strerror` is the reason.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no plain file; name another one", str(path))
 
 
 def _replace(source: Path, path: Path) -> None:
