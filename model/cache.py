@@ -102,8 +102,9 @@ class KVCache:
                 )
         self.make_room(end)
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
-        self._stored = [layer.unbind() for layer in self.buffer[..., :end, :].unbind()]  # per layer two (B, H, S, D)
-        self._new = self.buffer[..., lengths[0] : end, :]  # (L, 2, B, H, T, D), where all rows are equally long
+        stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # L times keys and values, (B, H, S, D) each
+        self._stored = list(zip(stored[::2], stored[1::2], strict=True))
+        self._new = self.buffer[..., lengths[0] : end, :].unbind()  # L (2, B, H, T, D), where rows are equally long
         self._aligned = len(set(lengths)) == 1 and len(set(num_new)) == 1
         if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
             device = self.buffer.device
@@ -124,12 +125,12 @@ class KVCache:
         """
         keys_values = keys_values.detach()  # what is cached is read again, and never trained through
         if self._aligned:
-            self._new[layer].copy_(keys_values[:, :, :, : self._new.size(4)])
+            new = self._new[layer]
+            new.copy_(keys_values if keys_values.size(3) == new.size(3) else keys_values[:, :, :, : new.size(3)])
         else:
             # (all new tokens, 2, H, D): of two index tensors around a slice, the common dimension comes first
             self.buffer[layer][:, self._rows, :, self._slots] = keys_values[:, self._rows, :, self._steps]
-        keys, values = self._stored[layer]
-        return keys, values
+        return self._stored[layer]
 
     def advance(self, ids: Sequence[Sequence[int]]) -> None:
         """Record the ids that were read, one list a row: from here on the cache holds them."""

@@ -1,6 +1,6 @@
 """Measure what a user waits for: replies, tokens, a late turn, converting, a training step, preparing; and memory.
 
-    python scripts/benchmark.py decode [--size small] [--runs 5] [--picture FILE]
+    python scripts/benchmark.py decode [--size small] [--runs 5] [--prompt 64] [--picture FILE]
     python scripts/benchmark.py quality [--model tiny] [--held-out small-talk] [--precision int8]
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
@@ -137,6 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=(*MEASUREMENTS, "all"))
     parser.add_argument("--size", choices=PRESETS, help="default: tiny for train, large for convert, else small")
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--prompt", type=int, default=PROMPT, help=f"decode: tokens that are prefilled (default: {PROMPT})"
+    )
     parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
     parser.add_argument("--held-out", choices=HELD_OUT, default="small-talk", help="quality: what is read")
     parser.add_argument("--precision", choices=CPU_PRECISIONS, help="quality: its kernels alone (default: all)")
@@ -158,15 +161,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({**about, **found}), flush=True)
             continue
         with tempfile.TemporaryDirectory() as temporary:
-            result = measure(what, size, options.runs, options.only, Path(temporary))
+            result = measure(what, size, options, Path(temporary))
         if options.picture is not None and what == "decode":
             draw_decoding(result, f"{size}'s shape", options.picture)
         print(json.dumps({**about, "size": size, **result}), flush=True)
     return 0
 
 
-def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> dict[str, object]:
+def measure(what: str, size: str, options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """Take one measurement in an empty folder."""
+    runs, only = options.runs, options.only
     if what == "train":
         return measure_training(what, training_rivals(size, folder), size, runs, only)
     if what == "lora":
@@ -179,19 +183,19 @@ def measure(what: str, size: str, runs: int, only: str | None, folder: Path) -> 
     write_random(published, size)
     convert(published, ours)
     if what == "decode":
-        return measure_decoding(published, ours, runs)
+        return measure_decoding(published, ours, runs, options.prompt)
     if what == "memory":
         return measure_memory(published, ours)
     return alternate(RIVALS[what](published, ours), runs)
 
 
-def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object]:
-    """Reading 64 tokens and saying 64 more, greedily, in every precision; each peer in turn, medians.
+def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int) -> dict[str, object]:
+    """Reading a prompt and saying 64 tokens, greedily, in every precision; each peer in turn, medians.
 
     A decode step reads every weight once: how much that is in a second, over what a plain sum reads in the same run, is
     how near a peer is to what this machine can do. With guesses one step says several tokens, and a share can exceed 1.
     """
-    prompt = torch.randint(0, 50256, (PROMPT,), generator=torch.Generator().manual_seed(0)).tolist()
+    prompt = torch.randint(0, 50256, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     config = open_checkpoint(ours).config
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
     rooflines = []
@@ -217,11 +221,17 @@ def measure_decoding(published: Path, ours: Path, runs: int) -> dict[str, object
              "tokens_per_s": round(DECODED / rest, 1), "GB_per_s": round(read / 1e9, 1)}
         )  # fmt: skip
         print(
-            f"{name:<13} {precision:<18} {first * 1e3:6.0f} ms for {PROMPT} tokens, then {DECODED / rest:6.1f} "
+            f"{name:<13} {precision:<18} {first * 1e3:6.0f} ms for {prompt_tokens} tokens, then {DECODED / rest:6.1f} "
             f"tokens/s: {read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
         )
     print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")
-    return {"runs": runs, "prompt": PROMPT, "new": DECODED, "roofline_GB_per_s": round(roofline / 1e9, 1), "rows": rows}
+    return {
+        "runs": runs,
+        "prompt": prompt_tokens,
+        "new": DECODED,
+        "roofline_GB_per_s": round(roofline / 1e9, 1),
+        "rows": rows,
+    }
 
 
 def held_out_small_talk() -> list[list[str]]:

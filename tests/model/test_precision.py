@@ -10,6 +10,7 @@ import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from transformers import GPT2LMHeadModel
 
 from dialogpt import GenerationConfig, Tokenizer, generate_batch
 from dialogpt.model import GPT2, KVCache, precision
+from dialogpt.model.gpt2 import Block
 from dialogpt.model.precision import kernels, packed
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, candidates, kernel_for
 from dialogpt.ranking.scoring import score
@@ -119,6 +121,36 @@ def test_int8_takes_rows_of_any_range(kind: type[kernels.Kernel], bits: int | No
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("kind", [{}, {"activation_function": "relu", "scale_attn_by_inverse_layer_idx": True}])
+@torch.inference_mode()
+def test_one_row_comes_by_a_shorter_way_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, kind: dict[str, Any]
+) -> None:
+    write_published(tmp_path, deviation=0.1, **SIZES, **kind)
+    network = load(tmp_path, dtype=dtype)
+    ids = torch.tensor(ids_of(9))
+    cache = KVCache.for_model(network)
+    short = [network(ids[:, :2], cache), *(network(ids[:, n : n + 1], cache) for n in range(2, 9))]
+    assert all("one_row" in vars(block) for block in network.blocks)  # it was taken
+    monkeypatch.setattr(packed.PackedBlock, "forward", Block.forward)
+    other = KVCache.for_model(network)
+    plain = [network(ids[:, :2], other), *(network(ids[:, n : n + 1], other) for n in range(2, 9))]
+    assert all(map(torch.equal, short, plain))
+    assert torch.equal(cache.buffer, other.buffer)
+
+
+@torch.inference_mode()
+def test_the_shorter_way_takes_what_is_no_token(wide: Path) -> None:
+    """A row of padding alone is cached nowhere."""
+    network = load(wide)
+    cache = KVCache.for_model(network)
+    network(torch.tensor([[5, 6]]), cache)
+    network(torch.tensor([[7]]), cache, lengths=torch.tensor([0]))
+    assert cache.ids == [[5, 6]]
+    assert torch.equal(network(torch.tensor([[7]]), cache), network(torch.tensor([[5, 6, 7]]))[:, 2:])
+
+
 def test_greedy_tokens_of_float32_are_those_of_float64(wide: Path) -> None:
     prompts = ids_of(5, 9, 20, 13)
     replies = [

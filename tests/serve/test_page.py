@@ -164,7 +164,7 @@ STOP_SOON = """() => {
 def test_a_reply_is_stopped_and_what_was_said_is_kept(browser: Any, tmp_path: Path) -> None:
     """And the server says no more of it: the button stops both ends.
 
-    The reply takes ten seconds if nobody stops it: tiny's longest can be complete before a busy browser shows any.
+    The reply takes ten seconds if nobody stops it: tiny's longest is complete before a busy browser shows any of it.
     """
     write_published(tmp_path, n_positions=4096, n_embd=256, n_layer=8, n_head=8)
     flags = ["--min-new-tokens", "2000", "--max-new-tokens", "2000", "--threads", "1", "--dtype", "float64"]
