@@ -1,7 +1,7 @@
 """Measure what users wait for (replies, tokens, start-up, conversion, training steps, data preparation) and memory.
 
     python scripts/benchmark.py decode [--size small] [--runs 5] [--prompt 64] [--picture FILE]
-    python scripts/benchmark.py quality [--model tiny]
+    python scripts/benchmark.py quality [--model tiny] [--held-out small-talk] [--precision int8]
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
     python scripts/benchmark.py memory [--size small]
@@ -65,6 +65,7 @@ from dialogpt.weights.convert import published_config
 from dialogpt.weights.formats import StoredTensor, dtype_name, write_json, write_safetensors
 from dialogpt.weights.names import to_published
 from dialogpt.weights.vocabulary import gpt2_vocabulary
+from scripts import small_talk
 from scripts.peers import installed, served, weight_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -140,6 +141,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--prompt", type=int, default=PROMPT, help=f"decode: tokens that are prefilled (default: {PROMPT})"
     )
     parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
+    parser.add_argument("--held-out", choices=HELD_OUT, default="small-talk", help="quality: what is read")
+    parser.add_argument("--precision", choices=CPU_PRECISIONS, help="quality: its kernels alone (default: all)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train, lora: this rival alone, for its memory
     options = parser.parse_args(argv)
@@ -152,7 +155,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if len(chosen) > 1:
             print(f"---- {what}")
         if what == "quality":
-            print(json.dumps({**about, "model": options.model, **measure_quality(options.model)}), flush=True)
+            about |= {"model": options.model, "held_out": options.held_out}
+            precisions = CPU_PRECISIONS if options.precision is None else (options.precision,)
+            found = measure_quality(options.model, HELD_OUT[options.held_out](), precisions)
+            print(json.dumps({**about, **found}), flush=True)
             continue
         with tempfile.TemporaryDirectory() as temporary:
             result = measure(what, size, options, Path(temporary))
@@ -228,22 +234,35 @@ def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int)
     }
 
 
-def measure_quality(source: str) -> dict[str, float]:
-    """Perplexity of a checkpoint on the held-out conversations of chitchat-dataset, with every kernel that runs here.
+def held_out_small_talk() -> list[list[str]]:
+    """The small talk written for tiny that it did not learn from."""
+    return [turns for turns in small_talk.read() if small_talk.is_held_out(turns)]
 
-    A conversation is cut to windows of the network's length; all but the first token of each count.
-    """
+
+def held_out_chats() -> list[list[str]]:
+    """The conversations of chitchat-dataset that tiny's first stage did not learn from."""
     from scripts.train_tiny import conversations
 
+    return list(conversations(held_out=True))
+
+
+HELD_OUT: dict[str, Callable[[], list[list[str]]]] = {"small-talk": held_out_small_talk, "chats": held_out_chats}
+
+
+def measure_quality(source: str, dialogues: list[list[str]], precisions: Sequence[str]) -> dict[str, float]:
+    """Perplexity of a checkpoint on dialogues, with every kernel that runs here.
+
+    A dialogue is cut to windows of the network's length; all but the first token of each count.
+    """
     checkpoint = open_checkpoint(source)
     tokenizer, window = Tokenizer.load(checkpoint), checkpoint.config.n_positions
     pieces: list[list[int]] = []
-    for turns in conversations(held_out=True):
+    for turns in dialogues:
         ids = [token for turn in turns for token in (*tokenizer.encode(turn), tokenizer.eos_id)]
         pieces += [ids[start : start + window] for start in range(0, len(ids) - 1, window)]
     result: dict[str, float] = {}
     asked = os.environ.get(VARIABLE)
-    pairs = [(dtype, kernel) for dtype in CPU_PRECISIONS for kernel in candidates(dtype) if kernel.runs_here()]
+    pairs = [(dtype, kernel) for dtype in precisions for kernel in candidates(dtype) if kernel.runs_here()]
     for dtype, kernel in pairs:
         name, os.environ[VARIABLE] = f"{dtype} {kernel.name}", f"{dtype}={kernel.name}"
         found = score(load(checkpoint, dtype=dtype), pieces)
@@ -629,10 +648,8 @@ def plain_training(config: GPT2Config, batches: Batches, dtype: torch.dtype) -> 
 
 def write_dialogues(path: Path, number: int) -> Path:
     """Dialogues of about 800 tokens: the held-out conversations of chitchat-dataset, again and again."""
-    from scripts.train_tiny import conversations
-
     with path.open("w", encoding="utf-8") as file:
-        for _, turns in zip(range(number), itertools.cycle(conversations(held_out=True)), strict=False):
+        for _, turns in zip(range(number), itertools.cycle(held_out_chats()), strict=False):
             file.write(json.dumps({"turns": turns}, ensure_ascii=False) + "\n")
     return path
 

@@ -92,6 +92,13 @@ def random_model(seed: int = 0, **sizes: Any) -> GPT2:
     return model
 
 
+class FavoursLong:
+    """A reranker for which the longest reply is the best."""
+
+    def scores(self, turns: Any, replies: Any, stop: Any = None) -> list[float]:
+        return [float(len(reply)) for reply in replies]
+
+
 def counted_reads(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens each forward pass from now on computes, padding included."""
     reads: list[int] = []

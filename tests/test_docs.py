@@ -25,7 +25,7 @@ NOT_RUN = {  # a pattern of "page: command", and why such a command is not run
     r": dialogpt serve$": "serves until it is stopped; the fixture `server` starts one for the page's requests",
     r"dialogues/\*\.jsonl|train_tiny\.py": "trains for an hour or more",
     r"benchmark\.py|load\.py": "measures for minutes, which says nothing while other tests run",
-    r"is_held_out|TRAIN\.jsonl --valid|HELD200\.jsonl": "trains a model and decodes for half an hour",
+    r"compare_decoders\.py": "trains a model and decodes for ten minutes",
     r"decoding\.md: .*--reverse-model": "needs the model that training.md trains, where the same command runs",
 }
 SERVED = "http://127.0.0.1:8000"  # where the pages expect a server

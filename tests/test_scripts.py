@@ -13,7 +13,8 @@ import torch
 from dialogpt.cli import verify
 from dialogpt.model import GPT2
 from dialogpt.weights import convert
-from scripts import benchmark, parity, peers
+from scripts import benchmark, compare_decoders, parity, peers
+from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize("form", ["published", "converted", "without vocabulary", "with generation settings"])
@@ -97,3 +98,29 @@ def test_a_peer_that_fails_says_how_to_see_why(tmp_path: Path) -> None:
         pytest.raises(RuntimeError, match=r"ours int8 ended; run it by hand: .*-m scripts.peers ours int8"),
     ):
         run([1], 1)
+
+
+def test_decoders_are_compared_in_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All but the training, which takes minutes: tiny itself stands for the reverse model."""
+    folder = tmp_path / "a folder's {name}"
+    trained: list[int] = []
+
+    def stage(run: Path, train: list[Any], valid: list[Any], flags: list[str]) -> int:
+        assert "--reverse" in flags
+        trained.extend((len(train), len(valid)))
+        shutil.copytree(ROOT / "weights" / "tiny", run / "best")
+        return 0
+
+    monkeypatch.setattr(compare_decoders, "stage", stage)
+    assert compare_decoders.main([str(folder), "--dialogues", "2"]) == 0
+    learned, held_out = trained
+    assert learned > 10 * held_out > 0
+    shown = capsys.readouterr().out
+    assert "2 dialogues" in shown
+    heads = [cell.strip() for cell in next(line for line in shown.splitlines() if "greedy" in line).split("|")]
+    assert heads[2:7] == list(compare_decoders.SYSTEMS)
+    assert (folder / "table" / "report.html").exists()
+    monkeypatch.setattr(compare_decoders, "stage", lambda *arguments: 130)
+    assert compare_decoders.main([str(folder)]) == 130  # interrupted while it trains

@@ -48,9 +48,10 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
         mode: its permissions, from which the umask is taken.
 
     Raises:
-        OSError: it cannot be written, or another program keeps it open on Windows; the old content is left. Its
-            `filename` is that of the file.
+        OSError: it cannot be written, is no plain file, or another program keeps it open on Windows; the old content
+            is left. Its `filename` is that of the file.
     """
+    require_replaceable(path)
     temporary = path.with_name(f".{path.name}.partial")
     try:
         temporary.unlink(missing_ok=True)  # left by a kill, perhaps with other permissions
@@ -63,6 +64,16 @@ def write_atomically(path: Path, content: str | bytes, mode: int = 0o666) -> Non
     except OSError as error:
         error.filename = os.fspath(path)
         raise
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse a name whose file would not be replaced but destroyed: a device, a pipe or a socket.
+
+    Raises:
+        OSError: it is one; `strerror` is the reason.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "it is no plain file; name another one", str(path))
 
 
 def _replace(source: Path, path: Path) -> None:

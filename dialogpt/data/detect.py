@@ -48,6 +48,8 @@ def kind_of(path: Path, reading: Reading) -> Kind:
     if found:
         names = " or ".join(f"--from {kind.name} ({kind.what})" for kind in found)
         raise DialogueError(f"{path} may be of several kinds; say which: {names}")
+    if not (head.names or head.lines or b"\0" in head.magic):
+        raise DialogueError(f"{path} is empty; expected dialogues")
     raise DialogueError(
         f"{path} looks like none of the kinds ({', '.join(KINDS)}): {shape_of(head)}; name one with --from"
     )
@@ -119,8 +121,6 @@ def shape_of(head: Head) -> str:
         return f"a folder with {', '.join(sorted(head.names)[:5])}"
     if b"\0" in head.magic:
         return "its first bytes are no text"
-    if not head.lines:
-        return "it is empty"
     if head.keys:
         return f"JSON with the keys {', '.join(sorted(head.keys.get(1, set())))[:200] or 'of no object'}"
     line = head.lines[0]

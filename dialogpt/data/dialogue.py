@@ -117,7 +117,7 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False, trains: 
             raise DialogueError(f"turn {turns.index(turn) + 1} is blank")
         if not turn.isascii() and _SURROGATE.search(turn):
             raise DialogueError(f"turn {turns.index(turn) + 1} holds half a character (\\ud800 to \\udfff alone)")
-    for number, reference in enumerate(dialogue.references, 1):
+    for number, reference in enumerate(dialogue.references, 1) if dialogue.references else ():
         if not reference.strip():
             raise DialogueError(f"reference {number} is blank")
         if _SURROGATE.search(reference):
@@ -158,7 +158,8 @@ def counted(number: int, thing: str) -> str:
 
 def texts(values: Sequence[Any]) -> bool:
     """Whether all values are texts."""
-    for value in values:  # noqa: SIM110 - twice as fast as all() of a generator, for the few that dialogues have
-        if type(value) is not str:
-            return False
+    try:
+        "".join(values)  # four times as fast as a look at each type
+    except TypeError:
+        return False
     return True

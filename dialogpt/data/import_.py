@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +31,7 @@ from dialogpt.errors import DialogueError
 
 MAX_REASONS = 100  # that are counted apart
 WRITTEN_AT_ONCE = 1 << 18  # bytes
+AT_ONCE = 32  # dialogues counted and written together; of 4 MiB each at most, so that memory stays flat
 OnProgress = Callable[[int, int], None]  # (bytes done, bytes in all); may raise to stop
 
 
@@ -73,8 +75,8 @@ def import_dialogues(
         DialogueError: a source cannot be used, no dialogue can, or the files cannot be written.
     """
     found = Imported()
-    held_out, listed = names_beside(out)
-    _require_new(out, *([held_out] if split else []), listed)
+    beside, listed = names_beside(out)
+    _require_new(out, *([beside] if split else []), listed)
     kinds = [kind_of(path, reading) for path in sources]
     found.kinds = {path: kind.name for path, kind in zip(sources, kinds, strict=True)}
     seen = None if dedup is None else duplicates(dedup)
@@ -87,20 +89,20 @@ def import_dialogues(
         done += count
         on_progress(min(done, total), total)
 
-    with new_files(out, listed, *([held_out] if split else [])) as files:
-        write, problems = files[0].write, _Problems(files[1], found.problems, first)
-        hold_out = files[2].write if split else write
+    with new_files(out, listed, *([beside] if split else [])) as files:
+        problems = _Problems(files[1], found.problems, first)
         for path, kind in zip(sources, kinds, strict=True):
-            for dialogue in read_one(path, kind, transformer, problems.note, on_bytes):
-                if seen is not None and seen(dialogue):
-                    problems.note(Problem(path, dialogue.line, "a duplicate"))
-                    continue
-                found.kept.add(dialogue)
-                if split and share_of(dialogue) < split:
-                    found.held_out += 1
-                    hold_out(line_of(dialogue))
-                else:
-                    write(line_of(dialogue))
+            dialogues = read_one(path, kind, transformer, problems.note, on_bytes)
+            if seen is not None:
+                dialogues = _first_of_each(dialogues, seen, path, problems)
+            while batch := list(islice(dialogues, AT_ONCE)):
+                found.kept.add(batch)
+                if split:
+                    held_out = [dialogue for dialogue in batch if share_of(dialogue) < split]
+                    batch = [dialogue for dialogue in batch if share_of(dialogue) >= split]
+                    found.held_out += len(held_out)
+                    files[2].write(lines_of(held_out))
+                files[0].write(lines_of(batch))
         transformer.require_bot()
         if found.kept.dialogues == found.held_out:
             reason = f"the first problem: {first[0]}" if first else "the files are empty"
@@ -108,14 +110,29 @@ def import_dialogues(
     return found
 
 
-def line_of(dialogue: Dialogue) -> bytes:
-    """A dialogue as a line of JSONL, which `turns` reads back."""
+def lines_of(dialogues: Sequence[Dialogue]) -> bytes:
+    """Dialogues as lines of JSONL, which `turns` reads back."""
+    return b"".join([dumps(_content(dialogue)) + b"\n" for dialogue in dialogues])
+
+
+def _content(dialogue: Dialogue) -> dict[str, Any]:
     content: dict[str, Any] = {"turns": dialogue.turns}
     if dialogue.weights is not None:
         content["weights"] = dialogue.weights
     if dialogue.speakers is not None:
         content["speakers"] = dialogue.speakers
-    return dumps(content) + b"\n"
+    return content
+
+
+def _first_of_each(
+    dialogues: Iterator[Dialogue], seen: Callable[[Dialogue], bool], path: Path, problems: _Problems
+) -> Iterator[Dialogue]:
+    """Leave out duplicates, each a problem."""
+    for dialogue in dialogues:
+        if seen(dialogue):
+            problems.note(Problem(path, dialogue.line, "a duplicate"))
+        else:
+            yield dialogue
 
 
 def names_beside(out: Path) -> tuple[Path, Path]:

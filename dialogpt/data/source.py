@@ -57,7 +57,7 @@ class Source:
         """The lines, without their ends, numbered from 1; one that is too long is a problem and is left out."""
         number = 1
         for block in line_blocks_of(self.path, on_bytes=self.on_bytes):
-            if len(max(block, key=len)) > LINE_LIMIT:
+            if max(map(len, block)) > LINE_LIMIT:
                 yield from self._short(block, number)
             else:
                 yield from enumerate(block, number)
@@ -179,7 +179,8 @@ def line_blocks_of(
             held, rest = rest + data, b""
             if held.endswith(b"\r") and not ended:  # its LF may follow
                 held, rest = held[:-1], b"\r"
-            *lines, left = held.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+            ends = held.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in held else held
+            *lines, left = ends.split(b"\n")
             after = place + len(held) - len(left)  # where the line begins that is not ended yet
             if skipping and lines:
                 skipping = False
@@ -188,7 +189,7 @@ def line_blocks_of(
             if end is not None and after > end:  # some of them begin in the next part
                 lines = lines[: _begin_before(held, lines, end - place)]
             if lines:
-                yield [line[: LINE_LIMIT + 1] for line in lines]
+                yield [line[: LINE_LIMIT + 1] for line in lines] if len(held) > LINE_LIMIT else lines
             if end is not None and after >= end:
                 return
             place = after

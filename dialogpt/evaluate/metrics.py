@@ -95,6 +95,7 @@ class TextSample:
     Attributes:
         size: see `Sample`.
         quality: (size,) how good each reply is beside its references, to find the best and the worst.
+        meteor_statistics: see `dialogpt.evaluate.meteor.statistics`; None leaves METEOR out.
     """
 
     def __init__(
@@ -102,7 +103,6 @@ class TextSample:
         protocol: Protocol,
         dialogues: Sequence[Dialogue],
         replies: Sequence[str],
-        meteor_statistics: Floats | None = None,
         means: dict[str, Sequence[float]] | None = None,
     ) -> None:
         """Compute the statistics.
@@ -111,7 +111,6 @@ class TextSample:
             protocol: how text becomes words.
             dialogues: with references.
             replies: one for each.
-            meteor_statistics: see `dialogpt.evaluate.meteor.statistics`; None leaves METEOR out.
             means: further figures, one for each reply, by the key of their mean.
         """
         self.size = len(replies)
@@ -123,7 +122,8 @@ class TextSample:
         diversity = [protocol.diversity_words(text) for text in cleaned]
         self.quality = overlap.sentence_bleu(statistics)
         self._zero = protocol.zero_without_matches
-        self._overlap, self._meteor = statistics.columns, meteor_statistics
+        self._overlap = statistics.columns
+        self.meteor_statistics: Floats | None = None
         self._ngrams = NgramTable.of(diversity)
         own_turns = [[protocol.words(protocol.clean(turn)) for turn in each.own_turns] for each in dialogues]
         self._means: dict[str, Floats] = {
@@ -144,8 +144,8 @@ class TextSample:
         found = {f"nist-{n}": score for n, score in enumerate(overlap.nist(sums), 1)}
         bleu = overlap.bleu(sums, zero_without_matches=self._zero)
         found |= {f"bleu-{n}": score for n, score in enumerate(bleu, 1)}
-        if self._meteor is not None:
-            found["meteor"] = meteor.score(chosen @ self._meteor)
+        if self.meteor_statistics is not None:
+            found["meteor"] = meteor.score(chosen @ self.meteor_statistics)
         for order in range(1, overlap.MAX_ORDER + 1):
             counts = self._ngrams.counts(order, weights)
             found[f"entropy-{order}"] = entropy(counts)

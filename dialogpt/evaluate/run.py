@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -184,7 +185,7 @@ class Evaluation:
         predictions = {system.name: self._predictions(system) for system in self.systems if system.open is not None}
         self._chats.clear()
         means = {name: self._means(name, texts) for name, texts in given.items()}
-        counted, notes = self._meteor(given)
+        texts, notes = self._text_samples(given, means)
         notes = [*self.left_out, *notes]
         if self.request.fed is not None:
             notes.append(f"FED by {self.request.fed}: {fed.PROTOCOL}")
@@ -193,10 +194,6 @@ class Evaluation:
             bot = "the bot's turns" if self.request.bot_only else "all turns"
             notes.append(f"perplexity of {bot}, end tokens included; windows of {size}, overlapping by half")
         self.on_stage("comparing", 0, len(self.dialogues))
-        texts = {
-            name: TextSample(self.protocol, self.dialogues, found, counted.get(name), means[name])
-            for name, found in given.items()
-        }
         likelihoods = {name: LikelihoodSample(found) for name, found in predictions.items()}
         resampling: dict[str, Any] = {"resamples": self.request.resamples, "seed": self.request.seed, "stop": self.stop}
         comparison = compare(texts, **resampling)
@@ -281,12 +278,26 @@ class Evaluation:
             columns[f"RPT:{head}"] = [line[head] for line in lines]
         return columns
 
+    def _text_samples(
+        self, given: Mapping[str, Sequence[str]], means: Mapping[str, dict[str, Sequence[float]]]
+    ) -> tuple[dict[str, TextSample], list[str]]:
+        """The replies of each system, counted, and what is to be said of it; METEOR's program runs meanwhile."""
+        self.on_stage("counting", 0, len(self.dialogues))
+        with ThreadPoolExecutor(1) as executor:
+            counting = executor.submit(self._meteor, given)
+            texts = {
+                name: TextSample(self.protocol, self.dialogues, found, means[name]) for name, found in given.items()
+            }
+            counted, notes = counting.result()
+        for name, sample in texts.items():
+            sample.meteor_statistics = counted.get(name)
+        return texts, notes
+
     def _meteor(self, given: Mapping[str, Sequence[str]]) -> tuple[dict[str, Floats], list[str]]:
         """METEOR's statistics of each system, or why there are none."""
         clean, names = self.protocol.clean, list(given)
         try:
             jar = meteor.find_jar()
-            self.on_stage("METEOR", 0, 1)
             references = [[clean(text) for text in self.protocol.choose(each.references)] for each in self.dialogues]
             texts = [clean(text) for name in names for text in given[name]]
             counted = meteor.statistics(texts, references * len(names), jar)  # together: to start takes it 6 s

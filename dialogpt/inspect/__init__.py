@@ -3,7 +3,7 @@
 from dialogpt.inspect.capture import Capture, capture
 from dialogpt.inspect.data import Inspection, inspect_reply
 from dialogpt.inspect.explain import explain, explain_last
-from dialogpt.inspect.page import page_sources, render_page
+from dialogpt.inspect.page import page_sources, policy_source, render_page
 from dialogpt.inspect.search import Considered
 
 __all__ = [
@@ -15,5 +15,6 @@ __all__ = [
     "explain_last",
     "inspect_reply",
     "page_sources",
+    "policy_source",
     "render_page",
 ]

@@ -8,12 +8,11 @@ from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop
-from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.history import BOT, History
 from dialogpt.inspect.data import Inspection, inspect_reply
-from dialogpt.inspect.search import Considered, RecordingDraft, record_beams
+from dialogpt.inspect.search import Considered, RecordingDraft, ended_by_token, record_beams, stopped_by_text
 from dialogpt.replies import Generators
 
 
@@ -53,7 +52,9 @@ def explain(
         chat.draft = draft
     considered = _considered(chat, turns, replies, seed, recorder, stop)
     best = replies[0]
-    return _inspected(chat, turns, best.ids, _ended_by_token(chat, best), name, considered, stop)
+    return _inspected(
+        chat, turns, best.ids, ended_by_token(chat.generation, chat.tokenizer, best), name, considered, stop
+    )
 
 
 def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Inspection:
@@ -71,6 +72,7 @@ def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Ins
     *turns, reply = chat.history.turns
     shown = chat.shown()
     limit = chat.generation.reply_limit(0 if shown is None else len(shown.ids))
+    cut = reply.interrupted or len(reply) >= limit or stopped_by_text(chat.generation, chat.tokenizer, reply)
     return inspect_reply(
         chat.model,
         chat.tokenizer,
@@ -78,7 +80,7 @@ def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Ins
         turns,
         reply,
         history_tokens=chat.history_tokens,
-        ended=not reply.interrupted and len(reply) < limit and not _stopped_by_text(chat, reply),
+        ended=not cut,
         name=name,
         stop=stop,
     )
@@ -105,16 +107,6 @@ def _inspected(
         considered=considered,
         stop=stop,
     )
-
-
-def _ended_by_token(chat: Chat, reply: Reply) -> bool:
-    """Whether the end token ended a reply, rather than a stop string or its length."""
-    return reply.finish_reason == "stop" and not _stopped_by_text(chat, reply.ids)
-
-
-def _stopped_by_text(chat: Chat, ids: Sequence[int]) -> bool:
-    texts = chat.generation.stop_strings
-    return bool(texts and ids) and StopStrings(texts or (), chat.tokenizer).end(ids)
 
 
 def _considered(

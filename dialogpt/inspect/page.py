@@ -38,7 +38,12 @@ def render_page(inspection: Inspection) -> str:
 
 def page_sources() -> tuple[str, str]:
     """The page's own script and style, as the sources of a content security policy that allows nothing else."""
-    return _hash(_static("page.js")), _hash(_static("page.css"))
+    return policy_source(_static("page.js")), policy_source(_static("page.css"))
+
+
+def policy_source(text: str) -> str:
+    """A script or a style inside a page, as a content security policy names it."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def page_data(inspection: Inspection) -> str:
@@ -70,7 +75,3 @@ def _rounded(value: Any) -> Any:
 
 def _static(name: str) -> str:
     return (files("dialogpt.inspect") / "static" / name).read_text(encoding="utf-8")
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

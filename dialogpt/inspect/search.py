@@ -16,10 +16,12 @@ from dialogpt.decoding.beam_search import EXCLUDED, beam_search
 from dialogpt.decoding.loop import Decoder
 from dialogpt.decoding.sequence import Stop, TokenSequence
 from dialogpt.decoding.speculative import Draft
+from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.generation import Reply
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2
+from dialogpt.ranking.scoring import score
 from dialogpt.tokenizer import Tokenizer
 
 
@@ -113,6 +115,9 @@ def record_beams(
 ) -> tuple[list[Branch], list[Reply]]:
     """Run a beam search, and return its tree and the replies that it finished, the best first.
 
+    The search keeps no beam for a reply's last token, so it is added to the tree afterwards, with an end token where
+    that ended the reply.
+
     Args:
         model: the network.
         tokenizer: of the same checkpoint.
@@ -128,7 +133,36 @@ def record_beams(
     recorder = _BeamRecorder(model, tokenizer, stop)
     (beams,) = beam_search(recorder, [prompt], replace(config, num_return_sequences=config.num_beams), [generator])
     finished = [Reply(beam.ids, beam.finish_reason, beam.score) for beam in beams if beam.score > EXCLUDED / 2]
+    ends = ([tokenizer.eos_id] if ended_by_token(config, tokenizer, reply) else [] for reply in finished)
+    whole = [ids for reply, end in zip(finished, ends, strict=True) if (ids := [*reply.ids, *end])]
+    scores = score(model, [[*prompt.ids, *ids] for ids in whole], [len(prompt.ids)] * len(whole), stop=stop)
+    for ids, found in zip(whole, scores, strict=True):
+        _add_path(recorder.branches, ids, found.log_probabilities)
     return recorder.branches, finished
+
+
+def ended_by_token(config: GenerationConfig, tokenizer: Tokenizer, reply: Reply) -> bool:
+    """Whether the end token ended a reply, rather than a stop string or its length."""
+    return reply.finish_reason == "stop" and not stopped_by_text(config, tokenizer, reply.ids)
+
+
+def stopped_by_text(config: GenerationConfig, tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
+    """Whether a stop string ended these tokens of a reply."""
+    texts = config.stop_strings
+    return bool(texts and ids) and StopStrings(texts or (), tokenizer).end(ids)
+
+
+def _add_path(branches: list[Branch], ids: Sequence[int], log_probabilities: Sequence[float]) -> None:
+    """Add what a tree lacks of a reply, in place; `log_probabilities` are each token's own."""
+    known = {(branch.parent, branch.token): place for place, branch in enumerate(branches)}
+    parent: int | None = None
+    total = 0.0
+    for step, (token, added) in enumerate(zip(ids, log_probabilities, strict=True)):
+        total += added
+        if (parent, token) not in known:
+            known[parent, token] = len(branches)
+            branches.append(Branch(step, token, parent, total))
+        parent = known[parent, token]
 
 
 class RecordingDraft(Draft):

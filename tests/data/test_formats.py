@@ -508,7 +508,7 @@ def test_text(tmp_path: Path) -> None:
         ("a.dat", "hello there\n", "its first line is 'hello there'"),
         ("a.bin", "\0\1\2\n\3", "its first bytes are no text"),
         ("a.zip", "PK\x03\x04....", "is packed .zip.; unpack it first"),
-        ("a.dat", "", "it is empty"),
+        ("a.dat", "", "a.dat is empty; expected dialogues"),
         ("a.dat", "a\tb\n\nc\td\n", "may be of several kinds; say which: --from tsv .* or --from text"),
         (
             "a.json",

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from dialogpt.data import KINDS, Dialogue, Problem, Reading, read
 from dialogpt.data.detect import kind_of
-from dialogpt.data.import_ import line_of
+from dialogpt.data.import_ import lines_of
 from dialogpt.errors import DialogueError
 
 Turns = list[str]
@@ -274,7 +274,7 @@ def test_what_is_written_is_read_back(turns: Turns, weighted: bool, named: bool)
     dialogue.speakers = dialogue.speakers and dialogue.speakers[: len(turns)]
     kind = KINDS["turns"]
     assert kind.parse is not None
-    assert kind.parse(line_of(dialogue).rstrip(b"\n"), Reading()) == dialogue
+    assert kind.parse(lines_of([dialogue]).rstrip(b"\n"), Reading()) == dialogue
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("datasets", "parquet")])
@@ -296,4 +296,4 @@ def test_any_bytes_are_dialogues_or_problems_or_a_sentence(name: str, tmp_path: 
             for dialogue in read(path, Reading(kind=name)):
                 assert len(dialogue.turns) >= 2
                 assert all(turn.strip() for turn in dialogue.turns)
-                line_of(dialogue)
+                lines_of([dialogue])

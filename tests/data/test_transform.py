@@ -110,7 +110,7 @@ def test_a_split_is_about_as_large_as_asked(tmp_path: Path) -> None:
 def statistics(*said: list[str], speakers: list[str] | None = None) -> Statistics:
     found = Statistics()
     for turns in said:
-        found.add(Dialogue(turns, None, speakers))
+        found.add([Dialogue(turns, None, speakers)])
     return found
 
 

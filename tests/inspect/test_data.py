@@ -21,7 +21,7 @@ from dialogpt.inspect.explain import explain, explain_last
 from dialogpt.ranking.scoring import score_turns
 from dialogpt.sampler import Seen, next_token_probabilities
 from dialogpt.tokenizer import Tokenizer
-from tests.helpers import needs_int8
+from tests.helpers import FavoursLong, needs_int8
 
 DIALOGUE = [
     "Hi! My name is Anna.",
@@ -206,24 +206,29 @@ def test_an_empty_reply_is_its_end_token(chat: Chat) -> None:
     assert [token["end"] for token in found["tokens"][found["reply"]["first"] :]] == [True]
 
 
-def test_beams_are_recorded_as_a_tree(chat: Chat) -> None:
-    beams = Chat(chat.model, chat.tokenizer, replace(chat.generation, num_beams=3, do_sample=False, max_new_tokens=8))
-    found = explain(beams, ["Hi! How are you?"])
+@pytest.mark.parametrize("limit", [8, 64])
+def test_beams_are_recorded_as_a_tree_that_leads_to_every_reply(chat: Chat, limit: int) -> None:
+    """The last token of each reply was missing, as a search keeps no beam for it."""
+    settings = replace(chat.generation, num_beams=3, do_sample=False, max_new_tokens=limit)
+    found = explain(Chat(chat.model, chat.tokenizer, settings), ["Hi! How are you?"])
     considered: Any = found["considered"]
     assert considered["beams"][0]["text"] == found["reply"]["text"]
     assert 1 <= len(considered["beams"]) <= 3
     branches = considered["branches"]
+    places = {(branch["parent"], branch["token"]): place for place, branch in enumerate(branches)}
+    assert len(places) == len(branches)
     reply = [token["id"] for token in found["tokens"][found["reply"]["first"] :]]
+    assert (reply[-1] == chat.tokenizer.eos_id) == (limit == 64)
     total, parent = 0.0, None
-    for step, token in enumerate(reply[: len(considered["beams"][0]["ids"])]):
-        places = [k for k, branch in enumerate(branches) if branch["parent"] == parent and branch["token"] == token]
-        if not places:
-            break
-        (parent,) = places
-        total += found["reply"]["log_probabilities"][step]
+    for step, (token, log_probability) in enumerate(zip(reply, found["reply"]["log_probabilities"], strict=True)):
+        parent = places[parent, token]
+        total += log_probability
         assert branches[parent]["step"] == step
         assert branches[parent]["log_probability"] == pytest.approx(total, abs=1e-3)
-    assert parent is not None
+    for beam in considered["beams"][1:]:
+        parent = None
+        for token in beam["ids"]:
+            parent = places[parent, token]
 
 
 @needs_int8
@@ -239,13 +244,6 @@ def test_draft_tokens_are_recorded(chat: Chat) -> None:
         suggested = [token["id"] for token in part["tokens"]]
         assert reply[part["start"] : part["start"] + part["accepted"]] == suggested[: part["accepted"]]
     assert isinstance(drafted.draft, Draft)
-
-
-class FavoursLong:
-    """A reranker for which the longest reply is the best."""
-
-    def scores(self, turns: Any, replies: Any, stop: Any = None) -> list[float]:
-        return [float(len(reply)) for reply in replies]
 
 
 def test_candidates_come_with_their_ranks(chat: Chat) -> None:

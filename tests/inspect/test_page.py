@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dialogpt.chat import Chat
+from dialogpt.decoding.speculative import Draft
 from dialogpt.inspect import Inspection, render_page
 from dialogpt.inspect.explain import explain
+from dialogpt.model import GPT2
+from tests.helpers import FavoursLong
 
 DIALOGUE = [
     "Hi! My name is Anna.",
@@ -34,6 +40,17 @@ PAGE_LIMIT = 1_000_000  # bytes
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
 with_axe = pytest.mark.skipif(AXE is None, reason="DIALOGPT_AXE names no axe.min.js (npm install axe-core)")
 
+KINDS = ["given", "beams", "candidates", "draft"]
+
+
+def blurred(network: GPT2) -> GPT2:
+    """A copy with noise in its weights: a draft that is right at times."""
+    copied = copy.deepcopy(network)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in copied.parameters():
+        parameter.data.add_(0.06 * torch.randn(parameter.shape, generator=generator))
+    return copied
+
 
 @pytest.fixture(scope="module")
 def chat() -> Chat:
@@ -46,10 +63,41 @@ def found(chat: Chat) -> Inspection:
 
 
 @pytest.fixture(scope="module")
-def file(found: Inspection, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("page") / "page.html"
-    path.write_text(render_page(found), encoding="utf-8")
-    return path
+def inspected(chat: Chat, found: Inspection) -> Callable[[str], Inspection]:
+    """An inspection for each thing that may be considered beside a reply."""
+    short = replace(chat.generation, max_new_tokens=8)
+
+    def inspect(kind: str) -> Inspection:
+        if kind == "beams":
+            beams = Chat(chat.model, chat.tokenizer, replace(chat.generation, num_beams=3, do_sample=False))
+            return explain(beams, ["What is your name?"])
+        if kind == "candidates":
+            warm = replace(short, temperature=1.0)
+            ranked = Chat(chat.model, chat.tokenizer, warm, reranker=FavoursLong(), num_candidates=4)
+            return explain(ranked, ["Tell me a story."], seed=1)
+        if kind == "draft":
+            drafted = Chat(chat.model, chat.tokenizer, chat.generation, draft=Draft(blurred(chat.model)))
+            return explain(drafted, ["Hi!", "Hello.", "What is your name?"], seed=1)
+        return found
+
+    return cache(inspect)
+
+
+@pytest.fixture(scope="module")
+def file_of(inspected: Callable[[str], Inspection], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("pages")
+
+    def write(kind: str) -> Path:
+        path = folder / f"{kind}.html"
+        path.write_text(render_page(inspected(kind)), encoding="utf-8")
+        return path
+
+    return cache(write)
+
+
+@pytest.fixture
+def file(file_of: Callable[[str], Path]) -> Path:
+    return file_of("given")
 
 
 @pytest.fixture(scope="module")
@@ -181,39 +229,87 @@ def test_pointing_at_a_token_shows_it_for_as_long(file: Path, opened: Any) -> No
 
 @in_chromium
 @pytest.mark.parametrize("width", [320, 390, 1280])
-def test_nothing_is_wider_than_the_screen(file: Path, opened: Any, width: int) -> None:
-    page = opened(file, viewport={"width": width, "height": 844}, has_touch=width < 500)
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_wider_than_the_screen(file_of: Callable[[str], Path], opened: Any, kind: str, width: int) -> None:
+    page = opened(file_of(kind), viewport={"width": width, "height": 844}, has_touch=width < 500)
     token = page.locator("#t5")
     if width < 500:
         token.tap()
         assert token.bounding_box()["height"] >= 30
     else:
         token.click()
-    assert "token 6" in page.locator("#chosen").inner_text()
+    assert token.get_attribute("aria-pressed") == "true"
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 @in_chromium
-def test_beams_candidates_and_drafts_have_their_panel(chat: Chat, opened: Any, tmp_path: Path) -> None:
-    beams = Chat(chat.model, chat.tokenizer, replace(chat.generation, num_beams=3, do_sample=False, max_new_tokens=8))
-    path = tmp_path / "beams.html"
-    path.write_text(render_page(explain(beams, ["Hi! How are you?"])), encoding="utf-8")
-    page = opened(path)
-    assert page.locator("#considered").is_visible()
-    assert page.locator("#considered svg .node").count() > 3
-    assert page.locator("#considered tr.chosen").count() == 1
+def test_a_reply_that_was_simply_sampled_has_nothing_beside_it(file_of: Callable[[str], Path], opened: Any) -> None:
+    assert opened(file_of("given")).locator("#considered").is_hidden()
+
+
+@in_chromium
+def test_the_tree_of_a_beam_search_leads_to_the_reply(
+    inspected: Callable[[str], Inspection], file_of: Callable[[str], Path], opened: Any
+) -> None:
+    found = inspected("beams")
+    assert found["considered"] is not None
+    page = opened(file_of("beams"))
+    panel = page.locator("#considered")
+    assert panel.locator("svg .node").count() == len(found["considered"]["branches"])
+    followed = panel.locator("svg g:has(.node.best) text").all_text_contents()
+    assert followed.pop() == "end"
+    assert "".join(followed).replace("·", " ") == found["reply"]["text"]
+    rows = panel.locator("tbody tr")
+    assert rows.count() == len(found["considered"]["beams"])
+    assert panel.locator("tr.chosen").inner_text().startswith(found["reply"]["text"])
+
+
+@in_chromium
+def test_candidates_stand_in_the_order_of_their_ranks(
+    inspected: Callable[[str], Inspection], file_of: Callable[[str], Path], opened: Any
+) -> None:
+    found = inspected("candidates")
+    assert found["considered"] is not None
+    page = opened(file_of("candidates"))
+    rows = page.locator("#considered tbody tr")
+    assert rows.locator(".piece").all_inner_texts() == [one["text"] for one in found["considered"]["candidates"]]
+    ranks = [float(cell) for cell in rows.locator("td:nth-child(2)").all_inner_texts()]
+    assert len(ranks) == 4
+    assert ranks == sorted(ranks, reverse=True)
+    assert "chosen" in rows.first.inner_text()
+    assert page.locator("#considered .badge").count() == 1
+
+
+@in_chromium
+def test_draft_tokens_are_green_or_struck(
+    inspected: Callable[[str], Inspection], file_of: Callable[[str], Path], opened: Any
+) -> None:
+    found = inspected("draft")
+    assert found["considered"] is not None
+    rounds = found["considered"]["rounds"]
+    proposed, accepted = sum(len(one["tokens"]) for one in rounds), sum(one["accepted"] for one in rounds)
+    assert 0 < accepted < proposed  # the draft of this test is right at times
+    page = opened(file_of("draft"))
+    panel = page.locator("#considered")
+    assert panel.locator(".round").count() == len(rounds)
+    assert panel.locator(".round .yes").count() == accepted
+    struck = panel.locator(".round .no")
+    assert struck.count() == proposed - accepted
+    assert "line-through" in struck.first.evaluate("each => getComputedStyle(each).textDecoration")
+    assert f"suggested {proposed} tokens; {accepted} are" in panel.inner_text()
 
 
 @with_axe
 @in_chromium
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_axe_finds_nothing(file: Path, opened: Any, scheme: str, width: int) -> None:
-    page = opened(file, viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_axe_finds_nothing(file_of: Callable[[str], Path], opened: Any, kind: str, scheme: str, width: int) -> None:
+    page = opened(file_of(kind), viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
     page.click("#attention summary")
     if PICTURES:
         page.evaluate("scrollTo(0, 0)")
-        page.screenshot(path=Path(PICTURES) / f"explain-{scheme}-{width}.png", full_page=True)
+        page.screenshot(path=Path(PICTURES) / f"explain-{kind}-{scheme}-{width}.png", full_page=True)
     page.evaluate(Path(AXE or "").read_text(encoding="utf-8"))
     problems = page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))")
     assert problems == []

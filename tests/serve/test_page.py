@@ -19,7 +19,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.helpers import WAIT_SECONDS, needs_posix, started, write_published
+from tests.helpers import ROOT, WAIT_SECONDS, needs_posix, started, write_published
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
@@ -644,7 +644,7 @@ def test_a_proxy_that_answers_in_its_place_gets_a_sentence(browser: Any, url: st
 
 def test_the_page_is_small(url: str) -> None:
     """What a phone loads before it can talk: at most 60 kB."""
-    folder = Path(__file__).parents[2] / "dialogpt" / "serve" / "static"
+    folder = ROOT / "dialogpt" / "serve" / "static"
     total = 0
     for path in folder.iterdir():
         answer = httpx.get(f"{url}static/{path.name}", headers={"Accept-Encoding": "gzip"})
@@ -654,6 +654,23 @@ def test_the_page_is_small(url: str) -> None:
         assert (known.status_code, known.content) == (304, b"")
     assert 5_000 < total < 60_000
     assert httpx.get(f"{url}static/..%2fapp.py").status_code == httpx.get(f"{url}static/nothing.js").status_code == 404
+
+
+def test_the_page_is_complete_after_two_exchanges(browser: Any, url: str) -> None:
+    """On a phone's network each takes half a second: it painted after two of them, and could be used after four."""
+    page = new_page(browser)
+    page.goto(url)
+    expect(page.locator("#model")).to_have_text("dialogpt: tiny")
+    loaded = page.evaluate(
+        "performance.getEntriesByType('resource').map(e => [e.name.split('/').pop(), e.initiatorType])"
+    )
+    assert not [name for name, _ in loaded if name.endswith(".css")]
+    assert page.evaluate("document.querySelectorAll('style').length") == 1
+    modules = {path.name for path in (ROOT / "dialogpt" / "serve" / "static").glob("*.js")} - {"main.js"}
+    named = page.locator("link[rel=modulepreload]").evaluate_all("all => all.map(each => each.href.split('/').pop())")
+    assert set(named) == modules
+    assert page.evaluate("getComputedStyle(document.body).margin") == "0px"  # the policy lets the style in
+    page.close()
 
 
 def test_on_a_phone_conversations_are_in_a_drawer(browser: Any, url: str) -> None:

@@ -51,6 +51,22 @@ def test_a_small_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytes
 
 
 @needs_posix
+@needs_posix
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    """`explain --out /dev/full`, as root, made a plain file of the device."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, tmp_path / "link"):
+        if path != pipe:
+            path.symlink_to(os.devnull)
+        with pytest.raises(OSError, match="no plain file; name another one") as problem:
+            write_atomically(path, "x")
+        assert problem.value.filename == str(path)
+        assert path.exists()
+        assert not path.is_file()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["link", "pipe"]
+
+
 def test_a_small_file_may_be_its_owners_alone(tmp_path: Path) -> None:
     (tmp_path / ".last.partial").touch(mode=0o644)  # left by a kill
     write_atomically(tmp_path / "last", "one\n", mode=0o600)

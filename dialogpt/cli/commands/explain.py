@@ -87,3 +87,6 @@ def _require_writable(path: Path) -> None:
         raise DialogueError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise DialogueError(f"there is no folder {path.parent}; create it, or name a file elsewhere")
+    from dialogpt.weights.disk import require_replaceable
+
+    require_replaceable(path)

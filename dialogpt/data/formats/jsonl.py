@@ -77,7 +77,10 @@ def turns_of(content: Any, reading: Reading) -> Dialogue:
 
     Where `reading.references` says so, "references" holds what people replied to the last turn.
     """
-    turns = content.get("turns") if type(content) is dict else None
+    try:
+        turns = content["turns"]
+    except (TypeError, LookupError):
+        turns = None
     if type(turns) is not list or not texts(turns):
         raise DialogueError('no list of texts under "turns"')
     if len(content) == 1:
@@ -152,10 +155,7 @@ def _kind(name: str, what: str, of: Callable[[Any, Reading], Dialogue], fits: Ca
     by_line = line_reader(parse)
 
     def read(source: Source) -> Iterator[Dialogue]:
-        if is_array(source):
-            yield from told(source, _array(source, of))
-        else:
-            yield from by_line(source)
+        return told(source, _array(source, of)) if is_array(source) else by_line(source)
 
     return Kind(name, what, fits, read, parse)
 

@@ -247,7 +247,7 @@ function choiceOfReply(token) {
   const { candidates, stages, possible } = token.choice;
   const acted = stages.filter((stage, k) => k === 0 || stage.removed > 0 || stage.probabilities.some((p, i) => Math.abs(p - stages[k - 1].probabilities[i]) > 5e-7));
   const idle = stages.filter((stage) => !acted.includes(stage));
-  const heads = acted.map((stage, k) => [k === 0 ? "network" : stageName(stage), h("small", {}, `${number(stage.kept)} left`)]);
+  const heads = acted.map((stage, k) => [h("span", { class: "stage" }, k === 0 ? "network" : stageName(stage)), h("small", {}, `${number(stage.kept)} left`)]);
   const tops = acted.map((stage) => Math.max(...stage.probabilities));
   const rows = candidates.map((row, i) => choiceRow(row, row.id === token.id, acted.map((stage, k) => {
     if (stage.probabilities[i] > 0 || k === 0) return h("td", {}, chance(stage.probabilities[i], tops[k]));
@@ -447,8 +447,16 @@ function drawConsidered() {
   put(bodyOf("considered"),
     candidates.length ? [h("h3", {}, "Candidates"), candidateTable(candidates)] : null,
     beams.length ? [h("h3", {}, "Beam search"), h("p", { class: "hint" }, "From left to right, the beginnings that were followed; thick, those that became the best reply."), beamTree(branches, beams[0]), candidateTable(beams)] : null,
-    rounds.length ? [h("h3", {}, "Draft tokens"), h("p", { class: "hint" }, `A fast draft suggested ${number(rounds.reduce((n, r) => n + r.tokens.length, 0))} tokens; ${number(rounds.reduce((n, r) => n + r.accepted, 0))} were what the model said (green), the others were struck.`),
+    rounds.length ? [h("h3", {}, "Draft tokens"), h("p", { class: "hint" }, draftInWords(rounds)),
       h("div", {}, rounds.map((round) => h("span", { class: "round" }, round.tokens.map((token, k) => h("span", { class: k < round.accepted ? "yes" : "no" }, piece(token))))))] : null);
+}
+
+function draftInWords(rounds) {
+  const suggested = rounds.reduce((n, r) => n + r.tokens.length, 0), accepted = rounds.reduce((n, r) => n + r.accepted, 0);
+  const said = accepted === suggested ? "all are what the model said (green)"
+    : accepted === 0 ? "none is what the model said: all were struck"
+    : `${number(accepted)} ${accepted === 1 ? "is" : "are"} what the model said (green), the others were struck`;
+  return `A fast draft suggested ${number(suggested)} ${suggested === 1 ? "token" : "tokens"}; ${said}.`;
 }
 
 function candidateTable(replies) {
@@ -459,28 +467,51 @@ function candidateTable(replies) {
     ranks ? h("td", {}, log(one.rank)) : null, h("td", {}, log(one.score)))));
 }
 
+/** Those branches of a search that lead to the best reply, with an end token that closes it. */
+function pathTo(best, branches, children) {
+  const path = new Set();
+  let parent = null;
+  const follow = (found) => {
+    if (found === undefined) return false;
+    path.add(found);
+    parent = found;
+    return true;
+  };
+  const next = (test) => (children.get(parent) || []).find((k) => test(branches[k]));
+  if (best.ids.every((id) => follow(next((branch) => branch.token === id)))) follow(next((branch) => isEnd({ id: branch.token })));
+  return path;
+}
+
+/**
+ * The row of each branch: the best reply is a straight line at the top, and every other beginning goes down from the line
+ * that it shares to the first row with room. Taken are squares: two for each step, the one before a token and its own.
+ */
+function rowsOf(branches, children, followed) {
+  const rows = new Map(), taken = new Set();
+  const ordered = (parent) => (children.get(parent) || []).slice().sort((a, b) => followed.has(b) - followed.has(a));
+  const lay = (start, from) => {
+    const line = [start];
+    for (let own; (own = ordered(line.at(-1))).length; ) line.push(own[0]);
+    const first = 2 * branches[start].step, last = 2 * branches[line.at(-1)].step;
+    const squares = Array.from({ length: last - first + 1 }, (_, k) => first + k);
+    let row = from + 1;
+    while (squares.some((square) => taken.has(`${row} ${square}`))) row++;
+    squares.forEach((square) => taken.add(`${row} ${square}`));
+    for (let between = from + 1; between <= row; between++) taken.add(`${between} ${first - 1}`);
+    line.forEach((k) => rows.set(k, row));
+    line.reverse().forEach((k) => ordered(k).slice(1).forEach((other) => lay(other, row))); // the last first: no two lines cross
+  };
+  ordered(null).forEach((root) => lay(root, -1));
+  return rows;
+}
+
 function beamTree(branches, best) {
   const children = new Map();
   branches.forEach((branch, k) => children.set(branch.parent, [...(children.get(branch.parent) || []), k]));
-  const rows = new Map();
-  let leaves = 0;
-  const lay = (k) => {
-    const own = children.get(k) || [];
-    own.forEach(lay);
-    rows.set(k, own.length ? (rows.get(own[0]) + rows.get(own.at(-1))) / 2 : leaves++);
-  };
-  (children.get(null) || []).forEach(lay);
-  const followed = new Set();
-  let parent = null;
-  for (const id of best.ids) {
-    const next = (children.get(parent) || []).find((k) => branches[k].token === id);
-    if (next === undefined) break;
-    followed.add(next);
-    parent = next;
-  }
+  const followed = pathTo(best, branches, children), rows = rowsOf(branches, children, followed);
   const depth = Math.max(...branches.map((branch) => branch.step)) + 1, wide = 96, tall = 26;
   const x = (k) => branches[k].step * wide + 4, y = (k) => rows.get(k) * tall + 6;
-  const W = depth * wide, H = leaves * tall + 8;
+  const W = depth * wide, H = (Math.max(...rows.values()) + 1) * tall + 8;
   const label = (branch) => (isEnd({ id: branch.token }) ? "end" : clip(spelled(branch.text).replace(/^ /, "·"), 10));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Tree of the beam search" },
     s("svg", { viewBox: `0 0 ${W} ${H}`, width: W, height: H, "--w": 1, role: "img", "aria-label": `${branches.length} beginnings in ${depth} steps; the best reply: ${best.text}`, class: "tree" },

@@ -1,4 +1,8 @@
-"""The page for people: its files, compressed, and what a browser may do with them."""
+"""The page for people: its files, compressed, and what a browser may do with them.
+
+The style travels inside the page, so that a browser paints after one exchange with the server instead of two: on a
+phone's network each takes half a second.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,18 @@ from fastapi import Request as HTTPRequest
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from dialogpt.inspect import page_sources
+from dialogpt.inspect import page_sources, policy_source
 
 STATIC = Path(__file__).parents[1] / "static"
 MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+STYLE = (STATIC / "style.css").read_text(encoding="utf-8")
+STYLE_LINK = '<link rel="stylesheet" href="static/style.css">'
 # The page runs its own scripts and styles, and talks to this server alone. What `/inspect` draws is opened from it as a
 # document of its own, which inherits this policy.
 INSIDE_SCRIPT, INSIDE_STYLE = page_sources()
 POLICY = (
-    f"default-src 'none'; script-src 'self' {INSIDE_SCRIPT}; style-src 'self' {INSIDE_STYLE}; connect-src 'self'; "
-    "img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    f"default-src 'none'; script-src 'self' {INSIDE_SCRIPT}; style-src {policy_source(STYLE)} {INSIDE_STYLE}; "
+    "connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -36,8 +42,8 @@ class StaticFile:
 
     @classmethod
     def read(cls, path: Path) -> StaticFile:
-        """Read a file once, when the application is created."""
-        content = path.read_bytes()
+        """Read a file once, when the application is created; a page gets its style."""
+        content = path.read_bytes().replace(STYLE_LINK.encode(), f"<style>{STYLE}</style>".encode())
         tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         return cls(content, gzip.compress(content, mtime=0), MEDIA_TYPES[path.suffix], tag)
 

@@ -456,7 +456,7 @@ class _Reader:
         building.length += len(ids)
         building.weights.frombytes(weights.tobytes())
         building.ends.extend((building.length, len(building.weights)))
-        building.statistics.add(dialogue)
+        building.statistics.add([dialogue])
 
 
 def _too_long(length: int, window: int) -> str:
