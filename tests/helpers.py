@@ -165,3 +165,14 @@ def await_torch(process: subprocess.Popen[Any]) -> None:
     while "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
         assert process.poll() is None
         time.sleep(0.005)
+
+
+AXE = os.environ.get("DIALOGPT_AXE")  # a file axe.min.js, of the npm package axe-core
+with_axe = pytest.mark.skipif(AXE is None, reason="DIALOGPT_AXE names no axe.min.js (npm install axe-core)")
+
+
+def axe_violations(page: Any) -> list[Any]:
+    """What axe-core finds in a page of a browser as it is shown now; the page must not forbid its script."""
+    page.evaluate(Path(AXE or "").read_text(encoding="utf-8"))
+    found: list[Any] = page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))")
+    return found

@@ -21,7 +21,7 @@ from dialogpt.decoding.speculative import Draft
 from dialogpt.inspect import Inspection, render_page
 from dialogpt.inspect.explain import explain
 from dialogpt.model import GPT2
-from tests.helpers import FavoursLong
+from tests.helpers import FavoursLong, axe_violations, with_axe
 
 DIALOGUE = [
     "Hi! My name is Anna.",
@@ -34,11 +34,9 @@ HOSTILE = (
     "<img src=x onerror=\"document.title='ran'\"></script><script>document.title='ran'</script>{{script}}<!-- \u2028"
 )
 CHROMIUM = shutil.which("chromium")
-AXE = os.environ.get("DIALOGPT_AXE")  # a file axe.min.js, of the npm package axe-core
 PICTURES = os.environ.get("DIALOGPT_PICTURES")  # a folder where screenshots are left to be looked at
 PAGE_LIMIT = 1_000_000  # bytes
 in_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
-with_axe = pytest.mark.skipif(AXE is None, reason="DIALOGPT_AXE names no axe.min.js (npm install axe-core)")
 
 KINDS = ["given", "beams", "candidates", "draft"]
 
@@ -310,6 +308,4 @@ def test_axe_finds_nothing(file_of: Callable[[str], Path], opened: Any, kind: st
     if PICTURES:
         page.evaluate("scrollTo(0, 0)")
         page.screenshot(path=Path(PICTURES) / f"explain-{kind}-{scheme}-{width}.png", full_page=True)
-    page.evaluate(Path(AXE or "").read_text(encoding="utf-8"))
-    problems = page.evaluate("axe.run().then(r => r.violations.map(v => [v.id, v.nodes.map(n => n.html)]))")
-    assert problems == []
+    assert axe_violations(page) == []

@@ -19,7 +19,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
 
-from tests.helpers import ROOT, WAIT_SECONDS, needs_posix, started, write_published
+from tests.helpers import ROOT, WAIT_SECONDS, axe_violations, needs_posix, started, with_axe, write_published
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed here")
@@ -693,3 +693,54 @@ def test_on_a_phone_conversations_are_in_a_drawer(browser: Any, url: str) -> Non
     )
     assert small == 0
     context.close()
+
+
+@with_axe
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1000])
+def test_axe_finds_nothing_in_any_state(browser: Any, url: str, scheme: str, width: int) -> None:
+    context = browser.new_context(
+        viewport={"width": width, "height": 800}, color_scheme=scheme, bypass_csp=True, reduced_motion="reduce"
+    )
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE)
+    page.goto(url)
+    found: dict[str, list[Any]] = {}
+
+    def look(state: str) -> None:
+        picture(page, f"{state}-{scheme}-{width}")
+        if problems := axe_violations(page):
+            found[state] = problems
+
+    look("empty")
+    say(page, "Hi! How are you?")
+    look("talk")
+    page.locator("#log li").last.get_by_role("button", name="Retry").click()
+    expect(page.locator("#log li .actions")).to_have_count(2)
+    look("versions")
+    page.get_by_role("button", name="See inside").click()
+    expect(page.locator("#log .inside")).to_be_visible()
+    look("inside")
+    page.locator("#log li").first.get_by_role("button", name="Edit").click()
+    look("edit")
+    page.get_by_role("button", name="Cancel").click()
+    page.click("#open-settings")
+    look("settings")
+    page.get_by_role("button", name="Done").click()
+    if width < 500:
+        page.click("#menu")
+        look("drawer")
+    page.fill("#search", "hi")
+    look("search")
+    page.locator(".item.current").get_by_role("button", name="Delete").click()
+    look("confirm")
+    page.get_by_role("button", name="Keep it").click()
+    context.set_offline(True)
+    if width < 500:
+        page.locator("#shade").click(position={"x": width - 10, "y": 400})
+    page.fill("#input", "Are you there?")
+    page.press("#input", "Enter")
+    expect(page.locator("#problem")).to_be_visible()
+    look("problem")
+    context.close()
+    assert found == {}
