@@ -103,7 +103,7 @@ def test_a_peer_that_fails_says_how_to_see_why(tmp_path: Path) -> None:
 def test_decoders_are_compared_in_one_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but the training, which takes minutes: tiny itself stands for the reverse model."""
+    """All but the training, which takes minutes: tiny, marked as one, stands for the reverse model."""
     folder = tmp_path / "a folder's {name}"
     trained: list[int] = []
 
@@ -111,6 +111,8 @@ def test_decoders_are_compared_in_one_command(
         assert "--reverse" in flags
         trained.extend((len(train), len(valid)))
         shutil.copytree(ROOT / "weights" / "tiny", run / "best")
+        config = json.loads((run / "best" / "config.json").read_text())
+        (run / "best" / "config.json").write_text(json.dumps(config | {"reverse": True}))
         return 0
 
     monkeypatch.setattr(compare_decoders, "stage", stage)
