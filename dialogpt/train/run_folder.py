@@ -138,6 +138,8 @@ class Run:
             raise DialogueError(str(error)) from None
         for left in self.folder.glob("**/.*.partial-*"):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
+        for left in self.folder.glob(".*.lock"):  # of checkpoints that it was writing; nobody else writes here now
+            left.unlink(missing_ok=True)
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoints from which training can resume, the newest last."""

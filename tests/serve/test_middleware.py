@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 
 import httpx
 import pytest
 
 from dialogpt.serve.access import Access
 from dialogpt.serve.middleware import MAX_BODY_BYTES
+from tests.helpers import WAIT_SECONDS
 from tests.serve.helpers import HELLO, Served, serve
 
 
@@ -86,7 +88,11 @@ def test_every_request_is_logged_on_one_line(served: Served, caplog: pytest.LogC
     with caplog.at_level("INFO", "dialogpt.serve.access"):
         served.post({"messages": HELLO, "max_tokens": 2})
         httpx.get(f"{served.url}/nowhere%0Aforged")
-    first, second = (record.getMessage() for record in caplog.records if record.name == "dialogpt.serve.access")
+        deadline = time.monotonic() + WAIT_SECONDS
+        lines: list[str] = []
+        while len(lines) < 2 and time.monotonic() < deadline:  # a line is written once the answer has been sent
+            lines = [record.getMessage() for record in caplog.records if record.name == "dialogpt.serve.access"]
+    first, second = lines
     assert first.startswith("127.0.0.1 POST /v1/chat/completions 200 ")
     assert second.startswith("127.0.0.1 GET /nowhere\\nforged 404 ")
 

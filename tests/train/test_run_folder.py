@@ -27,7 +27,7 @@ from dialogpt.train.data.prepare import prepare
 from dialogpt.train.distributed import Processes
 from dialogpt.train.listener import Listener
 from dialogpt.train.loop import begin, fit, resume
-from dialogpt.train.run_folder import Run
+from dialogpt.train.run_folder import LOCK, Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import CheckpointError, export, formats, load, open_checkpoint
@@ -208,6 +208,16 @@ def test_what_was_left_of_an_old_checkpoint_is_removed_after_the_next(
     train(tmp_path / "run", a_request(tmp_path, valid_every=100))
     assert caplog.text.count("cannot be removed: Access is denied") == 1
     assert [path.name for path in (tmp_path / "run").glob("*step*")] == ["step-00000012"]
+
+
+def test_the_lock_of_a_checkpoint_whose_process_was_killed_is_removed(tmp_path: Path) -> None:
+    """Each checkpoint is locked while it is written; a kill at that moment left the file in the run for ever."""
+    train(tmp_path / "run", a_request(tmp_path))
+    left = tmp_path / "run" / ".step-00000048.lock"
+    left.touch()
+    with resume(tmp_path / "run", ALONE):
+        assert not left.exists()
+        assert (tmp_path / "run" / LOCK).exists()
 
 
 def test_a_checkpoint_whose_name_cannot_be_noted_is_said_to_be_saved(
