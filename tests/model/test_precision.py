@@ -148,7 +148,8 @@ def test_the_shorter_way_takes_what_is_no_token(wide: Path) -> None:
     network(torch.tensor([[5, 6]]), cache)
     network(torch.tensor([[7]]), cache, lengths=torch.tensor([0]))
     assert cache.ids == [[5, 6]]
-    assert torch.equal(network(torch.tensor([[7]]), cache), network(torch.tensor([[5, 6, 7]]))[:, 2:])
+    found, expected = network(torch.tensor([[7]]), cache), network(torch.tensor([[5, 6, 7]]))[:, 2:]
+    assert difference(found, expected.double()) < BOUNDS["float32"]
 
 
 def test_greedy_tokens_of_float32_are_those_of_float64(wide: Path) -> None:
