@@ -74,7 +74,7 @@ def generate(
         raise DialogueError("generate returns one reply; for num_return_sequences above 1 call generate_batch")
     if config.num_beams != 1:
         raise DialogueError("generate streams tokens, and beams are known at the end only; call generate_batch")
-    decoder: StepDecoder = SpeculativeDecoder(model, draft, tokenizer) if draft else Decoder(model, tokenizer)
+    decoder = decoder_for(model, tokenizer, 1, draft, screened=True)
     return _stream(decoder, decoder.add(prompt_ids, config, generator=generator, cache=cache))
 
 
@@ -148,8 +148,9 @@ def decoder_for(
     draft: Draft | None,
     stop: Stop | None = None,
     stops_in_prompt: bool = True,
+    screened: bool = False,
 ) -> StepDecoder:
     """Return a decoder for so many sequences; a draft serves a single one."""
     if draft is not None and num_sequences == 1:
         return SpeculativeDecoder(model, draft, tokenizer, stop, stops_in_prompt)
-    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt)
+    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt, screened=screened)

@@ -255,7 +255,7 @@ def stream_reply(
             on_token()
         yield best.ids
         return
-    decoder = decoder_for(model, tokenizer, 1, draft)
+    decoder = decoder_for(model, tokenizer, 1, draft, screened=True)
     (generator,) = dialogue.generators.take(1)
     stream = ReplyStream(decoder, tokenizer, plan, dialogue.prompt, generator, _token_id, cache)
     while stream.sequence.finish_reason is None:

@@ -6,7 +6,8 @@ token ids only: `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,9 @@ from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequ
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
+from dialogpt.logits.contenders import count_contenders
 from dialogpt.model import GPT2, KVCache
+from dialogpt.model.precision.packed import highest_logits
 from dialogpt.tokenizer import Tokenizer
 
 
@@ -30,12 +33,18 @@ class Step:
     Attributes:
         sequence: the sequence that it was appended to.
         id: the token.
-        logits: (V,) in float32, before any processor.
+        all_logits: returns `logits`.
     """
 
     sequence: TokenSequence
     id: int
-    logits: Tensor
+    all_logits: Callable[[], Tensor]
+
+    @functools.cached_property
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """(V,) in float32, before any processor."""
+        return self.all_logits()
 
     @property
     def log_probability(self) -> float:
@@ -57,6 +66,7 @@ class Decoder:
         stop: Stop | None = None,
         prompt_tokens: int | None = None,
         stops_in_prompt: bool = True,
+        screened: bool = False,
     ) -> None:
         """Begin without sequences.
 
@@ -67,8 +77,10 @@ class Decoder:
             prompt_tokens: how many tokens of prompts are prefilled per step, so that running sequences do not wait long
                 for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
+            screened: whether logits that cannot be chosen may be left out, where that is faster; worth it only where
+                hardly any `Step.logits` are read, which are computed then.
         """
-        self.model, self.stop, self.prompt_tokens = model, stop, prompt_tokens
+        self.model, self.stop, self.prompt_tokens, self.screened = model, stop, prompt_tokens, screened
         self.sequences: list[TokenSequence] = []
         self._factory = SequenceFactory(model, tokenizer, stops_in_prompt)
         self._batch = RunningBatch(model)
@@ -121,16 +133,26 @@ class Decoder:
                 generates token 0 then, as in transformers).
             Stopped: the caller cancelled.
         """
-        active, logits = self.next_logits()
+        active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
+        highest = None
+        if self.screened and len(active) == 1:
+            count = count_contenders(active[0].config, active[0].seen)
+            highest = None if count is None else highest_logits(self.model, hidden, count)
+        logits = self._logits(active, hidden) if highest is None else highest
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}
         sampled = [each for each in self.sequences if each.finish_reason is not None or each in stepping]
         tokens = choose_tokens(scores, active, sampled)
         for sequence, token in zip(active, tokens, strict=True):
             sequence.append(token)
-        return [Step(*chosen) for chosen in zip(active, tokens, logits, strict=True)]
+        if highest is not None:
+            return [Step(active[0], tokens[0], lambda: self.model.logits(hidden)[0].float())]
+        return [
+            Step(sequence, token, functools.partial(logits.__getitem__, row))
+            for row, (sequence, token) in enumerate(zip(active, tokens, strict=True))
+        ]
 
     def next_logits(self) -> tuple[list[TokenSequence], Tensor]:
         """Compute the logits after every unfinished sequence, prefilling prompts first.
@@ -142,6 +164,17 @@ class Decoder:
             GenerationError: logits are not finite.
             Stopped: the caller cancelled.
         """
+        active, hidden = self.next_hidden()
+        return active, self._logits(active, hidden)
+
+    def _logits(self, active: Sequence[TokenSequence], hidden: Tensor) -> Tensor:
+        """(B, C) -> (B, V), in float32."""
+        logits = self.model.logits(hidden).float()
+        require_finite(logits, active)
+        return logits
+
+    def next_hidden(self) -> tuple[list[TokenSequence], Tensor]:
+        """Compute the hidden states after every unfinished sequence, (B, C); see `next_logits`."""
         if self.stop is not None and self.stop():
             raise Stopped
         active = [each for each in self.sequences if each.finish_reason is None]
@@ -149,7 +182,7 @@ class Decoder:
             running = self._batch.sequences
             active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)
         if not active:
-            return active, torch.empty(0, self.model.config.vocab_size)
+            return active, torch.empty(0, self.model.config.n_embd)
         self._batch.retain({*active})
         last = self._batch.last_hidden()  # (B, C)
         hidden = [] if last is None else [last]
@@ -161,9 +194,7 @@ class Decoder:
                 self._waiting_caches.pop(sequence, None)
         row_of = {sequence: row for row, sequence in enumerate(self._batch.sequences)}
         last_hidden = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
-        logits = self.model.logits(rows_of(last_hidden, [row_of[each] for each in active])).float()  # (B, V)
-        require_finite(logits, active)
-        return active, logits
+        return active, rows_of(last_hidden, [row_of[each] for each in active])  # (B, C)
 
     def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
         """Continue beams; see `RunningBatch.reorder`."""

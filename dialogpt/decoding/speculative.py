@@ -193,7 +193,7 @@ class SpeculativeDecoder:
         if not checked.accepts(token) or sequence.finish_reason is not None:
             self.draft.record(len(checked.draft_tokens), checked.accepted)
             self._checked = None
-        return [Step(sequence, token, logits[0])]
+        return [Step(sequence, token, lambda: logits[0])]
 
     def _check(self, sequence: TokenSequence) -> _Checked:
         """Compute the logits of a sequence and of draft tokens after it in one pass."""

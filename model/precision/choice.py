@@ -19,7 +19,7 @@ from dialogpt.model.precision.kernels import (
     BFloat16Widened,
     Float16,
     Float32,
-    Float32FourRows,
+    Float32SixRows,
     Int4,
     Int8,
     Int8SevenBit,
@@ -48,7 +48,7 @@ _X86: dict[str, Kernels] = {
 _OTHER: dict[str, Kernels] = _X86 | {"int8": (Int8Weights,), "int4": (Int4, Int8Weights)}
 TABLE: Mapping[str, Mapping[str, Kernels]] = MappingProxyType(
     {
-        "AVX512": _X86 | {"float32": (Float32FourRows, Plain), FLOAT32_OF_FLOAT16: (Float16, Float32FourRows, Plain)},
+        "AVX512": _X86 | {"float32": (Float32SixRows, Plain), FLOAT32_OF_FLOAT16: (Float16, Float32SixRows, Plain)},
         "AVX2": _X86,
         "ARM": _OTHER,
         "ARM-BF16": _OTHER | {"bfloat16": (BFloat16,)},

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dialogpt.model.cache import KVCache
 from dialogpt.model.gpt2 import GPT2, Block, TokenEmbedding
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
-from dialogpt.model.precision.kernels import Float16, Kernel, quantized
+from dialogpt.model.precision.kernels import Float16, Float32, Kernel, quantized
+from dialogpt.model.precision.screen import MIN_SIZE, ScreenedHead
 
 FLOAT16_MAX = 65504  # below 2^-14 float16's numbers are 2^-24 apart, so bfloat16's move by up to 2^-25
 INFERENCE_ONLY = "a network with packed weights cannot be trained and gives no gradients; load it with trainable=True"
@@ -113,6 +114,7 @@ class PackedEmbedding(TokenEmbedding):
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
         self.read, self.precision, self.is_head = _Reader(read), precision, is_head
         self.kernel: Kernel | None = None
+        self.screened: ScreenedHead | None = None
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -130,6 +132,14 @@ class PackedEmbedding(TokenEmbedding):
         if self.training or (hidden.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(INFERENCE_ONLY)
         return (self.kernel or self.packed())(hidden)
+
+    def highest_logits(self, hidden: Tensor, count: int) -> Tensor | None:
+        """See the function of this name."""
+        if not isinstance(self.kernel or self.packed(), Float32) or self.weight.numel() < MIN_SIZE:
+            return None
+        if self.screened is None and Float16.runs_here():
+            self.screened = ScreenedHead(self.weight)
+        return None if self.screened is None else self.screened(hidden, count)
 
     def packed(self) -> Kernel:
         """Pack the weight and map it again; concurrent threads each do so, and one result is kept."""
@@ -227,6 +237,15 @@ def bytes_per_step(model: GPT2) -> float:
     stored_in_float16 = head.precision == "float32" and head.weight.dtype == torch.float16
     kernel = kernel_for(FLOAT32_OF_FLOAT16 if stored_in_float16 else head.precision, config.n_embd)
     return count * (32 if kernel is None else kernel.bits) / 8
+
+
+def highest_logits(model: GPT2, hidden: Tensor, count: int) -> Tensor | None:
+    """Compute the logits of one hidden state that can be among the `count` highest: (1, C) -> (1, V).
+
+    Others are minus infinity. None where this is not faster than all of them; it is with a tied head in float32.
+    """
+    head = model.token_embedding
+    return head.highest_logits(hidden, count) if isinstance(head, PackedEmbedding) and head.is_head else None
 
 
 @torch.inference_mode(False)

@@ -120,7 +120,7 @@ def test_the_variable_overrides_the_table(monkeypatch: pytest.MonkeyPatch) -> No
     [
         ("int2=plain", "'int2=plain' is none of float32"),
         ("plain", "'plain' is none of"),
-        ("float32=int8", "float32 has no kernel 'int8'; expected one of onednn-4-rows"),
+        ("float32=int8", "float32 has no kernel 'int8'; expected one of onednn-6-rows"),
         ("float16=", "float16 has no kernel ''"),
     ],
 )
@@ -155,7 +155,7 @@ def test_every_kernel_is_measured_and_one_of_a_precision_is_used() -> None:
 def test_a_contradiction_names_how_to_override() -> None:
     used, faster, narrow = (
         Timing("float32", name, name == "plain", one, many)
-        for name, one, many in (("plain", 10.0, 50.0), ("onednn", 8.0, 51.0), ("onednn-4-rows", 5.0, 90.0))
+        for name, one, many in (("plain", 10.0, 50.0), ("onednn", 8.0, 51.0), ("onednn-6-rows", 5.0, 90.0))
     )
     assert contradictions([used, faster, narrow]) == [
         "float32: onednn takes 0.80 of the time of plain for one row and 1.02 for 64. To use it, set "

@@ -1,0 +1,65 @@
+"""A screened output head: exact logits for the tokens that can be chosen, at half the memory traffic.
+
+The head is the largest weight, and of its 50,257 logits greedy decoding needs the highest, and top-k sampling the k
+highest. Here each is computed with the weight rounded to float16, and a bound on the error decides for which tokens it
+is computed in float32, too. How many can matter is left to `dialogpt.logits.contenders`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dialogpt.model.precision.kernels import CHUNK, Float16
+
+MIN_SIZE = 2**23  # weights; a smaller head is read faster than the additional operators run, which take 0.3 ms
+MIN_PART = 32  # a larger part of all tokens is not screened
+ROUNDING = 2.0**-23  # of sums in float32: 2^-24 a term, in each of the two products
+
+
+class ScreenedHead:
+    """The logits of one hidden state, exact where they can be among the highest.
+
+    For a weight W, W16 its values rounded to float16, and a hidden state x, ``|W x - W16 x| <= |W - W16| |x|`` with
+    Euclidean norms, row by row (Cauchy-Schwarz). Both products are sums of C float32 numbers, in any order, which adds
+    at most ``(C + 8) ROUNDING |W| |x|``, with what adding the bound itself is rounded by.
+    """
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(self, weight: Tensor) -> None:
+        """Round a weight (V, C), which stays where it is: some of its rows are read at each step."""
+        error = [
+            (part - part.half().float()).norm(dim=1) + (weight.size(1) + 8) * ROUNDING * part.norm(dim=1)
+            for part in map(Tensor.float, torch.split(weight, CHUNK))
+        ]
+        self.weight, self.error = weight, torch.cat(error)  # (V,), of a hidden state of length 1
+        # A number beyond float16's is an infinite error; packing it would replace it in the weight itself, too.
+        self.half = Float16(weight, None, gelu=False) if math.isfinite(float(self.error.sum())) else None
+
+    def __call__(self, hidden: Tensor, count: int) -> Tensor | None:
+        """Return logits (1, V): those that can be among the `count` highest, and minus infinity for others.
+
+        Args:
+            hidden: (1, C).
+            count: at least 1; ties with the last of them are kept.
+
+        Returns:
+            None where the logits are not finite, or where screening saves nothing.
+        """
+        if self.half is None or count > len(self.error) // MIN_PART:
+            return None
+        rough, error = self.half(hidden)[0], self.error * hidden.norm()  # (V,) each
+        highest = rough + error
+        if not math.isfinite(float(highest.sum())):
+            return None
+        contenders = (highest >= (rough - error).topk(count).values[-1]).nonzero()[:, 0]
+        logits = torch.full_like(rough, -torch.inf)
+        logits[contenders] = F.linear(hidden, self.weight[contenders].float())[0]
+        return logits[None]  # (1, V)
+
+    def __deepcopy__(self, _: object) -> ScreenedHead:
+        return self
