@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,7 +20,7 @@ from dialogpt.model.cache import KVCache
 from dialogpt.model.gpt2 import GPT2, Block, TokenEmbedding
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
 from dialogpt.model.precision.kernels import Float16, Float32, Kernel, quantized
-from dialogpt.model.precision.screen import MIN_SIZE, ScreenedHead
+from dialogpt.model.precision.screen import MIN_SIZE, SCREEN_AFTER, ScreenedHead
 
 FLOAT16_MAX = 65504  # below 2^-14 float16's numbers are 2^-24 apart, so bfloat16's move by up to 2^-25
 INFERENCE_ONLY = "a network with packed weights cannot be trained and gives no gradients; load it with trainable=True"
@@ -51,7 +52,7 @@ class _Reader:
 class PackedLinear(nn.Module):
     """A linear layer of float32 activations, (..., in) -> (..., out), for inference only.
 
-    Its weight is packed lazily: packing 500 MB takes half a second, and opening a checkpoint stays fast.
+    Its weight is packed lazily: packing 500 MB takes up to a second, and opening a checkpoint stays fast.
     """
 
     def __init__(self, read: Read, read_bias: Read | None, precision: str, gelu: bool) -> None:
@@ -98,23 +99,28 @@ class PackedLinear(nn.Module):
 class PackedEmbedding(TokenEmbedding):
     """The token embedding: mapped from its file for looking tokens up, and packed for the head.
 
-    It is packed at the first look-up, before all layers. It is the largest weight; until it is packed, its pages of the
-    file count as memory, and afterwards the layers use that room.
+    The first look-up packs it and all layers, in as many threads as torch has: fbgemm packs in one. It begins with the
+    head, which takes longest.
     """
 
-    def __init__(self, read: Read, precision: str, *, is_head: bool = True) -> None:
+    def __init__(
+        self, read: Read, precision: str, layers: Sequence[PackedLinear] = (), *, is_head: bool = True
+    ) -> None:
         """Take a weight (V, C).
 
         Args:
             read: reads it; raises ValueError once it cannot be read any more.
             precision: one of `CPU_PRECISIONS`.
+            layers: what else is packed at the first look-up.
             is_head: whether it is the output head too; else it is only mapped.
         """
         weight = read()
         super().__init__(weight.size(0), weight.size(1), _weight=weight)
         self.read, self.precision, self.is_head = _Reader(read), precision, is_head
+        self.layers: tuple[PackedLinear, ...] | None = tuple(layers)  # until they are packed
         self.kernel: Kernel | None = None
         self.screened: ScreenedHead | None = None
+        self.decoded = 0  # tokens for which it could have been screened
 
     @property
     def activation_dtype(self) -> torch.dtype:
@@ -123,8 +129,8 @@ class PackedEmbedding(TokenEmbedding):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(B, T) -> (B, T, C), in float32."""
-        if self.kernel is None and self.is_head:
-            self.packed()
+        if self.layers is not None:
+            self._pack_all(self.layers)
         return F.embedding(ids, self.weight).float()
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -137,9 +143,18 @@ class PackedEmbedding(TokenEmbedding):
         """See the function of this name."""
         if not isinstance(self.kernel or self.packed(), Float32) or self.weight.numel() < MIN_SIZE:
             return None
-        if self.screened is None and Float16.runs_here():
+        self.decoded += 1
+        if self.screened is None and self.decoded > SCREEN_AFTER and Float16.runs_here():
             self.screened = ScreenedHead(self.weight)
         return None if self.screened is None else self.screened(hidden, count)
+
+    def _pack_all(self, layers: Sequence[PackedLinear]) -> None:
+        """Pack head and layers; concurrent threads may each do so."""
+        jobs = [self.packed] * self.is_head + [layer.packed for layer in layers]
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            for job in [pool.submit(job) for job in jobs]:
+                job.result()
+        self.layers = None
 
     def packed(self) -> Kernel:
         """Pack the weight and map it again; concurrent threads each do so, and one result is kept."""

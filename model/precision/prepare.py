@@ -56,7 +56,8 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
             setattr(packed, name, module)
         model.blocks[layer] = packed
     tied = model.output_head is None
-    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision, is_head=tied)
+    layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
+    model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision, layers, is_head=tied)
     return placed
 
 

@@ -153,6 +153,7 @@ def test_replies_are_those_of_the_full_head(
         return found
 
     monkeypatch.setattr("dialogpt.decoding.loop.highest_logits", counted)
+    monkeypatch.setattr(packed, "SCREEN_AFTER", 0)
     replies = []
     for screened in (False, True):
         decoder = Decoder(network, screened=screened)
@@ -167,7 +168,17 @@ def test_replies_are_those_of_the_full_head(
     assert all(count is not None and count < 2_000 for count in counts)
 
 
-def test_damaged_weights_are_refused_as_ever(network: GPT2) -> None:
+@torch.inference_mode()
+def test_it_begins_when_it_pays(network: GPT2) -> None:
+    fresh, hidden = copy.deepcopy(network), torch.randn(1, 512)
+    assert isinstance(fresh.token_embedding, packed.PackedEmbedding)
+    fresh.token_embedding.screened, fresh.token_embedding.decoded = None, 0
+    found = [packed.highest_logits(fresh, hidden, 1) is not None for _ in range(packed.SCREEN_AFTER + 2)]
+    assert found == [False] * packed.SCREEN_AFTER + [True] * 2
+
+
+def test_damaged_weights_are_refused_as_ever(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "SCREEN_AFTER", 0)
     damaged = copy.deepcopy(network)
     damaged.final_norm.weight = torch.nn.Parameter(damaged.final_norm.weight * torch.nan)
     decoder = Decoder(damaged, screened=True)
