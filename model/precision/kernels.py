@@ -218,12 +218,14 @@ class Int8(Kernel):
             return self(x[None])[0]
         if x.numel() == x.size(-1):
             return _activated(_linear_int8(x, self.packed, self.levels < 255), self.gelu)
-        low, high = x.aminmax(dim=-1, keepdim=True)  # (..., 1) each
-        low, high = low.clamp(max=0), high.clamp(min=0)
-        scale = ((high - low) / self.levels).clamp(min=MIN_SCALE)
-        offset = (-low / scale).round() - 128  # the zero point, less what the operator adds
-        y = _linear_scaled_int8(x / scale + offset, 1.0, 128, self.packed)  # (..., out), in units of scale, plus bias
-        return _activated(torch.addcmul(self.bias, y - self.bias - offset * self.weight_sums, scale), self.gelu)
+        # `aminmax` along a dimension takes 20 times as long as both of these.
+        low, high = x.amin(dim=-1, keepdim=True).clamp_(max=0), x.amax(dim=-1, keepdim=True).clamp_(min=0)  # (..., 1)
+        scale = ((high - low) / self.levels).clamp_(min=MIN_SCALE)
+        offset = (-low / scale).round_() - 128  # the zero point, less what the operator adds
+        y = _linear_scaled_int8((x / scale).add_(offset), 1.0, 128, self.packed)  # (..., out), by scale, + bias
+        # scale * (y - bias - offset * weight_sums) + bias, in place: 512 rows of small's fill 6 MB
+        y.mul_(scale).addcmul_(1 - scale, self.bias).addcmul_(scale * offset, self.weight_sums, value=-1)
+        return _activated(y, self.gelu)
 
 
 class Int8SevenBit(Int8):
