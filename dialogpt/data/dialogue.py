@@ -109,9 +109,8 @@ def check_values(dialogue: Dialogue) -> None:
     _check_texts("turn", turns)
     if dialogue.references:
         _check_texts("reference", dialogue.references)
-    if dialogue.speakers is not None and not _is_ascii(dialogue.speakers):
-        if any(map(_SURROGATE.search, dialogue.speakers)):
-            raise DialogueError("a speaker's name holds half a character (\\ud800 to \\udfff alone)")
+    if dialogue.speakers is not None and _SURROGATE.search("".join(dialogue.speakers)):
+        raise DialogueError("a speaker's name holds half a character (\\ud800 to \\udfff alone)")
     if weights is None:
         return
     if len(weights) != len(turns):

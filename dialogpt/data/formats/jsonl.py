@@ -109,7 +109,9 @@ def messages_of(content: Any, reading: Reading) -> Dialogue:
     except (TypeError, LookupError):
         roles, turns = _roles_and_texts(listed)
     roles = [_ROLES.get(role, role) for role in roles]
-    weights = [message.get("weight", 1) if role == ASSISTANT else 0 for role, message in zip(roles, listed, strict=True)]
+    weights = [
+        message.get("weight", 1) if role == ASSISTANT else 0 for role, message in zip(roles, listed, strict=True)
+    ]
     return Dialogue(turns, weights, roles)
 
 
