@@ -132,7 +132,7 @@ def read_replies(path: Path, count: int) -> list[str]:
             raise DialogueError(f"{path}, line {number}: {error}") from None
     if len(replies) != count:
         raise DialogueError(
-            f"{path} has {len(replies):,} {'reply' if len(replies) == 1 else 'replies'} to {count:,} dialogues; expected one for each, in their order "
+            f"{path} has {len(replies):,} replies to {count:,} dialogues; expected one for each, in their order "
             f"(lines with the same turns are one dialogue)"
         )
     return replies
