@@ -190,6 +190,13 @@ class PackedBlock(Block):
     the residual stream is added to in place. Of a step of small in int8 this saves 0.6 ms of 9.
     """
 
+    @classmethod
+    def of(cls, block: nn.Module) -> PackedBlock:
+        """Return one with the modules of a block, which it replaces; constructing it anew takes 5 ms a block."""
+        packed = cls.__new__(cls)
+        packed.__dict__.update(block.__dict__)
+        return packed
+
     def forward(self, x: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         C = x.size(-1)
