@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from dialogpt.errors import DialogueError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_NUMBERS = frozenset((int, float))
+_USUAL_WEIGHTS = frozenset((0, 1))
 MAX_MESSAGES = 10_000  # of one dialogue; a chat without a pause is cut there, so that memory stays flat
 
 
@@ -99,12 +101,46 @@ def grouped(messages: Iterable[Message], gap_seconds: float | None) -> Iterator[
         yield Dialogue(turns, None, speakers, line)
 
 
-def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False, trains: bool = True) -> None:
+def check_content(dialogue: Dialogue) -> None:
+    """Raise unless every text can be used, and the weights fit the turns.
+
+    Its turns are looked at together first, as nearly all of them are as they should be.
+
+    Raises:
+        DialogueError: the reason.
+    """
+    turns, weights, speakers = dialogue.turns, dialogue.weights, dialogue.speakers
+    if not (all(map(str.strip, turns)) and "".join(turns).isascii()):
+        _check_texts(turns, "turn")
+    if dialogue.references:
+        _check_texts(dialogue.references, "reference")
+    if speakers is not None and not (names := "".join(speakers)).isascii() and _SURROGATE.search(names):
+        raise DialogueError("a speaker's name holds half a character (\\ud800 to \\udfff alone)")
+    if weights is None:
+        return
+    if len(weights) != len(turns):
+        raise DialogueError(f"{counted(len(weights), 'weight')} for {counted(len(turns), 'turn')}")
+    if _NUMBERS.issuperset(map(type, weights)) and _USUAL_WEIGHTS.issuperset(weights):
+        return
+    for weight in weights:
+        if not _is_weight(weight):
+            raise DialogueError(f"a weight is {_shortened(weight)}, expected 0 or 0.000001 to 1,000,000")
+
+
+def _check_texts(values: Sequence[str], what: str) -> None:
+    for number, text in enumerate(values, 1):
+        if not text.strip():
+            raise DialogueError(f"{what} {number} is blank")
+        if not text.isascii() and _SURROGATE.search(text):
+            raise DialogueError(f"{what} {number} holds half a character (\\ud800 to \\udfff alone)")
+
+
+def check_targets(dialogue: Dialogue, *, min_turns: int, reverse: bool = False, trains: bool = True) -> None:
     """Raise unless there is something to learn.
 
     Args:
-        dialogue: what was read.
-        min_turns: dialogues with fewer have nothing to learn; with 0 only turns and weights are looked at.
+        dialogue: whose content was checked.
+        min_turns: dialogues with fewer have nothing to learn.
         reverse: whether it will be learned backwards, as it then has its weights at other turns.
         trains: whether it is training data, of which some turn must have a weight.
 
@@ -112,29 +148,12 @@ def check(dialogue: Dialogue, *, min_turns: int, reverse: bool = False, trains: 
         DialogueError: the reason.
     """
     turns, weights = dialogue.turns, dialogue.weights
-    for turn in turns:
-        if not turn.strip():
-            raise DialogueError(f"turn {turns.index(turn) + 1} is blank")
-        if not turn.isascii() and _SURROGATE.search(turn):
-            raise DialogueError(f"turn {turns.index(turn) + 1} holds half a character (\\ud800 to \\udfff alone)")
-    for number, reference in enumerate(dialogue.references, 1) if dialogue.references else ():
-        if not reference.strip():
-            raise DialogueError(f"reference {number} is blank")
-        if _SURROGATE.search(reference):
-            raise DialogueError(f"reference {number} holds half a character (\\ud800 to \\udfff alone)")
-    if dialogue.speakers is not None and any(map(_SURROGATE.search, dialogue.speakers)):
-        raise DialogueError("a speaker's name holds half a character (\\ud800 to \\udfff alone)")
     if len(turns) < min_turns:
         raise DialogueError(f"{counted(len(turns), 'turn')}, at least {min_turns} needed")
-    if weights is None:
+    if weights is None or not trains:
         return
-    if len(weights) != len(turns):
-        raise DialogueError(f"{counted(len(weights), 'weight')} for {counted(len(turns), 'turn')}")
-    for weight in weights:
-        if not _is_weight(weight):
-            raise DialogueError(f"a weight is {_shortened(weight)}, expected 0 or 0.000001 to 1,000,000")
     targets = dialogue.reversed().weights if reverse else weights
-    if trains and min_turns and not any((targets or [])[min(min_turns, 2) - 1 :]):
+    if not any((targets or [])[min(min_turns, 2) - 1 :]):
         raise DialogueError("every weight is 0, so nothing is learned")
 
 

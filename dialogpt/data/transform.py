@@ -7,7 +7,7 @@
     bot             whose turns are targets
     names           speakers become numbers
     max turns       long dialogues are cut
-    check           nothing to learn is a reason
+    check_targets   nothing to learn is a reason
 
 A dialogue that nothing applies to is passed through as it is, as most of a large file is.
 """
@@ -16,18 +16,42 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from itertools import pairwise
+from operator import eq
 
-from dialogpt.data.dialogue import Dialogue, check
+from dialogpt.data.dialogue import Dialogue, check_content, check_targets
 from dialogpt.data.settings import ANYBODY, Reading
 from dialogpt.errors import DialogueError
 
 END_OF_TEXT = "<|endoftext|>"
 SYSTEM = "system"
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-_LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
-_PHONE = re.compile(r"(?<![\w.])\+?\(?\d(?:[ ()/.-]{0,2}\d){6,14}(?![\w])")
-MASKS = (("__email__", _EMAIL), ("__url__", _LINK), ("__phone__", _PHONE))  # __url__ is what DialoGPT's own data has
+_DOMAINS = "com|org|net|edu|gov|info|biz|io|dev|app|xyz|online|site|shop|de|fr|nl|uk|ru|jp|cn|br|pl|ch|eu|ca|au"
+_DOMAINS_WITH_PATH = f"{_DOMAINS}|co|ly|me|gg|gl|tv|be|it|es|to|in|is|at|us"  # alone they are words: "yes.it is"
+_TAIL = r"\S*[^\s.,;:!?)\]}\"'>]"  # of a link: what ends the sentence is not in it
+_LINK = re.compile(
+    rf"(?:https?://|www\.){_TAIL}"
+    rf"|(?<![\w.@-])(?:[\w-]{{1,63}}\.){{1,5}}(?:(?:{_DOMAINS})(?![\w/-]|\.\w)|(?:{_DOMAINS_WITH_PATH})/{_TAIL})",
+    re.IGNORECASE,
+)
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])"  # or a month
+_DATE = "|".join(
+    (
+        r"\d{4}(?P<iso>[-/.])\d\d?(?P=iso)\d\d?(?![-/.]?\d)",
+        rf"{_DAY}(?P<between>[-/.] ?){_DAY}(?P=between)(?:\d{{4}}|\d\d)(?![-/.]?\d)",
+        r"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d(?![-/.]?\d)",  # years
+    )
+)
+_AMOUNT = "|".join(
+    (
+        r"\d[\d., ']{0,14}(?<=\d) ?(?:[$€£¥₹]|(?:EUR|USD|GBP|CHF|kr|euros?|dollars?|pounds?)\b)",
+        r"(?<=[$€£¥₹])\d[\d.,']{0,14}",
+        r"[1-9]\d{0,2}(?:,\d{3}){1,5}(?:\.\d{1,9})?(?!,?\d)",
+        r"[1-9]\d?(?P<thousands>[. '])\d{3}(?:(?P=thousands)\d{3}){0,5}(?:,\d{1,9})?(?![- .]?\d)",
+        r"\d{1,15}[.,]\d\d?(?![ ().,/-]{0,2}\d)",
+        r"\d[.,]\d{4,14}(?![ ().,/-]{0,2}\d)",
+    )
+)
+_PHONE = re.compile(rf"(?<![\w.])(?:(?P<kept>{_DATE}|{_AMOUNT})|\+?\(?\d(?:[ ()/.-]{{0,2}}\d){{6,14}}(?!\w))")
 
 
 class Transformer:
@@ -49,7 +73,7 @@ class Transformer:
             reading: the settings.
             min_turns: in place of theirs.
             reverse: whether dialogues are turned round at the end.
-            trains: whether they are training data; see `check`.
+            trains: whether they are training data; see `check_targets`.
         """
         self.reading = reading
         self.min_turns = reading.min_turns if min_turns is None else max(min_turns, reading.min_turns)
@@ -66,17 +90,15 @@ class Transformer:
             on_problem: is told why it, or a piece of it, is left out.
         """
         try:
-            if self._plain and dialogue.speakers is None:
-                check(dialogue, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
-                return [dialogue.reversed() if self.reverse else dialogue]
-            pieces = self._pieces(dialogue)
+            check_content(dialogue)  # before weights and turns are put together
+            pieces = [dialogue] if self._plain and dialogue.speakers is None else self._pieces(dialogue)
         except DialogueError as error:
             on_problem(str(error))
             return []
         kept = []
         for piece in pieces:
             try:
-                check(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
+                check_targets(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
             except DialogueError as error:
                 on_problem(str(error))
             else:
@@ -85,7 +107,6 @@ class Transformer:
 
     def _pieces(self, dialogue: Dialogue) -> list[Dialogue]:
         reading, references = self.reading, dialogue.references
-        check(dialogue, min_turns=0)  # before weights and turns are put together
         if dialogue.speakers is not None:
             self._meet(dialogue.speakers)
             dialogue = merged(without_system(dialogue, reading.system == "drop"))
@@ -112,7 +133,7 @@ class Transformer:
         return Dialogue(turns, weights, speakers, dialogue.line)
 
     def _meet(self, speakers: list[str]) -> None:
-        if len(self.met) < self.MAX_MET:
+        if not self.met.keys() >= set(speakers) and len(self.met) < self.MAX_MET:
             self.met.update(dict.fromkeys(speakers))
 
     def require_bot(self) -> None:
@@ -141,7 +162,7 @@ def without_system(dialogue: Dialogue, drop: bool) -> Dialogue:
 def merged(dialogue: Dialogue) -> Dialogue:
     """One turn of what one person says in a row, a line each; it counts as little as the least of them."""
     speakers = dialogue.speakers
-    if speakers is None or not any(a == b for a, b in pairwise(speakers)):
+    if speakers is None or not any(map(eq, speakers, speakers[1:])):
         return dialogue
     parts: list[list[str]] = []
     who: list[str] = []
@@ -172,10 +193,9 @@ def split_at_end_of_text(dialogue: Dialogue) -> Dialogue:
 
 
 def redacted(text: str) -> str:
-    """Text whose e-mail addresses, links and phone numbers are masked."""
-    for mask, pattern in MASKS:
-        text = pattern.sub(mask, text)
-    return text
+    """Text whose e-mail addresses, links and phone numbers are masked; dates and amounts of as many digits stay."""
+    text = _LINK.sub("__url__", _EMAIL.sub("__email__", text))  # __url__ is what DialoGPT's own data has
+    return _PHONE.sub(lambda match: match["kept"] or "__phone__", text)
 
 
 def numbered(turns: list[str], speakers: list[str]) -> tuple[list[str], list[str]]:

@@ -16,9 +16,12 @@ from dialogpt.data.settings import Reading
 from dialogpt.data.source import LINE_LIMIT, TOO_LONG, Source, decoded
 from dialogpt.errors import DialogueError
 
-ASSISTANT, SYSTEM = "assistant", "system"
-_ROLES = {  # other names of the three in use
-    "human": "user",
+ASSISTANT, SYSTEM, USER = "assistant", "system", "user"
+_ROLES = {  # names in use, and their own, so that equal roles are one object, which compares and hashes faster
+    ASSISTANT: ASSISTANT,
+    SYSTEM: SYSTEM,
+    USER: USER,
+    "human": USER,
     "gpt": ASSISTANT,
     "chatgpt": ASSISTANT,
     "bard": ASSISTANT,
@@ -26,7 +29,7 @@ _ROLES = {  # other names of the three in use
     "claude": ASSISTANT,
     "bot": ASSISTANT,
     "model": ASSISTANT,
-    "prompter": "user",
+    "prompter": USER,
     "developer": SYSTEM,
 }
 
@@ -106,8 +109,9 @@ def messages_of(content: Any, reading: Reading) -> Dialogue:
         role = message.get("role") if type(message) is dict else None
         if type(role) is not str:
             raise DialogueError(f'message {number} has no "role"')
+        content = message.get("content")
+        turns.append(content if type(content) is str else _text_of(content, number))
         role = _ROLES.get(role, role)
-        turns.append(_text_of(message.get("content"), number))
         roles.append(role)
         weights.append(message.get("weight", 1) if role == ASSISTANT else 0)
     return Dialogue(turns, weights, roles)
