@@ -7,18 +7,18 @@
     bot             whose turns are targets
     names           speakers become numbers
     max turns       long dialogues are cut
-    check_targets   nothing to learn is a reason
+    check_enough    nothing to learn is a reason
 
 A dialogue that nothing applies to is passed through as it is, as most of a large file is.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
-from operator import eq
 
-from dialogpt.data.dialogue import Dialogue, check_content, check_targets
+from dialogpt.data.dialogue import Dialogue, check_enough, check_values
 from dialogpt.data.settings import ANYBODY, Reading
 from dialogpt.errors import DialogueError
 
@@ -30,7 +30,7 @@ _DOMAINS_WITH_PATH = f"{_DOMAINS}|co|ly|me|gg|gl|tv|be|it|es|to|in|is|at|us"  # 
 _TAIL = r"\S*[^\s.,;:!?)\]}\"'>]"  # of a link: what ends the sentence is not in it
 _LINK = re.compile(
     rf"(?:https?://|www\.){_TAIL}"
-    rf"|(?<![\w.@-])(?:[\w-]{{1,63}}\.){{1,5}}(?:(?:{_DOMAINS})(?![\w/-]|\.\w)|(?:{_DOMAINS_WITH_PATH})/{_TAIL})",
+    rf"|(?<![\w.@-])(?:[\w-]{{1,63}}\.){{1,5}}(?:(?:{_DOMAINS_WITH_PATH})/{_TAIL}|(?:{_DOMAINS})/?(?![\w-]|\.\w))",
     re.IGNORECASE,
 )
 _DAY = r"(?:0?[1-9]|[12]\d|3[01])"  # or a month
@@ -59,7 +59,7 @@ class Transformer:
 
     Attributes:
         reading: the settings.
-        met: the speakers that were met, the first hundred of them, for who asks for one that is not there.
+        met: where a bot is named, the speakers that were met, the first hundred of them, should it not be there.
     """
 
     MAX_MET = 100
@@ -73,7 +73,7 @@ class Transformer:
             reading: the settings.
             min_turns: in place of theirs.
             reverse: whether dialogues are turned round at the end.
-            trains: whether they are training data; see `check_targets`.
+            trains: whether they are training data; see `check`.
         """
         self.reading = reading
         self.min_turns = reading.min_turns if min_turns is None else max(min_turns, reading.min_turns)
@@ -90,7 +90,7 @@ class Transformer:
             on_problem: is told why it, or a piece of it, is left out.
         """
         try:
-            check_content(dialogue)  # before weights and turns are put together
+            check_values(dialogue)
             pieces = [dialogue] if self._plain and dialogue.speakers is None else self._pieces(dialogue)
         except DialogueError as error:
             on_problem(str(error))
@@ -98,7 +98,7 @@ class Transformer:
         kept = []
         for piece in pieces:
             try:
-                check_targets(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
+                check_enough(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
             except DialogueError as error:
                 on_problem(str(error))
             else:
@@ -108,7 +108,8 @@ class Transformer:
     def _pieces(self, dialogue: Dialogue) -> list[Dialogue]:
         reading, references = self.reading, dialogue.references
         if dialogue.speakers is not None:
-            self._meet(dialogue.speakers)
+            if reading.bot is not None and len(self.met) < self.MAX_MET:
+                self.met.update(dict.fromkeys(dialogue.speakers))
             dialogue = merged(without_system(dialogue, reading.system == "drop"))
         if reading.eos_in_text == "split" and any(END_OF_TEXT in turn for turn in dialogue.turns):
             dialogue = split_at_end_of_text(dialogue)
@@ -131,10 +132,6 @@ class Transformer:
         if reading.names and speakers is not None:
             turns, speakers = numbered(turns, speakers)
         return Dialogue(turns, weights, speakers, dialogue.line)
-
-    def _meet(self, speakers: list[str]) -> None:
-        if not self.met.keys() >= set(speakers) and len(self.met) < self.MAX_MET:
-            self.met.update(dict.fromkeys(speakers))
 
     def require_bot(self) -> None:
         """Raise if nobody has the name that was asked for.
@@ -162,7 +159,7 @@ def without_system(dialogue: Dialogue, drop: bool) -> Dialogue:
 def merged(dialogue: Dialogue) -> Dialogue:
     """One turn of what one person says in a row, a line each; it counts as little as the least of them."""
     speakers = dialogue.speakers
-    if speakers is None or not any(map(eq, speakers, speakers[1:])):
+    if speakers is None or not any(map(operator.eq, speakers, speakers[1:])):
         return dialogue
     parts: list[list[str]] = []
     who: list[str] = []

@@ -89,7 +89,7 @@ def test_end_of_text_in_a_turn_is_text_or_its_end() -> None:
         ("1-800-555-0199, 512 345 678, 01-23-45-67-89", "__phone__, __phone__, __phone__"),
         ("12.03.2024 0151 2345678", "12.03.2024 __phone__"),
         ("example.com/x, www.x.de, t.me/abc (see https://x.org/a).", "__url__, __url__, __url__ (see __url__)."),
-        ("Go to example.com.", "Go to __url__."),
+        ("Go to example.com. Or x.org/ then", "Go to __url__. Or __url__ then"),
     ],
 )
 def test_what_is_private_is_masked(text: str, masked: str) -> None:
