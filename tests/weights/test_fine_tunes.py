@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -524,6 +525,12 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "saved modules": {"target_modules": ["c_attn"], "modules_to_save": ["wte", "ln_f"]},
     "an embedding": {"target_modules": ["wte", "c_attn"]},
     "a saved head": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "patterns that are regular expressions, the first of which counts": {
+        "target_modules": ["c_attn", "c_fc"],
+        "alpha_pattern": {r"h\.[0]\.attn\.c_attn": 5, ".*c_fc": 9, "c_attn": 3, "h.1.attn.c_attn": 11},
+    },
+    "positions": {"target_modules": ["wpe", "wte"]},
+    "a tied head, of which peft keeps the base's own too": {"target_modules": ["lm_head", "c_attn"]},
 }
 
 
@@ -559,8 +566,28 @@ def test_an_adapter_is_no_model_and_other_kinds_are_named(base: Path, tmp_path: 
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true, "r": 4, "lora_alpha": 4}')
     with pytest.raises(CheckpointError, match="sets use_dora, which is not implemented"):
         open_checkpoint(base, adapter=tmp_path)
+    pissa = '{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4", "r": 4, "lora_alpha": 4}'
+    (tmp_path / "adapter_config.json").write_text(pissa)  # once merged without a word, into weights that it is not for
+    with pytest.raises(CheckpointError, match="began with pissa_niter_4.*changes the base's own weights"):
+        open_checkpoint(base, adapter=tmp_path)
     with pytest.raises(CheckpointError, match="is no PEFT adapter"):
         open_checkpoint(base, adapter=base)
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(\w*)*X", "a{99999999999}"])
+def test_a_pattern_of_an_adapter_is_untrusted(base: Path, tmp_path: Path, pattern: str) -> None:
+    pair = {"A": torch.ones(4, 128), "B": torch.ones(384, 4)}
+    prefix = "base_model.model.transformer.h.0.attn.c_attn"
+    save_file({f"{prefix}.lora_{half}.weight": pair[half] for half in pair}, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": {f"{pattern}": 2}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    if pattern.endswith("X"):  # `re` takes minutes; here it matches, does not, or ends in a sentence
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": {pattern * 9: 2}}))
+        with contextlib.suppress(CheckpointError):
+            open_checkpoint(base, adapter=tmp_path)
+        return
+    with pytest.raises(CheckpointError, match="expected a regular expression"):
+        open_checkpoint(base, adapter=tmp_path)
 
 
 # ---- what leaves here ----
