@@ -20,7 +20,7 @@ from dialogpt import Chat, Tokenizer
 from dialogpt.cli.main import main
 from dialogpt.errors import DialogueError
 from dialogpt.networks import require_same_vocabulary
-from dialogpt.weights import CheckpointError, convert, export, export_gguf, load, open_checkpoint
+from dialogpt.weights import CheckpointError, convert, export, export_gguf, load, load_ranking_head, open_checkpoint
 from tests.helpers import same_weights, their_model, weights_of, write_published
 
 State = dict[str, Tensor]
@@ -287,6 +287,8 @@ def test_a_classifier_of_two_labels_is_ignored(base: Path, state: State, tmp_pat
     folder = beside(base, tmp_path / "copy")
     save_file({**state, "score.weight": torch.ones(2, 128)}, folder / "model.safetensors")
     assert "several labels" in open_checkpoint(folder).ignored["score.weight"]
+    with pytest.raises(CheckpointError, match="its score.weight is a classifier of several labels"):
+        load_ranking_head(folder)  # "no score.weight" was the answer
 
 
 @pytest.mark.parametrize("declared", [True, False])
