@@ -52,11 +52,9 @@ class Statistics:
         count = sum(map(len, turns))
         self.turns += count
         self.targets += count - len(turns)
-        for dialogue in dialogues:
-            if dialogue.weights is not None:
-                self.targets += sum(weight > 0 for weight in dialogue.weights[1:]) - len(dialogue.turns) + 1
-            if dialogue.speakers is not None:
-                self.speakers.update(dialogue.speakers)
+        for weights in [dialogue.weights for dialogue in dialogues if dialogue.weights is not None]:
+            self.targets -= weights.count(0) - (weights[0] == 0)
+        self.speakers.update(chain.from_iterable(dialogue.speakers or () for dialogue in dialogues))
         if END_OF_TEXT in "\n".join(chain.from_iterable(turns)):
             self.end_of_text += sum(END_OF_TEXT in "\n".join(own) for own in turns)
         if len(self.speakers) > 2 * MAX_SPEAKERS:

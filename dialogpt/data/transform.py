@@ -7,18 +7,18 @@
     bot             whose turns are targets
     names           speakers become numbers
     max turns       long dialogues are cut
-    check           nothing to learn is a reason
+    check_enough    nothing to learn is a reason
 
 A dialogue that nothing applies to is passed through as it is, as most of a large file is.
 """
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable
-from itertools import pairwise
 
-from dialogpt.data.dialogue import Dialogue, check
+from dialogpt.data.dialogue import Dialogue, check_enough, check_values
 from dialogpt.data.settings import ANYBODY, Reading
 from dialogpt.errors import DialogueError
 
@@ -35,7 +35,7 @@ class Transformer:
 
     Attributes:
         reading: the settings.
-        met: the speakers that were met, the first hundred of them, for who asks for one that is not there.
+        met: where a bot is named, the speakers that were met, the first hundred of them, should it not be there.
     """
 
     MAX_MET = 100
@@ -66,17 +66,15 @@ class Transformer:
             on_problem: is told why it, or a piece of it, is left out.
         """
         try:
-            if self._plain and dialogue.speakers is None:
-                check(dialogue, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
-                return [dialogue.reversed() if self.reverse else dialogue]
-            pieces = self._pieces(dialogue)
+            check_values(dialogue)
+            pieces = [dialogue] if self._plain and dialogue.speakers is None else self._pieces(dialogue)
         except DialogueError as error:
             on_problem(str(error))
             return []
         kept = []
         for piece in pieces:
             try:
-                check(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
+                check_enough(piece, min_turns=self.min_turns, reverse=self.reverse, trains=self.trains)
             except DialogueError as error:
                 on_problem(str(error))
             else:
@@ -85,9 +83,9 @@ class Transformer:
 
     def _pieces(self, dialogue: Dialogue) -> list[Dialogue]:
         reading, references = self.reading, dialogue.references
-        check(dialogue, min_turns=0)  # before weights and turns are put together
         if dialogue.speakers is not None:
-            self._meet(dialogue.speakers)
+            if reading.bot is not None and len(self.met) < self.MAX_MET:
+                self.met.update(dict.fromkeys(dialogue.speakers))
             dialogue = merged(without_system(dialogue, reading.system == "drop"))
         if reading.eos_in_text == "split" and any(END_OF_TEXT in turn for turn in dialogue.turns):
             dialogue = split_at_end_of_text(dialogue)
@@ -110,10 +108,6 @@ class Transformer:
         if reading.names and speakers is not None:
             turns, speakers = numbered(turns, speakers)
         return Dialogue(turns, weights, speakers, dialogue.line)
-
-    def _meet(self, speakers: list[str]) -> None:
-        if len(self.met) < self.MAX_MET:
-            self.met.update(dict.fromkeys(speakers))
 
     def require_bot(self) -> None:
         """Raise if nobody has the name that was asked for.
@@ -141,7 +135,7 @@ def without_system(dialogue: Dialogue, drop: bool) -> Dialogue:
 def merged(dialogue: Dialogue) -> Dialogue:
     """One turn of what one person says in a row, a line each; it counts as little as the least of them."""
     speakers = dialogue.speakers
-    if speakers is None or not any(a == b for a, b in pairwise(speakers)):
+    if speakers is None or not any(map(operator.eq, speakers, speakers[1:])):
         return dialogue
     parts: list[list[str]] = []
     who: list[str] = []

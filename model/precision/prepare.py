@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from dialogpt.model.config import TANH_GELUS
@@ -50,11 +49,7 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
             norm.weight, norm.bias = module.weight, module.bias
             setattr(parent, own, norm)
     for layer, block in enumerate(model.blocks):
-        with torch.device("meta"):
-            packed = PackedBlock(model.config, layer)
-        for name, module in block.named_children():
-            setattr(packed, name, module)
-        model.blocks[layer] = packed
+        model.blocks[layer] = PackedBlock.of(block)
     tied = model.output_head is None
     layers = [module for module in model.modules() if isinstance(module, PackedLinear)]
     model.token_embedding = PackedEmbedding(weights["token_embedding.weight"], precision, layers, is_head=tied)

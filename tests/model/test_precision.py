@@ -26,7 +26,7 @@ from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, candidates, kern
 from dialogpt.ranking.scoring import score
 from dialogpt.weights import CheckpointError, load, open_checkpoint
 from dialogpt.weights.load import build_network
-from scripts.train_tiny import conversations
+from scripts import small_talk
 from tests.helpers import needs_float16, needs_int8, write_published
 
 # The largest difference of logits to float64 that is allowed, relative to the largest logit. Weights are random, and
@@ -481,9 +481,13 @@ def test_the_network_itself_is_not_changed() -> None:
 
 
 def nats_of_tiny(dtype: str) -> tuple[int, float]:
-    """How many tokens of held-out conversations are scored, and what they cost."""
+    """How many tokens of held-out small talk are scored, and what they cost.
+
+    Of people's chats, which `tiny` has long left behind, 3,282 tokens had a perplexity of 634, and rounding alone moved
+    int8's by 0.2 %.
+    """
     tokenizer = Tokenizer.load("tiny")
-    texts = [turns for _, turns in zip(range(12), conversations(held_out=True), strict=False)]
+    texts = [turns for turns in small_talk.read() if small_talk.is_held_out(turns)][:120]
     ids = [[id_ for turn in turns for id_ in (*tokenizer.encode(turn), tokenizer.eos_id)][:512] for turns in texts]
     return sum(len(row) - 1 for row in ids), -sum(found.total for found in score(load("tiny", dtype=dtype), ids))
 
@@ -510,7 +514,7 @@ def expected_nats() -> float:
 def test_perplexity_of_tiny_is_hardly_higher(
     dtype: str, kernel: str, most: float, expected_nats: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On held-out conversations, with this machine's kernel and with those of others; docs/benchmarks.md has all."""
+    """On held-out small talk, with this machine's kernel and with those of others; docs/benchmarks.md has all."""
     if kernel:
         if not next(each for each in candidates(dtype) if each.name == kernel).runs_here():
             pytest.skip(f"{kernel} does not run here")

@@ -101,16 +101,30 @@ def turns_of(content: Any, reading: Reading) -> Dialogue:
 def messages_of(content: Any, reading: Reading) -> Dialogue:
     """{"messages": [{"role", "content", "weight"}]}: the assistant's turns are targets, unless their weight is 0."""
     listed = _listed(content, ("messages", "conversation", "conversations"))
-    turns, roles, weights = [], [], []
-    for number, message in enumerate(listed, 1):
+    try:  # mostly; a third of the time of one by one
+        roles = [message["role"] for message in listed]
+        turns = [message["content"] for message in listed]
+        if not (texts(roles) and texts(turns)):
+            roles, turns = _roles_and_texts(listed)
+    except (TypeError, LookupError):
+        roles, turns = _roles_and_texts(listed)
+    roles = [_ROLES.get(role, role) for role in roles]
+    weights = [
+        message.get("weight", 1) if role == ASSISTANT else 0 for role, message in zip(roles, listed, strict=True)
+    ]
+    return Dialogue(turns, weights, roles)
+
+
+def _roles_and_texts(messages: list[Any]) -> tuple[list[str], list[str]]:
+    """Who wrote each message, and what; or the reason why one cannot be used."""
+    roles, turns = [], []
+    for number, message in enumerate(messages, 1):
         role = message.get("role") if type(message) is dict else None
         if type(role) is not str:
             raise DialogueError(f'message {number} has no "role"')
-        role = _ROLES.get(role, role)
-        turns.append(_text_of(message.get("content"), number))
         roles.append(role)
-        weights.append(message.get("weight", 1) if role == ASSISTANT else 0)
-    return Dialogue(turns, weights, roles)
+        turns.append(_text_of(message.get("content"), number))
+    return roles, turns
 
 
 def _text_of(content: Any, number: int) -> str:
