@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.loop import Step
 from dialogpt.decoding.noise import copied_generator
 from dialogpt.decoding.prefill import logits_after
 from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite
 from dialogpt.decoding.sequence import GenerationError, SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.step import Step
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
