@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     __version__: str
 
     from dialogpt.chat import Chat
-    from dialogpt.decoding.loop import Decoder, Step
+    from dialogpt.decoding.loop import Decoder
     from dialogpt.decoding.speculative import Draft
+    from dialogpt.decoding.step import Step
     from dialogpt.errors import DialogueError
     from dialogpt.generation import Reply, generate, generate_batch
     from dialogpt.generation_config import GenerationConfig
@@ -45,7 +46,7 @@ __all__ = [
 _HOMES = {
     "Chat": "chat",
     "Decoder": "decoding.loop",
-    "Step": "decoding.loop",
+    "Step": "decoding.step",
     "DialogueError": "errors",
     "Reply": "generation",
     "generate": "generation",

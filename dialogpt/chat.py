@@ -5,7 +5,7 @@ reply, and the decoder crops it to what the next prompt shares with them, so a t
 made in `dialogpt.replies`, several to one dialogue in `dialogpt.candidates`; the keyboard and the screen are left to
 `dialogpt.cli.terminal`.
 
-One turn, in order of the calls: `Terminal.talk`, `Chat.stream`, `Chat._answer`, `replies.stream_reply`,
+One turn, in order of the calls: `Talk.talk`, `Chat.stream`, `Chat._answer`, `replies.stream_reply`,
 `Decoder.step`, `Decoder.next_logits`, `prefill_sequences`, `GPT2.hidden`, `choose_tokens`, `StreamDecoder.feed`.
 """
 

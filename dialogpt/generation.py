@@ -10,10 +10,11 @@ from typing import TypeAlias
 import torch
 
 from dialogpt.decoding.beam_search import beam_search
-from dialogpt.decoding.loop import Decoder, Step
+from dialogpt.decoding.loop import Decoder
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, TokenSequence
 from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
+from dialogpt.decoding.step import Step
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt

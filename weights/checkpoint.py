@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import logging
 import os
@@ -300,7 +301,16 @@ def _check_format(path: Path, values: dict[str, Any], files: tuple[Path, ...]) -
 def _read_config(folder: Path) -> dict[str, Any]:
     """The content of ``config.json``; empty if there is none, as with Microsoft's own files."""
     path = folder / "config.json"
-    return read_json(path) if os.path.lexists(path) else {}
+    if not os.path.lexists(path):
+        return {}
+    values = read_json(path)
+    with path.open("rb") as file:
+        if file.read(3) == codecs.BOM_UTF8:
+            raise CheckpointError(
+                f"{path} begins with a byte order mark, with which transformers and others cannot read it; save it as "
+                f"UTF-8 without one"
+            )
+    return values
 
 
 def _find_vocabulary(path: Path, config: GPT2Config) -> Vocabulary | None:

@@ -15,6 +15,7 @@ from dialogpt.model import GPT2
 from dialogpt.model.precision import CPU_PRECISIONS, prepare
 from dialogpt.weights.checkpoint import Checkpoint
 from dialogpt.weights.formats import DTYPES, PRECISIONS, CheckpointError, Progress, find_damage, non_finite, refuse
+from dialogpt.weights.published import CLASSIFIER
 
 Item = TypeVar("Item")
 
@@ -92,6 +93,11 @@ def read_ranking_head(checkpoint: Checkpoint, *, dtype: str = "float32", device:
     """
     require_dtype(dtype, device)
     target, target_device = dtype_of(dtype), device_of(device)
+    if checkpoint.ranking_head is None and CLASSIFIER in checkpoint.ignored.values():
+        raise CheckpointError(
+            f"{checkpoint.path} has no ranking head: its score.weight is a classifier of several labels, and which of "
+            f"them ranks replies is not known; expected one label, as a DialogRPT has"
+        )
     if checkpoint.ranking_head is None:
         raise CheckpointError(
             f"{checkpoint.path} has no ranking head (score.weight); expected a DialogRPT, such as "

@@ -38,7 +38,7 @@ IGNORED = {  # published tensors that a reply does not need, and why
     "h.{}.attn.bias": "the causal mask, which attention computes",
     "h.{}.attn.masked_bias": "the value of masked scores, which attention computes",
     "lm_head.bias": "a bias of the output head, which GPT2LMHeadModel has not and transformers leaves out too",
-    "score.bias": "a constant that all scores share, which no order of replies depends on",
+    "score.bias": "a constant of each label's score, which no reply and no order of replies depends on",
 }
 IGNORED_HEADS = {  # what a name begins with
     "v_head.": "the value head of TRL's reinforcement learning, which no reply needs",

@@ -25,9 +25,33 @@ from dialogpt.errors import DialogueError
 END_OF_TEXT = "<|endoftext|>"
 SYSTEM = "system"
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
-_LINK = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
-_PHONE = re.compile(r"(?<![\w.])\+?\(?\d(?:[ ()/.-]{0,2}\d){6,14}(?![\w])")
-MASKS = (("__email__", _EMAIL), ("__url__", _LINK), ("__phone__", _PHONE))  # __url__ is what DialoGPT's own data has
+_DOMAINS = "com|org|net|edu|gov|info|biz|io|dev|app|xyz|online|site|shop|de|fr|nl|uk|ru|jp|cn|br|pl|ch|eu|ca|au"
+_DOMAINS_WITH_PATH = f"{_DOMAINS}|co|ly|me|gg|gl|tv|be|it|es|to|in|is|at|us"  # alone they are words: "yes.it is"
+_TAIL = r"\S*[^\s.,;:!?)\]}\"'>]"  # of a link: what ends the sentence is not in it
+_LINK = re.compile(
+    rf"(?:https?://|www\.){_TAIL}"
+    rf"|(?<![\w.@-])(?:[\w-]{{1,63}}\.){{1,5}}(?:(?:{_DOMAINS_WITH_PATH})/{_TAIL}|(?:{_DOMAINS})/?(?![\w-]|\.\w))",
+    re.IGNORECASE,
+)
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])"  # or a month
+_DATE = "|".join(
+    (
+        r"\d{4}(?P<iso>[-/.])\d\d?(?P=iso)\d\d?(?![-/.]?\d)",
+        rf"{_DAY}(?P<between>[-/.] ?){_DAY}(?P=between)(?:\d{{4}}|\d\d)(?![-/.]?\d)",
+        r"(?:19|20)\d\d ?[-/] ?(?:19|20)\d\d(?![-/.]?\d)",  # years
+    )
+)
+_AMOUNT = "|".join(
+    (
+        r"\d[\d., ']{0,14}(?<=\d) ?(?:[$€£¥₹]|(?:EUR|USD|GBP|CHF|kr|euros?|dollars?|pounds?)\b)",
+        r"(?<=[$€£¥₹])\d[\d.,']{0,14}",
+        r"[1-9]\d{0,2}(?:,\d{3}){1,5}(?:\.\d{1,9})?(?!,?\d)",
+        r"[1-9]\d?(?P<thousands>[. '])\d{3}(?:(?P=thousands)\d{3}){0,5}(?:,\d{1,9})?(?![- .]?\d)",
+        r"\d{1,15}[.,]\d\d?(?![ ().,/-]{0,2}\d)",
+        r"\d[.,]\d{4,14}(?![ ().,/-]{0,2}\d)",
+    )
+)
+_PHONE = re.compile(rf"(?<![\w.])(?:(?P<kept>{_DATE}|{_AMOUNT})|\+?\(?\d(?:[ ()/.-]{{0,2}}\d){{6,14}}(?!\w))")
 
 
 class Transformer:
@@ -166,10 +190,9 @@ def split_at_end_of_text(dialogue: Dialogue) -> Dialogue:
 
 
 def redacted(text: str) -> str:
-    """Text whose e-mail addresses, links and phone numbers are masked."""
-    for mask, pattern in MASKS:
-        text = pattern.sub(mask, text)
-    return text
+    """Text whose e-mail addresses, links and phone numbers are masked; dates and amounts of as many digits stay."""
+    text = _LINK.sub("__url__", _EMAIL.sub("__email__", text))  # __url__ is what DialoGPT's own data has
+    return _PHONE.sub(lambda match: match["kept"] or "__phone__", text)
 
 
 def numbered(turns: list[str], speakers: list[str]) -> tuple[list[str], list[str]]:

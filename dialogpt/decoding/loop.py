@@ -7,49 +7,21 @@ token ids only: `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` h
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from dialogpt.decoding.batch import RunningBatch
 from dialogpt.decoding.prefill import prefill_chunk, prefill_sequences
-from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite, rows_of
+from dialogpt.decoding.sampling import choose_tokens, process_logits, rows_of
 from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.step import Step, all_logits, contending_logits
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
-from dialogpt.logits.contenders import count_contenders
 from dialogpt.model import GPT2, KVCache
-from dialogpt.model.precision.packed import highest_logits
 from dialogpt.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Step:
-    """One generated token.
-
-    Attributes:
-        sequence: the sequence that it was appended to.
-        id: the token.
-        all_logits: returns `logits`.
-    """
-
-    sequence: TokenSequence
-    id: int
-    all_logits: Callable[[], Tensor]
-
-    @functools.cached_property
-    @torch.inference_mode()
-    def logits(self) -> Tensor:
-        """(V,) in float32, before any processor."""
-        return self.all_logits()
-
-    @property
-    def log_probability(self) -> float:
-        """The network's log-probability of the token, before any processor."""
-        return float(self.logits[self.id] - self.logits.logsumexp(dim=-1))
 
 
 class Decoder:
@@ -136,11 +108,8 @@ class Decoder:
         active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
-        highest = None
-        if self.screened and len(active) == 1:
-            count = count_contenders(active[0].config, active[0].seen)
-            highest = None if count is None else highest_logits(self.model, hidden, count)
-        logits = self._logits(active, hidden) if highest is None else highest
+        highest = contending_logits(self.model, hidden, active) if self.screened else None
+        logits = all_logits(self.model, hidden, active) if highest is None else highest
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}
         sampled = [each for each in self.sequences if each.finish_reason is not None or each in stepping]
@@ -165,13 +134,7 @@ class Decoder:
             Stopped: the caller cancelled.
         """
         active, hidden = self.next_hidden()
-        return active, self._logits(active, hidden)
-
-    def _logits(self, active: Sequence[TokenSequence], hidden: Tensor) -> Tensor:
-        """(B, C) -> (B, V), in float32."""
-        logits = self.model.logits(hidden).float()
-        require_finite(logits, active)
-        return logits
+        return active, all_logits(self.model, hidden, active)
 
     def next_hidden(self) -> tuple[list[TokenSequence], Tensor]:
         """Compute the hidden states after every unfinished sequence, (B, C); see `next_logits`."""

@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.loop import Step
 from dialogpt.decoding.noise import copied_generator
 from dialogpt.decoding.prefill import logits_after
 from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite
 from dialogpt.decoding.sequence import GenerationError, SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.step import Step
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
@@ -41,13 +41,21 @@ class Draft:
 
     Attributes:
         model: of the same vocabulary as the network that it drafts for.
+        compared: whether its vocabulary was found to extend that of the network, or the other way round.
         proposed: how many draft tokens were checked so far.
         accepted: how many of them the network generated too.
     """
 
-    def __init__(self, model: GPT2) -> None:
-        """Begin with an empty cache."""
+    def __init__(self, model: GPT2, *, compared: bool = False) -> None:
+        """Begin with an empty cache.
+
+        Args:
+            model: the draft network.
+            compared: whether its vocabulary is known to extend the network's, or the other way round; their embeddings
+                may then differ in rows.
+        """
         self.model = model
+        self.compared = compared
         self.proposed, self.accepted = 0, 0
         self._cache = KVCache.for_model(model)
         self._num_tokens = INITIAL_DRAFT_TOKENS
@@ -75,7 +83,7 @@ class Draft:
             raise DialogueError(f"{checkpoint.path} is a DialogRPT, which does not generate text; name another draft")
         require_same_vocabulary(tokenizer, checkpoint)
         fast = "int8" if device_of(device).type == "cpu" else "float16"
-        return cls(load(checkpoint, dtype=dtype or fast, device=device))
+        return cls(load(checkpoint, dtype=dtype or fast, device=device), compared=True)
 
     def require_fits(self, model: GPT2) -> None:
         """Refuse a network that it cannot draft for.
@@ -84,41 +92,58 @@ class Draft:
             DialogueError: it has another vocabulary, or is on another device.
         """
         own, other = self.model.config.vocab_size, model.config.vocab_size
-        if own != other:
+        if own != other and not self.compared:
             raise DialogueError(f"the draft has {own:,} embedding rows and the network {other:,}; expected as many")
         if self.model.device != model.device:
             raise DialogueError(f"the draft is on {self.model.device} and the network on {model.device}")
 
     @torch.inference_mode()
-    def propose(self, sequence: TokenSequence, max_tokens: int) -> list[int]:
+    def propose(self, sequence: TokenSequence, max_tokens: int, vocab_size: int) -> list[int]:
         """Return draft tokens for a sequence, which is not changed.
 
         There are fewer where the draft cannot choose one; the network will report the reason itself.
+
+        Args:
+            sequence: what is continued.
+            max_tokens: how many at most.
+            vocab_size: V of the network that it drafts for.
         """
         with self._lock:
-            return self._propose(sequence, max_tokens)
+            return self._propose(sequence, max_tokens, vocab_size)
 
-    def _propose(self, sequence: TokenSequence, max_tokens: int) -> list[int]:
+    def _propose(self, sequence: TokenSequence, max_tokens: int, vocab_size: int) -> list[int]:
         drafted = replace(sequence, ids=list(sequence.ids), generator=copied_generator(sequence.generator))
         limit = min(max_tokens, self._num_tokens, self.model.config.n_positions - len(sequence.ids) + 1)
         while not self._damaged and len(drafted.ids) - len(sequence.ids) < limit and drafted.finish_reason is None:
-            logits = logits_after(self.model, drafted.ids, self._cache, 1)  # (1, V)
+            logits = logits_after(self.model, self._known(drafted.ids), self._cache, 1)  # (1, own V)
             self._damaged = not torch.isfinite(logits).all()
             if self._damaged:
                 logger.warning("the draft's logits contain NaN or infinity; it proposes nothing from here on")
                 break
             try:
+                logits = _resized(logits, vocab_size)  # (1, V)
                 (token,) = choose_tokens(process_logits(logits, [drafted]), [drafted], [drafted])
             except GenerationError:
                 break
             drafted.append(token)
         return drafted.ids[len(sequence.ids) :]
 
+    def _known(self, ids: list[int]) -> list[int]:
+        """The ids with the draft's last token for those that it has no row for; what it proposes changes no reply."""
+        last = self.model.config.vocab_size - 1
+        return ids if max(ids) <= last else [min(token, last) for token in ids]
+
     def record(self, proposed: int, accepted: int) -> None:
         """Count draft tokens, and propose two more next time if all were accepted, else as many as were."""
         self.proposed, self.accepted = self.proposed + proposed, self.accepted + accepted
         if proposed:
             self._num_tokens = min(self._num_tokens + 2, MAX_DRAFT_TOKENS) if accepted == proposed else max(accepted, 1)
+
+
+def _resized(logits: Tensor, vocab_size: int) -> Tensor:
+    """Logits of as many tokens as the network has: what the draft lacks cannot be drafted, the rest is left out."""
+    missing = vocab_size - logits.size(-1)
+    return logits if not missing else torch.nn.functional.pad(logits, (0, missing), value=float("-inf"))  # (1, V)
 
 
 class _Checked:
@@ -199,6 +224,9 @@ class SpeculativeDecoder:
         """Compute the logits of a sequence and of draft tokens after it in one pass."""
         generated = len(sequence.ids) - sequence.prompt_length
         limit = sequence.config.reply_limit(sequence.prompt_length) - generated - 1
-        draft_tokens = self.draft.propose(sequence, limit) if generated else []  # the first token comes without delay
+        V = self.model.config.vocab_size
+        draft_tokens = (
+            self.draft.propose(sequence, limit, V) if generated else []
+        )  # the first token comes without delay
         ids = [*sequence.ids, *draft_tokens]
         return _Checked(logits_after(self.model, ids, self._cache, 1 + len(draft_tokens)), draft_tokens)

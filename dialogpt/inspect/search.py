@@ -174,16 +174,16 @@ class RecordingDraft(Draft):
 
     def __init__(self, draft: Draft) -> None:
         """Suggest what another draft would."""
-        super().__init__(draft.model)
+        super().__init__(draft.model, compared=draft.compared)
         self.rounds: list[DraftRound] = []
         self._pending: tuple[int, list[int]] = (0, [])
 
-    def propose(self, sequence: TokenSequence, max_tokens: int) -> list[int]:
+    def propose(self, sequence: TokenSequence, max_tokens: int, vocab_size: int) -> list[int]:
         """See `Draft.propose`."""
         start = len(sequence.ids) - sequence.prompt_length
         if self.rounds and start <= self.rounds[-1].start:
             self.rounds.clear()
-        tokens = super().propose(sequence, max_tokens)
+        tokens = super().propose(sequence, max_tokens, vocab_size)
         self._pending = (start, tokens)
         return tokens
 

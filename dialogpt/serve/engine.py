@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from dialogpt.decoding.loop import Decoder, Step
+from dialogpt.decoding.loop import Decoder
 from dialogpt.decoding.sequence import GenerationError, Stop, Stopped, TokenSequence
+from dialogpt.decoding.step import Step
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies

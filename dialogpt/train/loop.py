@@ -74,14 +74,14 @@ class Start:
         return cls(_with_dropout(checkpoint, dropout), vocabulary, Origin("fresh weights, trained with dialogpt", ""))
 
     @classmethod
-    def loaded(cls, source: str | Path, dropout: float | None) -> Start:
-        """Start from a checkpoint.
+    def loaded(cls, source: str | Path, dropout: float | None, adapter: str | None = None) -> Start:
+        """Start from a checkpoint, with an adapter merged into it if there is one.
 
         Raises:
             CheckpointError: it cannot be used.
             DialogueError: it has no vocabulary.
         """
-        checkpoint = open_checkpoint(source)
+        checkpoint = open_checkpoint(source, adapter=adapter)
         if checkpoint.vocabulary is None:
             raise DialogueError(f"{source} has no vocabulary; put its vocab.json and merges.txt beside it")
         if checkpoint.ranking_head is not None:
@@ -116,6 +116,7 @@ class TrainingRequest:
         source: the checkpoint to fine-tune; exactly one of `preset` and `source` is given.
         config: the training settings.
         reading: how the files are read.
+        adapter: the folder of a PEFT adapter that is merged into `source` first.
     """
 
     data: tuple[str, ...]
@@ -124,6 +125,7 @@ class TrainingRequest:
     source: str | None
     config: TrainConfig
     reading: Reading = field(default_factory=Reading)
+    adapter: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content of run.json."""
@@ -136,12 +138,12 @@ class TrainingRequest:
         Raises:
             DialogueError: this version did not write it.
         """
-        own_files.require({"reading": {}, **values}, _SCHEMA, "run.json")
+        own_files.require({"reading": {}, "adapter": None, **values}, _SCHEMA, "run.json")
         data, valid, preset, source, config = (values.get(each.name) for each in fields(cls)[:5])
         if not data or (preset is None) == (source is None):
             raise DialogueError("run.json is not one that this version wrote; begin a new run")
         kept = TrainConfig.from_dict(config or {}), Reading.from_dict(values.get("reading", {}))
-        return cls(tuple(data), tuple(valid or ()), preset, source, *kept)
+        return cls(tuple(data), tuple(valid or ()), preset, source, *kept, values.get("adapter"))
 
     def start(self) -> Start:
         """Return what a new run starts from.
@@ -151,7 +153,7 @@ class TrainingRequest:
         """
         if self.preset is not None:
             return Start.fresh(self.preset, self.config.dropout)
-        return Start.loaded(str(self.source), self.config.dropout)
+        return Start.loaded(str(self.source), self.config.dropout, self.adapter)
 
 
 _SCHEMA: own_files.Schema = {  # of run.json
@@ -161,6 +163,7 @@ _SCHEMA: own_files.Schema = {  # of run.json
     "source": own_files.optional(own_files.TEXT),
     "config": own_files.OBJECT,
     "reading": own_files.OBJECT,
+    "adapter": own_files.optional(own_files.TEXT),
 }
 
 

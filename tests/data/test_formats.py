@@ -434,7 +434,7 @@ def test_telegram(tmp_path: Path) -> None:
             "media: photo",
             "1 turn, at least 2 needed",
         ]
-        assert found(path, redact=True)[0] == [["Hi!", "see __url__"]]
+        assert found(path, redact=True)[0] == [["Hi!", "see __url__!"]]
 
 
 def test_discord(tmp_path: Path) -> None:

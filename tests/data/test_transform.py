@@ -51,6 +51,27 @@ def test_the_bots_turns_are_learned_and_a_merged_turn_counts_least() -> None:
         transformer.require_bot()
 
 
+@pytest.mark.parametrize(
+    ("dialogue", "reason"),
+    [
+        (Dialogue(["a", " "]), "turn 2 is blank"),
+        (Dialogue(["a", "é\ud800"]), "turn 2 holds half a character"),
+        (Dialogue(["a", "b"], None, ["x", "\ud800"]), "a speaker's name holds half a character"),
+        (Dialogue(["a", "b"], [1, True]), "a weight is True, expected 0 or 0.000001 to 1,000,000"),
+        (Dialogue(["a", "b"], [0, float("nan")]), "a weight is nan, expected 0 or 0.000001 to 1,000,000"),
+        (Dialogue(["a", "b"], [1]), "1 weight for 2 turns"),
+        (Dialogue(["a"]), "1 turn, at least 2 needed"),
+        (Dialogue(["a", "b"], [1, 0]), "every weight is 0, so nothing is learned"),
+        (Dialogue(["a", "b"], references=["c", ""]), "reference 2 is blank"),
+    ],
+)
+def test_what_cannot_be_learned_is_left_out_with_its_reason(dialogue: Dialogue, reason: str) -> None:
+    reasons: list[str] = []
+    assert Transformer(Reading()).apply(dialogue, reasons.append) == []
+    assert len(reasons) == 1
+    assert reasons[0].startswith(reason)
+
+
 def test_end_of_text_in_a_turn_is_text_or_its_end() -> None:
     dialogue = Dialogue(["a<|endoftext|>b", "c"], [0.5, 1])
     assert applied(dialogue) == [dialogue]
@@ -64,10 +85,38 @@ def test_end_of_text_in_a_turn_is_text_or_its_end() -> None:
         ("see https://x.y/z?q=1 or www.x.de", "see __url__ or __url__"),
         ("call +49 (170) 123-4567 now", "call __phone__ now"),
         ("room 12, at 10:30, 3.14159, in 2021", "room 12, at 10:30, 3.14159, in 2021"),
+        ("+442079460958 or 06.12.34.56.78", "__phone__ or __phone__"),
+        ("1-800-555-0199, 512 345 678, 01-23-45-67-89", "__phone__, __phone__, __phone__"),
+        ("12.03.2024 0151 2345678", "12.03.2024 __phone__"),
+        ("example.com/x, www.x.de, t.me/abc (see https://x.org/a).", "__url__, __url__, __url__ (see __url__)."),
+        ("Go to example.com. Or x.org/ then", "Go to __url__. Or __url__ then"),
     ],
 )
 def test_what_is_private_is_masked(text: str, masked: str) -> None:
     assert redacted(text) == masked
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-01-05 10:30",
+        "31/12/2023 to 01/01/2024",
+        "5. 12. 2024, 24.12.2023 18:00",
+        "from 2019-2023",
+        "1,234,567.89 or 1 234 567 kr or 12.345.678,90 €",
+        "$1234567, 1234567 USD, 10.000.000, 3.1415926",
+        "yes.it is, he/she, node.js, v1.2.3",
+    ],
+)
+def test_dates_and_amounts_of_many_digits_are_no_phone_numbers(text: str) -> None:
+    """Every date was masked as a phone number, as it has seven digits and signs between them."""
+    assert redacted(text) == text
+
+
+@pytest.mark.parametrize("piece", ["1 ", "1,000", "a.", "www.", "$1", "+1 (", "a@"])
+def test_masking_takes_time_in_proportion_to_the_text(piece: str) -> None:
+    """A pattern that goes back over all that it saw would take hours for a line of 200 kB."""
+    assert redacted("x " + piece * 50_000).startswith("x")
 
 
 def test_names_are_numbers_in_the_text_too() -> None:

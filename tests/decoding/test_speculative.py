@@ -241,6 +241,25 @@ def test_what_cannot_guess_is_refused(network: GPT2, published: Path) -> None:
         decoder.add([2], SAMPLED)
 
 
+@pytest.mark.parametrize("more", [2, -2])
+@pytest.mark.parametrize("config", [SAMPLED, GenerationConfig(max_new_tokens=12, no_repeat_ngram_size=2)])
+def test_a_draft_may_have_rows_for_other_tokens_at_the_end(network: GPT2, more: int, config: GenerationConfig) -> None:
+    """One vocabulary extends the other by a fine-tune's special tokens; the draft was refused for its rows."""
+    sizes = network.config.vocab_size
+    model = GPT2(replace(network.config, vocab_size=sizes + more)).double().eval()
+    state = dict(network.state_dict())
+    rows = state["token_embedding.weight"]
+    state["token_embedding.weight"] = torch.cat([rows, rows[:2] * 3])[: sizes + more]
+    model.load_state_dict(state)
+    draft = Draft(model, compared=True)
+    prompt = [5, sizes - 1, sizes - 2, 7]
+    for seed in range(4):
+        assert outcome(network, prompt, config, seed, draft) == outcome(network, prompt, config, seed, None)
+    assert draft.proposed > 0
+    with pytest.raises(DialogueError, match="embedding rows and the network"):
+        Draft(model).require_fits(network)
+
+
 def test_several_rows_and_beams_are_decoded_without_guesses(network: GPT2, drafts: list[Draft]) -> None:
     for config in (SAMPLED, GenerationConfig(num_beams=3, max_new_tokens=5)):
         for prompts in ([[1, 2], [3]], [[1, 2]])[: 1 + (config.num_beams > 1)]:

@@ -152,7 +152,7 @@ def test_replies_are_those_of_the_full_head(
         counts.append(None if found is None else int(found.isfinite().sum()))
         return found
 
-    monkeypatch.setattr("dialogpt.decoding.loop.highest_logits", counted)
+    monkeypatch.setattr("dialogpt.decoding.step.highest_logits", counted)
     monkeypatch.setattr(packed, "SCREEN_AFTER", 0)
     replies = []
     for screened in (False, True):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from dialogpt.cli.main import main
 from dialogpt.model import GPT2
 from dialogpt.train.lora import PUBLISHED, adapters, attach, merged_parameters, write_adapter
 from dialogpt.train.objective import Objective
 from dialogpt.train.run_folder import Run
 from dialogpt.weights import CheckpointError, load, open_checkpoint
 from tests.helpers import write_published
-from tests.train.runs import a_request, after, measured, train, weights_of
+from tests.train.runs import a_request, after, measured, train, weights_of, write_dialogues
 
 TARGETS = "c_attn,c_proj,c_fc"
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft's
@@ -111,3 +113,28 @@ def test_a_run_with_adapters_resumes_to_the_bit_and_leaves_the_base_alone(tmp_pa
     assert changed == {"attention.qkv.weight", "mlp.up.weight"}
     last = Run(tmp_path / "whole").checkpoints()[-1]
     assert {path.name for path in (last / "adapter").iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+
+
+def test_training_goes_on_from_a_base_with_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--adapter` was on every command but train; a resumed run must begin with the same weights."""
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    theirs = write_published(tmp_path / "base", n_positions=64)
+    lora = peft.LoraConfig(r=2, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    peft.get_peft_model(theirs, lora).save_pretrained(tmp_path / "adapter")
+    write_dialogues(tmp_path / "train.jsonl", 40)
+    out, adapter = tmp_path / "run", str(tmp_path / "adapter")
+    words = ["train", str(tmp_path / "train.jsonl"), "--model", str(tmp_path / "base"), "--adapter", adapter]
+    settings = ["--steps", "1", "--lr", "1e-20", "--dropout", "0", "--dtype", "float32"]
+    assert main([*words, "--out", str(out), *settings]) == 0
+    merged = load(open_checkpoint(tmp_path / "base", adapter=adapter), trainable=True).state_dict()
+    trained, base = (load(folder, trainable=True).state_dict() for folder in (out, tmp_path / "base"))
+    assert all(torch.allclose(trained[name], merged[name], atol=1e-6) for name in merged)
+    changed = "blocks.0.attention.qkv.weight"
+    assert not torch.allclose(merged[changed], base[changed])
+    assert json.loads((out / "run.json").read_text())["adapter"] == adapter
+    assert main(["train", "--resume", "--out", str(out), "--adapter", str(tmp_path / "another")]) == 1
+    assert "was begun with --adapter" in capsys.readouterr().err
+    assert main([*words, "--out", str(tmp_path / "lora"), "--lora", "2"]) == 2
+    assert "--adapter does not go with --lora" in capsys.readouterr().err
+    assert main(["info", str(tmp_path / "base"), "--adapter", adapter]) == 0
+    assert "base + adapter, sha256" in capsys.readouterr().out

@@ -655,10 +655,13 @@ def test_a_destination_that_cannot_be_is_a_sentence(
 
 
 def test_files_that_a_windows_editor_saved_are_read(folder: Path) -> None:
-    """It begins them with a byte order mark; "not valid JSON" was the answer."""
-    for name in ("config.json", "vocab.json", "merges.txt"):
+    """It begins them with a byte order mark; "not valid JSON" was the answer. Transformers takes no config with one."""
+    for name in ("vocab.json", "merges.txt"):
         (folder / name).write_bytes(codecs.BOM_UTF8 + (folder / name).read_bytes())
     assert open_checkpoint(folder).config.n_embd == 24
+    (folder / "config.json").write_bytes(codecs.BOM_UTF8 + (folder / "config.json").read_bytes())
+    with pytest.raises(CheckpointError, match="begins with a byte order mark.*save it as UTF-8 without one"):
+        open_checkpoint(folder)
 
 
 def test_parents_are_made_and_taken_away_again(folder: Path, tmp_path: Path) -> None:

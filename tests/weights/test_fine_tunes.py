@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from dialogpt import Chat, Tokenizer
 from dialogpt.cli.main import main
 from dialogpt.errors import DialogueError
 from dialogpt.networks import require_same_vocabulary
-from dialogpt.weights import CheckpointError, convert, export, export_gguf, load, open_checkpoint
+from dialogpt.weights import CheckpointError, convert, export, export_gguf, load, load_ranking_head, open_checkpoint
 from tests.helpers import same_weights, their_model, weights_of, write_published
 
 State = dict[str, Tensor]
@@ -195,7 +196,10 @@ def test_several_sets_of_weights_are_named(base: Path, state: State, tmp_path: P
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_nanogpt_keeps_its_matrices_the_other_way_round(tmp_path: Path, bias: bool) -> None:
-    """(out, in), with the exact GELU, and without a config.json; `bias=False` becomes zeros."""
+    """(out, in), with the exact GELU, and without a config.json; `bias=False` becomes zeros.
+
+    The best loss is a tensor in what train.py saves; the whole file was taken for a state_dict, and refused.
+    """
     theirs = their_model(vocab_size=50304, n_embd=64, n_head=1, n_layer=1, activation_function="gelu")
     with torch.no_grad():
         for name, parameter in theirs.named_parameters():
@@ -207,7 +211,8 @@ def test_nanogpt_keeps_its_matrices_the_other_way_round(tmp_path: Path, bias: bo
         if bias or not name.endswith(".bias")
     }
     settings = {"n_layer": 1, "n_head": 1, "n_embd": 64, "block_size": 48, "bias": bias, "vocab_size": 50304}
-    torch.save({"model": state, "model_args": settings, "iter_num": 5, "config": {}}, tmp_path / "ckpt.pt")
+    beside = {"optimizer": OPTIMIZER, "model_args": settings, "iter_num": 5, "best_val_loss": torch.tensor(3.1)}
+    torch.save({"model": state, **beside, "config": {}}, tmp_path / "ckpt.pt")
     ids = torch.arange(20)[None] * 97
     with torch.inference_mode():
         expected = theirs(ids).logits
@@ -286,6 +291,8 @@ def test_a_classifier_of_two_labels_is_ignored(base: Path, state: State, tmp_pat
     folder = beside(base, tmp_path / "copy")
     save_file({**state, "score.weight": torch.ones(2, 128)}, folder / "model.safetensors")
     assert "several labels" in open_checkpoint(folder).ignored["score.weight"]
+    with pytest.raises(CheckpointError, match="its score.weight is a classifier of several labels"):
+        load_ranking_head(folder)  # "no score.weight" was the answer
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -524,6 +531,12 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "saved modules": {"target_modules": ["c_attn"], "modules_to_save": ["wte", "ln_f"]},
     "an embedding": {"target_modules": ["wte", "c_attn"]},
     "a saved head": {"target_modules": ["c_attn"], "modules_to_save": ["lm_head"]},
+    "patterns that are regular expressions, the first of which counts": {
+        "target_modules": ["c_attn", "c_fc"],
+        "alpha_pattern": {r"h\.[0]\.attn\.c_attn": 5, ".*c_fc": 9, "c_attn": 3, "h.1.attn.c_attn": 11},
+    },
+    "positions": {"target_modules": ["wpe", "wte"]},
+    "a tied head, of which peft keeps the base's own too": {"target_modules": ["lm_head", "c_attn"]},
 }
 
 
@@ -559,8 +572,28 @@ def test_an_adapter_is_no_model_and_other_kinds_are_named(base: Path, tmp_path: 
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true, "r": 4, "lora_alpha": 4}')
     with pytest.raises(CheckpointError, match="sets use_dora, which is not implemented"):
         open_checkpoint(base, adapter=tmp_path)
+    pissa = '{"peft_type": "LORA", "init_lora_weights": "pissa_niter_4", "r": 4, "lora_alpha": 4}'
+    (tmp_path / "adapter_config.json").write_text(pissa)  # once merged without a word, into weights that it is not for
+    with pytest.raises(CheckpointError, match="began with pissa_niter_4.*changes the base's own weights"):
+        open_checkpoint(base, adapter=tmp_path)
     with pytest.raises(CheckpointError, match="is no PEFT adapter"):
         open_checkpoint(base, adapter=base)
+
+
+@pytest.mark.parametrize("pattern", ["(", r"(\w*)*X", "a{99999999999}"])
+def test_a_pattern_of_an_adapter_is_untrusted(base: Path, tmp_path: Path, pattern: str) -> None:
+    pair = {"A": torch.ones(4, 128), "B": torch.ones(384, 4)}
+    prefix = "base_model.model.transformer.h.0.attn.c_attn"
+    save_file({f"{prefix}.lora_{half}.weight": pair[half] for half in pair}, tmp_path / "adapter_model.safetensors")
+    settings = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "alpha_pattern": {f"{pattern}": 2}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
+    if pattern.endswith("X"):  # `re` takes minutes; here it matches, does not, or ends in a sentence
+        (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"alpha_pattern": {pattern * 9: 2}}))
+        with contextlib.suppress(CheckpointError):
+            open_checkpoint(base, adapter=tmp_path)
+        return
+    with pytest.raises(CheckpointError, match="expected a regular expression"):
+        open_checkpoint(base, adapter=tmp_path)
 
 
 # ---- what leaves here ----

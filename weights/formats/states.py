@@ -41,9 +41,8 @@ def find_state(path: Path, content: Mapping[Any, Any], tensor: type) -> State:
     Raises:
         CheckpointError: there is none, or there are several and none has a usual name.
     """
-    if any(isinstance(value, tensor) for value in content.values()) or not any(
-        isinstance(value, dict) and value for value in content.values()
-    ):
+    tensors = sum(isinstance(value, tensor) for value in content.values())  # one may be a loss, as nanoGPT's is
+    if tensors * 2 > len(content) or not any(isinstance(value, dict) and value for value in content.values()):
         return State(_flat(path, content, tensor), {}, {})
     found = _search(content, tensor)
     if not found:

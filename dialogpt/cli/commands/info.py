@@ -49,7 +49,7 @@ def _info_rows(checkpoint: Checkpoint) -> list[tuple[str, str]]:
             f"{config.n_layer} layers, {config.n_embd} wide, {config.n_head} heads, {config.n_positions} positions",
         ),
     ]
-    if checkpoint.ours:
+    if checkpoint.ours or checkpoint.merged_from is not None:
         origin = checkpoint.origin()
         rows.append(("origin", origin.name + (f", sha256 {origin.sha256}" if origin.sha256 else "")))
     if checkpoint.run is not None:

@@ -15,7 +15,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dialogpt.cli.options import add_switch, flag_of, parser_of, wrong_usage
+from dialogpt.cli.options import add_adapter, add_switch, flag_of, parser_of, wrong_usage
 from dialogpt.cli.output import command_line, one_line, printable
 from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged
@@ -70,6 +70,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--model", metavar="SOURCE", help="a checkpoint to start from (default: tiny)")
     start.add_argument("--preset", choices=PRESETS, help="fresh weights of this size instead")
+    add_adapter(parser)
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda, ...")
     parser.add_argument("--threads", type=int, metavar="N", help="processor threads (default: torch's choice)")
     parser.add_argument("--log", choices=TRACKERS, help="write to this tool too, while it trains")
@@ -100,6 +101,9 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, f"--threads is {options.threads}, expected 1 to 1024")
     if not options.data and (options.check or not options.resume):
         raise wrong_usage(options, "name at least one file of dialogues")
+    if options.adapter is not None and (options.preset or config.lora):
+        other = "--preset" if options.preset else "--lora"  # whose adapters would name a base that nobody has
+        raise wrong_usage(options, f"--adapter does not go with {other}; convert merges it into a checkpoint first")
     if options.check:
         return _check(options, config)
     if options.out is None:
@@ -124,7 +128,8 @@ def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, An
             _refuse_others(options, given, loop.TrainingRequest.from_dict(run.about))
         else:
             data, valid = _paths(options.data), _paths(options.valid)
-            asked = loop.TrainingRequest(data, valid, options.preset, _source(options), config, reading_from(options))
+            source, reading = _source(options), reading_from(options)
+            asked = loop.TrainingRequest(data, valid, options.preset, source, config, reading, _adapter(options))
             run = stack.enter_context(loop.begin(out, asked, processes))
         screen = Screen(interrupted)
         listener = _listener(options, screen, run.folder) if processes.first else Listener()
@@ -157,6 +162,10 @@ def _source(options: argparse.Namespace) -> str | None:
     return str(Path(source).absolute()) if source != "tiny" and Path(source).exists() else source
 
 
+def _adapter(options: argparse.Namespace) -> str | None:
+    return None if options.adapter is None else str(Path(options.adapter).absolute())
+
+
 def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: TrainingRequest) -> None:
     """Raise unless what was typed beside --resume is what the run was begun with."""
     typed = {
@@ -165,6 +174,7 @@ def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: 
         "valid": _paths(options.valid) or None,
         "preset": options.preset,
         "model": options.model and _source(options),
+        "adapter": _adapter(options),
     }
     config = request.config
     kept = {
@@ -173,6 +183,7 @@ def _refuse_others(options: argparse.Namespace, given: dict[str, Any], request: 
         "valid": request.valid,
         "preset": request.preset,
         "model": request.source,
+        "adapter": request.adapter,
     }
     others = [
         f"{_shown(name, kept[name])} and not {_shown(name, value)}"
@@ -229,7 +240,9 @@ def _check(options: argparse.Namespace, config: TrainConfig) -> int:
     from dialogpt.train.data.prepare import preview
 
     reading = reading_from(options)
-    request = loop.TrainingRequest(_paths(options.data), (), options.preset, _source(options), config, reading)
+    request = loop.TrainingRequest(
+        _paths(options.data), (), options.preset, _source(options), config, reading, _adapter(options)
+    )
     start = request.start()
     form = loop.form_of(request, start.checkpoint.config)
     seen = usable = False

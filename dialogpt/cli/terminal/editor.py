@@ -14,7 +14,8 @@ from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from dialogpt.cli.terminal.repl import SETTINGS, InterruptedTyping
+from dialogpt.cli.terminal.commands import SETTINGS
+from dialogpt.cli.terminal.repl import InterruptedTyping
 from dialogpt.cli.terminal.screen import STYLE, styled
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from dialogpt.chat import Chat
 from dialogpt.cli.output import printable
 from dialogpt.cli.signals import raised
+from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
-from dialogpt.cli.terminal.repl import Terminal
 from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.disk import lock, reason_of, write_atomically
 

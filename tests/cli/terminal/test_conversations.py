@@ -10,8 +10,8 @@ import pytest
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.cli.terminal import conversations as module
+from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations
-from dialogpt.cli.terminal.repl import Terminal
 from tests.helpers import WINDOWS, random_model, small_vocabulary
 
 CTRL_C, CTRL_D = KeyboardInterrupt(), EOFError()

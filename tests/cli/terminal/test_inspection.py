@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt.chat import Chat
-from dialogpt.cli.terminal.repl import Terminal
+from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.errors import DialogueError
 from tests.helpers import needs_posix
 

@@ -12,7 +12,8 @@ import torch
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli.output import command_line, printable
 from dialogpt.cli.signals import flagged
-from dialogpt.cli.terminal.repl import InterruptedTyping, Terminal
+from dialogpt.cli.terminal.commands import Terminal
+from dialogpt.cli.terminal.repl import InterruptedTyping
 from dialogpt.model import GPT2
 from tests.helpers import random_model, small_vocabulary
 

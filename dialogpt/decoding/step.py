@@ -1,0 +1,64 @@
+"""One generated token, and the logits that it is chosen by: all of them, or the highest where that is faster."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dialogpt.decoding.sampling import require_finite
+from dialogpt.decoding.sequence import TokenSequence
+from dialogpt.logits.contenders import count_contenders
+from dialogpt.model import GPT2
+from dialogpt.model.precision.packed import highest_logits
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token.
+
+    Attributes:
+        sequence: the sequence that it was appended to.
+        id: the token.
+        all_logits: returns `logits`.
+    """
+
+    sequence: TokenSequence
+    id: int
+    all_logits: Callable[[], Tensor]
+
+    @functools.cached_property
+    @torch.inference_mode()
+    def logits(self) -> Tensor:
+        """(V,) in float32, before any processor."""
+        return self.all_logits()
+
+    @property
+    def log_probability(self) -> float:
+        """The network's log-probability of the token, before any processor."""
+        return float(self.logits[self.id] - self.logits.logsumexp(dim=-1))
+
+
+def all_logits(model: GPT2, hidden: Tensor, active: Sequence[TokenSequence]) -> Tensor:
+    """Compute the logits of sequences from their hidden states: (B, C) -> (B, V), in float32.
+
+    Raises:
+        NotFinite: there are NaN or infinity among them.
+    """
+    logits = model.logits(hidden).float()
+    require_finite(logits, active)
+    return logits
+
+
+def contending_logits(model: GPT2, hidden: Tensor, active: Sequence[TokenSequence]) -> Tensor | None:
+    """Compute the logits that the next token can depend on, others are minus infinity: (1, C) -> (1, V).
+
+    None where all of them matter, or computing all is as fast: see `count_contenders` and `highest_logits`.
+    """
+    if len(active) > 1:
+        return None
+    count = count_contenders(active[0].config, active[0].seen)
+    return None if count is None else highest_logits(model, hidden, count)
