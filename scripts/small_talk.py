@@ -12,14 +12,12 @@ import hashlib
 import json
 import random
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 FOLDER = Path(__file__).parents[1] / "weights" / "tiny" / "dialogues"
-COMMON = 1000  # words; those that Tiny used in at least 32 of 38,000 turns
 HELD_OUT = 20  # one dialogue in this many is never trained on
 LOWER_CASE, NO_FULL_STOP, NO_APOSTROPHE, SHORT_FORMS, SLIP = 0.35, 0.3, 0.15, 0.1, 0.06  # shares of the user's turns
 INVENTED = 0.25  # share of swapped names that are in no list
@@ -54,36 +52,10 @@ def is_held_out(turns: Turns) -> bool:
     return int(hashlib.sha256(first.encode()).hexdigest(), 16) % HELD_OUT == 0
 
 
-def weights_of(turns: Turns, user: float = 0.0, advice: float = 1.0, rare: float = 1.0) -> list[float]:
-    """Return the loss weight of each turn.
-
-    Args:
-        turns: of a dialogue or a conversation.
-        user: the weight of the user's turns.
-        advice: of Tiny's advice to call someone.
-        rare: of Tiny's turns with a word that is none of its `COMMON` commonest, where it recalls nothing.
-    """
-    recalls = rare != 1.0 and _remembers(turns)
-
-    def own(turn: str) -> float:
-        if ADVICE.search(turn):
-            return advice
-        return rare if rare != 1.0 and not recalls and _is_rare(turn) else 1.0
-
-    return [own(turn) if number % 2 else user for number, turn in enumerate(turns)]
-
-
-def _is_rare(turn: str) -> bool:
-    """Whether Tiny uses a rare word in a turn; names do not count."""
-    names = {name.lower() for name in _names(turn)}
-    return any(word not in _common_words() and word not in names for word in WORD.findall(turn.lower()))
-
-
-@cache
-def _common_words() -> frozenset[str]:
-    """Return the words that Tiny uses most often in the dialogues."""
-    count = Counter(word for turns in read() for turn in turns[1::2] for word in WORD.findall(turn.lower()))
-    return frozenset(word for word, _ in count.most_common(COMMON))
+def weights_of(turns: Turns, user: float = 0.0, advice: float = 1.0) -> list[float]:
+    """Return the loss weight of each turn: `user`, `advice` for Tiny's advice to call someone, else 1."""
+    own = [advice if ADVICE.search(turn) else 1.0 for turn in turns]
+    return [own[number] if number % 2 else user for number in range(len(turns))]
 
 
 def varied(dialogues: Sequence[Turns], copies: int, seed: int) -> Iterator[Turns]:

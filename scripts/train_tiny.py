@@ -62,8 +62,6 @@ class Round:
         often: files whose dialogues are repeated `OFTEN` times as often as others.
         lr: the peak learning rate.
         user: the loss weight of the user's turns; Tiny's have 1.
-        rare: the loss weight of Tiny's turns with rare words, see `small_talk.weights_of`. A network of this size learns
-            to repeat a rare word of the user's, but not what it means: "A new flat and no furnlines, how nice!"
         advice: the loss weight of Tiny's advice to call someone. At 1 it becomes the likeliest reply to whatever Tiny
             does not understand: it was the reply to 23 of 350 ordinary questions.
         mean: an earlier round to average with, and the share of this one; chosen by
@@ -76,7 +74,6 @@ class Round:
     lr: str = "4e-3"
     user: float = USER_WEIGHT
     advice: float = 1.0
-    rare: float = 1.0
     mean: tuple[str, float] | None = None
 
 
@@ -116,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             this.often
         )
         copies = small_talk.varied(teaching + (OFTEN - 1) * often, this.copies, seed=number)
-        train = (weighted(turns, this.user, this.advice, this.rare) for turns in copies)
+        train = (weighted(turns, this.user, this.advice) for turns in copies)
         flags = ["--model", model, *SMALL_TALK.split(), "--lr", this.lr]
         status = stage(folder / this.name, train, map(weighted, held_out), flags)
         if status:
@@ -152,9 +149,9 @@ def stage(run: Path, train: Iterable[Line], valid: Iterable[Line], flags: list[s
     return dialogpt(["train", str(files[0]), "--valid", str(files[1]), "--out", str(run), *flags])
 
 
-def weighted(turns: list[str], user: float = 0.0, advice: float = 1.0, rare: float = 1.0) -> Line:
+def weighted(turns: list[str], user: float = 0.0, advice: float = 1.0) -> Line:
     """Return a line of small talk with loss weights; see `Round`."""
-    return {"turns": turns, "weights": small_talk.weights_of(turns, user, advice, rare)}
+    return {"turns": turns, "weights": small_talk.weights_of(turns, user, advice)}
 
 
 def write(path: Path, dialogues: Iterable[Line]) -> None:

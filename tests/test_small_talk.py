@@ -153,10 +153,3 @@ def test_copies_differ_and_say_that_nothing_was_told_only_first(dialogues: list[
 
 def test_only_tinys_turns_count_in_full() -> None:
     assert small_talk.weights_of(["a", "b", "c", "d"], 0.3) == [0.3, 1.0, 0.3, 1.0]
-
-
-def test_turns_with_rare_words_may_count_less() -> None:
-    turns = ["my quokka is ill", "A quokka! How is it?", "thanks", "You're welcome!"]
-    assert small_talk.weights_of(turns, rare=0.3) == [0.0, 0.3, 0.0, 1.0]
-    recalled = ["hi im Zelmira", "Hello Zelmira!", "what's my name?", "Your name is Zelmira, my dear quokka."]
-    assert small_talk.weights_of(recalled, rare=0.3) == [0.0, 1.0, 0.0, 1.0]
