@@ -86,13 +86,14 @@ def perplexity(source: str | Path) -> float:
 
 
 def test_its_perplexity_is_what_its_readme_says() -> None:
-    """Over Tiny's turns, end tokens included, in the held-out dialogues."""
+    """Over Tiny's turns, end tokens included, in the held-out dialogues of the files that it learned from."""
     stated = re.search(r"\*\*0\.5 and 0\.5\*\* \| ([\d.]+) \| ", README.read_text(encoding="utf-8"))
     assert stated is not None
     model, tokenizer = load("tiny"), Tokenizer.load("tiny")
+    learned = [path.stem for path in sorted(small_talk.FOLDER.glob("*.jsonl")) if path.name < "36"]
     total, count = 0.0, 0
     with torch.inference_mode():
-        for turns in filter(small_talk.is_held_out, small_talk.read()):
+        for turns in filter(small_talk.is_held_out, small_talk.read(*learned)):
             rows = [[*tokenizer.encode(turn), tokenizer.eos_id] for turn in turns]
             ids = torch.tensor([[token for row in rows for token in row]])
             targets = torch.tensor([number % 2 == 1 for number, row in enumerate(rows) for _ in row])[1:]
