@@ -40,8 +40,8 @@ from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.files import json_input
+from dialogpt.files.disk import lock_output, reason_of
 from dialogpt.generation import Reply
-from dialogpt.weights.disk import lock_output, reason_of
 
 SHOWN = 5  # problems of an input of another kind
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds sample other replies

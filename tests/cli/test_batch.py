@@ -20,7 +20,7 @@ import pytest
 from dialogpt.cli import batch
 from dialogpt.cli.main import main
 from dialogpt.data import Reading
-from dialogpt.weights.disk import lock
+from dialogpt.files.disk import lock
 from tests.helpers import WAIT_SECONDS, environment, needs_links, needs_posix, started
 
 

@@ -19,8 +19,8 @@ from dialogpt.cli.output import printable
 from dialogpt.cli.signals import raised
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
+from dialogpt.files.disk import lock, reason_of, write_atomically
 from dialogpt.files.plain_file import require_plain_file
-from dialogpt.weights.disk import lock, reason_of, write_atomically
 
 if TYPE_CHECKING:
     from dialogpt.cli.terminal.editor import Editor
