@@ -206,7 +206,8 @@ def new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
             raise DialogueError(f"{paths[0]} cannot be written: {error.strerror or error}") from None
     finally:
         for file in files:
-            file.close()
+            with suppress(OSError):  # what is buffered finds no room on a full disk
+                file.close()
         for path in temporary:
             path.unlink(missing_ok=True)
         release()
