@@ -110,6 +110,15 @@ def test_mistakes_are_sentences_and_leave_nothing(
     assert chat.read_text(encoding="utf-8") == CHAT
 
 
+def test_a_column_whose_name_has_a_comma(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.csv").write_text('"last, first",text\nX,hi\nY,ho\n')
+    arguments = ["import", str(tmp_path / "a.csv"), "--check", "--columns"]
+    assert main([*arguments, '"speaker=last, first",text=text']) == 0
+    assert "weight 1: Y: ho" in capsys.readouterr().out
+    assert main([*arguments, "speaker,,text"]) == 2
+    assert "--columns is 'speaker,,text', expected names with commas between them" in capsys.readouterr().err
+
+
 @needs_posix
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     source = tmp_path / "large.jsonl"
@@ -172,7 +181,7 @@ def test_standard_input_is_a_source(chat: Path, tmp_path: Path) -> None:
 @needs_posix
 def test_check_reads_no_more_of_a_pipe_than_it_shows() -> None:
     """A source that never ends is looked at, too."""
-    endless = "import itertools\nfor _ in itertools.count(): print('{\"turns\": [\"hi\", \"hello\"]}')"
+    endless = 'import itertools\nfor _ in itertools.count(): print(\'{"turns": ["hi", "hello"]}\')'
     command = [sys.executable, "-m", "dialogpt", "import", "-", "--check"]
     with started([sys.executable, "-c", endless], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as source:
         done = subprocess.run(
