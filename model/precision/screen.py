@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dialogpt.model.precision.kernels import Float16, packing_threads
+from dialogpt.model.precision.kernels import CHUNK, Float16, packing_threads
 
 MIN_SIZE = 2**23  # weights; a smaller head is read faster than the additional operators run, which take 0.3 ms
 SCREEN_AFTER = 100  # tokens: preparing takes as long as screening saves in so many, 0.3 s with small's head
@@ -43,7 +43,12 @@ class ScreenedHead:
         start = PART * len(self.parts)
         if self.usable and start < len(self.weight):
             part = self.weight[start : start + PART].float()
-            error = (part - part.half().float()).norm(dim=1) + (part.size(1) + 8) * ROUNDING * part.norm(dim=1)
+            error = torch.cat(
+                [
+                    (rows - rows.half().float()).norm(dim=1) + (rows.size(1) + 8) * ROUNDING * rows.norm(dim=1)
+                    for rows in torch.split(part, CHUNK)
+                ]
+            )
             # A number beyond float16's is an infinite error; packing it would replace it in the weight itself, too.
             self.usable = math.isfinite(float(error.sum()))
             if self.usable:
