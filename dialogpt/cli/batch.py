@@ -25,7 +25,8 @@ from typing import IO, Any
 
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
-from dialogpt.cli.output import described, one_line, printable
+from dialogpt.cli.output import described
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import reading_from
 from dialogpt.cli.signals import flagged

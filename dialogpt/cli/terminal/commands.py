@@ -15,7 +15,7 @@ from functools import partial
 from dialogpt.candidates import candidates
 from dialogpt.chat import Chat
 from dialogpt.cli.options import parse_setting
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations

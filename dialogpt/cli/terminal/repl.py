@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from dialogpt.chat import Chat
-from dialogpt.cli.output import printable
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.sequence import Stop, Stopped

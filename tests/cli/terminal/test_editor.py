@@ -72,7 +72,7 @@ def test_commands_settings_and_files_are_completed(tmp_path: Path) -> None:
     (tmp_path / "letters.json").write_text("")
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         editor = Editor([])
-    editor.usages = {"history": "", "help": "", "set": "NAME VALUE", "load": "FILE"}
+    editor.completer.usages = {"history": "", "help": "", "set": "NAME VALUE", "load": "FILE"}
 
     def completed(text: str) -> list[str]:
         document = Document(text)

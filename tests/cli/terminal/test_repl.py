@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.cli.output import command_line, printable
+from dialogpt.cli.output import command_line
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.repl import InterruptedTyping
