@@ -26,12 +26,12 @@ from dialogpt.decoding.speculative import Draft
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
+from dialogpt.logits.known_tokens import check_tokens
 from dialogpt.model import GPT2, KVCache
 from dialogpt.networks import load_network
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
-from dialogpt.sampler import check_tokens
 from dialogpt.settings import POSITIVE, Checked, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder

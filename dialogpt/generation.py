@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 
 from dialogpt.decoding.beam_search import beam_search
-from dialogpt.decoding.loop import Decoder
+from dialogpt.decoding.loop import Decoder, StepDecoder, decoder_for
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.sequence import Stop, TokenSequence
-from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
+from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.step import Step
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.tokenizer import Tokenizer
-
-StepDecoder: TypeAlias = Decoder | SpeculativeDecoder  # what generates replies token by token
 
 
 @dataclass(frozen=True)
@@ -140,18 +137,3 @@ def generate_batch(
             scores[step.sequence] += step.log_probability
     replies = [Reply(each.new_ids, each.finish_reason or "length", scores[each]) for each in sequences]
     return [replies[start : start + copies] for start in range(0, count, copies)]
-
-
-def decoder_for(
-    model: GPT2,
-    tokenizer: Tokenizer | None,
-    num_sequences: int,
-    draft: Draft | None,
-    stop: Stop | None = None,
-    stops_in_prompt: bool = True,
-    screened: bool = False,
-) -> StepDecoder:
-    """Return a decoder for so many sequences; a draft serves a single one."""
-    if draft is not None and num_sequences == 1:
-        return SpeculativeDecoder(model, draft, tokenizer, stop, stops_in_prompt)
-    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt, screened=screened)

@@ -145,7 +145,7 @@ class GenerationConfig:
         if replies > self.num_beams > 1:
             problems.append(Problem("num_return_sequences", replies, f"at most {{num_beams}}, {self.num_beams}"))
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            forced = _several(getattr(self, name))
+            forced = several(getattr(self, name))
             if forced and {*forced} <= {*(self.suppress_tokens or ())}:
                 problems.append(Problem(name, getattr(self, name), "a token that {suppress_tokens} does not ban"))
         return problems
@@ -236,7 +236,7 @@ class GenerationConfig:
     @property
     def end_ids(self) -> Sequence[int]:
         """The tokens that end a reply, as a sequence; none where `eos_token_id` is unset."""
-        return _several(self.eos_token_id)
+        return several(self.eos_token_id)
 
     @property
     def tokens_to_keep(self) -> int:
@@ -246,7 +246,8 @@ class GenerationConfig:
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1
 
 
-def _several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return token ids as a tuple, which may be given as one or as none."""
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else ids

@@ -13,12 +13,13 @@ from typing import Generic, TypeVar
 
 import torch
 
+from dialogpt.decoding.loop import StepDecoder, decoder_for
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.prefill import prefill
 from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.step import Step
-from dialogpt.generation import Reply, StepDecoder, decoder_for, generate_batch
+from dialogpt.generation import Reply, generate_batch
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache

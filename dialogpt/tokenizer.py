@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dialogpt.history import BOT, USER
 from dialogpt.text.merges import Piece, check_order, explained
+from dialogpt.text.prefix_ids import read_prefix
 from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
-from dialogpt.text.turn_prefix import read_prefix, strip_gap
+from dialogpt.text.turn_prefix import strip_gap
 from dialogpt.text.valid_text import require_text
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from dialogpt.decoding.batch import RunningBatch
 from dialogpt.decoding.prefill import prefill_chunk, prefill_sequences
 from dialogpt.decoding.sampling import choose_tokens, process_logits, rows_of
 from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
 from dialogpt.decoding.step import Step, all_logits, contending_logits
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
@@ -162,3 +164,21 @@ class Decoder:
     def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
         """Continue beams; see `RunningBatch.reorder`."""
         self._batch.reorder(choices)
+
+
+StepDecoder: TypeAlias = Decoder | SpeculativeDecoder  # what generates replies token by token
+
+
+def decoder_for(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    num_sequences: int,
+    draft: Draft | None,
+    stop: Stop | None = None,
+    stops_in_prompt: bool = True,
+    screened: bool = False,
+) -> StepDecoder:
+    """Return a decoder for so many sequences; a draft serves a single one."""
+    if draft is not None and num_sequences == 1:
+        return SpeculativeDecoder(model, draft, tokenizer, stop, stops_in_prompt)
+    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt, screened=screened)

@@ -28,15 +28,6 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
     return generator
 
 
-def copied_generator(generator: torch.Generator | None) -> torch.Generator | None:
-    """Return a generator that will give the numbers which another one will give."""
-    if generator is None:
-        return None
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return copy
-
-
 def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
     """Draw exponential noise for the rows of a batch: (B, V), without zeros.
 
@@ -69,14 +60,6 @@ def without_zeros(noise: Tensor) -> Tensor:
     every 600th token was a banned one.
     """
     return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
-
-
-def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
-    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
-        return torch.multinomial(probabilities, count, generator=generator)
-    noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
-    return probabilities.div(noise).topk(count).indices
 
 
 @functools.cache

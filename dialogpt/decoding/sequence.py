@@ -19,8 +19,9 @@ from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
+from dialogpt.logits.known_tokens import check_tokens
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, check_tokens
 from dialogpt.tokenizer import Tokenizer
 
 MAX_CACHED_SETTINGS = 256  # resolved settings that are kept, so that sequences with equal ones are processed together
