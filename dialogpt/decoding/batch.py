@@ -11,6 +11,7 @@ from dialogpt.decoding.prefill import Prefilled
 from dialogpt.decoding.sequence import TokenSequence
 from dialogpt.model import GPT2, KVCache
 from dialogpt.model.cache import BLOCK
+from dialogpt.model.cache_rows import add_rows, copied, joined, part_of, select_rows
 
 
 class RunningBatch:
@@ -30,15 +31,17 @@ class RunningBatch:
 
     def retain(self, kept: Collection[TokenSequence]) -> None:
         """Evict all other sequences."""
+        if self.cache is None or all(sequence in kept for sequence in self.sequences):
+            return
         rows = fill_gaps([sequence in kept for sequence in self.sequences])
         self.sequences = [self.sequences[row] for row in rows]
-        if self.cache is None or not rows:
+        if not rows:
             self.cache = None  # a caller's keeps what its sequence has computed
             return
-        self.cache.select(rows)
+        select_rows(self.cache, rows)
         longest = max(len(sequence.ids) for sequence in self.sequences)
         if not self._is_callers and self.cache.capacity > 2 * (longest + BLOCK):
-            self.cache = self.cache.copy()  # shrinks it, as a far longer sequence was evicted
+            self.cache = copied(self.cache)  # shrinks it, as a far longer sequence was evicted
 
     def last_hidden(self) -> Tensor | None:
         """Compute the last token of every sequence: its hidden states, (B, C); None for an empty batch."""
@@ -54,9 +57,9 @@ class RunningBatch:
         if self.cache is None:
             self.cache, self._is_callers = prefilled.cache, prefilled.is_callers
         elif self._is_callers:
-            self.cache, self._is_callers = KVCache.joined([self.cache, prefilled.cache]), False
+            self.cache, self._is_callers = joined([self.cache, prefilled.cache]), False
         else:
-            self.cache.join(prefilled.cache)
+            add_rows(self.cache, prefilled.cache)
         self.sequences = [*self.sequences, *prefilled.sequences]
 
     def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
@@ -67,7 +70,7 @@ class RunningBatch:
         """
         assert self.cache is not None
         row_of = {sequence: row for row, sequence in enumerate(self.sequences)}
-        self.cache.select([row_of[parent] for _, parent, _ in choices])
+        select_rows(self.cache, [row_of[parent] for _, parent, _ in choices])
         self.sequences = [sequence for sequence, _, _ in choices]
         extended = [[*parent.ids, token] for _, parent, token in choices]
         for sequence, ids in zip(self.sequences, extended, strict=True):
@@ -78,7 +81,7 @@ class RunningBatch:
         if self.cache is None or sequence not in self.sequences:
             return None
         row = self.sequences.index(sequence)
-        return self.cache.part(row, row + 1).copy()
+        return copied(part_of(self.cache, row, row + 1))
 
 
 def fill_gaps(kept: Sequence[bool]) -> list[int]:

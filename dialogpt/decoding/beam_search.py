@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dialogpt.decoding.loop import Decoder
-from dialogpt.decoding.noise import NOISE_WITHOUT_ZEROS, without_zeros
+from dialogpt.decoding.noise import sample_without_replacement
 from dialogpt.decoding.sampling import NOT_A_NUMBER, NOTHING_LEFT, process_logits
 from dialogpt.decoding.sequence import GenerationError, Outcome, TokenSequence
 from dialogpt.errors import DialogueError
@@ -206,13 +206,5 @@ def _candidates(
                 matrix[row] = totals[search].softmax(dim=-1)
         if torch.isnan(matrix).any():
             raise GenerationError(NOTHING_LEFT)
-        chosen |= zip(sharing, _sample_without_replacement(matrix, count, generator), strict=True)
+        chosen |= zip(sharing, sample_without_replacement(matrix, count, generator), strict=True)
     return {search: chosen[search] for search in totals}
-
-
-def _sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
-    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
-        return torch.multinomial(probabilities, count, generator=generator)
-    noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
-    return probabilities.div(noise).topk(count).indices

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dialogpt.decoding.batch import RunningBatch
-from dialogpt.decoding.prefill import prefill_chunk, prefill_sequences
+from dialogpt.decoding.prefill import prefill_sequence
+from dialogpt.decoding.prefill_batch import prefill_chunk, prefill_sequences
 from dialogpt.decoding.sampling import choose_tokens, process_logits, rows_of
 from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequence
 from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
@@ -152,7 +153,10 @@ class Decoder:
         last = self._batch.last_hidden()  # (B, C)
         hidden = [] if last is None else [last]
         if waiting := [each for each in active if each not in self._batch.sequences]:
-            prefilled = prefill_sequences(self.model, waiting, self._waiting_caches)
+            if len(waiting) == 1:
+                prefilled = prefill_sequence(self.model, waiting[0], self._waiting_caches.get(waiting[0]))
+            else:
+                prefilled = prefill_sequences(self.model, waiting, self._waiting_caches)
             hidden.append(prefilled.hidden)
             self._batch.admit(prefilled)
             for sequence in waiting:

@@ -62,6 +62,14 @@ def without_zeros(noise: Tensor) -> Tensor:
     return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
 
 
+def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
+    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
+        return torch.multinomial(probabilities, count, generator=generator)
+    noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
+    return probabilities.div(noise).topk(count).indices
+
+
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     """Threads for several generators: one takes 20 nanoseconds a token, on one processor."""

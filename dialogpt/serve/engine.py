@@ -24,6 +24,7 @@ from dialogpt.decoding.sequence import GenerationError, Stop, Stopped, TokenSequ
 from dialogpt.decoding.step import Step
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
+from dialogpt.model.cache_rows import copied
 from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies
 from dialogpt.tokenizer import Tokenizer
 
@@ -541,7 +542,7 @@ class PrefixCache:
                 return cache
             if shared < MIN_SHARED_TOKENS:
                 return None
-            copy = cache.copy()
+            copy = copied(cache)
             copy.crop(0, shared)
             return copy
 
