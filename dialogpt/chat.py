@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from dialogpt.checked import Checked
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
@@ -32,7 +33,7 @@ from dialogpt.networks import load_network
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
-from dialogpt.settings import POSITIVE, Checked, require_names
+from dialogpt.settings import POSITIVE, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -114,6 +115,7 @@ class Chat:
         self.generators = Generators(model.device, seed)
         self.cache = KVCache.for_model(model)
         self._shown: Prompt | None = None
+        self._planned: tuple[tuple[object, ...], Plan] | None = None  # what was asked for, and its plan
         # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
 
@@ -252,18 +254,22 @@ class Chat:
         return [*map(self._turn, texts, alternating(len(texts)))]
 
     def plan(self, num_replies: int = 1) -> Plan:
-        """Resolve the settings of the next replies.
+        """Resolve the settings of the next replies, once for as long as they stay the same.
 
         Raises:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
-        return Plan.of(
-            replace(self.generation, num_return_sequences=num_replies),
-            self.tokenizer.eos_id,
-            num_replies=num_replies,
-            reranker=self.reranker,
-            num_candidates=self.num_candidates,
-        )
+        asked = (self.generation, self.reranker, self.num_candidates, num_replies)
+        if self._planned is None or self._planned[0] != asked:
+            plan = Plan.of(
+                replace(self.generation, num_return_sequences=num_replies),
+                self.tokenizer.eos_id,
+                num_replies=num_replies,
+                reranker=self.reranker,
+                num_candidates=self.num_candidates,
+            )
+            self._planned = asked, plan
+        return self._planned[1]
 
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
