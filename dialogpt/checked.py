@@ -20,6 +20,7 @@ class Checked(Generic[Value]):
     @classmethod
     def of_kind(cls, kind: Kind) -> Checked[Any]:
         """Return an attribute that takes the values of a kind."""
+        # Its name is known later, when the class that holds it is made (`__set_name__`).
         checked: Checked[Any] = Checked(lambda _, value: required(checked._name, value, kind))
         return checked
 

@@ -1,4 +1,7 @@
-"""Replies from token ids: one sequence as a stream, or many at once; thin callers of `dialogpt.decoding`."""
+"""Replies from token ids, for callers in Python: one sequence as a stream, or many at once.
+
+A chat and the server do not pass here but through `dialogpt.replies`, which knows blank replies and ranking.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,10 @@ import torch
 from dialogpt.decoding.beam_search import beam_search
 from dialogpt.decoding.loop import Decoder, StepDecoder, decoder_for
 from dialogpt.decoding.noise import fresh_generator
-from dialogpt.decoding.sequence import Stop, TokenSequence
+from dialogpt.decoding.sequence import TokenSequence
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.step import Step
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
@@ -59,8 +63,8 @@ def generate(
         prompt_ids: see `Decoder.add`.
         config: with 1 as `num_return_sequences` and `num_beams`.
         generator: what tokens are sampled from; None is a fresh one.
-        cache: of one row. What it shares with the prompt is not computed again; afterwards it holds the prompt and the
-            reply but for the last token.
+        cache: of one row. What it shares with the prompt is not computed again; afterwards it holds the prompt and all
+            that was generated but for the last token, which mostly is the end token.
         tokenizer: for settings that hold texts.
         draft: makes it faster and changes no token; see `dialogpt.decoding.speculative`.
 
@@ -79,7 +83,7 @@ def generate(
 def _stream(decoder: StepDecoder, sequence: TokenSequence) -> Iterator[Step]:
     while sequence.finish_reason is None:
         (step,) = decoder.step()
-        if not sequence.ended:
+        if not sequence.has_end_token:
             yield step
 
 

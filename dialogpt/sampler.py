@@ -53,7 +53,7 @@ def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Seq
 
     Args:
         logits: the network's output at the last position of each sequence.
-        config: with end tokens filled in, as `Decoder` does; without any, nothing is done to end tokens.
+        config: with end tokens filled in, as `SequenceFactory` does; without any, nothing is done to end tokens.
         seen: the tokens of each sequence.
     """
     return torch.softmax(next_token_scores(logits, config, seen), dim=-1)  # (B, V)
@@ -72,7 +72,7 @@ def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[S
 
 
 class ActiveProcessor(NamedTuple):
-    """A processor or warper that the settings turn on: its name, its settings, and a function of the scores (B, V)."""
+    """A processor or warper that is on: a function of the scores, (B, V); `dialogpt.inspect` shows the rest."""
 
     name: str
     settings: tuple[str, ...]
@@ -133,4 +133,5 @@ WARPERS: tuple[tuple[Warper, str], ...] = (
     (epsilon_cutoff, "epsilon_cutoff"),
     (eta_cutoff, "eta_cutoff"),
 )
-_OFF = NEUTRAL | {"min_new_tokens": None}  # the value of each setting above that turns nothing on
+# The value of each setting above that turns nothing on. NEUTRAL lacks min_new_tokens, as greedy decoding keeps it.
+_OFF = NEUTRAL | {"min_new_tokens": None}

@@ -1,7 +1,7 @@
 """What values a setting takes, and how a typed value is parsed: the framework under the three configurations.
 
-`GPT2Config`, `GenerationConfig` and `TrainConfig` declare a `Kind` for each field; `problems_of` checks all fields. It
-imports no torch, as the command line builds its flags from these declarations.
+`GenerationConfig` and `TrainConfig` declare a `Kind` with each field, `GPT2Config` in a table beside them;
+`problems_of` checks all fields. It imports no torch, as the command line builds its flags from these declarations.
 """
 
 from __future__ import annotations

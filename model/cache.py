@@ -22,11 +22,13 @@ if TYPE_CHECKING:
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32, one growth per 64 tokens
+SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth per 64 tokens
 
 
 def ordinary(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run a method outside inference mode: tensors made in inference mode cannot be changed in place outside it."""
+    """Run a method outside inference mode: tensors made in inference mode cannot be changed in place outside it,
+    as by a caller in Python who passes the cache to the network.
+    """
     return torch.inference_mode(False)(torch.no_grad()(method))
 
 
@@ -132,8 +134,8 @@ class KVCache:
             self.buffer = self.memory = widened(self.buffer, self.capacity_for(length))
 
     def capacity_for(self, length: int) -> int:
-        """How many a row of so many tokens is given: whole blocks, as far as the network has positions."""
-        return min(-(-length // BLOCK) * BLOCK, self.max_length)
+        """How many a row of so many tokens is given: whole steps of growth, as far as the network has positions."""
+        return min(-(-length // SLOTS_PER_GROWTH) * SLOTS_PER_GROWTH, self.max_length)
 
     def crop(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of a row.

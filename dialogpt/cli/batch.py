@@ -38,7 +38,7 @@ from dialogpt.data.read import read_one
 from dialogpt.data.settings import AUTO
 from dialogpt.data.transform import Transformer
 from dialogpt.decoding.noise import fresh_generator
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.files import json_input
 from dialogpt.generation import Reply

@@ -9,7 +9,7 @@ _TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change th
 
 
 def printable(text: str) -> str:
-    """Text that cannot move the cursor, turn a line round or change the terminal: such signs become U+FFFD."""
+    """Text that cannot move the cursor, reverse the order of reading or change the terminal: such signs are U+FFFD."""
     return "".join(letter if _is_harmless(letter) else _REPLACEMENT for letter in text)
 
 

@@ -1,7 +1,8 @@
 """Random generators, and the noise that tokens are sampled with, as `torch.multinomial` does.
 
 To sample from probabilities p, torch draws noise e from an exponential distribution and takes the token with the
-largest p / e. Drawing that noise here lets sequences of one batch have generators of their own.
+largest p / e: e / p is how long an event of rate p is waited for, and the first event is that of token i with
+probability p_i. Drawing that noise here lets sequences of one batch have generators of their own.
 """
 
 from __future__ import annotations

@@ -17,7 +17,10 @@ from dialogpt.model import GPT2, KVCache, shared_prefix
 
 
 def cached_tokens(cache: KVCache, ids: Sequence[int], num_scored: int = 1, row: int = 0) -> int:
-    """Return how many tokens need not be computed: the shared prefix, but for the last `num_scored` tokens."""
+    """Return how many tokens need not be computed: the shared prefix, but never the last `num_scored` tokens of `ids`.
+
+    Their hidden states are wanted; the next token is chosen by the last one's.
+    """
     return min(shared_prefix(cache.ids[row], ids), len(ids) - num_scored)
 
 
@@ -59,17 +62,17 @@ class Prefilled:
         sequences: in the order of the cache's rows.
         cache: of their prompts.
         hidden: the hidden state of each prompt's last token, (B, C).
-        is_callers: whether the cache is one that the caller of a decoder passed in.
+        borrowed: whether the cache is the caller's own, not a copy.
     """
 
     sequences: list[TokenSequence]
     cache: KVCache
     hidden: Tensor
-    is_callers: bool
+    borrowed: bool
 
 
 def prefill_sequence(model: GPT2, sequence: TokenSequence, cache: KVCache | None) -> Prefilled:
     """Prefill the prompt of one sequence in a cache, which may hold a prefix of it; None is a new one."""
     cache = cache or KVCache.for_model(model)
     hidden = prefill(model, sequence.ids, cache, num_scored=1)[:, -1]  # (1, C)
-    return Prefilled([sequence], cache, hidden, is_callers=True)
+    return Prefilled([sequence], cache, hidden, borrowed=True)

@@ -45,7 +45,7 @@ def prefill_sequences(
     sequences = sorted(waiting, key=lambda sequence: row_of[tuple(sequence.ids)])
     rows_of_sequences = [row_of[tuple(sequence.ids)] for sequence in sequences]
     select_rows(cache, rows_of_sequences)  # equal prompts get a row each
-    return Prefilled(sequences, cache, torch.cat(hidden)[rows_of_sequences], is_callers=False)
+    return Prefilled(sequences, cache, torch.cat(hidden)[rows_of_sequences], borrowed=False)
 
 
 def prefill_chunk(

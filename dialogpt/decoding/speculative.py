@@ -20,8 +20,9 @@ from torch import Tensor
 
 from dialogpt.decoding.prefill import logits_after
 from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite
-from dialogpt.decoding.sequence import GenerationError, SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.sequence import GenerationError, SequenceFactory, TokenSequence
 from dialogpt.decoding.step import Step
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt

@@ -112,7 +112,10 @@ def _completions(biases: tuple[Bias, ...], seen: Seen) -> Iterator[tuple[int, fl
 
 @lru_cache(maxsize=64)
 def _by_ending(biases: tuple[Bias, ...]) -> tuple[list[int], list[float], dict[int, list[Bias]]]:
-    """Return single tokens, their biases, and longer sequences by their last token but one; lists are long."""
+    """Return single tokens, their biases, and longer sequences by their last token but one.
+
+    Cached, as a list of bad words may have thousands of entries.
+    """
     single = {ids[0]: value for ids, value in biases if len(ids) == 1}
     longer: dict[int, list[Bias]] = {}
     for ids, value in dict(biases).items():

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2, CacheFull, KVCache
-from dialogpt.model.cache import BLOCK
+from dialogpt.model.cache import SLOTS_PER_GROWTH
 from dialogpt.model.cache_rows import add_rows, copied, joined, select_rows
 from dialogpt.model.gpt2 import attention_mask
 from tests.helpers import random_model, seeded
@@ -61,11 +61,11 @@ def test_lengths_that_do_not_fit_the_ids_are_refused(network: GPT2, lengths: lis
 @torch.no_grad()
 def test_it_grows_in_blocks_and_keeps_what_it_holds(network: GPT2) -> None:
     cache = KVCache.for_model(network)
-    ids = ids_of(0, 2 * BLOCK + 3)
+    ids = ids_of(0, 2 * SLOTS_PER_GROWTH + 3)
     network.hidden(ids[:, :5], cache)
-    assert cache.capacity == BLOCK
+    assert cache.capacity == SLOTS_PER_GROWTH
     network.hidden(ids[:, 5:], cache)
-    assert cache.capacity == 3 * BLOCK
+    assert cache.capacity == 3 * SLOTS_PER_GROWTH
     cache.make_room(299)
     assert cache.capacity == 300  # no more than the network has positions
     assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)

@@ -44,7 +44,7 @@ class Editor:
         )
         self._session.default_buffer.on_text_changed += self._note_typing
 
-    def read(self, prompt: str, prefill: str) -> str:
+    def read(self, label: str, initial: str) -> str:
         """Ask for a turn; one of several lines was pasted, or typed with Alt-Enter.
 
         Raises:
@@ -52,11 +52,11 @@ class Editor:
             KeyboardInterrupt: Ctrl-C on an empty prompt; an `InterruptedTyping` where something had been typed there.
         """
         self._typed = False
-        return self._session.prompt(styled(prompt), default=prefill).strip("\n")
+        return self._session.prompt(styled(label), default=initial).strip("\n")
 
     @contextmanager
     def suppress_echo(self) -> Iterator[None]:
-        """Keep keys off the screen during a reply, in the middle of which they would land; the next prompt shows them.
+        """Keep keys off the screen during a reply, where they would land in its middle; the next prompt shows them.
 
         Ctrl-C stays a signal. Windows' console shows keys only while a line is asked for.
         """

@@ -1,6 +1,6 @@
 """Talking with a person at a terminal: the line editor, the screen, and typed lines that are remembered.
 
-Without prompt_toolkit lines are read by `input`, and nothing is remembered from one talk to the next.
+Without prompt_toolkit lines are read by `input`, and typed lines are not remembered; conversations are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def talk(chat: Chat, title: str, *, remember: bool, go_on: bool = False) -> int:
     conversations = _conversations() if remember else None
     terminal = _terminal(chat, lines, typed, conversations)
     if go_on:
-        terminal.list_conversations("1")
+        terminal.open_conversation(1)
     try:
         with raised():
             return terminal.talk()
@@ -63,13 +63,14 @@ def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Con
 
     from dialogpt.cli.terminal.screen import Screen
 
-    def read(prompt: str, prefill: str) -> str:
-        line = editor.read(prompt, prefill)
+    def read(label: str, initial: str) -> str:
+        line = editor.read(label, initial)
         typed.append(line)
         return line
 
     screen = Screen()
     terminal = Terminal(chat, read, screen.write, _notice, editor.suppress_echo, screen.label, conversations)
+    # Only now, as the terminal needs the editor to read.
     editor.completer.usages = {name: usage for name, (_run, usage, _purpose) in terminal.commands.items()}
     return terminal
 
@@ -83,12 +84,12 @@ def _editor(lines: list[str]) -> Editor | None:
     return Editor(lines)
 
 
-def _read_plainly(prompt: str, prefill: str) -> str:
-    """Ask for a line without an editor; where it would begin with `prefill`, show that first."""
-    if prefill:
-        _notice(f"  you said: {printable(prefill)}")
+def _read_plainly(label: str, initial: str) -> str:
+    """Ask for a line without an editor; where it would begin with `initial`, show that first."""
+    if initial:
+        _notice(f"  you said: {printable(initial)}")
         _notice("  type what you want to say instead; an empty line leaves it as it was")
-    return input(prompt)
+    return input(label)
 
 
 def _notice(line: str) -> None:

@@ -32,8 +32,8 @@ class Played:
         self.notices: list[str] = []
         waiting = [*lines, CTRL_D]
 
-        def read(prompt: str, prefill: str) -> str:
-            self.prompts.append((prompt, prefill))
+        def read(label: str, initial: str) -> str:
+            self.prompts.append((label, initial))
             line = waiting.pop(0)
             if isinstance(line, BaseException):
                 raise line
