@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialogpt.chat import Chat
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.generation import Reply
 from dialogpt.history import History
 from dialogpt.replies import Dialogue, Generators, generate_replies

@@ -12,15 +12,15 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 from dialogpt.chat import Chat
-from dialogpt.cli.output import printable
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.conversations import Conversations
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
 
-STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2's has 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
-YOU, BOT = "you> ", "bot> "
-Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
+STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2's takes 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
+YOU_LABEL, BOT_LABEL = "you> ", "bot> "
+Read = Callable[[str, str], str]  # (label, text to begin with) -> line; raises EOFError and KeyboardInterrupt
 Write = Callable[[str], None]
 Quiet = Callable[[], AbstractContextManager[None]]
 
@@ -30,11 +30,14 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C at an empty prompt where something had been typed: the first of two that leave."""
+    """Ctrl-C where something had been typed and deleted: the first of two that leave, even after another Ctrl-C."""
 
 
 class Talk(ABC):
-    """One person, one chat: lines that were typed, and replies. What begins with a slash is left to a subclass."""
+    """One person, one chat: lines that were typed, and replies.
+
+    What begins with a slash is left to a subclass, so that this file is only the conversation.
+    """
 
     def __init__(
         self,
@@ -69,7 +72,7 @@ class Talk(ABC):
         interrupted = False
         while True:
             try:
-                line = self._ask(YOU)
+                line = self._ask(YOU_LABEL)
             except EOFError:
                 self.write("\n")
                 return DONE
@@ -89,11 +92,8 @@ class Talk(ABC):
                 self.take(line)
             except Leave:
                 return DONE
-            except (
-                KeyboardInterrupt,
-                EOFError,
-                Stopped,
-            ):  # a reply that was not waited for, or a question of a command
+            # Ctrl-C twice in a reply, or Ctrl-C or Ctrl-D where a command asks or computes something.
+            except (KeyboardInterrupt, EOFError, Stopped):
                 self.write("\n")
                 self.notice("stopped")
             except DialogueError as error:
@@ -102,10 +102,14 @@ class Talk(ABC):
                 if self.conversations is not None:
                     self.conversations.keep(self.chat)
 
-    def _ask(self, prompt: str, prefill: str = "") -> str:
-        """Read one line; one that is no text is a sentence, whoever asked."""
+    def _ask(self, label: str, initial: str = "") -> str:
+        """Read one line, for the prompt or for a command.
+
+        Raises:
+            DialogueError: it is not UTF-8.
+        """
         try:
-            return self.read(prompt, prefill)
+            return self.read(label, initial)
         except UnicodeDecodeError:
             raise DialogueError("that line was not valid UTF-8; type it again") from None
 
@@ -124,29 +128,29 @@ class Talk(ABC):
         """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
 
         Args:
-            begin: starts the reply, given the question that it asks after every token.
+            begin: starts the reply; it is given a function that it asks after every token whether to stop.
             typed: what it answers, if that is new.
         """
         self._note_script(typed)
-        shown = False
-        with self.quiet(), flagged() as interrupted:
-            stream = begin(interrupted)
+        any_text = False
+        with self.quiet(), flagged() as was_interrupted:
+            stream = begin(was_interrupted)
             try:
                 for text in stream:
-                    if not shown:
-                        self.label(BOT)
+                    if not any_text:
+                        self.label(BOT_LABEL)
                     self.write(printable(text))
-                    shown = True
+                    any_text = True
             finally:
                 stream.close()
-                if shown:
+                if any_text:
                     self.write("\n")
         dropped = 0 if (prompt := self.chat.shown()) is None else prompt.first_turn
         if dropped > self.dropped:
             self.notice(f"  (the model is no longer shown the first {dropped} turns)")
         self.dropped = dropped
-        if interrupted():
-            kept = "what was said is kept" if shown else "your turn is taken back"
+        if was_interrupted():
+            kept = "what was said is kept" if any_text else "your turn is taken back"
             self.notice(f"stopped; {kept}")
 
     def _note_script(self, typed: str) -> None:

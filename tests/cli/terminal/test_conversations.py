@@ -28,7 +28,7 @@ def talk(chat: Chat, folder: Path, *lines: str | BaseException) -> str:
     """Chat, then hang up as a closed terminal window does, without input. Returns the notices."""
     waiting, notices = [*lines, CTRL_D], [""]
 
-    def read(_prompt: str, _prefill: str) -> str:
+    def read(_label: str, _initial: str) -> str:
         line = waiting.pop(0)
         if isinstance(line, BaseException):
             raise line

@@ -20,7 +20,7 @@ class Played:
         self.shown, self.notices = "", [""]
         answers = iter(lines)
 
-        def read(_prompt: str, _prefill: str) -> str:
+        def read(_label: str, _initial: str) -> str:
             try:
                 return next(answers)
             except StopIteration:

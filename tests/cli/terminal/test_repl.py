@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.cli.output import command_line, printable
+from dialogpt.cli.output import command_line
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.repl import InterruptedTyping
@@ -31,8 +32,8 @@ class Played:
         self.notices: list[str] = []
         waiting = [*lines, CTRL_D]
 
-        def read(prompt: str, prefill: str) -> str:
-            self.prompts.append((prompt, prefill))
+        def read(label: str, initial: str) -> str:
+            self.prompts.append((label, initial))
             line = waiting.pop(0)
             if isinstance(line, BaseException):
                 raise line
