@@ -8,7 +8,8 @@ from dialogpt.chat import Chat
 from dialogpt.decoding.stop import Stop
 from dialogpt.generation import Reply
 from dialogpt.history import History
-from dialogpt.replies import Dialogue, Generators, generate_replies
+from dialogpt.replies import Dialogue, Generators
+from dialogpt.whole_replies import generate_replies
 
 
 def candidates(chat: Chat, turns: Sequence[str], number: int) -> list[Reply]:

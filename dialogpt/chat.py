@@ -37,6 +37,7 @@ from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, open_checkpoint
+from dialogpt.whole_replies import reply_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -334,10 +335,12 @@ class Chat:
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
             text_stream = StreamDecoder(self.tokenizer, reply=True)
-            for tokens in stream_reply(
+            plan = self.plan()
+            generate = stream_reply if plan.streams else reply_at_once
+            for tokens in generate(
                 self.model,
                 self.tokenizer,
-                self.plan(),
+                plan,
                 Dialogue(prompt, turns, self.generators),
                 self.cache,
                 on_token=count,

@@ -26,8 +26,9 @@ from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
 from dialogpt.model.cache_rows import copied
-from dialogpt.replies import Dialogue, Plan, Sample, generate_replies
+from dialogpt.replies import Dialogue, Plan, Sample
 from dialogpt.tokenizer import Tokenizer
+from dialogpt.whole_replies import generate_replies
 
 MAX_SEQUENCES = 32  # sequences decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
 MAX_WAITING = 64  # requests
