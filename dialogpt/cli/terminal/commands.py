@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 
@@ -19,7 +18,7 @@ from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
-from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL, Leave, Quiet, Read, Talk, Write
+from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL, Console, Leave, Talk
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT, USER, Turn
@@ -35,18 +34,9 @@ SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.na
 class Terminal(Talk):
     """One person, one chat, and the commands."""
 
-    def __init__(
-        self,
-        chat: Chat,
-        read: Read,
-        write: Write,
-        notice: Write,
-        quiet: Quiet = nullcontext,
-        label: Write | None = None,
-        conversations: Conversations | None = None,
-    ) -> None:
+    def __init__(self, chat: Chat, console: Console, conversations: Conversations | None = None) -> None:
         """Take what `Talk` takes."""
-        super().__init__(chat, read, write, notice, quiet, label, conversations)
+        super().__init__(chat, console, conversations)
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.begun = {name: self._value(name) for name in SETTINGS}  # settings as the talk began
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {

@@ -14,6 +14,7 @@ from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import raised
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
+from dialogpt.cli.terminal.repl import Console
 from dialogpt.cli.terminal.typed_lines import add_lines, read_lines, typed_lines_file, without_history_on_error
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Con
     """A chat at this keyboard and screen; what is typed is added to `typed`."""
     editor = _editor(lines)
     if editor is None:
-        return Terminal(chat, _read_plainly, _write, _notice, conversations=conversations)
+        return Terminal(chat, Console(_read_plainly, _write, _notice), conversations)
 
     from dialogpt.cli.terminal.screen import Screen
 
@@ -69,7 +70,8 @@ def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Con
         return line
 
     screen = Screen()
-    terminal = Terminal(chat, read, screen.write, _notice, editor.suppress_echo, screen.label, conversations)
+    console = Console(read, screen.write, _notice, editor.suppress_echo, screen.label)
+    terminal = Terminal(chat, console, conversations)
     # Only now, as the terminal needs the editor to read.
     editor.completer.usages = {name: usage for name, (_run, usage, _purpose) in terminal.commands.items()}
     return terminal

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 from dialogpt.chat import Chat
@@ -33,37 +34,42 @@ class InterruptedTyping(KeyboardInterrupt):
     """Ctrl-C where something had been typed and deleted: the first of two that leave, even after another Ctrl-C."""
 
 
+@dataclass(frozen=True)
+class Console:
+    """A keyboard and a screen.
+
+    Attributes:
+        read: asks for a line.
+        write: shows text as it comes; newlines are part of it.
+        notice: says something that is not part of the conversation, a line each.
+        quiet: keeps keys off the screen while a reply is shown.
+        label: shows who speaks, before what is said; None is `write`.
+    """
+
+    read: Read
+    write: Write
+    notice: Write
+    quiet: Quiet = nullcontext
+    label: Write | None = None
+
+
 class Talk(ABC):
     """One person, one chat: lines that were typed, and replies.
 
     What begins with a slash is left to a subclass, so that this file is only the conversation.
     """
 
-    def __init__(
-        self,
-        chat: Chat,
-        read: Read,
-        write: Write,
-        notice: Write,
-        quiet: Quiet = nullcontext,
-        label: Write | None = None,
-        conversations: Conversations | None = None,
-    ) -> None:
-        """Tie a chat to a keyboard and a screen.
+    def __init__(self, chat: Chat, console: Console, conversations: Conversations | None = None) -> None:
+        """Tie a chat, which may hold a conversation already, to a console.
 
         Args:
-            chat: may hold a conversation already.
-            read: asks for a line.
-            write: shows text as it comes; newlines are part of it.
-            notice: says something that is not part of the conversation, a line each.
-            quiet: keeps keys off the screen while a reply is shown.
-            label: shows who speaks, before what is said; None is `write`.
+            chat: whose replies are shown.
+            console: where lines come from, and where text goes.
             conversations: where each is kept as it grows; None keeps none.
         """
-        self.conversations = conversations
-        self.chat = chat
-        self.label = label or write
-        self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
+        self.chat, self.conversations = chat, conversations
+        self.read, self.write, self.notice, self.quiet = console.read, console.write, console.notice, console.quiet
+        self.label = console.label or console.write
         self.script_noted = False  # whether a script that the vocabulary hardly knows was remarked on
         self.dropped = 0  # turns that the model is no longer shown
 

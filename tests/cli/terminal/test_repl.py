@@ -14,7 +14,7 @@ from dialogpt.cli.output import command_line
 from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.commands import Terminal
-from dialogpt.cli.terminal.repl import InterruptedTyping
+from dialogpt.cli.terminal.repl import Console, InterruptedTyping
 from dialogpt.model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
@@ -39,7 +39,7 @@ class Played:
                 raise line
             return line
 
-        self.status = Terminal(chat, read, self.write, self.notices.append).talk()
+        self.status = Terminal(chat, Console(read, self.write, self.notices.append)).talk()
         self.unread = waiting
 
     def write(self, text: str) -> None:
