@@ -32,7 +32,7 @@ class OneCaller:
         self._lock.release()
 
     def streams_here(self) -> None:
-        """Note that this thread reads the stream of a reply."""
+        """Record this thread as the one that reads the stream of a reply, at every token: another may read on."""
         self._streaming = threading.current_thread()
 
     def close(self, stream: Generator[str, None, None] | None) -> None:
@@ -50,8 +50,10 @@ class OneCaller:
                 if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not own and self._streaming.is_alive():
                     raise DialogueError(BUSY)
                 stream.close()
-        except ValueError as error:  # it is executing
-            raise (error if isinstance(error, DialogueError) else DialogueError(GENERATING if own else BUSY)) from None
+        except DialogueError:  # the one above, which is a ValueError too
+            raise
+        except ValueError:  # Python's "generator already executing"
+            raise DialogueError(GENERATING if own else BUSY) from None
         finally:
             self._lock.release()
 

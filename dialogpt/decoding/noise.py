@@ -1,7 +1,8 @@
 """Random generators, and the noise that tokens are sampled with, as `torch.multinomial` does.
 
 To sample from probabilities p, torch draws noise e from an exponential distribution and takes the token with the
-largest p / e. Drawing that noise here lets sequences of one batch have generators of their own.
+largest p / e: e / p is how long an event of rate p is waited for, and the first event is that of token i with
+probability p_i. Drawing that noise here lets sequences of one batch have generators of their own.
 """
 
 from __future__ import annotations
@@ -26,15 +27,6 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
     else:
         generator.manual_seed(seed)
     return generator
-
-
-def copied_generator(generator: torch.Generator | None) -> torch.Generator | None:
-    """Return a generator that will give the numbers which another one will give."""
-    if generator is None:
-        return None
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return copy
 
 
 def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:

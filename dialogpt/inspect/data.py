@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dialogpt.decoding.loop import Decoder
-from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
+from dialogpt.decoding.sequence import TokenSequence
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import NEUTRAL, GenerationConfig

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.replies import Dialogue, Generators, Plan
