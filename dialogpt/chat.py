@@ -270,8 +270,9 @@ class Chat:
         Raises:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
-        asked = (self.generation, self.reranker, self.num_candidates, num_replies)
-        if self._planned is None or self._planned[0] != asked:
+        asked, planned = (self.generation, self.num_candidates, num_replies), self._planned
+        # The reranker by identity: two that hold tensors have no equality that is true or false.
+        if planned is None or planned[0] != asked or planned[1].reranker is not self.reranker:
             plan = Plan.of(
                 replace(self.generation, num_return_sequences=num_replies),
                 self.tokenizer.eos_id,
@@ -279,8 +280,8 @@ class Chat:
                 reranker=self.reranker,
                 num_candidates=self.num_candidates,
             )
-            self._planned = asked, plan
-        return self._planned[1]
+            self._planned = planned = asked, plan
+        return planned[1]  # its own, whatever another thread asks for meanwhile
 
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
