@@ -249,10 +249,10 @@ class Chat:
         """
         self.close_stream()
         persona = self._turn(text, SYSTEM) if text.strip() else None
-        window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
-        if persona is not None and 2 * (len(persona) + 1) > window:
+        room = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
+        if persona is not None and 2 * (len(persona) + 1) > room:
             raise DialogueError(
-                f"the persona has {len(persona)} tokens, and may fill half of the {window} that the network is shown"
+                f"the persona has {len(persona)} tokens, and may fill half of the {room} that the network is shown"
             )
         self.persona, self._shown = persona, None
 
@@ -288,7 +288,7 @@ class Chat:
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        # Of a history of its own: the conversation changes only when the stream is read.
+        # The prompt is of a history of its own: the conversation changes only when the stream is read.
         prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self.caller.streams_here()
@@ -331,14 +331,14 @@ class Chat:
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
-            self.history.turns, self._shown = turns, prompt  # `finally` takes both back if nothing is yielded
+            self.history.turns, self._shown = turns, prompt  # `finally` takes both back if this stops before a text
             computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
             text_stream = StreamDecoder(self.tokenizer, reply=True)
             plan = self.plan()
-            generate = stream_reply if plan.streams else reply_at_once
-            for tokens in generate(
+            generated = stream_reply if plan.streams else reply_at_once
+            for tokens in generated(
                 self.model,
                 self.tokenizer,
                 plan,

@@ -196,7 +196,7 @@ class Sample(Generic[Item]):
 
     def _begin(self) -> None:
         self.attempt += 1
-        # Its text, only to see whether it is blank; who shows the tokens spells them again.
+        # Its text, only to see whether it is blank; whoever shows the tokens spells them again.
         self._text, self._blank = StreamDecoder(self._tokenizer, reply=True), True
         self._withheld: list[Item] = []
 
