@@ -26,7 +26,7 @@ SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth
 
 
 def ordinary(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run it outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
+    """Run outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 
 

@@ -114,8 +114,8 @@ class Decoder:
         active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
-        highest = contending_logits(self.model, hidden, active) if self.screened else None
-        logits = all_logits(self.model, hidden, active) if highest is None else highest
+        contending = contending_logits(self.model, hidden, active) if self.screened else None
+        logits = all_logits(self.model, hidden, active) if contending is None else contending
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}
         # Finished sequences keep their row of a shared generator's noise, as in transformers.
@@ -124,7 +124,7 @@ class Decoder:
         for sequence, token in zip(active, tokens, strict=True):
             sequence.append(token)
         # Each step is given a function, as hardly anybody asks for its logits: a chat never does.
-        if highest is not None:
+        if contending is not None:
             return [Step(active[0], tokens[0], lambda: self.model.logits(hidden)[0].float())]
         return [
             Step(sequence, token, functools.partial(logits.__getitem__, row))
