@@ -249,10 +249,10 @@ class Chat:
         """
         self.close_stream()
         persona = self._turn(text, SYSTEM) if text.strip() else None
-        window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
-        if persona is not None and 2 * (len(persona) + 1) > window:
+        room = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
+        if persona is not None and 2 * (len(persona) + 1) > room:
             raise DialogueError(
-                f"the persona has {len(persona)} tokens, and may fill half of the {window} that the network is shown"
+                f"the persona has {len(persona)} tokens, and may fill half of the {room} that the network is shown"
             )
         self.persona, self._shown = persona, None
 
@@ -270,8 +270,9 @@ class Chat:
         Raises:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
-        asked = (self.generation, self.reranker, self.num_candidates, num_replies)
-        if self._planned is None or self._planned[0] != asked:
+        asked, planned = (self.generation, self.num_candidates, num_replies), self._planned
+        # The reranker by identity: two that hold tensors have no equality that is true or false.
+        if planned is None or planned[0] != asked or planned[1].reranker is not self.reranker:
             plan = Plan.of(
                 replace(self.generation, num_return_sequences=num_replies),
                 self.tokenizer.eos_id,
@@ -279,15 +280,15 @@ class Chat:
                 reranker=self.reranker,
                 num_candidates=self.num_candidates,
             )
-            self._planned = asked, plan
-        return self._planned[1]
+            self._planned = planned = asked, plan
+        return planned[1]  # its own, whatever another thread asks for meanwhile
 
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        # Of a history of its own: the conversation changes only when the stream is read.
+        # The prompt is of a history of its own: the conversation changes only when the stream is read.
         prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self.caller.streams_here()
@@ -330,14 +331,14 @@ class Chat:
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
-            self.history.turns, self._shown = turns, prompt  # `finally` takes both back if nothing is yielded
+            self.history.turns, self._shown = turns, prompt  # `finally` takes both back if this stops before a text
             computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
             text_stream = StreamDecoder(self.tokenizer, reply=True)
             plan = self.plan()
-            generate = stream_reply if plan.streams else reply_at_once
-            for tokens in generate(
+            generated = stream_reply if plan.streams else reply_at_once
+            for tokens in generated(
                 self.model,
                 self.tokenizer,
                 plan,

@@ -102,18 +102,18 @@ class History:
         Raises:
             DialogueError: there is no turn, or `prompt_room` leaves no room for one.
         """
-        begins, reply_begin = [self.prefix.of(turn.role) for turn in self.turns], self.prefix.of(BOT)
-        prompt_room -= len(reply_begin)
-        if not self.turns or prompt_room < 1 + len(begins[-1]):
+        prefixes, reply_prefix = [self.prefix.of(turn.role) for turn in self.turns], self.prefix.of(BOT)
+        prompt_room -= len(reply_prefix)
+        if not self.turns or prompt_room < 1 + len(prefixes[-1]):
             room = f"{len(self.turns)} and {max(0, prompt_room)} tokens"
             raise DialogueError(f"a prompt needs a turn and room for it; there are {room}")
-        lengths = [len(begin) + len(turn) + 1 for begin, turn in zip(begins, self.turns, strict=True)]
+        lengths = [len(prefix) + len(turn) + 1 for prefix, turn in zip(prefixes, self.turns, strict=True)]
         first = first_shown(lengths, min(history_tokens, prompt_room))
         cut = max(0, sum(lengths[first:]) - prompt_room)  # only of a lone last turn, whose prefix stays
         shown = [turn[cut:] for turn in self.turns[first:]]
-        ids = [n for begin, turn in zip(begins[first:], shown, strict=True) for n in (*begin, *turn, self.eos_id)]
+        ids = [n for prefix, turn in zip(prefixes[first:], shown, strict=True) for n in (*prefix, *turn, self.eos_id)]
         own_turns = [turn_ids for turn_ids, turn in zip(shown, self.turns[first:], strict=True) if turn.role == BOT]
-        return Prompt([*ids, *reply_begin], first, cut, own_turns)
+        return Prompt([*ids, *reply_prefix], first, cut, own_turns)
 
 
 def first_shown(lengths: Sequence[int], budget: int) -> int:

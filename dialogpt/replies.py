@@ -138,7 +138,7 @@ class Statistics:
     Attributes:
         prompt_tokens: the length of the prompt.
         computed_tokens: how many of them were not cached.
-        new_tokens: how many were generated, those of blank samples included, end tokens not counted.
+        new_tokens: how many were generated, with those of blank samples, without end tokens; of candidates, the best's.
         first_seconds: from the start to the first token.
         seconds: from the start to the last token.
     """
@@ -196,7 +196,7 @@ class Sample(Generic[Item]):
 
     def _begin(self) -> None:
         self.attempt += 1
-        # Its text, only to see whether it is blank; who shows the tokens spells them again.
+        # Its text, only to see whether it is blank; whoever shows the tokens spells them again.
         self._text, self._blank = StreamDecoder(self._tokenizer, reply=True), True
         self._withheld: list[Item] = []
 

@@ -1,9 +1,8 @@
 """From logits to the probabilities of the next token, exactly as transformers computes them.
 
 The order of processors and warpers is transformers' (`_get_logits_processor` in generation/utils.py). Processors are in
-`dialogpt.logits.processors`, what is off in a chat is in `rare_processors` and `rare_warpers` beside it; the common
-warpers, which shape the distribution that is sampled from, are below. Choosing a token is left to
-`dialogpt.decoding.sampling`.
+`dialogpt.logits.processors`, rarely used ones in `rare_processors` and `rare_warpers` beside it; the common warpers,
+which shape the distribution that is sampled from, are below. Choosing a token is left to `dialogpt.decoding.sampling`.
 """
 
 from __future__ import annotations

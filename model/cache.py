@@ -25,11 +25,9 @@ Result = TypeVar("Result")
 SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth per 64 tokens
 
 
-def ordinary(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run a method outside inference mode: tensors made in inference mode cannot be changed in place outside it,
-    as by a caller in Python who passes the cache to the network.
-    """
-    return torch.inference_mode(False)(torch.no_grad()(method))
+def ordinary(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class CacheFull(ValueError):
@@ -93,9 +91,10 @@ class KVCache:
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
         stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # L times keys and values, (B, H, S, D) each
         self._stored = list(zip(stored[::2], stored[1::2], strict=True))
-        self._new = self.buffer[..., lengths[0] : end, :].unbind()  # L (2, B, H, T, D), where rows are equally long
         self._aligned = len(set(lengths)) == 1 and len(set(num_new)) == 1
-        if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
+        if self._aligned:
+            self._new = self.buffer[..., lengths[0] : end, :].unbind()  # L times (2, B, H, T, D)
+        else:  # the k-th new token of all rows together: its row, its step and its slot
             device = self.buffer.device
             self._rows = torch.tensor([b for b, n in enumerate(num_new) for _ in range(n)], device=device)
             self._steps = torch.tensor([t for n in num_new for t in range(n)], device=device)

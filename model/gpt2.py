@@ -152,7 +152,7 @@ class Attention(nn.Module):
         dropout, causal = self.attention_dropout if self.training else 0.0, mask is None and T > 1
         heads = F.scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale=self.scale)
         mixed: Tensor = self.output(heads.transpose(1, 2).reshape(B, T, C))  # (B, T, C)
-        return self.dropout(mixed) if self.training else mixed
+        return self.dropout(mixed) if self.training else mixed  # a call that does nothing takes 1 us, twice a block
 
 
 class MLP(nn.Module):
@@ -168,7 +168,7 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
         out: Tensor = self.down(self.activation(self.up(x)))
-        return self.dropout(out) if self.training else out  # a call that does nothing takes 1 us, twice a block
+        return self.dropout(out) if self.training else out
 
 
 def _uninitialized(kind: type[Table], rows: int, width: int) -> Table:

@@ -27,7 +27,7 @@ class RunningBatch:
         self.sequences: list[TokenSequence] = []
         self.cache: KVCache | None = None
         self._model = model
-        self._borrowed = False  # the cache is its caller's own, not a copy: no row may be added to it
+        self._borrowed = False  # others may hold the cache: no row may be added to it
 
     def retain(self, kept: Collection[TokenSequence]) -> None:
         """Evict all other sequences."""

@@ -1,8 +1,8 @@
 """The decoding loop: sequences that prefill a prompt and generate one token a step, each with its own settings.
 
-`replies.stream_reply` runs it for a chat, `replies.generate_replies` for whole replies, the server for those that come
-and go, `generation` for Python callers; speculative decoding alone has a loop of its own. It knows token ids only:
-`dialogpt.sampler` processes logits, `dialogpt.decoding.batch` holds the cache.
+`replies.stream_reply` runs it for a chat, `whole_replies` for replies that are known at their end, the server for those
+that come and go, `generation` for Python callers; speculative decoding alone has a loop of its own. It knows token ids
+only: `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` holds the cache.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ class Decoder:
             prompt_tokens: how many tokens of prompts are prefilled per step, so that running sequences do not wait long
                 for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
-            screened: whether logits that cannot be chosen may be left out, where that is faster: see
-                `precision.packed.highest_logits`. Worth it only where hardly any `Step.logits` are read, which are
-                computed then.
+            screened: whether logits that cannot be chosen may be left out, where that is faster: with a large head that
+                is stored in float32 (`precision.packed.highest_logits`). Worth it only where hardly any `Step.logits`
+                are read, which are computed then.
         """
         self.model, self.stop, self.prompt_tokens, self.screened = model, stop, prompt_tokens, screened
         self.sequences: list[TokenSequence] = []
@@ -114,8 +114,8 @@ class Decoder:
         active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
-        highest = contending_logits(self.model, hidden, active) if self.screened else None
-        logits = all_logits(self.model, hidden, active) if highest is None else highest
+        contending = contending_logits(self.model, hidden, active) if self.screened else None
+        logits = all_logits(self.model, hidden, active) if contending is None else contending
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}
         # Finished sequences keep their row of a shared generator's noise, as in transformers.
@@ -124,7 +124,7 @@ class Decoder:
         for sequence, token in zip(active, tokens, strict=True):
             sequence.append(token)
         # Each step is given a function, as hardly anybody asks for its logits: a chat never does.
-        if highest is not None:
+        if contending is not None:
             return [Step(active[0], tokens[0], lambda: self.model.logits(hidden)[0].float())]
         return [
             Step(sequence, token, functools.partial(logits.__getitem__, row))
@@ -166,6 +166,7 @@ class Decoder:
             self._batch.admit(prefilled)
             for sequence in waiting:
                 self._waiting_caches.pop(sequence, None)
+        # The rows are those of the batch: the running ones, then those admitted.
         row_of = {sequence: row for row, sequence in enumerate(self._batch.sequences)}
         hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
         return active, take_rows(hidden, [row_of[each] for each in active])  # (B, C)

@@ -62,7 +62,7 @@ class Prefilled:
         sequences: in the order of the cache's rows.
         cache: of their prompts.
         hidden: the hidden state of each prompt's last token, (B, C).
-        borrowed: whether the cache is the caller's own, not a copy.
+        borrowed: whether others may hold this very cache, so that no row may be added to it.
     """
 
     sequences: list[TokenSequence]
@@ -73,6 +73,6 @@ class Prefilled:
 
 def prefill_sequence(model: GPT2, sequence: TokenSequence, cache: KVCache | None) -> Prefilled:
     """Prefill the prompt of one sequence in a cache, which may hold a prefix of it; None is a new one."""
-    cache = cache or KVCache.for_model(model)
-    hidden = prefill(model, sequence.ids, cache, num_scored=1)[:, -1]  # (1, C)
-    return Prefilled([sequence], cache, hidden, borrowed=True)
+    own = KVCache.for_model(model) if cache is None else cache
+    hidden = prefill(model, sequence.ids, own, num_scored=1)[:, -1]  # (1, C)
+    return Prefilled([sequence], own, hidden, borrowed=cache is not None)

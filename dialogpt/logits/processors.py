@@ -1,4 +1,4 @@
-"""The logits processors of a chat, which look at repetition and at the length of a reply, exactly as transformers' do.
+"""Logits processors that look at repetition and at the length of a reply, exactly as transformers computes them.
 
 Each function follows its class in transformers' generation/logits_process.py. Their order is in `dialogpt.sampler`, the
 others are in `dialogpt.logits.rare_processors`. All take scores, (B, V), which they may change in place.

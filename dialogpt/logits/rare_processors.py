@@ -1,4 +1,4 @@
-"""Logits processors that are off in a chat: biases, bans and forced tokens, exactly as transformers computes them.
+"""Rarely used logits processors: biases, bans and forced tokens, exactly as transformers computes them.
 
 Each function follows its class in transformers' generation/logits_process.py; the two OpenAI penalties follow vLLM, as
 transformers has none. All take scores, (B, V), which they may change in place.

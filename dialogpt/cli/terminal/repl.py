@@ -19,7 +19,7 @@ from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
 
-STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2's takes 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
+STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2 takes 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
 YOU_LABEL, BOT_LABEL = "you> ", "bot> "
 Read = Callable[[str, str], str]  # (label, text to begin with) -> line; raises EOFError and KeyboardInterrupt
 Write = Callable[[str], None]

@@ -31,8 +31,7 @@ class Screen:
     """Standard output, with words wrapped at the terminal's width while they are streamed.
 
     A word is printed at the white space after it, as only then its width is known; the newline after a reply prints the
-    last. In scripts that are written without
-    spaces a line may end after any wide letter.
+    last. In scripts that are written without spaces a line may end after any wide letter.
     """
 
     def __init__(self) -> None:

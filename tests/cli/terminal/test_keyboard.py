@@ -211,7 +211,7 @@ def test_two_talks_lose_no_line_of_each_other(tmp_path: Path, monkeypatch: pytes
         return lines
 
     monkeypatch.setattr(typed_lines, "read_lines", read)
-    monkeypatch.setattr(keyboard, "LOCK_SECONDS", WAIT_SECONDS)
+    monkeypatch.setattr(typed_lines, "LOCK_SECONDS", WAIT_SECONDS)
     typed_lines.add_lines(path, ["of one"])
     other.join(WAIT_SECONDS)
     assert honest(path) == ["before", "of one", "of the other"]
