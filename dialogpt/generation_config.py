@@ -269,3 +269,4 @@ NEUTRAL: dict[str, Any] = {
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
+OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers; greedy decoding keeps min_new_tokens

@@ -44,16 +44,16 @@ class OneCaller:
         """
         if not self._lock.acquire(blocking=False):
             raise DialogueError(BUSY)
-        own = self._streaming is threading.current_thread()
+        mine = self._streaming is threading.current_thread()
         try:
             if stream is not None:
-                if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not own and self._streaming.is_alive():
+                if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not mine and self._streaming.is_alive():
                     raise DialogueError(BUSY)
                 stream.close()
-        except DialogueError:  # the one above, which is a ValueError too
-            raise
-        except ValueError:  # Python's "generator already executing"
-            raise DialogueError(GENERATING if own else BUSY) from None
+        except (
+            ValueError
+        ):  # the one above, or Python's "generator already executing": a callback of mine, if it is mine
+            raise DialogueError(GENERATING if mine else BUSY) from None
         finally:
             self._lock.release()
 

@@ -29,7 +29,7 @@ from dialogpt.tokenizer import Tokenizer
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
 MAX_SEED = 1 << 64
 SEED = Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer", int)
-Item = TypeVar("Item")
+Kept = TypeVar("Kept")  # what is kept of a token
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class Statistics:
         self.seconds = seconds
 
 
-class Sample(Generic[Item]):
+class Sample(Generic[Kept]):
     """One sample that a decoder generates: withheld while it is blank, and resampled if it stays blank.
 
     Attributes:
@@ -172,7 +172,7 @@ class Sample(Generic[Item]):
         plan: Plan,
         prompt: Prompt,
         generator: torch.Generator,
-        describe: Callable[[Step], Item],
+        keep: Callable[[Step], Kept],
         cache: KVCache | None = None,
     ) -> None:
         """Add the sample to a decoder.
@@ -183,14 +183,14 @@ class Sample(Generic[Item]):
             plan: its settings, and the number of attempts.
             prompt: what is answered.
             generator: what its tokens are sampled from, attempt after attempt.
-            describe: what is kept of each token until it may be shown: its id in a chat, an event in the server.
+            keep: what is kept of each token until it may be shown: its id in a chat, an event in the server.
             cache: see `Decoder.add`.
 
         Raises:
             DialogueError: see `Decoder.add`.
         """
         self.sequence = decoder.add(prompt, plan.config, generator=generator, cache=cache)
-        self._tokenizer, self._plan, self._describe = tokenizer, plan, describe
+        self._tokenizer, self._plan, self._keep = tokenizer, plan, keep
         self.attempt = 0
         self._begin()
 
@@ -198,16 +198,16 @@ class Sample(Generic[Item]):
         self.attempt += 1
         # Its text, only to see whether it is blank; whoever shows the tokens spells them again.
         self._text, self._blank = StreamDecoder(self._tokenizer, reply=True), True
-        self._withheld: list[Item] = []
+        self._withheld: list[Kept] = []
 
-    def advance(self, step: Step) -> list[Item]:
+    def advance(self, step: Step) -> list[Kept]:
         """Handle the token that the decoder has just generated, and return what may be shown now.
 
         The reply is complete once `sequence` has a finish reason afterwards.
         """
         if not self.sequence.has_end_token:
-            self._withheld.append(self._describe(step))
-            self._blank = self._blank and not self._text.feed(step.id).strip()
+            self._withheld.append(self._keep(step))
+            self._blank = self._blank and not self._text.feed(step.id).strip()  # fed until its first letter only
         if self.sequence.finish_reason is None:
             return [] if self._blank and self._plan.withholds_blank else self.release()
         self._blank = self._blank and not self._text.finish().strip()
@@ -217,7 +217,7 @@ class Sample(Generic[Item]):
             return []
         return self.release()
 
-    def release(self) -> list[Item]:
+    def release(self) -> list[Kept]:
         """Return what is withheld."""
         released, self._withheld = self._withheld, []
         return released

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dialogpt.generation_config import NEUTRAL, GenerationConfig
+from dialogpt.generation_config import OFF, GenerationConfig
 from dialogpt.logits.processors import Seen, minimum_length, no_repeat_ngram, no_repeat_reply, repetition_penalty
 from dialogpt.logits.rare_processors import (
     bad_words,
@@ -27,7 +27,7 @@ from dialogpt.logits.rare_processors import (
 from dialogpt.logits.rare_warpers import epsilon_cutoff, eta_cutoff, min_p, top_h, typical_p
 from dialogpt.logits.sorting import nth_largest, removed_by_short_sort
 
-__all__ = ["Seen", "active_processors", "next_token_probabilities", "next_token_scores"]
+__all__ = ["active_processors", "next_token_probabilities", "next_token_scores"]
 Processor = Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor]
 Warper = Callable[[Tensor, GenerationConfig], Tensor]
 
@@ -88,7 +88,7 @@ def active_processors(config: GenerationConfig, seen: Sequence[Seen]) -> list[Ac
         return lambda scores: warp(scores, config)
 
     def is_on(*names: str) -> bool:
-        return any(getattr(config, name) != _OFF[name] for name in names)
+        return any(getattr(config, name) != OFF[name] for name in names)
 
     warpers = WARPERS if config.do_sample else ()
     return [
@@ -132,5 +132,3 @@ WARPERS: tuple[tuple[Warper, str], ...] = (
     (epsilon_cutoff, "epsilon_cutoff"),
     (eta_cutoff, "eta_cutoff"),
 )
-# The value of each setting above that turns nothing on. NEUTRAL lacks min_new_tokens, as greedy decoding keeps it.
-_OFF = NEUTRAL | {"min_new_tokens": None}

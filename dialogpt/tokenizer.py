@@ -120,6 +120,17 @@ class Tokenizer:
             text = f" {text}"
         return [self._ids[rank] for part in split_long_gaps(text) for rank in self._encoding.encode_ordinary(part)]
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that an id stands for: a whole character, several, or a part of one."""
+        return self._bytes.get(int(token_id), REPLACEMENT.encode())
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown.
+
+        `StreamDecoder` shows a reply by them; `reply_text` gives the same of a whole one.
+        """
+        return b"" if self.skip_special_tokens and int(token_id) not in self._visible else self.bytes_of(token_id)
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of any ids; bytes that are not UTF-8, and ids without text, become U+FFFD.
 
@@ -131,13 +142,6 @@ class Tokenizer:
             return b"".join(self.bytes_of(n) for n in ids if int(n) in self._visible).decode(errors="replace")
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
 
-    def shown_bytes(self, token_id: int) -> bytes:
-        """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown.
-
-        `StreamDecoder` shows a reply by them; `reply_text` gives the same of a whole one.
-        """
-        return b"" if self.skip_special_tokens and int(token_id) not in self._visible else self.bytes_of(token_id)
-
     def turn_text(self, ids: Iterable[int], role: str, *, skip_special_tokens: bool = False) -> str:
         """The text of a speaker's turn, without the space between it and its prefix."""
         return strip_gap(self.decode(ids, skip_special_tokens=skip_special_tokens), self.turn_prefix.gap(role))[0]
@@ -145,10 +149,6 @@ class Tokenizer:
     def reply_text(self, ids: Iterable[int]) -> str:
         """The text of a reply, as people see it."""
         return self.turn_text(ids, BOT, skip_special_tokens=self.skip_special_tokens)
-
-    def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that an id stands for: a whole character, several, or a part of one."""
-        return self._bytes.get(int(token_id), REPLACEMENT.encode())
 
     def explain(self, text: str) -> list[Piece]:
         """Show how a text becomes ids: split into pieces, spelled in letters, merged step by step.

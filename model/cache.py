@@ -116,7 +116,7 @@ class KVCache:
             new = self._new[layer]
             new.copy_(keys_values if keys_values.size(3) == new.size(3) else keys_values[:, :, :, : new.size(3)])
         else:
-            # (all new tokens, 2, H, D): of two index tensors around a slice, the common dimension comes first
+            # Indexing at two places puts the indexed dimension first: (all new tokens, 2, H, D).
             self.buffer[layer][:, self._rows, :, self._slots] = keys_values[:, self._rows, :, self._steps]
         return self._stored[layer]
 

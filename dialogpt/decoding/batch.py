@@ -17,6 +17,8 @@ from dialogpt.model.cache_rows import add_rows, copied, joined, part_of, select_
 class RunningBatch:
     """Sequences that are decoded together.
 
+    A chat decodes one, in its own cache; what is about several rows is for the server, batches and candidates.
+
     Attributes:
         sequences: in the order of the cache's rows.
         cache: None while there is no sequence.

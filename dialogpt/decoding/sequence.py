@@ -24,7 +24,7 @@ from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
 from dialogpt.tokenizer import Tokenizer
 
-MAX_CACHED_SETTINGS = 256  # equal settings share one resolved object, by which `process_logits` groups rows
+MAX_CACHED_SETTINGS = 256  # that are resolved
 
 
 class Outcome(NamedTuple):
@@ -106,6 +106,7 @@ class SequenceFactory:
         prompt = prompt_ids if isinstance(prompt_ids, Prompt) else Prompt(list(prompt_ids), 0, 0)
         ids = list(prompt.ids)
         self._check_prompt(ids, config)
+        # One object for equal settings, by which `process_logits` groups rows; only a server's decoder has many.
         resolved = self._resolved.get(config) or self._resolve(config)
         if len(self._resolved) >= MAX_CACHED_SETTINGS:  # a server's decoder never ends
             self._resolved.clear()

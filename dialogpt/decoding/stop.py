@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Whether the caller cancels. A stream asks after every token, so that a token is shown or not as a whole; whole replies
-# ask before every step.
+# Whether the caller cancels. A stream asks after every token, so that what is kept is what was shown; whole replies ask
+# before every step.
 Stop = Callable[[], bool]
 
 

@@ -30,8 +30,9 @@ from dialogpt.inspect.contributions import contributions, parts_of
 from dialogpt.inspect.distributions import Stage, stages
 from dialogpt.inspect.lens import LensReading, lens_logits, read_lens
 from dialogpt.inspect.search import Considered
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, active_processors
+from dialogpt.sampler import active_processors
 from dialogpt.tokenizer import Tokenizer
 
 FORMAT, VERSION = "dialogpt inspection", 1

@@ -16,11 +16,12 @@ from dialogpt import GenerationConfig
 from dialogpt.decoding.loop import Decoder
 from dialogpt.logits import contenders
 from dialogpt.logits.contenders import count_contenders
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2, GPT2Config
 from dialogpt.model.precision import packed, prepare, screen
 from dialogpt.model.precision.kernels import Float16
 from dialogpt.model.precision.screen import ScreenedHead
-from dialogpt.sampler import Seen, next_token_scores
+from dialogpt.sampler import next_token_scores
 from tests.helpers import random_model, seeded
 
 pytestmark = pytest.mark.skipif(not Float16.runs_here(), reason="products of float16 do not run here")

@@ -30,7 +30,7 @@ class Editor:
         Args:
             lines: what was typed in earlier talks, oldest first.
         """
-        self._typed = False  # whether the text has changed since the prompt appeared
+        self._changed = False  # whether the text has changed since the prompt appeared
         self.completer = CommandCompleter()
         self._session: PromptSession[str] = PromptSession(
             history=InMemoryHistory(list(lines)),
@@ -51,7 +51,7 @@ class Editor:
             EOFError: Ctrl-D on an empty prompt.
             KeyboardInterrupt: Ctrl-C on an empty prompt; an `InterruptedTyping` where something had been typed there.
         """
-        self._typed = False
+        self._changed = False
         return self._session.prompt(styled(label), default=initial).strip("\n")
 
     @contextmanager
@@ -86,7 +86,7 @@ class Editor:
             output.flush()
 
     def _note_typing(self, _: object) -> None:
-        self._typed = True
+        self._changed = True
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
@@ -97,7 +97,7 @@ class Editor:
             if event.current_buffer.text:
                 event.current_buffer.reset()
             else:
-                event.app.exit(exception=InterruptedTyping() if self._typed else KeyboardInterrupt())
+                event.app.exit(exception=InterruptedTyping() if self._changed else KeyboardInterrupt())
 
         @bindings.add("escape", "enter")
         def insert_line(event: KeyPressEvent) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dialogpt.cli.terminal.editor import Editor
 
 
-def talk(chat: Chat, title: str, *, remember: bool, go_on: bool = False) -> int:
+def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False) -> int:
     """Talk until the person leaves; returns the exit status.
 
     Args:

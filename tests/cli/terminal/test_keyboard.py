@@ -252,5 +252,5 @@ def test_a_talk_needs_no_line_editor(
     monkeypatch.setitem(sys.modules, "dialogpt.cli.terminal.editor", None)
     lines = iter(["Hi", "/exit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert keyboard.talk(Chat.load("tiny", seed=1), "a title", remember=True) == 0
+    assert keyboard.open_terminal(Chat.load("tiny", seed=1), "a title", remember=True) == 0
     assert "bot> " in capsys.readouterr().out
