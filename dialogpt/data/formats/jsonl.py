@@ -11,7 +11,7 @@ from typing import Any
 
 from dialogpt.data.dialogue import Dialogue, texts
 from dialogpt.data.fast_json import loads
-from dialogpt.data.formats.kind import Head, Kind, line_reader, told
+from dialogpt.data.formats.kind import Head, Kind, each, line_reader, told
 from dialogpt.data.settings import Reading
 from dialogpt.data.source import LINE_LIMIT, TOO_LONG, Source, decoded
 from dialogpt.errors import DialogueError
@@ -101,18 +101,21 @@ def turns_of(content: Any, reading: Reading) -> Dialogue:
 def messages_of(content: Any, reading: Reading) -> Dialogue:
     """{"messages": [{"role", "content", "weight"}]}: the assistant's turns are targets, unless their weight is 0."""
     listed = _listed(content, ("messages", "conversation", "conversations"))
-    try:  # mostly all are texts, which is faster to see at once than one by one
-        roles, turns = [message["role"] for message in listed], [message["content"] for message in listed]
-        plain = texts(roles) and texts(turns)
+    roles, turns = _columns(listed, "role", "content") or _roles_and_texts(listed)
+    speakers = [*map(_ROLES.get, roles, roles)]
+    weights = [1 if speaker == ASSISTANT else 0 for speaker in speakers]
+    if sum(map(len, listed)) > 2 * len(listed):  # a message may say how much it weighs
+        weights = [weight and message.get("weight", 1) for weight, message in zip(weights, listed, strict=True)]
+    return Dialogue(turns, weights, speakers)
+
+
+def _columns(messages: list[Any], who: str, what: str) -> tuple[list[str], list[str]] | None:
+    """Who wrote each message, and what, where all are texts: mostly so, and faster seen at once than one by one."""
+    try:
+        names, turns = [message[who] for message in messages], [message[what] for message in messages]
     except (TypeError, LookupError):
-        plain = False
-    if not plain:
-        roles, turns = _roles_and_texts(listed)
-    roles = [_ROLES.get(role, role) for role in roles]
-    weights = [
-        message.get("weight", 1) if role == ASSISTANT else 0 for role, message in zip(roles, listed, strict=True)
-    ]
-    return Dialogue(turns, weights, roles)
+        return None
+    return (names, turns) if texts(names) and texts(turns) else None
 
 
 def _roles_and_texts(messages: list[Any]) -> tuple[list[str], list[str]]:
@@ -139,17 +142,18 @@ def _text_of(content: Any, number: int) -> str:
 
 def sharegpt_of(content: Any, reading: Reading) -> Dialogue:
     """{"conversations": [{"from", "value"}]}: the assistant's turns are targets, whatever it is called."""
-    turns, roles = [], []
-    system = content.get("system") if type(content) is dict else None
+    listed = _listed(content, ("conversations", "conversation"))
+    found = _columns(listed, "from", "value")
+    if found is None:
+        number = next(number for number, message in enumerate(listed, 1) if not _columns([message], "from", "value"))
+        raise DialogueError(f'message {number} has no text under "from" and "value"')
+    names, turns = found
+    names = [*map(str.lower, names)]
+    speakers = [*map(_ROLES.get, names, names)]
+    system = content.get("system")
     if type(system) is str and system.strip():
-        turns, roles = [system], [SYSTEM]
-    for number, message in enumerate(_listed(content, ("conversations", "conversation")), 1):
-        speaker, text = (message.get("from"), message.get("value")) if type(message) is dict else (None, None)
-        if type(speaker) is not str or type(text) is not str:
-            raise DialogueError(f'message {number} has no text under "from" and "value"')
-        turns.append(text)
-        roles.append(_ROLES.get(speaker.lower(), speaker.lower()))
-    return Dialogue(turns, [float(role == ASSISTANT) for role in roles], roles)
+        turns, speakers = [system, *turns], [SYSTEM, *speakers]
+    return Dialogue(turns, [1.0 if speaker == ASSISTANT else 0.0 for speaker in speakers], speakers)
 
 
 def _listed(content: Any, names: Sequence[str]) -> list[Any]:
@@ -168,8 +172,10 @@ def _kind(name: str, what: str, of: Callable[[Any, Reading], Dialogue], fits: Ca
 
     by_line = line_reader(parse)
 
-    def read(source: Source) -> Iterator[Dialogue]:
-        return told(source, _array(source, of)) if is_array(source) else by_line(source)
+    by_element = each(lambda source: told(source, _array(source, of)))
+
+    def read(source: Source) -> Iterator[list[Dialogue]]:
+        return by_element(source) if is_array(source) else by_line(source)
 
     return Kind(name, what, fits, read, parse)
 
