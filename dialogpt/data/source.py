@@ -19,7 +19,7 @@ from dialogpt.errors import DialogueError
 from dialogpt.files.plain_file import require_plain_file
 
 LINE_LIMIT = 4 << 20  # bytes; the longest conversation of chitchat-dataset has 60 kB
-CHUNK = 1 << 20  # bytes read at a time
+CHUNK = 1 << 18  # bytes read at a time
 AT_ONCE = 64  # lines
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

@@ -92,7 +92,7 @@ class Transformer:
         Texts that pass together pass alone. All else that `apply` looks at are numbers of turns, weights and speakers;
         these are the same in many dialogues, of which one is tried.
         """
-        if not self._plain or self.reverse or any([dialogue.references for dialogue in dialogues]):
+        if not self._plain or self.reverse or any(dialogue.references for dialogue in dialogues):
             return False
         turns = chain.from_iterable([dialogue.turns for dialogue in dialogues])
         weights = [dialogue.weights for dialogue in dialogues if dialogue.weights is not None]

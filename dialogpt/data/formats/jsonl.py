@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 from dialogpt.data.dialogue import Dialogue, texts
@@ -17,6 +19,8 @@ from dialogpt.data.source import LINE_LIMIT, TOO_LONG, Source, decoded
 from dialogpt.errors import DialogueError
 
 ASSISTANT, SYSTEM = "assistant", "system"
+Number = Callable[[bool], float]  # int or float, in which a format has its weights
+MAX_KNOWN = 100  # messages of a dialogue whose speakers are remembered for others with the same
 _ROLES = {  # other names of the three in use
     "human": "user",
     "gpt": ASSISTANT,
@@ -102,20 +106,41 @@ def messages_of(content: Any, reading: Reading) -> Dialogue:
     """{"messages": [{"role", "content", "weight"}]}: the assistant's turns are targets, unless their weight is 0."""
     listed = _listed(content, ("messages", "conversation", "conversations"))
     roles, turns = _columns(listed, "role", "content") or _roles_and_texts(listed)
-    speakers = [*map(_ROLES.get, roles, roles)]
-    weights = [1 if speaker == ASSISTANT else 0 for speaker in speakers]
-    if sum(map(len, listed)) > 2 * len(listed):  # a message may say how much it weighs
-        weights = [weight and message.get("weight", 1) for weight, message in zip(weights, listed, strict=True)]
+    speakers, weights = _cast(roles)
+    for number, message in enumerate(listed):
+        if "weight" in message and speakers[number] == ASSISTANT:
+            weights[number] = message["weight"]
     return Dialogue(turns, weights, speakers)
 
 
 def _columns(messages: list[Any], who: str, what: str) -> tuple[list[str], list[str]] | None:
     """Who wrote each message, and what, where all are texts: mostly so, and faster seen at once than one by one."""
+    names, turns = [], []
     try:
-        names, turns = [message[who] for message in messages], [message[what] for message in messages]
+        for message in messages:
+            names.append(message[who])
+            turns.append(message[what])
     except (TypeError, LookupError):
         return None
     return (names, turns) if texts(names) and texts(turns) else None
+
+
+def _cast(
+    roles: list[str], number: Number = int, *, any_case: bool = False
+) -> tuple[list[str], list[Any]]:
+    """The speakers of these roles, and the weights of their turns: 1 for the assistant's, else 0."""
+    look_up = _known_cast if len(roles) <= MAX_KNOWN else _known_cast.__wrapped__
+    speakers, weights = look_up(tuple(roles), number, any_case)
+    return [*speakers], [*weights]
+
+
+@lru_cache(maxsize=256)  # user, assistant, user, ...: in most dialogues the same
+def _known_cast(
+    roles: tuple[str, ...], number: Number, any_case: bool
+) -> tuple[list[str], list[float]]:
+    names = [role.lower() for role in roles] if any_case else roles
+    speakers = [_ROLES.get(name, name) for name in names]
+    return speakers, [number(speaker == ASSISTANT) for speaker in speakers]
 
 
 def _roles_and_texts(messages: list[Any]) -> tuple[list[str], list[str]]:
@@ -148,12 +173,11 @@ def sharegpt_of(content: Any, reading: Reading) -> Dialogue:
         number = next(number for number, message in enumerate(listed, 1) if not _columns([message], "from", "value"))
         raise DialogueError(f'message {number} has no text under "from" and "value"')
     names, turns = found
-    names = [*map(str.lower, names)]
-    speakers = [*map(_ROLES.get, names, names)]
     system = content.get("system")
     if type(system) is str and system.strip():
-        turns, speakers = [system, *turns], [SYSTEM, *speakers]
-    return Dialogue(turns, [1.0 if speaker == ASSISTANT else 0.0 for speaker in speakers], speakers)
+        names, turns = [SYSTEM, *names], [system, *turns]
+    speakers, weights = _cast(names, float, any_case=True)
+    return Dialogue(turns, weights, speakers)
 
 
 def _listed(content: Any, names: Sequence[str]) -> list[Any]:
@@ -170,7 +194,15 @@ def _kind(name: str, what: str, of: Callable[[Any, Reading], Dialogue], fits: Ca
     def parse(line: bytes, reading: Reading) -> Dialogue:
         return of(json_of(line, quoted), reading)
 
-    by_line = line_reader(parse)
+    def parse_all(lines: list[bytes], reading: Reading) -> list[Dialogue] | None:
+        if max(map(bytes.count, lines, repeat(quoted))) > 1:
+            return None
+        try:
+            return [of(content, reading) for content in map(loads, lines)]
+        except (DialogueError, ValueError, RecursionError):
+            return None
+
+    by_line = line_reader(parse, parse_all)
 
     by_element = each(lambda source: told(source, _array(source, of)))
 
