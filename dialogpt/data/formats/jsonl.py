@@ -125,9 +125,7 @@ def _columns(messages: list[Any], who: str, what: str) -> tuple[list[str], list[
     return (names, turns) if texts(names) and texts(turns) else None
 
 
-def _cast(
-    roles: list[str], number: Number = int, *, any_case: bool = False
-) -> tuple[list[str], list[Any]]:
+def _cast(roles: list[str], number: Number = int, *, any_case: bool = False) -> tuple[list[str], list[Any]]:
     """The speakers of these roles, and the weights of their turns: 1 for the assistant's, else 0."""
     look_up = _known_cast if len(roles) <= MAX_KNOWN else _known_cast.__wrapped__
     speakers, weights = look_up(tuple(roles), number, any_case)
@@ -135,9 +133,7 @@ def _cast(
 
 
 @lru_cache(maxsize=256)  # user, assistant, user, ...: in most dialogues the same
-def _known_cast(
-    roles: tuple[str, ...], number: Number, any_case: bool
-) -> tuple[list[str], list[float]]:
+def _known_cast(roles: tuple[str, ...], number: Number, any_case: bool) -> tuple[list[str], list[float]]:
     names = [role.lower() for role in roles] if any_case else roles
     speakers = [_ROLES.get(name, name) for name in names]
     return speakers, [number(speaker == ASSISTANT) for speaker in speakers]
