@@ -34,31 +34,50 @@ def messages(who: str, what: str) -> st.SearchStrategy[list[Any]]:
 
 
 def good(render: Any) -> st.SearchStrategy[Any]:
-    return st.lists(st.sampled_from(["hi", "well", "ü"]), min_size=2, max_size=4).map(render)
+    """Contents that are read without a problem, though not all of them are kept as they are."""
+    texts = st.lists(
+        st.sampled_from(["hi", "well", "ü", "me@example.org", "a <|endoftext|> b"]), min_size=2, max_size=3
+    )
+    return texts.flatmap(render)
 
 
-def said(who: str, what: str, names: tuple[str, str]) -> Any:
-    return lambda texts: [{who: names[n % 2], what: text} for n, text in enumerate(texts)]
+def said(who: str, what: str, names: tuple[str, ...], texts: list[str]) -> list[dict[str, str]]:
+    return [{who: names[n % len(names)], what: text} for n, text in enumerate(texts)]
+
+
+def chats(key: str, who: str, what: str, *orders: tuple[str, ...]) -> st.SearchStrategy[Any]:
+    return good(lambda texts: st.sampled_from([{key: said(who, what, names, texts)} for names in orders]))
 
 
 merge = lambda *parts: {key: value for part in parts for key, value in part.items()}  # noqa: E731
 CONTENTS = {
-    "turns": good(lambda texts: {"turns": texts})
-    | st.builds(
-        merge,
-        st.builds(lambda value: {"turns": value}, lists(turns)),
-        optional("weights", lists(weights)),
-        optional("speakers", lists(roles)),
-        optional("references", lists(turns)),
+    "turns": (
+        good(lambda texts: st.sampled_from([{"turns": texts}, {"turns": texts, "speakers": ["a"] * len(texts)}])),
+        st.builds(
+            merge,
+            st.builds(lambda value: {"turns": value}, lists(turns)),
+            optional("weights", lists(weights)),
+            optional("speakers", lists(roles)),
+            optional("references", lists(turns)),
+        ),
     ),
-    "messages": good(lambda texts: {"messages": said("role", "content", ("user", "assistant"))(texts)})
-    | st.builds(lambda value: {"messages": value}, messages("role", "content")),
-    "sharegpt": good(lambda texts: {"conversations": said("from", "value", ("human", "gpt"))(texts)})
-    | st.builds(
-        merge,
-        st.builds(lambda value: {"conversations": value}, messages("from", "value")),
-        optional("system", turns),
+    "messages": (
+        chats("messages", "role", "content", ("user", "assistant"), ("system", "assistant"), ("user",)),
+        st.builds(lambda value: {"messages": value}, messages("role", "content")),
     ),
+    "sharegpt": (
+        chats("conversations", "from", "value", ("human", "gpt"), ("system", "GPT"), ("human",)),
+        st.builds(
+            merge,
+            st.builds(lambda value: {"conversations": value}, messages("from", "value")),
+            optional("system", turns),
+        ),
+    ),
+}
+FIRST = {  # so that no file is one array
+    "turns": b'{"turns": ["a", "b"]}',
+    "messages": b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+    "sharegpt": b'{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}',
 }
 BROKEN = st.sampled_from(
     [b"", b" ", b"{", b"[1]", b'"x"', b"NaN", b"\xff", b'{"turns": ["a",', b'"b"]}',
@@ -102,14 +121,16 @@ def test_lines_together_are_as_lines_alone(
 ) -> None:
     monkeypatch.setattr("dialogpt.data.source.AT_ONCE", at_once)
     path = tmp_path_factory.mktemp("many") / "a.jsonl"
-    line = CONTENTS[name].map(lambda content: json.dumps(content).encode())
+    fine, other = (strategy.map(lambda content: json.dumps(content).encode()) for strategy in CONTENTS[name])
+    twice = fine.map(lambda line: line[:-1] + b"," + line[1:])  # every key
+    files = st.lists(fine, max_size=8) | st.lists(fine | twice, max_size=5) | st.lists(fine | other | twice | BROKEN)
 
-    @given(st.lists(line | line | line | BROKEN, max_size=12), st.sampled_from(SETTINGS))
+    @given(files, st.sampled_from(SETTINGS))
     def check(lines: list[bytes], reading: Reading) -> None:
-        path.write_bytes(b"{}\n" + b"".join(line + b"\n" for line in lines))  # {}: never one array
+        path.write_bytes(b"".join(line + b"\n" for line in [FIRST[name], *lines]))
         problems: list[Problem] = []
         together = list(read_one(path, KINDS[name], Transformer(reading), problems.append))
-        assert seen(together, problems) == seen(*alone([b"{}", *lines], name, reading, path))
+        assert seen(together, problems) == seen(*alone([FIRST[name], *lines], name, reading, path))
 
     check()
 
@@ -124,7 +145,7 @@ def test_weights_of_one_size_are_told_apart() -> None:
 
 def test_dialogues_share_no_lists(tmp_path: Path) -> None:
     """Speakers of one order are looked up once; a change to one dialogue leaves the others as they are."""
-    content = {"messages": said("role", "content", ("user", "assistant"))(["hi", "ho"])}
+    content = {"messages": said("role", "content", ("user", "assistant"), ["hi", "ho"])}
     (tmp_path / "a.jsonl").write_text(f"{json.dumps(content)}\n" * 2)
     first, second = read_one(tmp_path / "a.jsonl", KINDS["messages"], Transformer(Reading()))
     assert first.speakers is not None
@@ -147,3 +168,16 @@ def test_what_passes_is_passed_on_together(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "a.jsonl").write_text('{"turns": ["hi", "ho"]}\n{"turns": ["a", "b", "c"]}\n' * 200)
     found = import_dialogues([tmp_path / "a.jsonl"], tmp_path / "out.jsonl", Reading())
     assert (found.kept.dialogues, count) == (400, 2)
+
+
+@pytest.mark.parametrize(("name", "weights"), [("messages", "[0,1]"), ("sharegpt", "[0.0,1.0]")])
+def test_weights_are_written_as_ever(name: str, weights: str, tmp_path: Path) -> None:
+    """Whole numbers of messages, fractions of sharegpt: a file that is imported again is the same to the byte."""
+    key, who, what, names = {
+        "messages": ("messages", "role", "content", ("user", "assistant")),
+        "sharegpt": ("conversations", "from", "value", ("Human", "GPT")),
+    }[name]
+    (tmp_path / "a.jsonl").write_text(json.dumps({key: said(who, what, names, ["hi", "ho"])}) + "\n")
+    import_dialogues([tmp_path / "a.jsonl"], tmp_path / "out.jsonl", Reading())
+    written = (tmp_path / "out.jsonl").read_text().replace(" ", "")
+    assert written == f'{{"turns":["hi","ho"],"weights":{weights},"speakers":["user","assistant"]}}\n'
