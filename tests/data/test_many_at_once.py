@@ -181,3 +181,9 @@ def test_weights_are_written_as_ever(name: str, weights: str, tmp_path: Path) ->
     import_dialogues([tmp_path / "a.jsonl"], tmp_path / "out.jsonl", Reading())
     written = (tmp_path / "out.jsonl").read_text().replace(" ", "")
     assert written == f'{{"turns":["hi","ho"],"weights":{weights},"speakers":["user","assistant"]}}\n'
+
+
+def test_settings_that_look_at_texts_see_each() -> None:
+    """Two dialogues of one shape, of which --eos-in-text split changes only the first."""
+    transformer = Transformer(Reading(eos_in_text="split"))
+    assert not transformer.keeps([Dialogue(["a<|endoftext|>b", "c"]), Dialogue(["a", "b"])])
