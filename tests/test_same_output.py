@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt.cli.main import main
-from dialogpt.weights.disk import lock_output
+from dialogpt.files.disk import lock_output
 from dialogpt.weights.formats import new_folder
 from tests.helpers import needs_posix
 from tests.train.runs import write_dialogues

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from dialogpt.files.disk import write_atomically
 from dialogpt.model import GPT2, GPT2Config
-from dialogpt.weights.disk import write_atomically
 from dialogpt.weights.formats import CheckpointError
 
 # How far logits may be apart, as a part of the largest: ten times what rounding to the dtype explains.

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from dialogpt.errors import first_names
-from dialogpt.weights.disk import LINK_LIMIT
+from dialogpt.files.disk import LINK_LIMIT
 from dialogpt.weights.formats import CheckpointError, FileContent, read_json, read_tensors
 
 WEIGHT_FILES = (  # in the order of preference

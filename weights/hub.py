@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, unquote
 
 from dialogpt.errors import install_hint
+from dialogpt.files.disk import lock, reason_of
 from dialogpt.files.plain_file import require_plain_file
 from dialogpt.weights.checkpoint import FORMAT_VERSION, open_path
 from dialogpt.weights.convert import write_ours
-from dialogpt.weights.disk import lock, reason_of
 from dialogpt.weights.folders import WEIGHT_FILES, no_weights, shard_names, weights_among
 from dialogpt.weights.formats import CheckpointError, Progress, read_json, sha256_of
 from dialogpt.weights.slips import missing

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
@@ -31,7 +32,7 @@ from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.standard_input import stdin_bytes
-from dialogpt.data import Problem
+from dialogpt.data import Dialogue, Problem
 from dialogpt.data.detect import kind_of
 from dialogpt.data.formats.kind import Kind
 from dialogpt.data.read import read_one
@@ -41,8 +42,8 @@ from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.files import json_input
+from dialogpt.files.disk import lock_output, reason_of
 from dialogpt.generation import Reply
-from dialogpt.weights.disk import lock_output, reason_of
 
 SHOWN = 5  # problems of an input of another kind
 SEED_STRIDE = 1_000_003  # a prime, so that lines of runs with neighbouring seeds sample other replies
@@ -70,9 +71,9 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
         DialogueError: the input cannot be read, or the output is something else.
     """
     with ExitStack() as files:
-        source = stdin_bytes() if str(options.batch) == "-" else files.enter_context(_opened(options.batch))
-        output: IO[bytes] = sys.stdout.buffer
         kind = _kind(options)
+        source = stdin_bytes() if str(options.batch) == "-" else files.enter_context(_opened(options.batch, kind))
+        output: IO[bytes] = sys.stdout.buffer
         lines = _lines(source, options, kind)
         total = _count(source) if kind is None else None
         earlier = None
@@ -81,7 +82,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
             files.callback(_held(options.output))  # first, as what is entered last is left first
             output = files.enter_context(_output(options.output))
             earlier = _Earlier(output, options.output)
-            lines = earlier.skip(lines, source)
+            lines = earlier.skip(lines, lambda: _count(source) if kind is None else _count_dialogues(options, kind))
         chat = open_chat()
         if earlier is not None:
             files.callback(earlier.begin())
@@ -155,8 +156,12 @@ class _Earlier:
         self._left: Iterator[tuple[dict[str, Any], bytes]] = iter(())
         self._close: Callable[[], None] = lambda: None
 
-    def skip(self, lines: Iterator[Line], source: IO[bytes]) -> Iterator[Line]:
+    def skip(self, lines: Iterator[Line], count: Callable[[], int | None]) -> Iterator[Line]:
         """The lines of the input behind those whose answers stand at the beginning of the output.
+
+        Args:
+            lines: of the input.
+            count: counts them without taking any; None where it cannot, as of a pipe.
 
         Raises:
             DialogueError: the input is shorter than the output.
@@ -172,23 +177,14 @@ class _Earlier:
                 self._whole += len(raw)
                 continue
             if raw:
-                self._require_as_long(source)
+                self._require_as_long(count())
             return chain([line], lines)
-        if compared < self._count:
-            raise DialogueError(
-                f"the output has {self._count} lines and the input {compared}; it belongs to another input"
-            )
+        self._require_as_long(compared)
         return iter(())
 
-    def _require_as_long(self, source: IO[bytes]) -> None:
-        """Raise if the input, which may be counted, has fewer lines than the output."""
-        if not source.seekable():
-            return
-        place = source.tell()
-        source.seek(0)
-        count = _count(source) or 0
-        source.seek(place)
-        if count < self._count:
+    def _require_as_long(self, count: int | None) -> None:
+        """Raise if the input is known to have fewer lines than the output."""
+        if count is not None and count < self._count:
             raise DialogueError(
                 f"the output has {self._count} lines and the input {count}; it belongs to another input"
             )
@@ -264,8 +260,15 @@ def _answers(chat: Chat, group: list[Line], number: int, base: int, stop: Stop) 
     return found
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path, kind: Kind | None) -> IO[bytes]:
+    """The input as bytes; of a folder, which some kinds are, there are none.
+
+    Raises:
+        DialogueError: it cannot be read.
+    """
     try:
+        if kind is not None and path.is_dir():
+            return BytesIO()
         if path.exists() and not (path.is_file() or path.is_dir()):  # it would be looked at, and then read again
             raise DialogueError(f"{path} is not a plain file; send it to standard input, and pass --batch -")
         return path.open("rb")
@@ -357,13 +360,24 @@ def _entries(file: IO[bytes], path: Path) -> Iterator[tuple[dict[str, Any], byte
 
 
 def _count(source: IO[bytes]) -> int | None:
-    """How many lines an input has that is at its beginning, and is left there; None of a pipe."""
+    """How many lines an input has, which is left where it is; None of a pipe."""
     if not source.seekable():
         return None
     place = source.tell()
+    source.seek(0)
     count = sum(1 for _ in source)
     source.seek(place)
     return count
+
+
+def _count_dialogues(options: argparse.Namespace, kind: Kind) -> int:
+    """How many dialogues an input of another kind has."""
+    return sum(1 for _ in _dialogues(options, kind, lambda problem: None))
+
+
+def _dialogues(options: argparse.Namespace, kind: Kind, on_problem: Callable[[Problem], None]) -> Iterator[Dialogue]:
+    reading = replace(reading_from(options), min_turns=1)
+    return read_one(options.batch, kind, Transformer(reading, trains=False), on_problem)
 
 
 def _kind(options: argparse.Namespace) -> Kind | None:
@@ -378,13 +392,11 @@ def _kind(options: argparse.Namespace) -> Kind | None:
 
 def _lines(source: IO[bytes], options: argparse.Namespace, kind: Kind | None) -> Iterator[Line]:
     """The lines of the input, or the dialogues of an input of another kind."""
-    reading = replace(reading_from(options), min_turns=1)
     if kind is None:
         yield from _lines_of_json(source)
         return
     problems: list[Problem] = []
-    found = read_one(options.batch, kind, Transformer(reading, trains=False), problems.append)
-    for number, dialogue in enumerate(found, 1):
+    for number, dialogue in enumerate(_dialogues(options, kind, problems.append), 1):
         yield Line(number, dialogue.turns, {"turns": dialogue.turns})
     for problem in problems[:SHOWN]:
         print(f"dialogpt: left out: {printable(one_line(str(problem)))}", file=sys.stderr)

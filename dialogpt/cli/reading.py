@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import re
 from dataclasses import fields, replace
 
@@ -72,7 +73,10 @@ def reading_from(options: argparse.Namespace, tsv_weights: bool = False) -> Read
     }
     try:
         if options.columns is not None:
-            given["columns"] = tuple(name.strip() for name in options.columns.split(","))
+            (names,) = csv.reader(
+                [options.columns.replace("\n", " ")], skipinitialspace=True
+            )  # a name may hold a comma
+            given["columns"] = tuple(name.strip() for name in names)
         reading = Reading(**given)
         gap = reading.gap_seconds if options.gap is None else seconds_of(options.gap)
         return replace(reading, gap_seconds=gap, tsv_weights=tsv_weights)

@@ -28,6 +28,7 @@ from dialogpt.data.report import Statistics
 from dialogpt.data.settings import Reading
 from dialogpt.data.transform import Transformer
 from dialogpt.errors import DialogueError
+from dialogpt.files.disk import lock_output
 
 MAX_REASONS = 100  # that are counted apart
 WRITTEN_AT_ONCE = 1 << 18  # bytes
@@ -183,8 +184,6 @@ def new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
     Raises:
         DialogueError: one exists, cannot be written, or the first is being written by another process.
     """
-    from dialogpt.weights.disk import lock_output  # imports torch
-
     try:
         release = lock_output(paths[0])
     except OSError as error:
@@ -207,7 +206,8 @@ def new_files(*paths: Path) -> Iterator[list[BinaryIO]]:
             raise DialogueError(f"{paths[0]} cannot be written: {error.strerror or error}") from None
     finally:
         for file in files:
-            file.close()
+            with suppress(OSError):  # what is buffered finds no room on a full disk
+                file.close()
         for path in temporary:
             path.unlink(missing_ok=True)
         release()

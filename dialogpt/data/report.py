@@ -21,6 +21,7 @@ MAX_SPEAKERS = 10_000  # that are counted apart
 MANY = 0.5  # of the sampled replies, when one of them is "most"
 MIN_DIALOGUES = 20  # dialogues; of fewer nothing is concluded
 BAR = 40  # letters of the longest bar
+_WORD = re.compile(r"\w+")
 _NUMBER_FIRST = re.compile(r"\d+(?:\.\d+)? ")
 
 
@@ -90,15 +91,21 @@ class Statistics:
                 "every turn begins with a number, which is read as text; if these are DialoGPT's weights, pass "
                 "--tsv-weights"
             )
-        reply, count = Counter(turns[-1] for turns in judged).most_common(1)[0]
+        replies = {_words(turns[-1]): turns[-1] for turns in judged}
+        words, count = Counter(_words(turns[-1]) for turns in judged).most_common(1)[0]
         if count > MANY * len(judged):
             found.append(
-                f"{count / len(judged):.0%} of the last replies are {reply[:40]!r}; a model that learns them says "
-                f"little else"
+                f"{count / len(judged):.0%} of the last replies are {replies[words][:40]!r}, whatever its case and "
+                f"marks; a model that learns them says little else"
             )
         if len(self.speakers) == 1:
             found.append(f"all turns are by one speaker, {next(iter(self.speakers))!r}, so nobody is answered")
         return found
+
+
+def _words(text: str) -> str:
+    """A text without its case and punctuation, unless it has nothing else."""
+    return " ".join(_WORD.findall(text.casefold())) or text
 
 
 def histogram(lengths: Sequence[int]) -> list[str]:

@@ -66,6 +66,8 @@ class Reading:
             for name, choices in (("paths", PATHS), ("system", SYSTEM), ("eos_in_text", EOS_IN_TEXT))
             if getattr(self, name) not in choices
         ]
+        if not all(map(str.strip, self.columns)):
+            problems.append(f"columns is {','.join(self.columns)!r}, expected names with commas between them")
         if self.min_turns < 1:
             problems.append(f"min_turns is {self.min_turns}, expected at least 1")
         if self.max_turns is not None and self.max_turns < max(2, self.min_turns):

@@ -137,7 +137,7 @@ class Transformer:
         if dialogue.speakers is not None:
             if reading.bot is not None and len(self.met) < self.MAX_MET:
                 self.met.update(dict.fromkeys(dialogue.speakers))
-            dialogue = merged(without_system(dialogue, reading.system == "drop"))
+            dialogue = self._merged(without_system(dialogue, reading.system == "drop"))
         if reading.eos_in_text == "split" and any(END_OF_TEXT in turn for turn in dialogue.turns):
             dialogue = split_at_end_of_text(dialogue)
         if reading.redact or reading.names or reading.bot is not None:
@@ -145,6 +145,15 @@ class Transformer:
         pieces = [dialogue] if reading.max_turns is None else cut(dialogue, reading.max_turns)
         pieces[-1].references = [redacted(text) for text in references] if reading.redact else references
         return pieces
+
+    def _merged(self, dialogue: Dialogue) -> Dialogue:
+        found = merged(dialogue)
+        speakers = found.speakers or []
+        if len(speakers) == 1 < min(len(dialogue.turns), self.min_turns) and self.reading.eos_in_text == "keep":
+            raise DialogueError(
+                f"1 turn, at least {self.min_turns} needed: all {len(dialogue.turns)} messages are by one speaker"
+            )
+        return found
 
     def _changed(self, dialogue: Dialogue) -> Dialogue:
         reading, speakers = self.reading, dialogue.speakers

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from dialogpt.errors import DialogueError
 from dialogpt.evaluate.dialogues import Dialogue, lines_of
+from dialogpt.files.disk import write_atomically
 from dialogpt.files.plain_file import require_plain_file
-from dialogpt.weights.disk import write_atomically
 
 ANSWERS = ("a", "b", "same")
 

@@ -11,7 +11,7 @@ from typing import IO, Any, TypeVar
 
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
-from dialogpt.weights.disk import lock_output, reason_of
+from dialogpt.files.disk import lock_output, reason_of
 
 Item = TypeVar("Item")
 Line = dict[str, Any]

@@ -30,10 +30,10 @@ from dialogpt.evaluate.metrics import LikelihoodSample, TextSample
 from dialogpt.evaluate.overlap import Floats
 from dialogpt.evaluate.protocols import PROTOCOLS, Protocol
 from dialogpt.evaluate.resumed import Line, resumed
+from dialogpt.files.disk import write_atomically
 from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import load
-from dialogpt.weights.disk import write_atomically
 
 SCORED_TOGETHER = 16  # dialogues between two writes
 OnStage = Callable[[str, int, int], None]  # what is being done, how many are done, of how many

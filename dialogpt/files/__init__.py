@@ -1,1 +1,1 @@
-"""Files from outside and of our own, read with limits: JSON, schemas, and what may be opened at all."""
+"""Files, without torch: those from outside, read with limits; what may be opened at all; durable writes and locks."""

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.errors import DialogueError, install_hint
+from dialogpt.files.disk import write_atomically
 from dialogpt.inspect.data import Inspection
 from dialogpt.inspect.text import shown, speaker
-from dialogpt.weights.disk import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

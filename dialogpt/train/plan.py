@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from dialogpt.data.dialogue import counted
 from dialogpt.train.settings import TrainConfig
 
 BATCHES, STEPS = 24, 150  # targets: batches per epoch, steps per run
@@ -69,5 +70,6 @@ def idle_settings(config: TrainConfig, steps: int, validates: bool) -> list[str]
     if config.patience is not None and not validates:
         found.append("nothing is held out, so --patience does nothing")
     if steps < 20:
-        found.append(f"{steps:,} steps change little; give more --epochs")
+        more = "--epochs" if config.steps is None else "--steps"
+        found.append(f"a run of {counted(steps, 'step')} changes little; give more {more}")
     return found

@@ -29,13 +29,13 @@ from torch import Tensor
 
 from dialogpt.errors import DialogueError
 from dialogpt.files import own_files
+from dialogpt.files.disk import lock, reason_of, write_atomically
 from dialogpt.files.plain_file import require_plain_file
 from dialogpt.model import GPT2
 from dialogpt.train.lora import write_adapter
 from dialogpt.train.trainer import Progress, Trainer
 from dialogpt.weights import Checkpoint, open_checkpoint, save
 from dialogpt.weights.checkpoint import Origin
-from dialogpt.weights.disk import lock, reason_of, write_atomically
 from dialogpt.weights.formats import (
     CheckpointError,
     StoredTensor,

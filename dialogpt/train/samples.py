@@ -18,13 +18,13 @@ import numpy as np
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.files import own_files
+from dialogpt.files.disk import write_atomically
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import BOT, USER
 from dialogpt.model import GPT2
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.train.data.prepare import TokenFiles
 from dialogpt.weights import Checkpoint
-from dialogpt.weights.disk import write_atomically
 
 NEW_TOKENS = 40
 SEED = 1

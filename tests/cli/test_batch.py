@@ -20,7 +20,7 @@ import pytest
 from dialogpt.cli import batch
 from dialogpt.cli.main import main
 from dialogpt.data import Reading
-from dialogpt.weights.disk import lock
+from dialogpt.files.disk import lock
 from tests.helpers import WAIT_SECONDS, environment, needs_links, needs_posix, started
 
 
@@ -269,6 +269,36 @@ def test_an_input_of_another_kind_is_answered_by_dialogues(tmp_path: Path, capsy
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["turns"] for entry in found] == [["Hi!", "Hello."], ["Good night!"]]
     assert all(entry["replies"] for entry in found)
+
+
+def test_a_folder_is_answered_and_an_input_is_as_long_as_its_dialogues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder of `datasets` was "a directory"; an edited table was "another input", as its lines were counted."""
+    pyarrow = pytest.importorskip("pyarrow")
+    saved, out = tmp_path / "saved", tmp_path / "out.jsonl"
+    saved.mkdir()
+    (saved / "state.json").write_text("{}")
+
+    def write(*prompts: str) -> None:
+        table = pyarrow.table({"dialog": [[prompt, "And you?"] for prompt in prompts]})
+        with pyarrow.ipc.new_stream(saved / "data-00000-of-00001.arrow", table.schema) as stream:
+            stream.write_table(table)
+
+    write(*(f"Hi {n}!" for n in range(5)))
+    assert run("--batch", saved, "--output", out) == 0
+    assert len(out.read_text().splitlines()) == 5
+    write("Good morning!", *(f"Hi {n}!" for n in range(1, 5)))
+    capsys.readouterr()
+    assert run("--batch", saved, "--output", out) == 0
+    assert "1 of them had changed in the input" in capsys.readouterr().err
+    assert json.loads(out.read_text().splitlines()[0])["turns"] == ["Good morning!", "And you?"]
+    write("Good evening!")
+    assert run("--batch", saved, "--output", out) == 1
+    assert "the output has 5 lines and the input 1; it belongs to another input" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 5
+    assert run("--batch", tmp_path) == 1
+    assert f"{tmp_path} cannot be read: Is a directory" in capsys.readouterr().err
 
 
 def test_messages_that_end_with_the_user_are_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

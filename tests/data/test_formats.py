@@ -159,6 +159,39 @@ def test_csv_by_columns(tmp_path: Path) -> None:
         found(rows, columns=("nobody",))
 
 
+def test_csv_as_excel_writes_it_where_commas_are_decimal(tmp_path: Path) -> None:
+    """The line `sep=;` was taken for the header."""
+    assert found(written(tmp_path, "a.csv", 'sep=;\r\nquestion;answer\r\n"1,5; why?";b\r\n'))[0] == [["1,5; why?", "b"]]
+
+
+def test_columns_that_do_not_say_which_are_sentences(tmp_path: Path) -> None:
+    """Of two columns with one name the first was taken twice, and of a role that is given twice the last."""
+    path = written(tmp_path, "a.csv", "text,text,a=b,name\nhi,hello,yes,x\n")
+    with pytest.raises(DialogueError, match="2 columns are called text; rename one of them"):
+        found(path, columns=("text", "text"))
+    with pytest.raises(DialogueError, match="each once, and needs text; got text=name,text=a=b"):
+        found(path, columns=("text=name", "text=a=b"))
+    with pytest.raises(DialogueError, match="columns is 'name,', expected names"):
+        found(path, columns=("name", ""))
+    assert found(path, columns=("name", "a=b"))[0] == [["x", "yes"]]
+
+
+def test_times_in_a_table(tmp_path: Path) -> None:
+    """Times that are not read ended no dialogue, and nobody was told; so did milliseconds."""
+    columns = ("speaker=who", "text=what", "time=when")
+    for first, later in (
+        ("2024-01-13 10:00", "2024-01-14 10:00"),
+        ("1705140000", "1705226400.5"),
+        ("1705140000000",) * 2,
+    ):
+        later = later.replace("17051400", "17052264") if later == first else later
+        path = written(tmp_path, "a.csv", f"when,who,what\n{first},A,hi\n{first},B,ho\n{later},A,new\n{later},B,day\n")
+        assert found(path, columns=columns) == ([["hi", "ho"], ["new", "day"]], [])
+    path = written(tmp_path, "a.csv", "when,who,what\n1/13/2024 10:00,A,hi\n,B,ho\n")
+    reason = "its time '1/13/2024 10:00' is not read; expected 2024-12-31 23:59, or seconds"
+    assert found(path, columns=columns) == ([["hi", "ho"]], [(2, reason)])
+
+
 def test_a_quote_that_is_never_closed_costs_one_row(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", 'question,answer\na,"b\nc,d\ne,f\n')
     dialogues, problems = found(path)
@@ -335,6 +368,38 @@ def test_oasst_every_path_learns_a_turn_once(tmp_path: Path) -> None:
             (["q", "worse"], [0, 1]),
         ]
         assert found(path, paths="best")[0] == [["q", "best", "more", "end"]]
+
+
+def test_oasst_says_what_it_leaves_out(tmp_path: Path) -> None:
+    """A question without an answer, and what was deleted, were dropped in silence; a deleted prompt was learned."""
+    answers = [message("2", "assistant", "bad", 0, review_result=False), message("3", "assistant", "good", 1)]
+    trees = [
+        {"message_tree_id": "1", "prompt": message("1", "prompter", "q", None, answers)},
+        {"message_tree_id": "4", "prompt": message("4", "prompter", "nobody answers")},
+        {"message_tree_id": "5", "prompt": message("5", "prompter", "x", None, answers, deleted=True)},
+    ]
+    withdrawn, unanswered = "a message that was deleted, or that the reviewers rejected", "a message of the user that"
+    dialogues, problems = found(written(tmp_path, "a.trees.jsonl", lines(*trees)))
+    assert dialogues == [["q", "good"]]
+    assert problems == [(1, withdrawn), (2, f"{unanswered} nobody answered"), (3, withdrawn)]
+    flat = [
+        {**node, "parent_id": parent, "message_tree_id": tree["message_tree_id"], "replies": None}
+        for tree in trees
+        for node, parent in [
+            (tree["prompt"], None),
+            *((r, tree["prompt"]["message_id"]) for r in tree["prompt"]["replies"]),
+        ]
+    ]
+    dialogues, problems = found(written(tmp_path, "a.messages.jsonl", lines(*flat)))
+    assert dialogues == [["q", "good"]]
+    assert problems == [
+        (2, withdrawn),
+        (4, f"{unanswered} nobody answered"),
+        (5, withdrawn),
+        (6, withdrawn),
+        (7, "its parent 5 is not there"),
+        (5, "the tree 5 has no root"),
+    ]
 
 
 WHATSAPP = {

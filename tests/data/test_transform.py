@@ -61,6 +61,7 @@ def test_the_bots_turns_are_learned_and_a_merged_turn_counts_least() -> None:
         (Dialogue(["a", "b"], [0, float("nan")]), "a weight is nan, expected 0 or 0.000001 to 1,000,000"),
         (Dialogue(["a", "b"], [1]), "1 weight for 2 turns"),
         (Dialogue(["a"]), "1 turn, at least 2 needed"),
+        (Dialogue(["a", "b"], None, ["Mia", "Mia"]), "1 turn, at least 2 needed: all 2 messages are by one speaker"),
         (Dialogue(["a", "b"], [1, 0]), "every weight is 0, so nothing is learned"),
         (Dialogue(["a", "b"], references=["c", ""]), "reference 2 is blank"),
     ],
@@ -168,6 +169,8 @@ def statistics(*said: list[str], speakers: list[str] | None = None) -> Statistic
     [
         (statistics(*[["0.0 hi", "1.0 you"]] * 30), "every turn begins with a number"),
         (statistics(*[[f"{n}", "ok"] for n in range(30)]), "100% of the last replies are 'ok'"),
+        (statistics(*[[f"{n}", ("OK.", "ok", "Ok!")[n % 3]] for n in range(30)]), "100% of the last replies are 'Ok!'"),
+        (statistics(*[[f"{n}", "..."] for n in range(30)]), "100% of the last replies are '...'"),
         (statistics(["a<|endoftext|>", "b"]), "1 dialogues hold the letters"),
         (statistics(*[[f"{n}a", f"{n}b"] for n in range(30)], speakers=["x", "x"]), "all turns are by one speaker"),
     ],

@@ -35,7 +35,12 @@ def test_settings_that_do_nothing_are_said() -> None:
     assert "never reaches --lr" in idle_settings(noam, 144, True)[0]
     patient = planned(TrainConfig(patience=9), 24, 256)
     assert "--patience 9 never ends a run with 6 validations" in idle_settings(patient, 144, True)[0]
-    assert "5 steps change little" in idle_settings(planned(TrainConfig(steps=5), 24, 256), 5, True)[0]
+    assert idle_settings(planned(TrainConfig(steps=5), 24, 256), 5, True) == [
+        "a run of 5 steps changes little; give more --steps"
+    ]
+    assert idle_settings(planned(TrainConfig(epochs=1), 1, 256), 1, True) == [
+        "a run of 1 step changes little; give more --epochs"
+    ]
     with pytest.raises(DialogueError, match="lora_target must be one or several of c_attn,c_proj,c_fc, got 'wte'"):
         TrainConfig(lora=1, lora_target="wte")
 

@@ -19,6 +19,7 @@ import torch
 from dialogpt import Chat, Tokenizer
 from dialogpt.cli.main import main
 from dialogpt.errors import DialogueError
+from dialogpt.files.disk import lock
 from dialogpt.model import GPT2, GPT2Config
 from dialogpt.train import trainer as trainer_module
 from dialogpt.train.data.batches import Batches
@@ -31,7 +32,6 @@ from dialogpt.train.run_folder import LOCK, Run
 from dialogpt.train.settings import TrainConfig
 from dialogpt.train.trainer import Trainer
 from dialogpt.weights import CheckpointError, export, formats, load, open_checkpoint
-from dialogpt.weights.disk import lock
 from dialogpt.weights.folders import pointed_folder
 from tests.helpers import environment, needs_fork, needs_links, small_vocabulary
 from tests.train.runs import ALONE, a_long_request, a_request, after, measured, train, weights_of, write_dialogues

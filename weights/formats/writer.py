@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from dialogpt.weights.disk import lock_output, reason_of, sync
+from dialogpt.files.disk import lock_output, reason_of, sync
 from dialogpt.weights.formats.safetensors import SAFETENSORS_DTYPES
 from dialogpt.weights.formats.tensors import ALIGNMENT, CheckpointError, Progress, StoredTensor
 

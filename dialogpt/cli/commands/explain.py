@@ -53,9 +53,9 @@ def run(options: argparse.Namespace) -> int:
     for path in filter(None, (options.out, options.png)):
         _require_writable(path)
     chat = open_chat(options)
+    from dialogpt.files.disk import write_atomically
     from dialogpt.inspect import explain, render_page
     from dialogpt.inspect.text import render_text
-    from dialogpt.weights.disk import write_atomically
 
     name = Path(options.model).name or options.model
     inspection = explain(chat, options.turns, options.reply, seed=options.seed, name=name)
@@ -87,6 +87,6 @@ def _require_writable(path: Path) -> None:
         raise DialogueError(f"{path} is a folder; name a file in it")
     if not path.parent.is_dir():
         raise DialogueError(f"there is no folder {path.parent}; create it, or name a file elsewhere")
-    from dialogpt.weights.disk import require_replaceable
+    from dialogpt.files.disk import require_replaceable
 
     require_replaceable(path)

@@ -6,6 +6,8 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -14,9 +16,13 @@ from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import MEGABYTES, ProgressLine
 from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged
+from dialogpt.cli.standard_input import copied_stdin
+from dialogpt.data.settings import Reading
 from dialogpt.errors import DONE, DialogueError
 
 CHECKED = 3  # dialogues of each source that --check shows
+CHECKED_BYTES = 16 << 20  # of standard input that --check reads; a line has 4 MiB at most
+STDIN = "-"
 DEDUP = ("exact", "near")  # dialogpt.data.dedup's
 
 
@@ -37,7 +43,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Read dialogues of the kinds that people have, and write them as one file that train reads. train "
         "reads every kind itself, too; this command shows what is in it, and cleans it once.",
     )
-    parser.add_argument("sources", nargs="+", type=Path, metavar="SOURCE", help="files, or folders of some kinds")
+    parser.add_argument(
+        "sources", nargs="+", metavar="SOURCE", help="files, folders of some kinds, or - for standard input"
+    )
     parser.add_argument("--out", type=Path, metavar="DATA.jsonl", help="a new file")
     parser.add_argument("--check", action="store_true", help="only show the first dialogues, and write nothing")
     parser.add_argument(
@@ -59,17 +67,26 @@ def run(options: argparse.Namespace) -> int:
         raise wrong_usage(options, f"--split is {options.split}, expected a share from 0 below 1")
     if options.check == (options.out is not None):
         raise wrong_usage(options, "name the file to write with --out, or look at the data with --check")
-    return _check(options) if options.check else _import(options)
+    if options.sources.count(STDIN) > 1:
+        raise wrong_usage(options, f"{STDIN} is standard input, which can be read once")
+    reading = reading_from(options, options.tsv_weights)
+    with ExitStack() as stack, ProgressLine() as progress:
+        count = partial(progress.count, "reading standard input", total=None, unit=MEGABYTES)
+        limit = CHECKED_BYTES if options.check else None
+        sources = [
+            stack.enter_context(copied_stdin(limit, count)) if name == STDIN else Path(name) for name in options.sources
+        ]
+        progress.end()
+        return _check(sources, reading) if options.check else _import(sources, reading, options)
 
 
-def _check(options: argparse.Namespace) -> int:
+def _check(sources: Sequence[Path], reading: Reading) -> int:
     """Show the first dialogues of each source, and the first problems."""
     from dialogpt.data import Problem, read
     from dialogpt.data.detect import kind_of
 
-    reading = reading_from(options, options.tsv_weights)
     shown = 0
-    for path in options.sources:
+    for path in sources:
         print(printable(f"{path}: {kind_of(path, reading).name}"))
         problems: list[Problem] = []
         for dialogue in islice(read(path, reading, on_problem=problems.append), CHECKED):
@@ -82,20 +99,20 @@ def _check(options: argparse.Namespace) -> int:
         for problem in problems[:CHECKED]:
             print(printable(f"  left out: {one_line(str(problem))}"))
     if not shown:
-        raise DialogueError(f"no dialogue in {', '.join(map(str, options.sources))} can be used")
+        raise DialogueError(f"no dialogue in {', '.join(map(str, sources))} can be used")
     return DONE
 
 
-def _import(options: argparse.Namespace) -> int:
+def _import(sources: Sequence[Path], reading: Reading, options: argparse.Namespace) -> int:
     from dialogpt.data.import_ import import_dialogues, names_beside
     from dialogpt.data.report import described
 
     start = time.monotonic()
     with flagged() as interrupted, ProgressLine() as progress:
         found = import_dialogues(
-            options.sources,
+            sources,
             options.out,
-            reading_from(options, options.tsv_weights),
+            reading,
             split=options.split,
             dedup=options.dedup,
             on_progress=progress.counter("importing", MEGABYTES, interrupted),

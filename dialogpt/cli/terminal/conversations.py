@@ -17,8 +17,8 @@ from dialogpt.chat import Chat
 from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.terminal import transcripts
 from dialogpt.errors import DialogueError
+from dialogpt.files.disk import lock, reason_of
 from dialogpt.history import Turn
-from dialogpt.weights.disk import lock, reason_of
 
 MAX_CONVERSATIONS = 200  # the oldest are removed
 TITLE_LETTERS = 48

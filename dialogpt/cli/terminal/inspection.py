@@ -8,9 +8,9 @@ from pathlib import Path
 from dialogpt.chat import Chat
 from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
+from dialogpt.files.disk import reason_of, write_atomically
 from dialogpt.inspect import Inspection, explain_last, render_page
 from dialogpt.inspect.text import render_token, shown
-from dialogpt.weights.disk import reason_of, write_atomically
 
 
 def write_page(chat: Chat, name: str, stop: Stop) -> Path:

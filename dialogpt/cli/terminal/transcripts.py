@@ -17,10 +17,10 @@ from typing import Any
 from dialogpt.cli.printable import printable
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.files import json_input
+from dialogpt.files.disk import reason_of, write_atomically
 from dialogpt.files.plain_file import require_plain_file
 from dialogpt.history import BOT, USER, Turn
 from dialogpt.tokenizer import Tokenizer
-from dialogpt.weights.disk import reason_of, write_atomically
 
 FORMAT = "dialogpt conversation"
 VERSION = 1

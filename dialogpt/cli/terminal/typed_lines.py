@@ -14,8 +14,8 @@ from pathlib import Path
 
 from dialogpt.cli.printable import printable
 from dialogpt.cli.terminal.conversations import state_folder
+from dialogpt.files.disk import lock, reason_of, write_atomically
 from dialogpt.files.plain_file import require_plain_file
-from dialogpt.weights.disk import lock, reason_of, write_atomically
 
 HISTORY_LINES = 1000
 LOCK_SECONDS = 10.0  # how long a talk that ends waits for another that writes its lines

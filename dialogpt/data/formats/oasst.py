@@ -6,7 +6,8 @@ first path that it is on: each is learned once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -18,6 +19,8 @@ from dialogpt.errors import DialogueError
 
 MAX_DEPTH = 200  # messages of a path; the deepest tree published has 30
 MAX_PATHS = 10_000  # of a tree
+WITHDRAWN = "a message that was deleted, or that the reviewers rejected"
+UNANSWERED = "a message of the user that nobody answered"
 _ROLES = {"prompter": "user", "assistant": ASSISTANT}
 
 
@@ -25,7 +28,7 @@ def read(source: Source) -> Iterator[Dialogue]:
     """All paths of all trees, or the best of each."""
     for line, tree in _trees(source):
         try:
-            yield from paths(tree, line, best=source.reading.paths == "best")
+            yield from paths(tree, line, best=source.reading.paths == "best", note=partial(source.problem, line))
         except DialogueError as error:
             source.problem(line, str(error))
 
@@ -65,9 +68,9 @@ def _planted(
     by_name = {content.get("message_id"): {**content, "replies": []} for _, content in lines if _is_text(content)}
     roots = []
     for line, content in lines:
-        message = by_name.get(content.get("message_id"))
+        message = by_name.get(content.get("message_id")) if _is_text(content) else None
         if message is None:
-            source.problem(line, 'no "message_id" and "text"')
+            source.problem(line, WITHDRAWN if _is_withdrawn(content) else 'no "message_id" and "text"')
             continue
         parent = content.get("parent_id")
         if parent is None:
@@ -77,22 +80,30 @@ def _planted(
         else:
             source.problem(line, f"its parent {str(parent)[:50]} is not there")
     if not roots:
-        source.problem(
-            lines[0][0], f"the tree {str(tree)[:50]} has no root: its messages answer each other in a circle"
-        )
+        source.problem(lines[0][0], f"the tree {str(tree)[:50]} has no root")
     yield from roots
 
 
 def _is_text(content: dict[str, Any]) -> bool:
-    return isinstance(content.get("message_id"), str) and isinstance(content.get("text"), str)
+    named = isinstance(content.get("message_id"), str) and isinstance(content.get("text"), str)
+    return named and not _is_withdrawn(content)
 
 
-def paths(root: dict[str, Any], line: int, *, best: bool) -> Iterator[Dialogue]:
+def paths(root: dict[str, Any], line: int, *, best: bool, note: Callable[[str], None]) -> Iterator[Dialogue]:
     """The paths of a tree that end with an answer of the assistant, the best-ranked first.
+
+    Args:
+        root: its first message.
+        line: where the tree begins in its file.
+        best: whether only the best-ranked answer to each message is followed.
+        note: is told why a branch is left out.
 
     Raises:
         DialogueError: it is damaged, or larger than any that was published.
     """
+    if _is_withdrawn(root):
+        note(WITHDRAWN)
+        return
     waiting: list[tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = [(root, ())]
     learned: set[int] = set()
     count = 0
@@ -103,9 +114,7 @@ def paths(root: dict[str, Any], line: int, *, best: bool) -> Iterator[Dialogue]:
         path = (*before, message)
         if len(path) > MAX_DEPTH:
             raise DialogueError(f"a path of more than {MAX_DEPTH} messages")
-        replies = message.get("replies")
-        replies = [reply for reply in replies if not _is_deleted(reply)] if type(replies) is list else []
-        answers = [reply for reply in sorted(replies, key=_rank) if _leads_on(reply)]
+        answers = _answers(message, note)
         if answers:
             waiting.extend((reply, path) for reply in reversed(answers[:1] if best else answers))
         elif message["role"] == "assistant":
@@ -113,15 +122,29 @@ def paths(root: dict[str, Any], line: int, *, best: bool) -> Iterator[Dialogue]:
             if count > MAX_PATHS:
                 raise DialogueError(f"more than {MAX_PATHS:,} paths")
             yield _dialogue(path, learned, line)
-        if best and not waiting:
-            return
+        else:
+            note(UNANSWERED)
+
+
+def _answers(message: dict[str, Any], note: Callable[[str], None]) -> list[dict[str, Any]]:
+    """The replies to a message that lead to an answer, the best-ranked first."""
+    replies = message.get("replies")
+    found = []
+    for reply in sorted(replies, key=_rank) if type(replies) is list else []:
+        if _is_withdrawn(reply):
+            note(WITHDRAWN)
+        elif not _leads_on(reply):
+            note(UNANSWERED)
+        else:
+            found.append(reply)
+    return found
 
 
 def _leads_on(reply: dict[str, Any]) -> bool:
     """Whether a reply is an answer, or was answered by one that is there."""
     if type(reply) is dict and reply.get("role") != "assistant":
         answers = reply.get("replies")
-        return type(answers) is list and any(not _is_deleted(answer) for answer in answers)
+        return type(answers) is list and any(not _is_withdrawn(answer) for answer in answers)
     return True
 
 
@@ -133,8 +156,8 @@ def _dialogue(path: tuple[dict[str, Any], ...], learned: set[int], line: int) ->
     return Dialogue([m["text"] for m in path], weights, [_ROLES[m["role"]] for m in path], line)
 
 
-def _is_deleted(message: Any) -> bool:
-    return type(message) is dict and message.get("deleted") is True
+def _is_withdrawn(message: Any) -> bool:
+    return type(message) is dict and (message.get("deleted") is True or message.get("review_result") is False)
 
 
 def _rank(message: Any) -> float:

@@ -32,6 +32,7 @@ from dialogpt.errors import DialogueError, install_hint
 
 ROW_LINES, ROW_LETTERS = 200, 1 << 16  # of one row: a quote that is never closed would take the rest of the file
 DELIMITERS = ",;\t|"
+_SAID = re.compile(r"sep=([,;\t|])", re.IGNORECASE)
 ROLES = ("speaker", "text", "dialogue", "time")
 _TURN_COLUMNS = (("question", "answer"), ("input", "output"), ("prompt", "response"), ("prompt", "completion"))
 _LIST_COLUMNS = ("turns", "dialog", "dialogue", "utterances")
@@ -43,7 +44,8 @@ Row = tuple[int, Sequence[Any]]
 def rows_of(source: Source) -> Iterator[tuple[int, list[str]]]:
     """The rows of a CSV file, the header among them, with the lines that they begin at.
 
-    A row whose quotes do not end within 200 lines is a problem, and reading goes on at the line behind its first.
+    A first line such as `sep=;`, which tells Excel what stands between cells, is no row. A row whose quotes do not end
+    within 200 lines is a problem, and reading goes on at the line behind its first.
     """
     lines = source.text_lines()
     again: deque[tuple[int, str]] = deque()
@@ -55,6 +57,9 @@ def rows_of(source: Source) -> Iterator[tuple[int, list[str]]]:
     while (found := next_line()) is not None:
         number, line = found
         if not line.strip():
+            continue
+        if not delimiter and (said := _SAID.fullmatch(line)):
+            delimiter = said[1]
             continue
         delimiter = delimiter or delimiter_of(line)
         taken, quotes, letters = [found], line.count('"'), len(line)
@@ -118,19 +123,26 @@ class Columns:
             )
 
     def _as_asked(self, columns: Sequence[str]) -> None:
-        pairs = [column.partition("=")[::2] if "=" in column else ("", column) for column in columns]
-        wanted = [(role.strip().lower(), name.strip().lower()) for role, name in pairs]
+        wanted = [self._role_and_name(column.strip().lower()) for column in columns]
         missing = [name for _, name in wanted if name not in self.names]
         if missing:
             raise DialogueError(f"there is no column {', '.join(missing)}; it has {', '.join(self.names)[:300]}")
+        twice = next((name for _, name in wanted if self.names.count(name) > 1), None)
+        if twice is not None:
+            raise DialogueError(f"{self.names.count(twice)} columns are called {twice}; rename one of them")
         if all(not role for role, _ in wanted):
             self.turns = [self.names.index(name) for _, name in wanted]
             return
         self.roles = {role: self.names.index(name) for role, name in wanted}
-        if not {"text"} <= self.roles.keys() <= set(ROLES):
+        if not {"text"} <= self.roles.keys() <= set(ROLES) or len(self.roles) < len(wanted):
             raise DialogueError(
-                f"--columns takes the roles {', '.join(ROLES)}, and needs text; got {','.join(columns)}"
+                f"--columns takes the roles {', '.join(ROLES)}, each once, and needs text; got {','.join(columns)}"
             )
+
+    def _role_and_name(self, column: str) -> tuple[str, str]:
+        """What "speaker=name" says; a column may have such a name itself."""
+        role, equals, name = column.partition("=")
+        return (role.strip(), name.strip()) if equals and column not in self.names else ("", column)
 
     def _holding_dialogues(self, reading: Reading) -> tuple[int, Callable[[Any], Dialogue]] | None:
         for place, name in enumerate(self.names):
@@ -199,7 +211,11 @@ def _over_rows(source: Source, roles: dict[str, int], rows: Iterator[Row]) -> It
             text = _cell(_at(row[1], roles["text"]))
             if text:
                 speaker, time = (_at(row[1], roles.get(role)) for role in ("speaker", "time"))
-                yield Message(row[0], _cell(speaker), _seconds(time), text)
+                seconds = _seconds(time)
+                if seconds is None and _cell(time):
+                    shown = _cell(time)[:40]
+                    source.problem(row[0], f"its time {shown!r} is not read; expected 2024-12-31 23:59, or seconds")
+                yield Message(row[0], _cell(speaker), seconds, text)
             else:
                 source.problem(row[0], "a row without text")
             row = next(rows, None)

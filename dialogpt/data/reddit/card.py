@@ -11,6 +11,7 @@ from dialogpt.data.reddit.comments import SUBMISSIONS
 from dialogpt.data.reddit.rules import Rules
 from dialogpt.data.reddit.stages import Report
 from dialogpt.data.reddit.work import Job
+from dialogpt.files.disk import write_atomically
 
 _TOTALS = {
     "comments": "comments read",
@@ -33,8 +34,6 @@ def finish(job: Job, segments: Sequence[dict[str, Any]], parts: Sequence[Report]
     Returns:
         The content of report.json.
     """
-    from dialogpt.weights.disk import write_atomically
-
     total, problems = Report(), []
     for segment in segments:
         report = Report.from_json(segment["report"])

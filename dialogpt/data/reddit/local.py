@@ -34,6 +34,7 @@ from dialogpt.data.reddit.dumps import Block, blocks
 from dialogpt.data.reddit.stages import ROWS, Report
 from dialogpt.data.reddit.work import Dump, Job, Sizes, begin, plan
 from dialogpt.errors import CheckpointError, DialogueError
+from dialogpt.files.disk import lock, write_atomically
 
 Progress = Callable[[str, int, int], None]  # (what is done, done, in all); may raise to stop; what is done is kept
 _GO_ON = "repeat the command, which goes on where it stopped"
@@ -74,8 +75,6 @@ def run(job: Job, *, workers: int, memory: int, progress: Progress | None = None
         DialogueError: a dump cannot be read or is of another kind, the folder is of another run or in use, the disk is
             full. What was done is kept, and the same command goes on.
     """
-    from dialogpt.weights.disk import lock  # imports torch, which the workers do not need
-
     job.check()
     try:
         job.out.mkdir(parents=True, exist_ok=True)
@@ -287,8 +286,6 @@ def _is_read(job: Job, number: int, dump: Dump) -> bool:
 
 def _write_parts(job: Job, sizes: Sizes, pool: Executor, progress: Progress) -> None:
     """Write the parts that are not there yet."""
-    from dialogpt.weights.disk import write_atomically
-
     for name in ("dialogues", "counts"):
         (job.out / name).mkdir(exist_ok=True)
     folders = [

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dialogpt.data.reddit.rules import Rules, read_list
 from dialogpt.errors import DialogueError
+from dialogpt.files.disk import write_atomically
 
 _PLAIN_QUOTES = str.maketrans({"“": '"', "”": '"'})
 
@@ -86,8 +87,6 @@ def write(
         dialogues: key and turns.
         folder: where the files go.
     """
-    from dialogpt.weights.disk import write_atomically
-
     texts = {
         key: (" EOS ".join(turns[:-1]).translate(_PLAIN_QUOTES), turns[-1].translate(_PLAIN_QUOTES))
         for key, turns in dialogues

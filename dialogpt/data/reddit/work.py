@@ -21,6 +21,7 @@ from dialogpt.data.reddit.comments import COMMENTS
 from dialogpt.data.reddit.dumps import month_of, window_of
 from dialogpt.data.reddit.rules import Rules
 from dialogpt.errors import DialogueError
+from dialogpt.files.disk import write_atomically
 
 WORK_VERSION = 1
 MB = 1 << 20
@@ -207,8 +208,6 @@ def begin(job: Job, layout: dict[str, Any]) -> dict[str, Any]:
     Raises:
         DialogueError: the folder is of another run, or holds other files.
     """
-    from dialogpt.weights.disk import write_atomically  # imports torch
-
     path = job.out / "run.json"
     if not path.exists():
         there = sorted(

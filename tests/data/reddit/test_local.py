@@ -244,7 +244,7 @@ def test_other_settings_and_other_folders_are_refused(world: tuple[World, tuple[
 
 
 def test_a_folder_in_use_is_left_alone(world: tuple[World, tuple[Dump, ...]], tmp_path: Path) -> None:
-    from dialogpt.weights.disk import lock
+    from dialogpt.files.disk import lock
 
     (tmp_path / "out").mkdir()
     release = lock(tmp_path / "out" / ".lock")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from dialogpt.weights.disk import lock, reason_of, sync, write_atomically
+from dialogpt.files.disk import lock, reason_of, sync, write_atomically
 from tests.helpers import WAIT_SECONDS, environment, needs_links, needs_posix
 
 
@@ -91,7 +91,7 @@ def test_a_small_file_that_is_being_read_is_replaced_a_moment_later(
 PROGRAM = """
 import sys
 from pathlib import Path
-from dialogpt.weights.disk import lock
+from dialogpt.files.disk import lock
 try:
     release = lock(Path(sys.argv[1]))
 except BlockingIOError:
