@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dialogpt.chat import Chat
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.generation import Reply
 from dialogpt.history import History
-from dialogpt.replies import Dialogue, Generators, generate_replies
+from dialogpt.replies import Dialogue, Generators
+from dialogpt.whole_replies import generate_replies
 
 
 def candidates(chat: Chat, turns: Sequence[str], number: int) -> list[Reply]:

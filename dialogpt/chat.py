@@ -5,8 +5,7 @@ reply, and the decoder crops it to what the next prompt shares with them, so a t
 made in `dialogpt.replies`, several to one dialogue in `dialogpt.candidates`; the keyboard and the screen are left to
 `dialogpt.cli.terminal`.
 
-One turn, in order of the calls: `Talk.talk`, `Chat.stream`, `Chat._answer`, `replies.stream_reply`,
-`Decoder.step`, `Decoder.next_logits`, `prefill_sequences`, `GPT2.hidden`, `choose_tokens`, `StreamDecoder.feed`.
+docs/architecture.md, "One turn", has the calls of a turn in their order.
 """
 
 from __future__ import annotations
@@ -20,23 +19,25 @@ from typing import Any
 
 import torch
 
+from dialogpt.checked import Checked
 from dialogpt.decoding.prefill import cached_tokens
-from dialogpt.decoding.sequence import Stop, Stopped
 from dialogpt.decoding.speculative import Draft
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History, Prompt, Turn, alternating
+from dialogpt.logits.known_tokens import check_tokens
 from dialogpt.model import GPT2, KVCache
 from dialogpt.networks import load_network
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
-from dialogpt.sampler import check_tokens
-from dialogpt.settings import POSITIVE, Checked, require_names
+from dialogpt.settings import POSITIVE, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, open_checkpoint
+from dialogpt.whole_replies import reply_at_once
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +55,12 @@ class Chat:
         normalize: whether typed text is spelled as the training data were; see `dialogpt.text.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
         statistics: of the last reply.
-        cache, generators, caller: of this conversation; `caller` lets one thread in.
+        generators: random generators, seeded once for the conversation.
+        cache: what the network has computed of it.
+        caller: lets one thread in.
     """
 
+    # `Checked` makes an attribute of the function below it, which checks each value that is assigned.
     @Checked
     def generation(self, config: GenerationConfig) -> None:
         """Refuse settings with unknown tokens, or without room for a prompt."""
@@ -114,7 +118,8 @@ class Chat:
         self.generators = Generators(model.device, seed)
         self.cache = KVCache.for_model(model)
         self._shown: Prompt | None = None
-        # Weak, so that a stream which nobody holds any more is closed at once, and not at the next call.
+        self._planned: tuple[tuple[object, ...], Plan] | None = None  # what was asked for, and its plan
+        # Weak, so that Python closes a stream at once when nobody holds it any more, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
 
     def __repr__(self) -> str:
@@ -216,6 +221,14 @@ class Chat:
         self.history.clear()
         self._shown, self.statistics = None, Statistics()
 
+    def close_stream(self) -> None:
+        """Close the stream of an abandoned reply, as everything that changes the conversation does first.
+
+        Raises:
+            DialogueError: it is another thread's, or generating.
+        """
+        self.caller.close(self._current() if self._current is not None else None)
+
     def texts(self) -> list[str]:
         """Return the text of each turn."""
         return [self.tokenizer.reply_text(turn) for turn in self.history.turns]
@@ -236,10 +249,10 @@ class Chat:
         """
         self.close_stream()
         persona = self._turn(text, SYSTEM) if text.strip() else None
-        window = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
-        if persona is not None and 2 * (len(persona) + 1) > window:
+        room = min(self.history_tokens, self.generation.prompt_room(self.model.config.n_positions))
+        if persona is not None and 2 * (len(persona) + 1) > room:
             raise DialogueError(
-                f"the persona has {len(persona)} tokens, and may fill half of the {window} that the network is shown"
+                f"the persona has {len(persona)} tokens, and may fill half of the {room} that the network is shown"
             )
         self.persona, self._shown = persona, None
 
@@ -252,33 +265,35 @@ class Chat:
         return [*map(self._turn, texts, alternating(len(texts)))]
 
     def plan(self, num_replies: int = 1) -> Plan:
-        """Resolve the settings of the next replies.
+        """Resolve the settings of the next replies, once for as long as they stay the same: it takes 0.1 ms.
 
         Raises:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
-        return Plan.of(
-            replace(self.generation, num_return_sequences=num_replies),
-            self.tokenizer.eos_id,
-            num_replies=num_replies,
-            reranker=self.reranker,
-            num_candidates=self.num_candidates,
-        )
+        asked, planned = (self.generation, self.num_candidates, num_replies), self._planned
+        # The reranker by identity: two that hold tensors have no equality that is true or false.
+        if planned is None or planned[0] != asked or planned[1].reranker is not self.reranker:
+            plan = Plan.of(
+                replace(self.generation, num_return_sequences=num_replies),
+                self.tokenizer.eos_id,
+                num_replies=num_replies,
+                reranker=self.reranker,
+                num_candidates=self.num_candidates,
+            )
+            self._planned = planned = asked, plan
+        return planned[1]  # its own, whatever another thread asks for meanwhile
 
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
         return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
+        # The prompt is of a history of its own: the conversation changes only when the stream is read.
         prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
         stream = self._answer(turns, prompt, stop)
         self.caller.streams_here()
         self._current = weakref.ref(stream)
         return stream
-
-    def close_stream(self) -> None:
-        """Close the stream of an abandoned reply; a DialogueError if it is another thread's, or generating."""
-        self.caller.close(self._current() if self._current is not None else None)
 
     def _require_exchange(self) -> None:
         if len(self.history.turns) < 2:
@@ -291,13 +306,13 @@ class Chat:
 
     def prompt(self, history: History) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""
-        window = self.generation.prompt_room(self.model.config.n_positions)
-        first = [] if self.persona is None else [*self.persona, history.eos_id]
-        room = min(self.history_tokens, window)
-        if first and len(first) >= room:
-            raise DialogueError(f"the persona takes {len(first)} of {room} tokens; expected a shorter one")
-        prompt = history.prompt(self.history_tokens - len(first), window - len(first))
-        prompt = replace(prompt, ids=[*first, *prompt.ids])
+        prompt_room = self.generation.prompt_room(self.model.config.n_positions)
+        persona = [] if self.persona is None else [*self.persona, history.eos_id]
+        room = min(self.history_tokens, prompt_room)
+        if persona and len(persona) >= room:
+            raise DialogueError(f"the persona takes {len(persona)} of {room} tokens; expected a shorter one")
+        prompt = history.prompt(self.history_tokens - len(persona), prompt_room - len(persona))
+        prompt = replace(prompt, ids=[*persona, *prompt.ids])
         if prompt.cut:
             logger.warning(
                 "the last turn is longer than there is room for: its first %d tokens were truncated", prompt.cut
@@ -307,7 +322,7 @@ class Chat:
     def _answer(self, turns: list[Turn], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
         """Stream the reply to `turns`; however that ends, the history holds complete exchanges."""
         before, shown = self.history.turns, self._shown
-        shown_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
+        yielded_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
         complete, start = False, time.perf_counter()
         self.caller.streams_here()
 
@@ -316,15 +331,17 @@ class Chat:
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
-            self.history.turns, self._shown = turns, prompt
+            self.history.turns, self._shown = turns, prompt  # `finally` takes both back if this stops before a text
             computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
-            decoder = StreamDecoder(self.tokenizer, reply=True)
-            for tokens in stream_reply(
+            text_stream = StreamDecoder(self.tokenizer, reply=True)
+            plan = self.plan()
+            generated = stream_reply if plan.streams else reply_at_once
+            for tokens in generated(
                 self.model,
                 self.tokenizer,
-                self.plan(),
+                plan,
                 Dialogue(prompt, turns, self.generators),
                 self.cache,
                 on_token=count,
@@ -332,17 +349,18 @@ class Chat:
                 stop=stop,
             ):
                 ids += tokens
-                if text := "".join(map(decoder.feed, tokens)):
-                    if shown_ids is None or not decoder.waiting:  # half a character is not kept
-                        shown_ids = list(ids)
+                if text := "".join(map(text_stream.feed, tokens)):
+                    # Half a character is not kept, but in the first text: a reply must not be empty.
+                    if yielded_ids is None or not text_stream.waiting:
+                        yielded_ids = list(ids)
                     yield text
-            shown_ids, complete = ids, True
-            if text := decoder.finish():
+            yielded_ids, complete = ids, True
+            if text := text_stream.finish():
                 yield text
         except Stopped:
             return
         finally:
-            if shown_ids is None:
+            if yielded_ids is None:
                 self.history.turns, self._shown = before, shown
             else:
-                self.history.turns = [*turns, Turn(shown_ids, BOT, interrupted=not complete)]
+                self.history.turns = [*turns, Turn(yielded_ids, BOT, interrupted=not complete)]

@@ -1,27 +1,28 @@
-"""Replies from token ids: one sequence as a stream, or many at once; thin callers of `dialogpt.decoding`."""
+"""Replies from token ids, for callers in Python: one sequence as a stream, or many at once.
+
+A chat and the server do not pass here but through `dialogpt.replies`, which knows blank replies and ranking.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 
 from dialogpt.decoding.beam_search import beam_search
-from dialogpt.decoding.loop import Decoder
+from dialogpt.decoding.loop import Decoder, StepDecoder, decoder_for
 from dialogpt.decoding.noise import fresh_generator
-from dialogpt.decoding.sequence import Stop, TokenSequence
-from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
+from dialogpt.decoding.sequence import TokenSequence
+from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.step import Step
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.tokenizer import Tokenizer
-
-StepDecoder: TypeAlias = Decoder | SpeculativeDecoder  # what generates replies token by token
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,8 @@ def generate(
         prompt_ids: see `Decoder.add`.
         config: with 1 as `num_return_sequences` and `num_beams`.
         generator: what tokens are sampled from; None is a fresh one.
-        cache: of one row. What it shares with the prompt is not computed again; afterwards it holds the prompt and the
-            reply but for the last token.
+        cache: of one row. What it shares with the prompt is not computed again; afterwards it holds the prompt and all
+            that was generated but for the last token, which mostly is the end token.
         tokenizer: for settings that hold texts.
         draft: makes it faster and changes no token; see `dialogpt.decoding.speculative`.
 
@@ -82,7 +83,7 @@ def generate(
 def _stream(decoder: StepDecoder, sequence: TokenSequence) -> Iterator[Step]:
     while sequence.finish_reason is None:
         (step,) = decoder.step()
-        if not sequence.ended:
+        if not sequence.has_end_token:
             yield step
 
 
@@ -140,18 +141,3 @@ def generate_batch(
             scores[step.sequence] += step.log_probability
     replies = [Reply(each.new_ids, each.finish_reason or "length", scores[each]) for each in sequences]
     return [replies[start : start + copies] for start in range(0, count, copies)]
-
-
-def decoder_for(
-    model: GPT2,
-    tokenizer: Tokenizer | None,
-    num_sequences: int,
-    draft: Draft | None,
-    stop: Stop | None = None,
-    stops_in_prompt: bool = True,
-    screened: bool = False,
-) -> StepDecoder:
-    """Return a decoder for so many sequences; a draft serves a single one."""
-    if draft is not None and num_sequences == 1:
-        return SpeculativeDecoder(model, draft, tokenizer, stop, stops_in_prompt)
-    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt, screened=screened)

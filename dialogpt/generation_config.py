@@ -145,7 +145,7 @@ class GenerationConfig:
         if replies > self.num_beams > 1:
             problems.append(Problem("num_return_sequences", replies, f"at most {{num_beams}}, {self.num_beams}"))
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
-            forced = _several(getattr(self, name))
+            forced = several(getattr(self, name))
             if forced and {*forced} <= {*(self.suppress_tokens or ())}:
                 problems.append(Problem(name, getattr(self, name), "a token that {suppress_tokens} does not ban"))
         return problems
@@ -156,7 +156,8 @@ class GenerationConfig:
 
         It samples, because greedy replies loop; it cuts the tail of the distribution, because one improbable token
         derails a short reply; and the bot does not repeat four tokens in a row, or a whole turn, of its own (15 % of
-        tiny's replies in long dialogues did). Three tokens would ban a second "I don't".
+        the first tiny's replies in long dialogues did). Three tokens would ban a second "I don't". A checkpoint may
+        set otherwise, as today's tiny does: temperature 0.2, and repeats allowed.
 
         Args:
             own: what a checkpoint's ``config.json`` sets otherwise.
@@ -190,7 +191,7 @@ class GenerationConfig:
         return replace(self, max_new_tokens=maximum, min_new_tokens=minimum)
 
     def greedy(self) -> GenerationConfig:
-        """Return these settings for greedy decoding: every processor neutral, except those that ban or bias tokens."""
+        """Return these settings for greedy decoding: every processor neutral but `BANS` and `min_new_tokens`."""
         return replace(self, do_sample=False, num_beams=1, num_return_sequences=1, **RESET_BY_GREEDY)
 
     def merged(self, given: Mapping[str, Any]) -> GenerationConfig:
@@ -236,7 +237,7 @@ class GenerationConfig:
     @property
     def end_ids(self) -> Sequence[int]:
         """The tokens that end a reply, as a sequence; none where `eos_token_id` is unset."""
-        return _several(self.eos_token_id)
+        return several(self.eos_token_id)
 
     @property
     def tokens_to_keep(self) -> int:
@@ -246,7 +247,8 @@ class GenerationConfig:
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1
 
 
-def _several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+def several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Return token ids as a tuple, which may be given as one or as none."""
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else ids
@@ -267,3 +269,4 @@ NEUTRAL: dict[str, Any] = {
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
+OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers; greedy decoding keeps min_new_tokens

@@ -59,7 +59,7 @@ class History:
     Attributes:
         eos_id: the token that ends every turn.
         turns: ids without their prefix and end token, each with its speaker.
-        prefix: what turns begin with in the prompt; DialoGPT has none.
+        prefix: what turns begin with in the prompt of a few fine-tunes; of DialoGPT and tiny it is empty everywhere.
     """
 
     def __init__(self, eos_id: int, turns: Iterable[Sequence[int]] = (), prefix: TurnPrefix = NO_PREFIX) -> None:
@@ -91,29 +91,29 @@ class History:
         """Remove all turns."""
         self.turns.clear()
 
-    def prompt(self, history_tokens: int, window: int) -> Prompt:
+    def prompt(self, history_tokens: int, prompt_room: int) -> Prompt:
         """Return what the model is shown before it replies to the last turn.
 
         Args:
             history_tokens: how many tokens of dialogue to show; the last turn is shown even if it is longer.
-            window: how many tokens fit the network together with its reply. A longer last turn is truncated at its
+            prompt_room: how many tokens fit the network together with its reply. A longer last turn is truncated at its
                 front; `history_tokens` never truncates it.
 
         Raises:
-            DialogueError: there is no turn, or `window` leaves no room for one.
+            DialogueError: there is no turn, or `prompt_room` leaves no room for one.
         """
-        begins, reply_begin = [self.prefix.of(turn.role) for turn in self.turns], self.prefix.of(BOT)
-        window -= len(reply_begin)
-        if not self.turns or window < 1 + len(begins[-1]):
-            room = f"{len(self.turns)} and {max(0, window)} tokens"
+        prefixes, reply_prefix = [self.prefix.of(turn.role) for turn in self.turns], self.prefix.of(BOT)
+        prompt_room -= len(reply_prefix)
+        if not self.turns or prompt_room < 1 + len(prefixes[-1]):
+            room = f"{len(self.turns)} and {max(0, prompt_room)} tokens"
             raise DialogueError(f"a prompt needs a turn and room for it; there are {room}")
-        lengths = [len(begin) + len(turn) + 1 for begin, turn in zip(begins, self.turns, strict=True)]
-        first = first_shown(lengths, min(history_tokens, window))
-        cut = max(0, sum(lengths[first:]) - window)  # only of a lone last turn, whose prefix stays
+        lengths = [len(prefix) + len(turn) + 1 for prefix, turn in zip(prefixes, self.turns, strict=True)]
+        first = first_shown(lengths, min(history_tokens, prompt_room))
+        cut = max(0, sum(lengths[first:]) - prompt_room)  # only of a lone last turn, whose prefix stays
         shown = [turn[cut:] for turn in self.turns[first:]]
-        ids = [n for begin, turn in zip(begins[first:], shown, strict=True) for n in (*begin, *turn, self.eos_id)]
-        own_turns = [ids for ids, turn in zip(shown, self.turns[first:], strict=True) if turn.role == BOT]
-        return Prompt([*ids, *reply_begin], first, cut, own_turns)
+        ids = [n for prefix, turn in zip(prefixes[first:], shown, strict=True) for n in (*prefix, *turn, self.eos_id)]
+        own_turns = [turn_ids for turn_ids, turn in zip(shown, self.turns[first:], strict=True) if turn.role == BOT]
+        return Prompt([*ids, *reply_prefix], first, cut, own_turns)
 
 
 def first_shown(lengths: Sequence[int], budget: int) -> int:

@@ -32,7 +32,7 @@ class OneCaller:
         self._lock.release()
 
     def streams_here(self) -> None:
-        """Note that this thread reads the stream of a reply."""
+        """Record this thread as the one that reads the stream of a reply, at every token: another may read on."""
         self._streaming = threading.current_thread()
 
     def close(self, stream: Generator[str, None, None] | None) -> None:
@@ -44,14 +44,16 @@ class OneCaller:
         """
         if not self._lock.acquire(blocking=False):
             raise DialogueError(BUSY)
-        own = self._streaming is threading.current_thread()
+        mine = self._streaming is threading.current_thread()
         try:
             if stream is not None:
-                if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not own and self._streaming.is_alive():
+                if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not mine and self._streaming.is_alive():
                     raise DialogueError(BUSY)
                 stream.close()
-        except ValueError as error:  # it is executing
-            raise (error if isinstance(error, DialogueError) else DialogueError(GENERATING if own else BUSY)) from None
+        except (
+            ValueError
+        ):  # the one above, or Python's "generator already executing": a callback of mine, if it is mine
+            raise DialogueError(GENERATING if mine else BUSY) from None
         finally:
             self._lock.release()
 

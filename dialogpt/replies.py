@@ -1,28 +1,27 @@
 """The one reply pipeline, under `Chat`, ``reply --batch`` and the server.
 
-It alone knows how many samples a reply takes, what each is seeded with, that a blank one is resampled and when that
-ends, and how candidates are ranked. Prompts are made by `dialogpt.history`, tokens by `dialogpt.decoding`.
+It alone knows how many samples a reply takes, what each is seeded with, that a blank one is resampled, and when that
+ends. Replies that are known at their end only are left to `dialogpt.whole_replies`, prompts to `dialogpt.history`,
+tokens to `dialogpt.decoding`.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
 
+from dialogpt.decoding.loop import StepDecoder, decoder_for
 from dialogpt.decoding.noise import fresh_generator
-from dialogpt.decoding.prefill import prefill
-from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.step import Step
-from dialogpt.generation import Reply, StepDecoder, decoder_for, generate_batch
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.generation_config import DEFAULT_CANDIDATES, GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
-from dialogpt.ranking.rerankers import Reranker, ranked
+from dialogpt.ranking.rerankers import Reranker
 from dialogpt.settings import Kind, required
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -30,7 +29,7 @@ from dialogpt.tokenizer import Tokenizer
 MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
 MAX_SEED = 1 << 64
 SEED = Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer", int)
-Item = TypeVar("Item")
+Kept = TypeVar("Kept")  # what is kept of a token
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Plan:
         num_replies: how many replies are returned.
         num_samples: how many are generated; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
-        withholds_blank: whether white space that begins a streamed reply waits for what follows.
+        withholds_blank: whether white space that begins a streamed reply waits for what follows; a greedy reply's does
+            too, though it is never generated again.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 
@@ -83,7 +83,7 @@ class Plan:
             config = replace(config, num_return_sequences=num_samples)
         sampled = config.do_sample and config.num_beams == 1
         attempts = MAX_ATTEMPTS if resample and sampled else 1
-        return cls(config, num_replies, num_samples, attempts, resample, reranker)
+        return cls(config, num_replies, num_samples, attempts, withholds_blank=resample, reranker=reranker)
 
     @property
     def streams(self) -> bool:
@@ -138,7 +138,7 @@ class Statistics:
     Attributes:
         prompt_tokens: the length of the prompt.
         computed_tokens: how many of them were not cached.
-        new_tokens: how many were generated, those of blank samples included.
+        new_tokens: how many were generated, with those of blank samples, without end tokens; of candidates, the best's.
         first_seconds: from the start to the first token.
         seconds: from the start to the last token.
     """
@@ -157,7 +157,7 @@ class Statistics:
         self.seconds = seconds
 
 
-class ReplyStream(Generic[Item]):
+class Sample(Generic[Kept]):
     """One sample that a decoder generates: withheld while it is blank, and resampled if it stays blank.
 
     Attributes:
@@ -172,7 +172,7 @@ class ReplyStream(Generic[Item]):
         plan: Plan,
         prompt: Prompt,
         generator: torch.Generator,
-        describe: Callable[[Step], Item],
+        keep: Callable[[Step], Kept],
         cache: KVCache | None = None,
     ) -> None:
         """Add the sample to a decoder.
@@ -183,30 +183,31 @@ class ReplyStream(Generic[Item]):
             plan: its settings, and the number of attempts.
             prompt: what is answered.
             generator: what its tokens are sampled from, attempt after attempt.
-            describe: what is handed out of each token.
+            keep: what is kept of each token until it may be shown: its id in a chat, an event in the server.
             cache: see `Decoder.add`.
 
         Raises:
             DialogueError: see `Decoder.add`.
         """
         self.sequence = decoder.add(prompt, plan.config, generator=generator, cache=cache)
-        self._tokenizer, self._plan, self._describe = tokenizer, plan, describe
+        self._tokenizer, self._plan, self._keep = tokenizer, plan, keep
         self.attempt = 0
         self._begin()
 
     def _begin(self) -> None:
         self.attempt += 1
+        # Its text, only to see whether it is blank; whoever shows the tokens spells them again.
         self._text, self._blank = StreamDecoder(self._tokenizer, reply=True), True
-        self._withheld: list[Item] = []
+        self._withheld: list[Kept] = []
 
-    def advance(self, step: Step) -> list[Item]:
+    def advance(self, step: Step) -> list[Kept]:
         """Handle the token that the decoder has just generated, and return what may be shown now.
 
         The reply is complete once `sequence` has a finish reason afterwards.
         """
-        if not self.sequence.ended:
-            self._withheld.append(self._describe(step))
-            self._blank = self._blank and not self._text.feed(step.id).strip()
+        if not self.sequence.has_end_token:
+            self._withheld.append(self._keep(step))
+            self._blank = self._blank and not self._text.feed(step.id).strip()  # fed until its first letter only
         if self.sequence.finish_reason is None:
             return [] if self._blank and self._plan.withholds_blank else self.release()
         self._blank = self._blank and not self._text.finish().strip()
@@ -216,7 +217,7 @@ class ReplyStream(Generic[Item]):
             return []
         return self.release()
 
-    def release(self) -> list[Item]:
+    def release(self) -> list[Kept]:
         """Return what is withheld."""
         released, self._withheld = self._withheld, []
         return released
@@ -238,10 +239,10 @@ def stream_reply(
     Args:
         model: the network.
         tokenizer: of the same checkpoint.
-        plan: for one reply.
+        plan: for one reply, whose tokens are known as they are generated (`streams`).
         dialogue: what is answered.
         cache: one row; what the prompt shares with it is not computed again.
-        on_token: called for every token, those of blank samples included.
+        on_token: called for every token but an end token, those of blank samples included.
         draft: drafts tokens, which makes one sample faster and changes none.
         stop: asked after every token; true ends the reply before that token is yielded.
 
@@ -249,110 +250,19 @@ def stream_reply(
         Stopped: `stop` returned true.
         DialogueError: see `Decoder.add` and `Decoder.step`.
     """
-    if not plan.streams:
-        ((best, *_),) = generate_replies(model, tokenizer, plan, [dialogue], cache=cache, draft=draft, stop=stop)
-        for _ in best.ids:
-            on_token()
-        yield best.ids
-        return
     decoder = decoder_for(model, tokenizer, 1, draft, screened=True)
     (generator,) = dialogue.generators.take(1)
-    stream = ReplyStream(decoder, tokenizer, plan, dialogue.prompt, generator, _token_id, cache)
-    while stream.sequence.finish_reason is None:
+    sample = Sample(decoder, tokenizer, plan, dialogue.prompt, generator, token_id, cache)
+    while sample.sequence.finish_reason is None:
         (step,) = decoder.step()
-        if not stream.sequence.ended:
+        if not sample.sequence.has_end_token:
             on_token()
             if stop is not None and stop():
                 raise Stopped
-        if tokens := stream.advance(step):
+        if tokens := sample.advance(step):
             yield tokens
 
 
-def generate_replies(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    plan: Plan,
-    dialogues: Sequence[Dialogue],
-    *,
-    cache: KVCache | None = None,
-    draft: Draft | None = None,
-    stop: Stop | None = None,
-    stops_in_prompt: bool = True,
-) -> list[list[Reply]]:
-    """Generate whole replies to several dialogues together: `num_replies` to each, the best first after ranking.
-
-    A blank reply is ranked last, whatever the reranker makes of it.
-
-    Args:
-        model: the network.
-        tokenizer: of the same checkpoint.
-        plan: for each dialogue.
-        dialogues: what is answered; no reply depends on the other dialogues.
-        cache: one row, for a single dialogue; what its prompt shares with it is not computed again, and it holds the
-            prompt afterwards.
-        draft: see `stream_reply`; used where there is one sample in all.
-        stop: asked before every step, and while candidates are ranked; true cancels.
-        stops_in_prompt: see `Decoder`.
-
-    Raises:
-        Stopped: `stop` returned true.
-        DialogueError: see `Decoder.add` and `Decoder.step`.
-    """
-    beams = plan.config.num_beams
-    sequences = len(dialogues) * max(plan.num_samples, beams)
-    if cache is not None and sequences > 1:  # they are decoded in copies; one alone is decoded in the cache itself
-        prefill(model, dialogues[0].prompt.ids[:-1], cache)  # each copy computes the last token, for its logits
-    if beams > 1:
-        found = generate_batch(
-            model,
-            [dialogue.prompt for dialogue in dialogues],
-            plan.config,
-            generator=[dialogue.generators.take(1)[0] for dialogue in dialogues],
-            cache=cache,
-            tokenizer=tokenizer,
-            stop=stop,
-            stops_in_prompt=stops_in_prompt,
-        )
-    else:
-        decoder = decoder_for(model, tokenizer, sequences, draft, stop, stops_in_prompt)
-        found = _sampled(decoder, tokenizer, plan, dialogues, cache)
-    return [_best(tokenizer, plan, dialogue, replies, stop) for dialogue, replies in zip(dialogues, found, strict=True)]
-
-
-def _sampled(
-    decoder: StepDecoder, tokenizer: Tokenizer, plan: Plan, dialogues: Sequence[Dialogue], cache: KVCache | None
-) -> list[list[Reply]]:
-    """Generate all samples of all dialogues together."""
-    streams = [
-        ReplyStream(decoder, tokenizer, plan, dialogue.prompt, generator, _token_id, cache)
-        for dialogue in dialogues
-        for generator in dialogue.generators.take(plan.num_samples)
-    ]
-    by_sequence = {stream.sequence: stream for stream in streams}
-    scores: dict[tuple[TokenSequence, int], float] = defaultdict(float)  # and attempt
-    while steps := decoder.step():
-        for step in steps:
-            stream = by_sequence[step.sequence]
-            scores[step.sequence, stream.attempt] += step.log_probability
-            stream.advance(step)
-    replies = [
-        Reply(
-            stream.sequence.new_ids, stream.sequence.finish_reason or "length", scores[stream.sequence, stream.attempt]
-        )
-        for stream in streams
-    ]
-    return [replies[start : start + plan.num_samples] for start in range(0, len(replies), plan.num_samples)]
-
-
-def _best(
-    tokenizer: Tokenizer, plan: Plan, dialogue: Dialogue, replies: Sequence[Reply], stop: Stop | None
-) -> list[Reply]:
-    """Return the replies that are wanted; after ranking, blank ones come last."""
-    if plan.reranker is None:
-        return list(replies[: plan.num_replies])
-    best_first = ranked(plan.reranker, dialogue.turns, replies, stop)
-    return sorted(best_first, key=lambda reply: not tokenizer.reply_text(reply.ids).strip())[: plan.num_replies]
-
-
-def _token_id(step: Step) -> int:
+def token_id(step: Step) -> int:
+    """Return the token: what is kept of a step in a chat."""
     return step.id

@@ -1,8 +1,8 @@
 """From logits to the probabilities of the next token, exactly as transformers computes them.
 
 The order of processors and warpers is transformers' (`_get_logits_processor` in generation/utils.py). Processors are in
-`dialogpt.logits.processors`, rare warpers in `dialogpt.logits.rare_warpers`; the common ones, which shape the
-distribution that is sampled from, are below. Choosing a token is left to `dialogpt.decoding.sampling`.
+`dialogpt.logits.processors`, rarely used ones in `rare_processors` and `rare_warpers` beside it; the common warpers,
+which shape the distribution that is sampled from, are below. Choosing a token is left to `dialogpt.decoding.sampling`.
 """
 
 from __future__ import annotations
@@ -13,26 +13,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dialogpt.generation_config import NEUTRAL, GenerationConfig
-from dialogpt.logits.processors import (
-    Seen,
+from dialogpt.generation_config import OFF, GenerationConfig
+from dialogpt.logits.processors import Seen, minimum_length, no_repeat_ngram, no_repeat_reply, repetition_penalty
+from dialogpt.logits.rare_processors import (
     bad_words,
-    check_tokens,
     exponential_decay,
     forced_tokens,
-    minimum_length,
-    no_repeat_ngram,
-    no_repeat_reply,
     presence_and_frequency,
     remove_invalid_values,
-    repetition_penalty,
     sequence_bias,
     suppressed_tokens,
 )
 from dialogpt.logits.rare_warpers import epsilon_cutoff, eta_cutoff, min_p, top_h, typical_p
 from dialogpt.logits.sorting import nth_largest, removed_by_short_sort
 
-__all__ = ["Seen", "active_processors", "check_tokens", "next_token_probabilities", "next_token_scores"]
+__all__ = ["active_processors", "next_token_probabilities", "next_token_scores"]
 Processor = Callable[[Tensor, GenerationConfig, Sequence[Seen]], Tensor]
 Warper = Callable[[Tensor, GenerationConfig], Tensor]
 
@@ -57,7 +52,7 @@ def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Seq
 
     Args:
         logits: the network's output at the last position of each sequence.
-        config: with end tokens filled in, as `Decoder` does; without any, nothing is done to end tokens.
+        config: with end tokens filled in, as `SequenceFactory` does; without any, nothing is done to end tokens.
         seen: the tokens of each sequence.
     """
     return torch.softmax(next_token_scores(logits, config, seen), dim=-1)  # (B, V)
@@ -76,7 +71,7 @@ def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[S
 
 
 class ActiveProcessor(NamedTuple):
-    """A processor or warper that the settings turn on: its name, its settings, and a function of the scores (B, V)."""
+    """A processor or warper that is on: a function of the scores, (B, V); `dialogpt.inspect` shows the rest."""
 
     name: str
     settings: tuple[str, ...]
@@ -93,7 +88,7 @@ def active_processors(config: GenerationConfig, seen: Sequence[Seen]) -> list[Ac
         return lambda scores: warp(scores, config)
 
     def is_on(*names: str) -> bool:
-        return any(getattr(config, name) != _OFF[name] for name in names)
+        return any(getattr(config, name) != OFF[name] for name in names)
 
     warpers = WARPERS if config.do_sample else ()
     return [
@@ -137,4 +132,3 @@ WARPERS: tuple[tuple[Warper, str], ...] = (
     (epsilon_cutoff, "epsilon_cutoff"),
     (eta_cutoff, "eta_cutoff"),
 )
-_OFF = NEUTRAL | {"min_new_tokens": None}  # the value of each setting above that turns nothing on

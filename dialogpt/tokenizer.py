@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from dialogpt.history import BOT, USER
 from dialogpt.text.merges import Piece, check_order, explained
+from dialogpt.text.prefix_ids import read_prefix
 from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
-from dialogpt.text.turn_prefix import read_prefix, strip_gap
+from dialogpt.text.turn_prefix import strip_gap
 from dialogpt.text.valid_text import require_text
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
@@ -41,8 +42,8 @@ class Tokenizer:
         """Build the tokenizer.
 
         Raises:
-            CheckpointError: the merges are not in the order in which training finds them, so that tiktoken, which
-                merges by token, and transformers, which merges by pair, would disagree.
+            CheckpointError: the merges are in an order that no training gives. Tiktoken joins any two pieces that spell
+                a token, transformers only the listed pair, so that the ids would differ.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id
@@ -52,15 +53,16 @@ class Tokenizer:
         spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
         check_order(spelled, vocabulary, self._ranks)
+        # tiktoken is given ranks, which GPT-2's own ids equal; the end token's is for `encode_dialogue` alone.
         self._encoding = tiktoken.Encoding(
             "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={END_OF_TEXT: len(tokens)}
         )
-        self._ids = [ids[token] for token in tokens]  # tiktoken returns ranks; in GPT-2's own vocabulary they are ids
+        self._ids = [ids[token] for token in tokens]  # by rank
         self._ids_or_end = np.array([*self._ids, self.eos_id], dtype=np.uint32)
         self._bytes = {n: token.encode() for token, n in ids.items()} | dict(zip(self._ids, spelled, strict=True))
         self._added = AddedTokens(vocabulary)
         hidden = {ids[token] for token in vocabulary.special if token in ids}
-        self._shown = self._bytes.keys() - hidden
+        self._visible = self._bytes.keys() - hidden
         self.skip_special_tokens = True
         self.turn_prefix = read_prefix(vocabulary, self.encode, (USER, BOT))
 
@@ -90,7 +92,7 @@ class Tokenizer:
 
     def encode_turn(self, text: str, role: str) -> list[int]:
         """The ids of what a speaker said, without prefix and end token; errors are those of `encode`."""
-        require_text(text)
+        require_text(text)  # before the gap is put in front of it, as the error counts from the text's own start
         return self.encode(self.turn_prefix.gap(role) + text)
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
@@ -118,6 +120,17 @@ class Tokenizer:
             text = f" {text}"
         return [self._ids[rank] for part in split_long_gaps(text) for rank in self._encoding.encode_ordinary(part)]
 
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that an id stands for: a whole character, several, or a part of one."""
+        return self._bytes.get(int(token_id), REPLACEMENT.encode())
+
+    def shown_bytes(self, token_id: int) -> bytes:
+        """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown.
+
+        `StreamDecoder` shows a reply by them; `reply_text` gives the same of a whole one.
+        """
+        return b"" if self.skip_special_tokens and int(token_id) not in self._visible else self.bytes_of(token_id)
+
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
         """The text of any ids; bytes that are not UTF-8, and ids without text, become U+FFFD.
 
@@ -126,12 +139,8 @@ class Tokenizer:
             skip_special_tokens: whether special tokens and ids without text are left out.
         """
         if skip_special_tokens:
-            return b"".join(self.bytes_of(n) for n in ids if int(n) in self._shown).decode(errors="replace")
+            return b"".join(self.bytes_of(n) for n in ids if int(n) in self._visible).decode(errors="replace")
         return b"".join(map(self.bytes_of, ids)).decode(errors="replace")
-
-    def shown_bytes(self, token_id: int) -> bytes:
-        """The bytes that an id adds to a reply: none for special tokens and ids without text, unless they are shown."""
-        return b"" if self.skip_special_tokens and int(token_id) not in self._shown else self.bytes_of(token_id)
 
     def turn_text(self, ids: Iterable[int], role: str, *, skip_special_tokens: bool = False) -> str:
         """The text of a speaker's turn, without the space between it and its prefix."""
@@ -140,10 +149,6 @@ class Tokenizer:
     def reply_text(self, ids: Iterable[int]) -> str:
         """The text of a reply, as people see it."""
         return self.turn_text(ids, BOT, skip_special_tokens=self.skip_special_tokens)
-
-    def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that an id stands for: a whole character, several, or a part of one."""
-        return self._bytes.get(int(token_id), REPLACEMENT.encode())
 
     def explain(self, text: str) -> list[Piece]:
         """Show how a text becomes ids: split into pieces, spelled in letters, merged step by step.

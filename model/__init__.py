@@ -1,4 +1,4 @@
-"""The network: GPT-2 in pure PyTorch. It knows tensors only, and imports nothing else of this project."""
+"""The network: GPT-2 in pure PyTorch. It knows tensors only; of this project it imports how settings are checked."""
 
 from dialogpt.model.cache import CacheFull, KVCache, shared_prefix
 from dialogpt.model.config import IGNORABLE, PRESETS, ConfigError, GPT2Config, unknown_keys

@@ -1,8 +1,8 @@
 """The key-value cache: what attention has computed for tokens that it has already read.
 
-One class for every loop that decodes: one chat, ragged batches, rows that finish, candidates of one prompt, requests
-that join. It knows which token ids it holds, and so its lengths; the network only appends to it. Whose rows these are
-and when to cut them is left to the decoder.
+One class for every loop that decodes. It knows which token ids it holds, and so its lengths; the network only appends
+to it. Rows that come, go and change places are left to `dialogpt.model.cache_rows`; whose rows these are, and when they
+are cut, to the decoder.
 
 A row's slots are its positions: the token at position p has its key in slot p, and padding is never stored. Slots
 beyond a row's length are zero, but for those of a forward pass that failed before `advance`; the next pass overwrites
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-BLOCK = 64  # slots the buffers grow by: 4.7 MB a row for GPT-2 small in float32, one growth per 64 tokens
+SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth per 64 tokens
 
 
-def ordinary(method: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run a method outside inference mode: tensors made in inference mode cannot be changed in place outside it."""
-    return torch.inference_mode(False)(torch.no_grad()(method))
+def ordinary(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Run outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class CacheFull(ValueError):
@@ -41,14 +41,15 @@ class KVCache:
     ``advance([[7, 8], [9, 7]])`` they hold 5 and 3.
 
     Attributes:
-        buffer: keys and values, (L, 2, B, H, capacity, D); after `join` a view of memory that has room for more rows.
+        buffer: keys and values, (L, 2, B, H, capacity, D).
+        memory: what `buffer` is a view of; `dialogpt.model.cache_rows` may give it room for more rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """
 
     def __init__(self, buffer: Tensor, max_length: int) -> None:
         """Wrap an empty buffer; `for_model` makes it. `reserve` sets what `append` needs besides."""
-        self.buffer = self._memory = buffer
+        self.buffer = self.memory = buffer
         self.max_length = max_length
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
@@ -59,20 +60,6 @@ class KVCache:
         config = model.config
         shape = (config.n_layer, 2, rows, config.n_head, 0, config.head_dim)  # (L, 2, B, H, capacity, D)
         return cls(torch.zeros(shape, dtype=model.dtype, device=model.device), config.n_positions)
-
-    @classmethod
-    @ordinary
-    def joined(cls, caches: Sequence[KVCache]) -> KVCache:
-        """A new cache with copies of the rows of several, at least one, and no more slots than they need."""
-        capacity = caches[0]._capacity_for(max(len(row) for cache in caches for row in cache.ids))
-        parts = [_widened(cache.buffer[:, :, :, :, :capacity], capacity) for cache in caches]
-        joined = cls(torch.cat(parts, dim=2), caches[0].max_length)
-        joined.ids = [list(ids) for cache in caches for ids in cache.ids]
-        return joined
-
-    def copy(self) -> KVCache:
-        """A cache of the same rows, in memory of its own."""
-        return KVCache.joined([self])
 
     @property
     def capacity(self) -> int:
@@ -104,9 +91,10 @@ class KVCache:
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
         stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # L times keys and values, (B, H, S, D) each
         self._stored = list(zip(stored[::2], stored[1::2], strict=True))
-        self._new = self.buffer[..., lengths[0] : end, :].unbind()  # L (2, B, H, T, D), where rows are equally long
         self._aligned = len(set(lengths)) == 1 and len(set(num_new)) == 1
-        if not self._aligned:  # the k-th new token of all rows together: its row, its step and its slot
+        if self._aligned:
+            self._new = self.buffer[..., lengths[0] : end, :].unbind()  # L times (2, B, H, T, D)
+        else:  # the k-th new token of all rows together: its row, its step and its slot
             device = self.buffer.device
             self._rows = torch.tensor([b for b, n in enumerate(num_new) for _ in range(n)], device=device)
             self._steps = torch.tensor([t for n in num_new for t in range(n)], device=device)
@@ -128,7 +116,7 @@ class KVCache:
             new = self._new[layer]
             new.copy_(keys_values if keys_values.size(3) == new.size(3) else keys_values[:, :, :, : new.size(3)])
         else:
-            # (all new tokens, 2, H, D): of two index tensors around a slice, the common dimension comes first
+            # Indexing at two places puts the indexed dimension first: (all new tokens, 2, H, D).
             self.buffer[layer][:, self._rows, :, self._slots] = keys_values[:, self._rows, :, self._steps]
         return self._stored[layer]
 
@@ -142,40 +130,11 @@ class KVCache:
     def make_room(self, length: int) -> None:
         """Let every row be able to hold `length` tokens without growing."""
         if length > self.capacity:
-            self.buffer = self._memory = _widened(self.buffer, self._capacity_for(length))
+            self.buffer = self.memory = widened(self.buffer, self.capacity_for(length))
 
-    def _capacity_for(self, length: int) -> int:
-        """How many a row of so many tokens is given: whole blocks, as far as the network has positions."""
-        return min(-(-length // BLOCK) * BLOCK, self.max_length)
-
-    @ordinary
-    def join(self, other: KVCache) -> None:
-        """Take copies of another cache's rows in, at the end.
-
-        The memory doubles when it is full, so that rows which join one by one are copied only a few times.
-        """
-        first, rows = len(self.ids), len(self.ids) + len(other.ids)
-        longest = max(map(len, other.ids), default=0)
-        self.make_room(longest)
-        if rows > self._memory.size(2):
-            L, two, _, H, capacity, D = self._memory.shape
-            larger = self._memory.new_empty(L, two, max(rows, 2 * first), H, capacity, D)
-            larger[:, :, :first] = self.buffer
-            self._memory = larger
-        self.buffer = self._memory[:, :, :rows]
-        self.buffer[:, :, first:, :, :longest] = other.buffer[:, :, :, :, :longest]
-        self.buffer[:, :, first:, :, longest:] = 0  # the memory may be that of rows that left
-        self.ids += [list(ids) for ids in other.ids]
-
-    def part(self, start: int, stop: int) -> KVCache:
-        """Make a cache of some of the rows that shares this cache's memory.
-
-        The caller makes room before (`make_room`), as a part that grows gets memory of its own, and records afterwards
-        what was read into the part: ``cache.ids[start:stop] = part.ids``.
-        """
-        part = KVCache(self.buffer[:, :, start:stop], self.max_length)
-        part.ids = [list(ids) for ids in self.ids[start:stop]]
-        return part
+    def capacity_for(self, length: int) -> int:
+        """How many a row of so many tokens is given: whole steps of growth, as far as the network has positions."""
+        return min(-(-length // SLOTS_PER_GROWTH) * SLOTS_PER_GROWTH, self.max_length)
 
     def crop(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of a row.
@@ -190,26 +149,6 @@ class KVCache:
         self.ids[row] = self.ids[row][:length]
         self.buffer[:, :, row, :, length:end] = 0
 
-    @ordinary
-    def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order: reorders, drops, and (a row named twice) copies."""
-        if list(rows) == list(range(len(self.ids))):
-            return
-        index = torch.tensor(rows, dtype=torch.long, device=self.buffer.device)
-        if len(rows) == len(self.ids):  # beams: only the slots after the prefix that all share differ
-            end = max(map(len, self.ids))
-            start = min(shared_prefix(ids, self.ids[row]) for ids, row in zip(self.ids, rows, strict=True))
-            differing = self.buffer[:, :, :, :, start:end]
-            differing.copy_(differing.index_select(2, index))
-        elif all(row == index or row >= len(rows) for index, row in enumerate(rows)) and len({*rows}) == len(rows):
-            for new_row, row in enumerate(rows):  # as `fill_gaps` asks: the last rows replace those that finished
-                if row != new_row:
-                    self.buffer[:, :, new_row] = self.buffer[:, :, row]
-            self.buffer = self.buffer[:, :, : len(rows)]
-        else:
-            self.buffer = self._memory = self.buffer.index_select(2, index)
-        self.ids = [list(self.ids[row]) for row in rows]
-
 
 def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     """Return the length of the longest common prefix of two sequences."""
@@ -217,7 +156,7 @@ def shared_prefix(left: Sequence[int], right: Sequence[int]) -> int:
     return next((index for index, (a, b) in pairs if a != b), min(len(left), len(right)))
 
 
-def _widened(buffer: Tensor, capacity: int) -> Tensor:
+def widened(buffer: Tensor, capacity: int) -> Tensor:
     """The same with more slots; new ones are zero, as a NaN in a masked slot would be a NaN in the result."""
     *rest, old, D = buffer.shape
     if old == capacity:

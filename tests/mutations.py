@@ -22,7 +22,7 @@ from dialogpt.cli.main import build_parser
 from dialogpt.cli.options import generation_from
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
-from dialogpt.cli.terminal.keyboard import _write_history
+from dialogpt.cli.terminal.typed_lines import add_lines
 from dialogpt.errors import DialogueError
 from dialogpt.history import BOT, USER, Turn
 from dialogpt.train.data.dialogues import Format
@@ -178,7 +178,7 @@ class Bench:
             "talk": self.talk,
             "batch": self.batch,
             "config": self.config,
-            "history": lambda: _write_history(folder / "history" / "history", ["typed"]),
+            "history": lambda: add_lines(folder / "history" / "history", ["typed"]),
         }
         for kind in ("talk", "batch", "config", "history"):  # undamaged, they are taken
             self.readers[kind]()

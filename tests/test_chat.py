@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,31 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture
 def chat(network: GPT2, tokenizer: Tokenizer) -> Chat:
     return Chat(network, tokenizer, GenerationConfig(do_sample=True, max_new_tokens=8, min_new_tokens=2), seed=1)
+
+
+def test_settings_are_resolved_once_for_each_change(chat: Chat) -> None:
+    """Two rerankers that hold tensors were compared by them, which torch refuses: the next reply was a RuntimeError."""
+
+    @dataclass(frozen=True)
+    class Reranked:
+        bias: torch.Tensor
+
+        def scores(self, _turns: object, replies: Sequence[Sequence[int]], _stop: object = None) -> list[float]:
+            return [float(self.bias[len(reply) % 2]) for reply in replies]
+
+    plain = chat.plan()
+    assert chat.plan() is plain
+    assert chat.plan(3).num_replies == 3
+    chat.generation = replace(chat.generation, top_k=7)
+    assert chat.plan().config.top_k == 7
+    for number, values in enumerate(([1.0, 0.0], [0.0, 1.0]), 2):
+        chat.reranker, chat.num_candidates = Reranked(torch.tensor(values)), number
+        chat.reply("Hello")
+        assert (chat.plan().reranker, chat.plan().num_samples) == (chat.reranker, number)
+    chat.num_candidates = 5
+    assert chat.plan().num_samples == 5
+    chat.reranker, chat.generation = None, replace(chat.generation, top_k=plain.config.top_k)
+    assert chat.plan() == plain
 
 
 def test_a_conversation_is_pairs_of_turns(chat: Chat) -> None:

@@ -16,8 +16,9 @@ from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer, generate,
 from dialogpt.candidates import candidates, candidates_for_all
 from dialogpt.cli.main import main
 from dialogpt.decoding.sequence import infer_own_turns, spellings
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, next_token_scores
+from dialogpt.sampler import next_token_scores
 from dialogpt.text.normalize import normalize
 from dialogpt.weights import load
 from tests.helpers import random_model, seeded

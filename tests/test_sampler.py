@@ -9,7 +9,8 @@ import torch
 
 from dialogpt import DialogueError, GenerationConfig
 from dialogpt.cli.options import parse_setting
-from dialogpt.sampler import Seen, next_token_probabilities, next_token_scores
+from dialogpt.logits.processors import Seen
+from dialogpt.sampler import next_token_probabilities, next_token_scores
 
 
 def probabilities(logits: list[float], **values: Any) -> list[float]:

@@ -26,7 +26,8 @@ from typing import IO, Any
 
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
-from dialogpt.cli.output import described, one_line, printable
+from dialogpt.cli.output import described
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import reading_from
 from dialogpt.cli.signals import flagged
@@ -38,7 +39,7 @@ from dialogpt.data.read import read_one
 from dialogpt.data.settings import AUTO
 from dialogpt.data.transform import Transformer
 from dialogpt.decoding.noise import fresh_generator
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, FAILED, DialogueError
 from dialogpt.files import json_input
 from dialogpt.files.disk import lock_output, reason_of

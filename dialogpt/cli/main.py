@@ -34,8 +34,8 @@ from dialogpt.cli.commands import (
     train,
 )
 from dialogpt.cli.options import installed_version, wrong_usage
-from dialogpt.cli.output import one_line, printable
 from dialogpt.cli.parser import CommandParser
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.signals import leaving_at_once
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError, did_you_mean
 

@@ -13,7 +13,7 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import dialogpt
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
 from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
 from dialogpt.published_settings import published_settings

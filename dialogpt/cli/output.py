@@ -1,32 +1,21 @@
-"""Text for people's screens: a model's words, a file's names and errors must not steer the terminal they appear on."""
+"""What commands print: replies as lines or JSON, tables, and command lines to be typed."""
 
 from __future__ import annotations
 
 import re
 import shlex
 import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from dialogpt.cli.printable import one_line, printable
 
 if TYPE_CHECKING:
     from dialogpt.generation import Reply
     from dialogpt.tokenizer import Tokenizer
 
-_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 _PLAIN = re.compile(r"[\w.:\\/+-]+")  # what no shell of Windows takes for more than text
 _SLASHES = re.compile(r'(\\*)("|$)')
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the order of reading; emoji joiners stay
-
-
-def printable(text: str) -> str:
-    """Text that cannot move the cursor, turn a line round or change the terminal: such signs become U+FFFD."""
-    return "".join(letter if _is_harmless(letter) else _REPLACEMENT for letter in text)
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks of any kind: each becomes a space."""
-    return " ".join(text.splitlines())
 
 
 def command_line(words: Sequence[str], system: str = sys.platform) -> str:
@@ -44,10 +33,6 @@ def command_line(words: Sequence[str], system: str = sys.platform) -> str:
 
 def _doubled(slashes: re.Match[str]) -> str:
     return slashes[1] * 2 + ('\\"' if slashes[2] else "")
-
-
-def _is_harmless(letter: str) -> bool:
-    return letter in "\n\t" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _TURNING)
 
 
 def print_reply(text: str) -> None:

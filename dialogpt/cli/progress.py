@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 
 IN_TERMINAL, IN_LOG = 0.2, 30.0  # seconds between lines: where one replaces the other, and in a log of a long run
 MEGABYTES = "MB"  # the unit of what is counted in bytes

@@ -2,7 +2,8 @@
 
 A KeyboardInterrupt can surface anywhere, also inside a library's callback, which may make another error of it or print
 a traceback. So where nothing can be lost the process ends without one, and elsewhere a flag is set that is read where
-stopping is safe.
+stopping is safe; at a prompt, where nothing runs, it is raised. A chat nests the three: at once while a model is
+loaded, raised while a line is asked for, flagged during a reply.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dialogpt.cli.output import one_line
+from dialogpt.cli.printable import one_line
 from dialogpt.cli.progress import IN_LOG, MEGABYTES, ProgressLine, clock
 from dialogpt.train.listener import Listener
 

@@ -113,7 +113,7 @@ def import_dialogues(
 
 def lines_of(dialogues: Sequence[Dialogue]) -> bytes:
     """Dialogues as lines of JSONL, which `turns` reads back."""
-    return b"".join([dumps(_content(dialogue)) + b"\n" for dialogue in dialogues])
+    return b"\n".join([*[dumps(_content(dialogue)) for dialogue in dialogues], b""])
 
 
 def _content(dialogue: Dialogue) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 from dialogpt.data.detect import kind_of
@@ -56,6 +57,13 @@ def read_one(
     on_bytes: OnBytes = lambda count: None,
 ) -> Iterator[Dialogue]:
     """The dialogues of one file of a known kind; see `read`."""
+    return chain.from_iterable(_together(path, kind, transformer, on_problem, on_bytes))
+
+
+def _together(
+    path: Path, kind: Kind, transformer: Transformer, on_problem: OnProblem, on_bytes: OnBytes
+) -> Iterator[list[Dialogue]]:
+    """The same, those together between which nothing is left out."""
     line = problems = kept = 0
 
     def note(line: int, reason: str) -> None:
@@ -70,12 +78,16 @@ def read_one(
     def left_out(reason: str) -> None:
         note(line, reason)
 
-    apply = transformer.apply
-    for dialogue in kind.read(Source(path, transformer.reading, note, on_bytes)):
-        line = dialogue.line
-        for piece in apply(dialogue, left_out):
-            kept += 1
-            yield piece
+    for dialogues in kind.read(Source(path, transformer.reading, note, on_bytes)):
+        if len(dialogues) > 1 and transformer.keeps(dialogues):
+            kept += len(dialogues)
+            yield dialogues
+            continue
+        for dialogue in dialogues:
+            line = dialogue.line
+            for piece in transformer.apply(dialogue, left_out):
+                kept += 1
+                yield [piece]
     if not (kept or problems) and (path.is_dir() or path.stat().st_size):
         note(0, f"it holds no dialogue; it was read as {kind.name}")
 

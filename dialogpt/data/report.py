@@ -55,7 +55,7 @@ class Statistics:
         self.targets += count - len(turns)
         for weights in [dialogue.weights for dialogue in dialogues if dialogue.weights is not None]:
             self.targets -= weights.count(0) - (weights[0] == 0)
-        self.speakers.update(chain.from_iterable(dialogue.speakers or () for dialogue in dialogues))
+        self.speakers.update(chain.from_iterable([dialogue.speakers for dialogue in dialogues if dialogue.speakers]))
         if END_OF_TEXT in "\n".join(chain.from_iterable(turns)):
             self.end_of_text += sum(END_OF_TEXT in "\n".join(own) for own in turns)
         if len(self.speakers) > 2 * MAX_SPEAKERS:

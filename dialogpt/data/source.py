@@ -19,7 +19,8 @@ from dialogpt.errors import DialogueError
 from dialogpt.files.plain_file import require_plain_file
 
 LINE_LIMIT = 4 << 20  # bytes; the longest conversation of chitchat-dataset has 60 kB
-CHUNK = 1 << 20  # bytes read at a time
+CHUNK = 1 << 18  # bytes read at a time
+AT_ONCE = 64  # lines
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -53,22 +54,31 @@ class Source:
         """A file that belongs to this source."""
         return Source(path, self.reading, self.problem, self.on_bytes)
 
-    def lines(self) -> Iterator[tuple[int, bytes]]:
-        """The lines, without their ends, numbered from 1; one that is too long is a problem and is left out."""
+    def batches(self) -> Iterator[tuple[int, list[bytes]]]:
+        """The lines, without their ends, up to `AT_ONCE` of them together; with the number of the first, from 1.
+
+        A line that is too long is a problem and is left out.
+        """
         number = 1
         for block in line_blocks_of(self.path, on_bytes=self.on_bytes):
             if max(map(len, block)) > LINE_LIMIT:
                 yield from self._short(block, number)
             else:
-                yield from enumerate(block, number)
+                for start in range(0, len(block), AT_ONCE):
+                    yield number + start, block[start : start + AT_ONCE]
             number += len(block)
 
-    def _short(self, block: list[bytes], first: int) -> Iterator[tuple[int, bytes]]:
+    def _short(self, block: list[bytes], first: int) -> Iterator[tuple[int, list[bytes]]]:
         for number, line in enumerate(block, first):
             if len(line) > LINE_LIMIT:
                 self.problem(number, TOO_LONG)
             else:
-                yield number, line
+                yield number, [line]
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """As `batches`, one line at a time."""
+        for number, lines in self.batches():
+            yield from enumerate(lines, number)
 
     def text_lines(self) -> Iterator[tuple[int, str]]:
         """The lines as text; one that is not UTF-8 is a problem and is left out."""

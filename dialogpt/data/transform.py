@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 
 from dialogpt.data.dialogue import Dialogue, check_enough, check_values
 from dialogpt.data.settings import ANYBODY, Reading
@@ -24,6 +25,7 @@ from dialogpt.errors import DialogueError
 
 END_OF_TEXT = "<|endoftext|>"
 SYSTEM = "system"
+Shape = tuple[int, tuple[float, ...] | None, tuple[str, ...] | None]  # turns, weights, speakers
 _EMAIL = re.compile(r"[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63})+")
 _DOMAINS = "com|org|net|edu|gov|info|biz|io|dev|app|xyz|online|site|shop|de|fr|nl|uk|ru|jp|cn|br|pl|ch|eu|ca|au"
 _DOMAINS_WITH_PATH = f"{_DOMAINS}|co|ly|me|gg|gl|tv|be|it|es|to|in|is|at|us"  # alone they are words: "yes.it is"
@@ -63,6 +65,7 @@ class Transformer:
     """
 
     MAX_MET = 100
+    MAX_SHAPES, MAX_TURNS = 1000, 100  # that are remembered
 
     def __init__(
         self, reading: Reading, *, min_turns: int | None = None, reverse: bool = False, trains: bool = True
@@ -79,8 +82,32 @@ class Transformer:
         self.min_turns = reading.min_turns if min_turns is None else max(min_turns, reading.min_turns)
         self.reverse, self.trains = reverse, trains
         self.met: dict[str, None] = {}
+        self._kept: set[Shape] = set()  # of dialogues that are given back as they are
         changed = reading.redact or reading.names or reading.bot is not None or reading.max_turns is not None
         self._plain = not changed and reading.eos_in_text == "keep"
+
+    def keeps(self, dialogues: Sequence[Dialogue]) -> bool:
+        """Whether `apply` is known to give each of these back as it is, as mostly; seen for all of them at once.
+
+        Texts that pass together pass alone. All else that `apply` looks at are numbers of turns, weights and speakers;
+        these are the same in many dialogues, of which one is tried.
+        """
+        if not self._plain or self.reverse or any(dialogue.references for dialogue in dialogues):
+            return False
+        turns = chain.from_iterable([dialogue.turns for dialogue in dialogues])
+        weights = [dialogue.weights for dialogue in dialogues if dialogue.weights is not None]
+        try:
+            check_values(Dialogue([*turns], [*chain.from_iterable(weights)] if weights else None))
+        except DialogueError:
+            return False
+        shapes = {_shape(dialogue): dialogue for dialogue in dialogues}
+        for shape in shapes.keys() - self._kept:
+            dialogue = shapes[shape]
+            if not any(kept is dialogue for kept in self.apply(dialogue, lambda reason: None)):
+                return False
+            if len(dialogue.turns) <= self.MAX_TURNS and len(self._kept) < self.MAX_SHAPES:
+                self._kept.add(shape)
+        return True
 
     def apply(self, dialogue: Dialogue, on_problem: Callable[[str], None]) -> list[Dialogue]:
         """What becomes of a dialogue: none, one or several.
@@ -152,6 +179,15 @@ class Transformer:
         if bot not in (None, ANYBODY) and bot not in self.met and len(self.met) < self.MAX_MET:
             others = ", ".join(map(repr, [*self.met][:10])) or "nobody, as it does not say who speaks"
             raise DialogueError(f"nobody is called {bot!r} there; --bot takes one of: {others}")
+
+
+def _shape(dialogue: Dialogue) -> Shape:
+    weights, speakers = dialogue.weights, dialogue.speakers
+    return (
+        len(dialogue.turns),
+        None if weights is None else tuple(weights),
+        None if speakers is None else tuple(speakers),
+    )
 
 
 def without_system(dialogue: Dialogue, drop: bool) -> Dialogue:

@@ -10,11 +10,14 @@ from torch import Tensor
 from dialogpt.decoding.prefill import Prefilled
 from dialogpt.decoding.sequence import TokenSequence
 from dialogpt.model import GPT2, KVCache
-from dialogpt.model.cache import BLOCK
+from dialogpt.model.cache import SLOTS_PER_GROWTH
+from dialogpt.model.cache_rows import add_rows, copied, joined, part_of, select_rows
 
 
 class RunningBatch:
     """Sequences that are decoded together.
+
+    A chat decodes one, in its own cache; what is about several rows is for the server, batches and candidates.
 
     Attributes:
         sequences: in the order of the cache's rows.
@@ -26,25 +29,28 @@ class RunningBatch:
         self.sequences: list[TokenSequence] = []
         self.cache: KVCache | None = None
         self._model = model
-        self._is_callers = False  # a sequence that is admitted must not become part of a caller's cache
+        self._borrowed = False  # others may hold the cache: no row may be added to it
 
     def retain(self, kept: Collection[TokenSequence]) -> None:
         """Evict all other sequences."""
+        if self.cache is None or all(sequence in kept for sequence in self.sequences):
+            return
         rows = fill_gaps([sequence in kept for sequence in self.sequences])
         self.sequences = [self.sequences[row] for row in rows]
-        if self.cache is None or not rows:
-            self.cache = None  # a caller's keeps what its sequence has computed
+        if not rows:
+            self.cache = None  # a borrowed one lives on with its caller, and holds the reply
             return
-        self.cache.select(rows)
+        select_rows(self.cache, rows)
         longest = max(len(sequence.ids) for sequence in self.sequences)
-        if not self._is_callers and self.cache.capacity > 2 * (longest + BLOCK):
-            self.cache = self.cache.copy()  # shrinks it, as a far longer sequence was evicted
+        if not self._borrowed and self.cache.capacity > 2 * (longest + SLOTS_PER_GROWTH):
+            self.cache = copied(self.cache)  # shrinks it, as a far longer sequence was evicted
 
     def last_hidden(self) -> Tensor | None:
         """Compute the last token of every sequence: its hidden states, (B, C); None for an empty batch."""
         if self.cache is None:
             return None
-        for row, sequence in enumerate(self.sequences):  # a failed step may have cached a token that was not chosen
+        # After a step that failed, the last token is in the cache already: it is read anew.
+        for row, sequence in enumerate(self.sequences):
             self.cache.crop(row, len(sequence.ids) - 1)
         last = torch.tensor([sequence.ids[-1:] for sequence in self.sequences], device=self._model.device)  # (B, 1)
         return self._model.hidden(last, self.cache)[:, -1]  # (B, C)
@@ -52,11 +58,11 @@ class RunningBatch:
     def admit(self, prefilled: Prefilled) -> None:
         """Append sequences and their cache."""
         if self.cache is None:
-            self.cache, self._is_callers = prefilled.cache, prefilled.is_callers
-        elif self._is_callers:
-            self.cache, self._is_callers = KVCache.joined([self.cache, prefilled.cache]), False
+            self.cache, self._borrowed = prefilled.cache, prefilled.borrowed
+        elif self._borrowed:
+            self.cache, self._borrowed = joined([self.cache, prefilled.cache]), False
         else:
-            self.cache.join(prefilled.cache)
+            add_rows(self.cache, prefilled.cache)
         self.sequences = [*self.sequences, *prefilled.sequences]
 
     def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
@@ -67,7 +73,7 @@ class RunningBatch:
         """
         assert self.cache is not None
         row_of = {sequence: row for row, sequence in enumerate(self.sequences)}
-        self.cache.select([row_of[parent] for _, parent, _ in choices])
+        select_rows(self.cache, [row_of[parent] for _, parent, _ in choices])
         self.sequences = [sequence for sequence, _, _ in choices]
         extended = [[*parent.ids, token] for _, parent, token in choices]
         for sequence, ids in zip(self.sequences, extended, strict=True):
@@ -78,7 +84,7 @@ class RunningBatch:
         if self.cache is None or sequence not in self.sequences:
             return None
         row = self.sequences.index(sequence)
-        return self.cache.part(row, row + 1).copy()
+        return copied(part_of(self.cache, row, row + 1))
 
 
 def fill_gaps(kept: Sequence[bool]) -> list[int]:

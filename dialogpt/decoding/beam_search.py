@@ -112,7 +112,7 @@ class BeamSearch:
                 kept.append(Hypothesis(self.finished[index].ids, self.finished[index].finish_reason, score))
                 continue
             parent, outcome = self.beams[parents[index - count]], outcomes[index - count]
-            ids = [*parent.ids[parent.prompt_length :], *([] if outcome.ended else [tokens[index - count]])]
+            ids = [*parent.ids[parent.prompt_length :], *([] if outcome.has_end_token else [tokens[index - count]])]
             kept.append(Hypothesis(ids, outcome.finish_reason or "length", score))
         self.finished = kept
 

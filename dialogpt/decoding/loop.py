@@ -1,22 +1,27 @@
 """The decoding loop: sequences that prefill a prompt and generate one token a step, each with its own settings.
 
-`generate` runs it for one sequence, `generate_batch` for many, the server for those that come and go. The loop knows
-token ids only: `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` holds the cache.
+`replies.stream_reply` runs it for a chat, `whole_replies` for replies that are known at their end, the server for those
+that come and go, `generation` for Python callers; speculative decoding alone has a loop of its own. It knows token ids
+only: `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` holds the cache.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from dialogpt.decoding.batch import RunningBatch
-from dialogpt.decoding.prefill import prefill_chunk, prefill_sequences
-from dialogpt.decoding.sampling import choose_tokens, process_logits, rows_of
-from dialogpt.decoding.sequence import SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.prefill import prefill_sequence
+from dialogpt.decoding.prefill_batch import prefill_chunk, prefill_sequences
+from dialogpt.decoding.sampling import choose_tokens, process_logits, take_rows
+from dialogpt.decoding.sequence import SequenceFactory, TokenSequence
+from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
 from dialogpt.decoding.step import Step, all_logits, contending_logits
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
@@ -49,8 +54,9 @@ class Decoder:
             prompt_tokens: how many tokens of prompts are prefilled per step, so that running sequences do not wait long
                 for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
-            screened: whether logits that cannot be chosen may be left out, where that is faster; worth it only where
-                hardly any `Step.logits` are read, which are computed then.
+            screened: whether logits that cannot be chosen may be left out, where that is faster: with a large head that
+                is stored in float32 (`precision.packed.highest_logits`). Worth it only where hardly any `Step.logits`
+                are read, which are computed then.
         """
         self.model, self.stop, self.prompt_tokens, self.screened = model, stop, prompt_tokens, screened
         self.sequences: list[TokenSequence] = []
@@ -108,15 +114,17 @@ class Decoder:
         active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
-        highest = contending_logits(self.model, hidden, active) if self.screened else None
-        logits = all_logits(self.model, hidden, active) if highest is None else highest
+        contending = contending_logits(self.model, hidden, active) if self.screened else None
+        logits = all_logits(self.model, hidden, active) if contending is None else contending
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}
-        sampled = [each for each in self.sequences if each.finish_reason is not None or each in stepping]
-        tokens = choose_tokens(scores, active, sampled)
+        # Finished sequences keep their row of a shared generator's noise, as in transformers.
+        sharing_noise = [each for each in self.sequences if each.finish_reason is not None or each in stepping]
+        tokens = choose_tokens(scores, active, sharing_noise)
         for sequence, token in zip(active, tokens, strict=True):
             sequence.append(token)
-        if highest is not None:
+        # Each step is given a function, as hardly anybody asks for its logits: a chat never does.
+        if contending is not None:
             return [Step(active[0], tokens[0], lambda: self.model.logits(hidden)[0].float())]
         return [
             Step(sequence, token, functools.partial(logits.__getitem__, row))
@@ -147,18 +155,40 @@ class Decoder:
         if not active:
             return active, torch.empty(0, self.model.config.n_embd)
         self._batch.retain({*active})
-        last = self._batch.last_hidden()  # (B, C)
-        hidden = [] if last is None else [last]
+        of_running = self._batch.last_hidden()  # (B, C)
+        parts = [] if of_running is None else [of_running]
         if waiting := [each for each in active if each not in self._batch.sequences]:
-            prefilled = prefill_sequences(self.model, waiting, self._waiting_caches)
-            hidden.append(prefilled.hidden)
+            if len(waiting) == 1:
+                prefilled = prefill_sequence(self.model, waiting[0], self._waiting_caches.get(waiting[0]))
+            else:
+                prefilled = prefill_sequences(self.model, waiting, self._waiting_caches)
+            parts.append(prefilled.hidden)
             self._batch.admit(prefilled)
             for sequence in waiting:
                 self._waiting_caches.pop(sequence, None)
+        # The rows are those of the batch: the running ones, then those admitted.
         row_of = {sequence: row for row, sequence in enumerate(self._batch.sequences)}
-        last_hidden = hidden[0] if len(hidden) == 1 else torch.cat(hidden)
-        return active, rows_of(last_hidden, [row_of[each] for each in active])  # (B, C)
+        hidden = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return active, take_rows(hidden, [row_of[each] for each in active])  # (B, C)
 
     def reorder(self, choices: Sequence[tuple[TokenSequence, TokenSequence, int]]) -> None:
         """Continue beams; see `RunningBatch.reorder`."""
         self._batch.reorder(choices)
+
+
+StepDecoder: TypeAlias = Decoder | SpeculativeDecoder  # what generates replies token by token
+
+
+def decoder_for(
+    model: GPT2,
+    tokenizer: Tokenizer | None,
+    num_sequences: int,
+    draft: Draft | None,
+    stop: Stop | None = None,
+    stops_in_prompt: bool = True,
+    screened: bool = False,
+) -> StepDecoder:
+    """Return a decoder for so many sequences; a draft serves a single one."""
+    if draft is not None and num_sequences == 1:
+        return SpeculativeDecoder(model, draft, tokenizer, stop, stops_in_prompt)
+    return Decoder(model, tokenizer, stop, stops_in_prompt=stops_in_prompt, screened=screened)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -19,18 +19,19 @@ from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
+from dialogpt.logits.known_tokens import check_tokens
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, check_tokens
 from dialogpt.tokenizer import Tokenizer
 
-MAX_CACHED_SETTINGS = 256  # resolved settings that are kept, so that sequences with equal ones are processed together
+MAX_CACHED_SETTINGS = 256  # that are resolved
 
 
 class Outcome(NamedTuple):
     """Whether a sequence is finished: None, "stop" or "length"; and whether its last token is an end token."""
 
     finish_reason: str | None
-    ended: bool
+    has_end_token: bool
 
 
 @dataclass(eq=False)
@@ -47,7 +48,7 @@ class TokenSequence:
         deadline: when it must end, in seconds of `time.monotonic`.
         finish_reason: None while it is unfinished; then "stop" (an end token or a stop string) or "length" (maximum
             length or time).
-        ended: whether the last token is an end token.
+        has_end_token: whether the last token is an end token.
     """
 
     ids: list[int]
@@ -58,12 +59,12 @@ class TokenSequence:
     stop_strings: StopStrings | None = None
     deadline: float = math.inf
     finish_reason: str | None = None
-    ended: bool = False
+    has_end_token: bool = False
 
     @property
     def new_ids(self) -> list[int]:
         """The generated tokens without the end token."""
-        return self.ids[self.prompt_length : len(self.ids) - self.ended]
+        return self.ids[self.prompt_length : len(self.ids) - self.has_end_token]
 
     @property
     def seen(self) -> Seen:
@@ -73,7 +74,7 @@ class TokenSequence:
     def append(self, token: int) -> None:
         """Append a generated token, and update whether the sequence is finished."""
         self.ids.append(token)
-        self.finish_reason, self.ended = self.outcome(self.ids)
+        self.finish_reason, self.has_end_token = self.outcome(self.ids)
 
     def outcome(self, ids: Sequence[int]) -> Outcome:
         """Return whether this sequence would be finished if it held these ids."""
@@ -87,7 +88,7 @@ class TokenSequence:
     def restart(self) -> None:
         """Remove the generated tokens; the next ones are sampled from where the generator is."""
         del self.ids[self.prompt_length :]
-        self.finish_reason, self.ended = None, False
+        self.finish_reason, self.has_end_token = None, False
 
 
 class SequenceFactory:
@@ -105,6 +106,7 @@ class SequenceFactory:
         prompt = prompt_ids if isinstance(prompt_ids, Prompt) else Prompt(list(prompt_ids), 0, 0)
         ids = list(prompt.ids)
         self._check_prompt(ids, config)
+        # One object for equal settings, by which `process_logits` groups rows; only a server's decoder has many.
         resolved = self._resolved.get(config) or self._resolve(config)
         if len(self._resolved) >= MAX_CACHED_SETTINGS:  # a server's decoder never ends
             self._resolved.clear()
@@ -194,10 +196,3 @@ class GenerationError(DialogueError):
 
 class NotFinite(GenerationError):
     """The logits contain NaN or infinity: the weights are damaged."""
-
-
-Stop = Callable[[], bool]  # asked by a decoder before each step: whether the caller cancels
-
-
-class Stopped(Exception):
-    """The caller cancelled decoding."""

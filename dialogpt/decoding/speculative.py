@@ -18,11 +18,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.noise import copied_generator
 from dialogpt.decoding.prefill import logits_after
 from dialogpt.decoding.sampling import choose_tokens, process_logits, require_finite
-from dialogpt.decoding.sequence import GenerationError, SequenceFactory, Stop, Stopped, TokenSequence
+from dialogpt.decoding.sequence import GenerationError, SequenceFactory, TokenSequence
 from dialogpt.decoding.step import Step
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
@@ -112,7 +112,7 @@ class Draft:
             return self._propose(sequence, max_tokens, vocab_size)
 
     def _propose(self, sequence: TokenSequence, max_tokens: int, vocab_size: int) -> list[int]:
-        drafted = replace(sequence, ids=list(sequence.ids), generator=copied_generator(sequence.generator))
+        drafted = replace(sequence, ids=list(sequence.ids), generator=_copied_generator(sequence.generator))
         limit = min(max_tokens, self._num_tokens, self.model.config.n_positions - len(sequence.ids) + 1)
         while not self._damaged and len(drafted.ids) - len(sequence.ids) < limit and drafted.finish_reason is None:
             logits = logits_after(self.model, self._known(drafted.ids), self._cache, 1)  # (1, own V)
@@ -230,3 +230,12 @@ class SpeculativeDecoder:
         )  # the first token comes without delay
         ids = [*sequence.ids, *draft_tokens]
         return _Checked(logits_after(self.model, ids, self._cache, 1 + len(draft_tokens)), draft_tokens)
+
+
+def _copied_generator(generator: torch.Generator | None) -> torch.Generator | None:
+    """Return a generator that will give the numbers which another one will give."""
+    if generator is None:
+        return None
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.evaluate.bootstrap import LEVEL, Interval, interval, p_value, resampled
 from dialogpt.evaluate.metrics import METRICS, Sample, metric_of
 from dialogpt.evaluate.protocols import Protocol

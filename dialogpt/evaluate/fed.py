@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.history import BOT, alternating
 from dialogpt.model import GPT2
 from dialogpt.ranking.scoring import score

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.evaluate.dialogues import Dialogue
 from dialogpt.evaluate.resumed import Line
 from dialogpt.ranking.dialogrpt import DialogRPT

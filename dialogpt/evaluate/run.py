@@ -20,7 +20,7 @@ import numpy as np
 
 from dialogpt.chat import Chat
 from dialogpt.data import Problem, Reading
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.evaluate import fed, meteor, replies
 from dialogpt.evaluate.comparison import Comparison, as_json, compare

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.model import GPT2
 from dialogpt.ranking.scoring import score
 

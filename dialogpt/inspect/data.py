@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from dialogpt.decoding.loop import Decoder
-from dialogpt.decoding.sequence import Stop, Stopped, TokenSequence
+from dialogpt.decoding.sequence import TokenSequence
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.generation_config import NEUTRAL, GenerationConfig
@@ -29,8 +30,9 @@ from dialogpt.inspect.contributions import contributions, parts_of
 from dialogpt.inspect.distributions import Stage, stages
 from dialogpt.inspect.lens import LensReading, lens_logits, read_lens
 from dialogpt.inspect.search import Considered
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, active_processors
+from dialogpt.sampler import active_processors
 from dialogpt.tokenizer import Tokenizer
 
 FORMAT, VERSION = "dialogpt inspection", 1

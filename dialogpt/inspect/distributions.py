@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from dialogpt.generation_config import GenerationConfig
-from dialogpt.sampler import Seen, active_processors
+from dialogpt.logits.processors import Seen
+from dialogpt.sampler import active_processors
 
 
 @dataclass(frozen=True)

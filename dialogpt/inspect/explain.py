@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dialogpt.candidates import candidates_for_all
 from dialogpt.chat import Chat
 from dialogpt.decoding.noise import fresh_generator
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
 from dialogpt.history import BOT, History

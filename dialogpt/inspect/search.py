@@ -14,8 +14,9 @@ from torch import Tensor
 
 from dialogpt.decoding.beam_search import EXCLUDED, beam_search
 from dialogpt.decoding.loop import Decoder
-from dialogpt.decoding.sequence import Stop, TokenSequence
+from dialogpt.decoding.sequence import TokenSequence
 from dialogpt.decoding.speculative import Draft
+from dialogpt.decoding.stop import Stop
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.generation import Reply
 from dialogpt.generation_config import GenerationConfig

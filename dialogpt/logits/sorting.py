@@ -21,10 +21,10 @@ def removed_by_short_sort(scores: Tensor, config: GenerationConfig) -> Tensor | 
     None where only sorting all scores can tell: too many tokens are left, a cumulative sum
     equals 1 - p up to rounding, or a removed score equals a kept one.
     """
-    left = int((scores > -torch.inf).sum(dim=-1).max())
-    if not config.tokens_to_keep < left <= MAX_SHORT_SORT:
+    num_left = int((scores > -torch.inf).sum(dim=-1).max())
+    if not config.tokens_to_keep < num_left <= MAX_SHORT_SORT:
         return None
-    ascending = scores.topk(left).values.flip(-1)  # (B, left)
+    ascending = scores.topk(num_left).values.flip(-1)  # (B, num_left)
     total = ascending.softmax(dim=-1).cumsum(dim=-1)
     cut = total <= 1 - config.top_p
     cut[:, -config.tokens_to_keep :] = False

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
 from dialogpt.ranking.rerankers import load_helper

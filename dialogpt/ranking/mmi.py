@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
 from dialogpt.ranking.rerankers import load_helper

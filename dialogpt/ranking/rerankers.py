@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.generation import Reply
 from dialogpt.model import GPT2
 from dialogpt.networks import require_same_vocabulary

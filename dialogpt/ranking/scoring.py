@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.model import GPT2
 

@@ -20,12 +20,15 @@ from typing import Any, TypeVar
 import torch
 
 from dialogpt.decoding.loop import Decoder
-from dialogpt.decoding.sequence import GenerationError, Stop, Stopped, TokenSequence
+from dialogpt.decoding.sequence import GenerationError, TokenSequence
 from dialogpt.decoding.step import Step
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2, KVCache, shared_prefix
-from dialogpt.replies import Dialogue, Plan, ReplyStream, generate_replies
+from dialogpt.model.cache_rows import copied
+from dialogpt.replies import Dialogue, Plan, Sample
 from dialogpt.tokenizer import Tokenizer
+from dialogpt.whole_replies import generate_replies
 
 MAX_SEQUENCES = 32  # sequences decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
 MAX_WAITING = 64  # requests
@@ -118,7 +121,7 @@ class RunningReply:
 
     task: GenerationTask
     choice: int
-    stream: ReplyStream[Event]
+    sample: Sample[Event]
 
 
 class Engine:
@@ -368,12 +371,12 @@ class Engine:
             cache = self._prefixes.take(prompt.ids, task.cache_owner)
             for choice, generator in enumerate(generators):
                 describe = partial(_token, choice, task.alternatives)
-                stream: ReplyStream[Event] = ReplyStream(
+                sample: Sample[Event] = Sample(
                     self._decoder, self.tokenizer, task.plan, prompt, generator, describe, None if choice else cache
                 )
-                stream.sequence.deadline = min(stream.sequence.deadline, task.deadline)
-                task.sequences.append(stream.sequence)
-                self._running[id(stream.sequence)] = RunningReply(task, choice, stream)
+                sample.sequence.deadline = min(sample.sequence.deadline, task.deadline)
+                task.sequences.append(sample.sequence)
+                self._running[id(sample.sequence)] = RunningReply(task, choice, sample)
         except DialogueError as error:
             self._fail(task, error)
         except Exception as error:
@@ -393,7 +396,7 @@ class Engine:
             running = self._running.get(id(step.sequence))
             if running is None:  # its request failed in this step
                 continue
-            for event in running.stream.advance(step):
+            for event in running.sample.advance(step):
                 self._send(running.task, event)
             if step.sequence.finish_reason is not None:
                 self._end(step.sequence, step.sequence.finish_reason)
@@ -402,7 +405,7 @@ class Engine:
         """Complete one reply, and keep its cache for the next turn."""
         running = self._running.pop(id(sequence))
         running.task.sequences.remove(sequence)
-        for event in (*running.stream.release(), End(running.choice, reason)):
+        for event in (*running.sample.release(), End(running.choice, reason)):
             self._send(running.task, event)
         try:
             cache = self._decoder.cache_of(sequence)
@@ -541,7 +544,7 @@ class PrefixCache:
                 return cache
             if shared < MIN_SHARED_TOKENS:
                 return None
-            copy = cache.copy()
+            copy = copied(cache)
             copy.crop(0, shared)
             return copy
 

@@ -16,6 +16,7 @@ import torch
 
 from dialogpt.model.precision.kernels import (
     BFloat16,
+    BFloat16FourRows,
     BFloat16Widened,
     Float16,
     Float32,
@@ -48,7 +49,12 @@ _X86: dict[str, Kernels] = {
 _OTHER: dict[str, Kernels] = _X86 | {"int8": (Int8Weights,), "int4": (Int4, Int8Weights)}
 TABLE: Mapping[str, Mapping[str, Kernels]] = MappingProxyType(
     {
-        "AVX512": _X86 | {"float32": (Float32SixRows, Plain), FLOAT32_OF_FLOAT16: (Float16, Float32SixRows, Plain)},
+        "AVX512": _X86
+        | {
+            "float32": (Float32SixRows, Plain),
+            FLOAT32_OF_FLOAT16: (Float16, Float32SixRows, Plain),
+            "bfloat16": (Float16, BFloat16FourRows, BFloat16Widened),
+        },
         "AVX2": _X86,
         "ARM": _OTHER,
         "ARM-BF16": _OTHER | {"bfloat16": (BFloat16,)},

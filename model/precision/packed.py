@@ -142,9 +142,10 @@ class PackedEmbedding(TokenEmbedding):
         if not isinstance(self.kernel or self.packed(), Float32) or self.weight.numel() < MIN_SIZE:
             return None
         self.decoded += 1
-        if self.screened is None and self.decoded > SCREEN_AFTER and Float16.runs_here():
-            self.screened = ScreenedHead(self.weight)
-        return None if self.screened is None else self.screened(hidden, count)
+        if self.decoded <= SCREEN_AFTER or not Float16.runs_here():
+            return None
+        self.screened = self.screened or ScreenedHead(self.weight)
+        return self.screened(hidden, count) if self.screened.prepare() else None
 
     def _pack_all(self, layers: Sequence[PackedLinear]) -> None:
         """Pack head and layers; concurrent threads may each do so."""

@@ -20,7 +20,8 @@ import pytest
 from dialogpt.cli import main as cli
 from dialogpt.cli import options
 from dialogpt.cli.commands.chat import answer_lines
-from dialogpt.cli.output import one_line, print_reply
+from dialogpt.cli.output import print_reply
+from dialogpt.cli.printable import one_line
 from dialogpt.weights import DTYPES, open_checkpoint
 from dialogpt.weights.formats import PRECISIONS
 from tests.helpers import ROOT, WAIT_SECONDS, await_torch, environment, needs_posix, needs_proc

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from dialogpt import Chat, DialogueError, Draft, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
-from dialogpt.decoding.sequence import GenerationError, Stopped
+from dialogpt.decoding.sequence import GenerationError
 from dialogpt.decoding.speculative import SpeculativeDecoder
+from dialogpt.decoding.stop import Stopped
 from dialogpt.model import GPT2, KVCache
 from dialogpt.model.precision.packed import PackedEmbedding
 from dialogpt.weights import load

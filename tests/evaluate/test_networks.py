@@ -17,7 +17,7 @@ import torch
 from dialogpt import Chat, DialogueError, GenerationConfig
 from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
-from dialogpt.decoding.sequence import Stopped
+from dialogpt.decoding.stop import Stopped
 from dialogpt.evaluate import LikelihoodSample, fed, meteor, predict
 from dialogpt.evaluate.likelihood import windows_of
 from dialogpt.evaluate.replies import rank

@@ -18,8 +18,9 @@ from dialogpt.inspect import Inspection
 from dialogpt.inspect.data import token_text
 from dialogpt.inspect.distributions import stages
 from dialogpt.inspect.explain import explain, explain_last
+from dialogpt.logits.processors import Seen
 from dialogpt.ranking.scoring import score_turns
-from dialogpt.sampler import Seen, next_token_probabilities
+from dialogpt.sampler import next_token_probabilities
 from dialogpt.tokenizer import Tokenizer
 from tests.helpers import FavoursLong, needs_int8
 

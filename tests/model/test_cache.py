@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from dialogpt.model import GPT2, CacheFull, KVCache
-from dialogpt.model.cache import BLOCK
+from dialogpt.model.cache import SLOTS_PER_GROWTH
+from dialogpt.model.cache_rows import add_rows, copied, joined, select_rows
 from dialogpt.model.gpt2 import attention_mask
 from tests.helpers import random_model, seeded
 
@@ -26,7 +27,7 @@ def filled(network: GPT2, *rows: Tensor) -> KVCache:
     for row in rows:
         caches.append(KVCache.for_model(network))
         network.hidden(row, caches[-1])
-    return KVCache.joined(caches)
+    return joined(caches)
 
 
 def follows(network: GPT2, cache: KVCache) -> Tensor:
@@ -60,11 +61,11 @@ def test_lengths_that_do_not_fit_the_ids_are_refused(network: GPT2, lengths: lis
 @torch.no_grad()
 def test_it_grows_in_blocks_and_keeps_what_it_holds(network: GPT2) -> None:
     cache = KVCache.for_model(network)
-    ids = ids_of(0, 2 * BLOCK + 3)
+    ids = ids_of(0, 2 * SLOTS_PER_GROWTH + 3)
     network.hidden(ids[:, :5], cache)
-    assert cache.capacity == BLOCK
+    assert cache.capacity == SLOTS_PER_GROWTH
     network.hidden(ids[:, 5:], cache)
-    assert cache.capacity == 3 * BLOCK
+    assert cache.capacity == 3 * SLOTS_PER_GROWTH
     cache.make_room(299)
     assert cache.capacity == 300  # no more than the network has positions
     assert torch.allclose(follows(network, cache), follows(network, filled(network, ids)), atol=1e-12)
@@ -87,7 +88,7 @@ def test_what_is_cut_off_leaves_no_trace(network: GPT2) -> None:
 def test_rows_are_reordered_dropped_and_copied(network: GPT2) -> None:
     rows = [ids_of(seed, length) for seed, length in enumerate((4, 9, 6))]
     cache = filled(network, *rows)
-    cache.select([2, 0, 2])
+    select_rows(cache, [2, 0, 2])
     expected = filled(network, rows[2], rows[0], rows[2])
     assert cache.ids == expected.ids
     assert torch.allclose(follows(network, cache), follows(network, expected), atol=1e-12)
@@ -98,7 +99,7 @@ def test_rows_are_reordered_dropped_and_copied(network: GPT2) -> None:
 @torch.no_grad()
 def test_a_joining_row_is_a_copy(network: GPT2) -> None:
     one, other = filled(network, ids_of(0, 5)), filled(network, ids_of(1, 200))
-    both = KVCache.joined([one, other])
+    both = joined([one, other])
     network.hidden(torch.tensor([[1], [2]]), both)
     assert one.lengths.tolist() == [5]
     assert other.lengths.tolist() == [200]
@@ -125,8 +126,8 @@ def test_slots_beyond_a_row_are_zero(network: GPT2) -> None:
     cache = filled(network, ids_of(0, 9), ids_of(1, 4))
     network.hidden(torch.cat([ids_of(2, 5), ids_of(3, 5)]), cache, torch.tensor([2, 5]))
     cache.crop(1, 3)
-    cache.select([1])
-    cache.join(filled(network, ids_of(4, 2)))
+    select_rows(cache, [1])
+    add_rows(cache, filled(network, ids_of(4, 2)))
     for row, ids in enumerate(cache.ids):
         assert cache.buffer[:, :, row, :, : len(ids)].count_nonzero() > 0
         assert cache.buffer[:, :, row, :, len(ids) :].count_nonzero() == 0
@@ -156,15 +157,15 @@ def test_rows_join_where_others_left(network: GPT2) -> None:
     cache, held = filled(network, rows[0]), [rows[0]]
     memories = set()
     for step, row in enumerate(rows[1:]):
-        cache.join(filled(network, row))
+        add_rows(cache, filled(network, row))
         held.append(row)
         memories.add(cache.buffer.untyped_storage().data_ptr())
         if step in (1, 3):
-            cache.select([2, 1])
+            select_rows(cache, [2, 1])
             held = [held[2], held[1]]
         expected = filled(network, *held)
         assert cache.ids == expected.ids
-        assert torch.allclose(follows(network, cache.copy()), follows(network, expected), atol=1e-12)
+        assert torch.allclose(follows(network, copied(cache)), follows(network, expected), atol=1e-12)
     assert len(memories) < len(rows) - 1  # not every row that joins takes new memory
 
 

@@ -42,6 +42,7 @@ def test_each_kernel_computes_each_row_alone(kind: type[kernels.Kernel], rows: i
     loud = torch.cat([x, 30 * torch.randn(3, 64, generator=generator)])
     rounds = kind in (
         kernels.BFloat16,
+        kernels.BFloat16FourRows,
         kernels.BFloat16Widened,
         kernels.Int8Weights,
         kernels.Int4,

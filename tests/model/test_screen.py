@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -15,15 +16,17 @@ from dialogpt import GenerationConfig
 from dialogpt.decoding.loop import Decoder
 from dialogpt.logits import contenders
 from dialogpt.logits.contenders import count_contenders
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2, GPT2Config
-from dialogpt.model.precision import packed, prepare
+from dialogpt.model.precision import packed, prepare, screen
 from dialogpt.model.precision.kernels import Float16
 from dialogpt.model.precision.screen import ScreenedHead
-from dialogpt.sampler import Seen, next_token_scores
+from dialogpt.sampler import next_token_scores
 from tests.helpers import random_model, seeded
 
 pytestmark = pytest.mark.skipif(not Float16.runs_here(), reason="products of float16 do not run here")
 V, C = 4096, 64
+PARTS = 4  # of the network's head
 
 
 def a_weight(seed: int) -> Tensor:
@@ -35,6 +38,14 @@ def a_weight(seed: int) -> Tensor:
     return weight
 
 
+def prepared(weight: Tensor) -> ScreenedHead:
+    """A screened head, all parts of which are prepared."""
+    head = ScreenedHead(weight)
+    while not head.prepare():
+        pass
+    return head
+
+
 @given(seed=st.integers(0, 2**16), count=st.integers(1, V // 32), size=st.floats(1e-6, 1e3))
 @settings(max_examples=60, deadline=None)
 @torch.inference_mode()
@@ -42,7 +53,7 @@ def test_no_contender_is_missing(seed: int, count: int, size: float) -> None:
     weight = a_weight(seed)
     hidden = size * torch.randn(1, C, generator=seeded(seed + 1))
     exact = hidden.double() @ weight.double().T  # (1, V)
-    found = ScreenedHead(weight)(hidden, count)
+    found = prepared(weight)(hidden, count)
     assert found is not None
     highest = exact >= exact.topk(count).values[:, -1:]  # with ties
     assert bool(found[highest].isfinite().all())
@@ -57,8 +68,9 @@ def test_without_the_bound_contenders_are_missed() -> None:
     for seed in range(20):
         weight, hidden = a_weight(seed), torch.randn(1, C, generator=seeded(seed + 1))
         exact = hidden.double() @ weight.double().T
-        blind = ScreenedHead(weight)
-        blind.error.zero_()
+        blind = prepared(weight)
+        for _, error in blind.parts.values():
+            error.zero_()
         found = blind(hidden, 20)
         assert found is not None
         missed += not bool(found[exact >= exact.topk(20).values[:, -1:]].isfinite().all())
@@ -68,11 +80,13 @@ def test_without_the_bound_contenders_are_missed() -> None:
 @torch.inference_mode()
 def test_numbers_that_are_none_are_left_to_the_full_head() -> None:
     weight, hidden = a_weight(0), torch.randn(1, C)
-    assert ScreenedHead(weight)(hidden * torch.nan, 1) is None
-    assert ScreenedHead(weight)(hidden, V // 2) is None  # nothing would be saved
+    assert prepared(weight)(hidden * torch.nan, 1) is None
+    assert prepared(weight)(hidden, V // 2) is None  # nothing would be saved
     for number in (torch.inf, torch.nan, 1e5):  # the last is beyond float16, whose packing changes the weight itself
         weight[7, 7] = number
-        assert ScreenedHead(weight)(hidden, 1) is None
+        head = ScreenedHead(weight)
+        assert not any(head.prepare() for _ in range(3))
+        assert not head.parts
         assert str(float(weight[7, 7])) == str(float(number))
 
 
@@ -124,7 +138,7 @@ def test_the_next_token_depends_on_the_contenders_only(given_settings: dict[str,
 @pytest.fixture(scope="module")
 def network() -> GPT2:
     """One whose head is large enough to be screened, in float32."""
-    model = random_model(vocab_size=16_384, n_embd=512, n_layer=1, n_head=4, n_positions=128).float()
+    model = random_model(vocab_size=PARTS * screen.PART, n_embd=512, n_layer=1, n_head=4, n_positions=128).float()
     weights = {name: (lambda tensor=tensor: tensor) for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         prepare(model, "float32", weights)
@@ -164,8 +178,9 @@ def test_replies_are_those_of_the_full_head(
         replies.append((sequence.new_ids, torch.stack([step.logits for step in steps])))
     assert replies[0][0] == replies[1][0]
     torch.testing.assert_close(replies[0][1], replies[1][1])  # all logits, computed when they are read
-    assert len(counts) >= len(replies[1][0])
-    assert all(count is not None and count < 2_000 for count in counts)
+    counts = [count for count in counts if count is not None]  # parts of the head are prepared at the first steps
+    assert len(counts) >= len(replies[1][0]) - PARTS
+    assert all(count < 2_000 for count in counts)
 
 
 @torch.inference_mode()
@@ -173,8 +188,23 @@ def test_it_begins_when_it_pays(network: GPT2) -> None:
     fresh, hidden = copy.deepcopy(network), torch.randn(1, 512)
     assert isinstance(fresh.token_embedding, packed.PackedEmbedding)
     fresh.token_embedding.screened, fresh.token_embedding.decoded = None, 0
-    found = [packed.highest_logits(fresh, hidden, 1) is not None for _ in range(packed.SCREEN_AFTER + 2)]
-    assert found == [False] * packed.SCREEN_AFTER + [True] * 2
+    before = packed.SCREEN_AFTER + PARTS - 1  # one part is prepared a token, and at the last one it begins
+    found = [packed.highest_logits(fresh, hidden, 1) is not None for _ in range(before + 2)]
+    assert found == [False] * before + [True] * 2
+
+
+def test_two_threads_that_prepare_one_head_agree(network: GPT2) -> None:
+    """Both may round the same part; which step screening begins at changes no token."""
+    weight, hidden = network.token_embedding.weight, torch.randn(1, 512)
+    shared = ScreenedHead(weight)
+    with ThreadPoolExecutor(4) as pool:
+        done = [*pool.map(lambda _: shared.prepare(), range(4 * PARTS))]
+    assert done[-1]
+    assert list(shared.parts) == [screen.PART * part for part in range(PARTS)]
+    found, expected = shared(hidden, 5), prepared(weight)(hidden, 5)
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
 
 
 def test_damaged_weights_are_refused_as_ever(network: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from transformers import GPT2LMHeadModel
 
 from dialogpt import Chat, GenerationConfig, Tokenizer, generate, generate_batch
 from dialogpt.generation_config import NEUTRAL
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, next_token_scores
+from dialogpt.sampler import next_token_scores
 from dialogpt.weights import load
 from tests.helpers import pair, seeded
 

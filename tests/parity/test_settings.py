@@ -20,8 +20,9 @@ from transformers import GPT2LMHeadModel, GPT2Tokenizer
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate_batch
 from dialogpt.decoding import beam_search, loop
+from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
-from dialogpt.sampler import Seen, next_token_scores
+from dialogpt.sampler import next_token_scores
 from dialogpt.weights import load
 from tests.helpers import pair, seeded, write_published
 

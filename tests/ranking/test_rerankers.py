@@ -15,7 +15,7 @@ from transformers import GPT2ForSequenceClassification
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.candidates import candidates
 from dialogpt.cli.main import main
-from dialogpt.decoding.sequence import Stopped
+from dialogpt.decoding.stop import Stopped
 from dialogpt.model import GPT2
 from dialogpt.ranking.dialogrpt import DialogRPT
 from dialogpt.ranking.mmi import MMI

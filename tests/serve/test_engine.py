@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from dialogpt import DialogueError, GenerationConfig, Tokenizer, generate, generate_batch
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding import batch
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
 from dialogpt.replies import Dialogue, Generators, Plan
@@ -257,7 +258,7 @@ def test_no_memory_for_keeping_or_joining_is_no_end(
     """Running replies finish; the request that could not be admitted receives an error; the thread continues."""
     first = SubmittedTask(prompt_of(9, 30), SAMPLED)
     with monkeypatch.context() as full:
-        full.setattr(KVCache, "copy", lambda _: (_ for _ in ()).throw(RuntimeError("no memory")))
+        full.setattr(batch, "copied", lambda _: (_ for _ in ()).throw(RuntimeError("no memory")))
         engine.submit(first.task)
         assert isinstance(first.all()[-1], End)
         time.sleep(0.1)

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         return DONE
     import torch
 
-    from dialogpt.cli.terminal.keyboard import talk
+    from dialogpt.cli.terminal.keyboard import open_terminal
     from dialogpt.model import GPT2
 
     with torch.device("meta"):  # packed weights are no parameters
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
         f"dialogpt {installed_version()}: {options.model}, {parameters / 1e6:.1f} million parameters, {options.dtype}"
         f"{'' if options.draft_model is None else f'; draft model {options.draft_model}'}."
     )
-    return talk(opened, title, remember=not options.no_history, go_on=options.go_on)
+    return open_terminal(opened, title, remember=not options.no_history, go_on=options.go_on)
 
 
 def answer_lines(chat: Chat, lines: BinaryIO, write: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import positive_number, wrong_usage
-from dialogpt.cli.output import printable
+from dialogpt.cli.printable import printable
 from dialogpt.cli.progress import IN_LOG, MEGABYTES, ProgressLine
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, DialogueError

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import SOURCE, add_model_flags, generation_from, positive_number, rerankers_from, wrong_usage
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import add_files, reading_from
 from dialogpt.cli.signals import flagged
@@ -152,7 +152,7 @@ def run(options: argparse.Namespace) -> int:
     if not 0 <= options.resamples <= 100_000 or options.resamples == 1:
         raise wrong_usage(options, f"--resamples is {options.resamples}, expected 0 or 2 to 100,000")
     systems = [_system(options, flag, value) for flag, value in options.systems or [("--model", "tiny")]]
-    from dialogpt.decoding.sequence import Stopped
+    from dialogpt.decoding.stop import Stopped
     from dialogpt.evaluate.blind import write_pairs
     from dialogpt.evaluate.comparison import table
     from dialogpt.evaluate.run import Evaluation, write_results

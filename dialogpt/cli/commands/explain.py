@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, wrong_usage
-from dialogpt.cli.output import printable
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.errors import DONE, DialogueError
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from dialogpt.cli.options import wrong_usage
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import MEGABYTES, ProgressLine
 from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dialogpt.cli.options import add_adapter, add_switch, flag_of, parser_of, wrong_usage
-from dialogpt.cli.output import command_line, one_line, printable
+from dialogpt.cli.output import command_line
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.reading import add_kind, reading_from
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.training_progress import Screen

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import fields, replace
 from functools import partial
 
 from dialogpt.candidates import candidates
 from dialogpt.chat import Chat
 from dialogpt.cli.options import parse_setting
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
-from dialogpt.cli.terminal.repl import BOT, YOU, Leave, Quiet, Read, Talk, Write
+from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL, Console, Leave, Talk
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
-from dialogpt.history import BOT as BOT_ROLE
-from dialogpt.history import USER, Turn
+from dialogpt.history import BOT, USER, Turn
 from dialogpt.settings import TYPED_COUNT, Kind, parsed, required, typed_count
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
@@ -36,18 +34,9 @@ SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.na
 class Terminal(Talk):
     """One person, one chat, and the commands."""
 
-    def __init__(
-        self,
-        chat: Chat,
-        read: Read,
-        write: Write,
-        notice: Write,
-        quiet: Quiet = nullcontext,
-        label: Write | None = None,
-        conversations: Conversations | None = None,
-    ) -> None:
+    def __init__(self, chat: Chat, console: Console, conversations: Conversations | None = None) -> None:
         """Take what `Talk` takes."""
-        super().__init__(chat, read, write, notice, quiet, label, conversations)
+        super().__init__(chat, console, conversations)
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.begun = {name: self._value(name) for name in SETTINGS}  # settings as the talk began
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
@@ -113,7 +102,7 @@ class Terminal(Talk):
         texts = self.chat.texts()
         if not texts:
             raise DialogueError("there is no exchange yet; type something first")
-        text = text or self._ask(YOU, texts[-2])
+        text = text or self._ask(YOU_LABEL, texts[-2])
         if text.strip():
             self.say(partial(self.chat.stream_edit, text), text)
 
@@ -126,7 +115,7 @@ class Terminal(Talk):
             self.write(f"(persona) {printable(self.chat.tokenizer.decode(self.chat.persona))}\n")
         for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
             hidden = prompt is not None and place < prompt.first_turn
-            speaker = YOU if turn.role == USER else BOT
+            speaker = YOU_LABEL if turn.role == USER else BOT_LABEL
             if hidden:
                 self.write("(not shown to the model) ")
             self.label(speaker)
@@ -164,7 +153,7 @@ class Terminal(Talk):
         if not chosen:
             self.notice("the reply stays as it was")
         elif chosen.isdecimal() and len(chosen) < 5 and 1 <= int(chosen) <= len(found):
-            self.chat.restore([*turns[:-1], Turn(found[int(chosen) - 1].ids, BOT_ROLE)])
+            self.chat.restore([*turns[:-1], Turn(found[int(chosen) - 1].ids, BOT)])
             self.notice("taken")
         else:
             raise DialogueError(f"{printable(chosen)!r} is none of them; the reply stays as it was")
@@ -174,15 +163,22 @@ class Terminal(Talk):
         self.chat.set_persona(text)
         self.notice("the model is shown this first" if text else "no persona")
 
-    def list_conversations(self, number: str) -> None:
-        """List the kept conversations, or go on with one of them."""
+    def open_conversation(self, number: int) -> None:
+        """Go on with a kept conversation; 1 is the last."""
+        self._kept().bring_back(self.chat, number)
+        self.history("")
+
+    def _kept(self) -> Conversations:
         if self.conversations is None:
             raise DialogueError("conversations are not kept; start the chat without --no-history to keep them")
+        return self.conversations
+
+    def list_conversations(self, number: str) -> None:
+        """List the kept conversations, or go on with one of them."""
         if number:
-            self.conversations.bring_back(self.chat, _count("the conversation", number))
-            self.history("")
+            self.open_conversation(_count("the conversation", number))
             return
-        kept = self.conversations.listed()
+        kept = self._kept().listed()
         for place, entry in enumerate(kept[:LISTED], 1):
             self.notice(f"  {place:>3}  {entry.changed:%Y-%m-%d %H:%M}  {entry.num_turns:>4} turns  {entry.title}")
         older = f"; {len(kept) - LISTED} are older" if len(kept) > LISTED else ""

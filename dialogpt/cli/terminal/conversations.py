@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from dialogpt.chat import Chat
-from dialogpt.cli.output import one_line, printable
+from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.terminal import transcripts
 from dialogpt.errors import DialogueError
 from dialogpt.files.disk import lock, reason_of

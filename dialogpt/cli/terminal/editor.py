@@ -1,20 +1,18 @@
-"""The line editor of a chat: history search, turns of several lines, completion, and Ctrl-C at the prompt.
+"""The line editor of a chat: history search, turns of several lines, and Ctrl-C at the prompt.
 
 Imported only where prompt_toolkit is installed and both stdin and stdout are a terminal.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from prompt_toolkit import PromptSession
-from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
-from prompt_toolkit.document import Document
 from prompt_toolkit.history import InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-from dialogpt.cli.terminal.commands import SETTINGS
+from dialogpt.cli.terminal.completion import CommandCompleter
 from dialogpt.cli.terminal.repl import InterruptedTyping
 from dialogpt.cli.terminal.screen import STYLE, styled
 
@@ -23,8 +21,7 @@ class Editor:
     """Reads lines at a prompt.
 
     Attributes:
-        usages: of each slash command the arguments it takes; they are what Tab completes.
-        completer: what Tab offers.
+        completer: what Tab offers; it is told the commands later.
     """
 
     def __init__(self, lines: Sequence[str]) -> None:
@@ -33,9 +30,8 @@ class Editor:
         Args:
             lines: what was typed in earlier talks, oldest first.
         """
-        self.usages: Mapping[str, str] = {}
-        self._typed = False  # whether the text has changed since the prompt appeared
-        self.completer = _Commands(self)
+        self._changed = False  # whether the text has changed since the prompt appeared
+        self.completer = CommandCompleter()
         self._session: PromptSession[str] = PromptSession(
             history=InMemoryHistory(list(lines)),
             key_bindings=self._bindings(),
@@ -48,19 +44,19 @@ class Editor:
         )
         self._session.default_buffer.on_text_changed += self._note_typing
 
-    def read(self, prompt: str, prefill: str) -> str:
+    def read(self, label: str, initial: str) -> str:
         """Ask for a turn; one of several lines was pasted, or typed with Alt-Enter.
 
         Raises:
             EOFError: Ctrl-D on an empty prompt.
             KeyboardInterrupt: Ctrl-C on an empty prompt; an `InterruptedTyping` where something had been typed there.
         """
-        self._typed = False
-        return self._session.prompt(styled(prompt), default=prefill).strip("\n")
+        self._changed = False
+        return self._session.prompt(styled(label), default=initial).strip("\n")
 
     @contextmanager
     def suppress_echo(self) -> Iterator[None]:
-        """Keep keys off the screen during a reply, in the middle of which they would land; the next prompt shows them.
+        """Keep keys off the screen during a reply, where they would land in its middle; the next prompt shows them.
 
         Ctrl-C stays a signal. Windows' console shows keys only while a line is asked for.
         """
@@ -90,7 +86,7 @@ class Editor:
             output.flush()
 
     def _note_typing(self, _: object) -> None:
-        self._typed = True
+        self._changed = True
 
     def _bindings(self) -> KeyBindings:
         bindings = KeyBindings()
@@ -101,34 +97,10 @@ class Editor:
             if event.current_buffer.text:
                 event.current_buffer.reset()
             else:
-                event.app.exit(exception=InterruptedTyping() if self._typed else KeyboardInterrupt())
+                event.app.exit(exception=InterruptedTyping() if self._changed else KeyboardInterrupt())
 
         @bindings.add("escape", "enter")
         def insert_line(event: KeyPressEvent) -> None:
             event.current_buffer.insert_text("\n")
 
         return bindings
-
-
-class _Commands(Completer):
-    """Completes slash commands, names of settings, and names of files."""
-
-    def __init__(self, editor: Editor) -> None:
-        self.editor = editor
-        self.paths = PathCompleter(expanduser=True)
-
-    def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
-        """What the text before the cursor may go on with."""
-        text = document.text_before_cursor
-        name, space, argument = text.removeprefix("/").partition(" ")
-        if not text.startswith("/"):
-            return
-        if not space:
-            found = (f"/{command}" for command in self.editor.usages if command.startswith(name))
-            yield from (Completion(command, start_position=-len(text)) for command in found)
-        elif name == "set":
-            names = (setting.replace("_", "-") for setting in SETTINGS)
-            typed = argument.replace("_", "-")
-            yield from (Completion(n, start_position=-len(argument)) for n in names if n.startswith(typed))
-        elif "FILE" in self.editor.usages.get(name, ""):
-            yield from self.paths.get_completions(Document(argument), complete_event)

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from dialogpt.chat import Chat
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.files.disk import reason_of, write_atomically
 from dialogpt.inspect import Inspection, explain_last, render_page

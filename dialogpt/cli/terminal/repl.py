@@ -9,18 +9,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 
 from dialogpt.chat import Chat
-from dialogpt.cli.output import printable
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.conversations import Conversations
-from dialogpt.decoding.sequence import Stop, Stopped
+from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
 
-STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2's has 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
-YOU, BOT = "you> ", "bot> "
-Read = Callable[[str, str], str]  # (prompt, text to begin with) -> line; raises EOFError and KeyboardInterrupt
+STRANGE_TOKENS_PER_LETTER = 0.75  # GPT-2 takes 0.2 to 0.3 for English, about 1 for Cyrillic or Arabic, 2 for Chinese
+YOU_LABEL, BOT_LABEL = "you> ", "bot> "
+Read = Callable[[str, str], str]  # (label, text to begin with) -> line; raises EOFError and KeyboardInterrupt
 Write = Callable[[str], None]
 Quiet = Callable[[], AbstractContextManager[None]]
 
@@ -30,37 +31,45 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C at an empty prompt where something had been typed: the first of two that leave."""
+    """Ctrl-C where something had been typed and deleted: the first of two that leave, even after another Ctrl-C."""
+
+
+@dataclass(frozen=True)
+class Console:
+    """A keyboard and a screen.
+
+    Attributes:
+        read: asks for a line.
+        write: shows text as it comes; newlines are part of it.
+        notice: says something that is not part of the conversation, a line each.
+        quiet: keeps keys off the screen while a reply is shown.
+        label: shows who speaks, before what is said; None is `write`.
+    """
+
+    read: Read
+    write: Write
+    notice: Write
+    quiet: Quiet = nullcontext
+    label: Write | None = None
 
 
 class Talk(ABC):
-    """One person, one chat: lines that were typed, and replies. What begins with a slash is left to a subclass."""
+    """One person, one chat: lines that were typed, and replies.
 
-    def __init__(
-        self,
-        chat: Chat,
-        read: Read,
-        write: Write,
-        notice: Write,
-        quiet: Quiet = nullcontext,
-        label: Write | None = None,
-        conversations: Conversations | None = None,
-    ) -> None:
-        """Tie a chat to a keyboard and a screen.
+    What begins with a slash is left to a subclass, so that this file is only the conversation.
+    """
+
+    def __init__(self, chat: Chat, console: Console, conversations: Conversations | None = None) -> None:
+        """Tie a chat, which may hold a conversation already, to a console.
 
         Args:
-            chat: may hold a conversation already.
-            read: asks for a line.
-            write: shows text as it comes; newlines are part of it.
-            notice: says something that is not part of the conversation, a line each.
-            quiet: keeps keys off the screen while a reply is shown.
-            label: shows who speaks, before what is said; None is `write`.
+            chat: whose replies are shown.
+            console: where lines come from, and where text goes.
             conversations: where each is kept as it grows; None keeps none.
         """
-        self.conversations = conversations
-        self.chat = chat
-        self.label = label or write
-        self.read, self.write, self.notice, self.quiet = read, write, notice, quiet
+        self.chat, self.conversations = chat, conversations
+        self.read, self.write, self.notice, self.quiet = console.read, console.write, console.notice, console.quiet
+        self.label = console.label or console.write
         self.script_noted = False  # whether a script that the vocabulary hardly knows was remarked on
         self.dropped = 0  # turns that the model is no longer shown
 
@@ -69,7 +78,7 @@ class Talk(ABC):
         interrupted = False
         while True:
             try:
-                line = self._ask(YOU)
+                line = self._ask(YOU_LABEL)
             except EOFError:
                 self.write("\n")
                 return DONE
@@ -89,11 +98,8 @@ class Talk(ABC):
                 self.take(line)
             except Leave:
                 return DONE
-            except (
-                KeyboardInterrupt,
-                EOFError,
-                Stopped,
-            ):  # a reply that was not waited for, or a question of a command
+            # Ctrl-C twice in a reply, or Ctrl-C or Ctrl-D where a command asks or computes something.
+            except (KeyboardInterrupt, EOFError, Stopped):
                 self.write("\n")
                 self.notice("stopped")
             except DialogueError as error:
@@ -102,10 +108,14 @@ class Talk(ABC):
                 if self.conversations is not None:
                     self.conversations.keep(self.chat)
 
-    def _ask(self, prompt: str, prefill: str = "") -> str:
-        """Read one line; one that is no text is a sentence, whoever asked."""
+    def _ask(self, label: str, initial: str = "") -> str:
+        """Read one line, for the prompt or for a command.
+
+        Raises:
+            DialogueError: it is not UTF-8.
+        """
         try:
-            return self.read(prompt, prefill)
+            return self.read(label, initial)
         except UnicodeDecodeError:
             raise DialogueError("that line was not valid UTF-8; type it again") from None
 
@@ -124,29 +134,29 @@ class Talk(ABC):
         """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
 
         Args:
-            begin: starts the reply, given the question that it asks after every token.
+            begin: starts the reply; it is given a function that it asks after every token whether to stop.
             typed: what it answers, if that is new.
         """
         self._note_script(typed)
-        shown = False
-        with self.quiet(), flagged() as interrupted:
-            stream = begin(interrupted)
+        any_text = False
+        with self.quiet(), flagged() as was_interrupted:
+            stream = begin(was_interrupted)
             try:
                 for text in stream:
-                    if not shown:
-                        self.label(BOT)
+                    if not any_text:
+                        self.label(BOT_LABEL)
                     self.write(printable(text))
-                    shown = True
+                    any_text = True
             finally:
                 stream.close()
-                if shown:
+                if any_text:
                     self.write("\n")
         dropped = 0 if (prompt := self.chat.shown()) is None else prompt.first_turn
         if dropped > self.dropped:
             self.notice(f"  (the model is no longer shown the first {dropped} turns)")
         self.dropped = dropped
-        if interrupted():
-            kept = "what was said is kept" if shown else "your turn is taken back"
+        if was_interrupted():
+            kept = "what was said is kept" if any_text else "your turn is taken back"
             self.notice(f"stopped; {kept}")
 
     def _note_script(self, typed: str) -> None:

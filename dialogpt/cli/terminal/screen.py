@@ -14,11 +14,11 @@ from prompt_toolkit.formatted_text import FormattedText
 from prompt_toolkit.styles import Style
 from prompt_toolkit.utils import get_cwidth
 
-from dialogpt.cli.terminal.repl import BOT, YOU
+from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL
 
 TAB = 8  # columns
 STYLE = Style.from_dict({"you": "ansigreen", "bot": "ansicyan"})
-CLASSES = {YOU: "class:you", BOT: "class:bot"}
+CLASSES = {YOU_LABEL: "class:you", BOT_LABEL: "class:bot"}
 
 
 def styled(label: str) -> FormattedText:
@@ -30,8 +30,8 @@ def styled(label: str) -> FormattedText:
 class Screen:
     """Standard output, with words wrapped at the terminal's width while they are streamed.
 
-    A word is printed when the next one begins, as only then its width is known. In scripts that are written without
-    spaces a line may end after any wide letter.
+    A word is printed at the white space after it, as only then its width is known; the newline after a reply prints the
+    last. In scripts that are written without spaces a line may end after any wide letter.
     """
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from dialogpt.cli.output import printable
+from dialogpt.cli.printable import printable
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.files import json_input
 from dialogpt.files.disk import reason_of, write_atomically

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dialogpt.data.dialogue import Dialogue, Message, grouped
-from dialogpt.data.formats.kind import Head, Kind, told
+from dialogpt.data.formats.kind import Head, Kind, each, told
 from dialogpt.data.formats.tables import rows_of
 from dialogpt.data.formats.times import seconds_of_iso
 from dialogpt.data.json_stream import JsonStream
@@ -181,8 +181,8 @@ def _is_discord(head: Head) -> bool:
 
 
 KINDS = (
-    Kind("telegram", "Telegram's export in JSON, of one chat or of all", _is_telegram, read_telegram),
-    Kind("discord", "DiscordChatExporter's JSON or CSV", _is_discord, read_discord),
+    Kind("telegram", "Telegram's export in JSON, of one chat or of all", _is_telegram, each(read_telegram)),
+    Kind("discord", "DiscordChatExporter's JSON or CSV", _is_discord, each(read_discord)),
     Kind("messenger", "Facebook Messenger's and Instagram's JSON",
-         lambda head: head.has(1, "participants") and head.has_any(2, "sender_name"), read_messenger),
+         lambda head: head.has(1, "participants") and head.has_any(2, "sender_name"), each(read_messenger)),
 )  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dialogpt.data.dialogue import Dialogue, texts
-from dialogpt.data.formats.kind import Head, Kind, line_reader, told
+from dialogpt.data.formats.kind import Head, Kind, each, line_reader, told
 from dialogpt.data.settings import Reading
 from dialogpt.data.source import LINE_LIMIT, TOO_LONG, Source, decoded, opened
 from dialogpt.errors import DialogueError
@@ -251,20 +251,23 @@ KINDS = (
         parse_daily,
     ),
     Kind(
-        "empathetic", "EmpatheticDialogues' table", lambda head: _line_of(head).startswith(_EMPATHETIC), read_empathetic
+        "empathetic",
+        "EmpatheticDialogues' table",
+        lambda head: _line_of(head).startswith(_EMPATHETIC),
+        each(read_empathetic),
     ),
-    Kind("personachat", "PersonaChat and ConvAI2 as ParlAI has them", _is_personachat, read_personachat),
+    Kind("personachat", "PersonaChat and ConvAI2 as ParlAI has them", _is_personachat, each(read_personachat)),
     Kind(
         "blended-skill-talk",
         "BlendedSkillTalk's JSON",
         lambda head: head.has(1, "free_messages", "guided_messages") or head.has(1, "personas", "dialog"),
-        read_blended,
+        each(read_blended),
     ),
-    Kind("cornell", "the Cornell movie dialogues: the folder of its two files", _is_cornell, read_cornell),
+    Kind("cornell", "the Cornell movie dialogues: the folder of its two files", _is_cornell, each(read_cornell)),
     Kind(
         "topical-chat",
         "Topical-Chat's JSON",
         lambda head: head.has(2, "content") and head.has(3, "message", "agent"),
-        read_topical,
+        each(read_topical),
     ),
 )

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from itertools import repeat
 from typing import Any
 
 from dialogpt.data.dialogue import Dialogue, texts
 from dialogpt.data.fast_json import loads
-from dialogpt.data.formats.kind import Head, Kind, line_reader, told
+from dialogpt.data.formats.kind import Head, Kind, each, line_reader, told
 from dialogpt.data.settings import Reading
 from dialogpt.data.source import LINE_LIMIT, TOO_LONG, Source, decoded
 from dialogpt.errors import DialogueError
 
 ASSISTANT, SYSTEM = "assistant", "system"
+Number = Callable[[bool], float]  # int or float, in which a format has its weights
+MAX_KNOWN = 100  # messages of a dialogue whose speakers are remembered for others with the same
 _ROLES = {  # other names of the three in use
     "human": "user",
     "gpt": ASSISTANT,
@@ -101,18 +105,38 @@ def turns_of(content: Any, reading: Reading) -> Dialogue:
 def messages_of(content: Any, reading: Reading) -> Dialogue:
     """{"messages": [{"role", "content", "weight"}]}: the assistant's turns are targets, unless their weight is 0."""
     listed = _listed(content, ("messages", "conversation", "conversations"))
-    try:  # mostly all are texts, which is faster to see at once than one by one
-        roles, turns = [message["role"] for message in listed], [message["content"] for message in listed]
-        plain = texts(roles) and texts(turns)
+    roles, turns = _columns(listed, "role", "content") or _roles_and_texts(listed)
+    speakers, weights = _cast(roles)
+    for number, message in enumerate(listed):
+        if "weight" in message and speakers[number] == ASSISTANT:
+            weights[number] = message["weight"]
+    return Dialogue(turns, weights, speakers)
+
+
+def _columns(messages: list[Any], who: str, what: str) -> tuple[list[str], list[str]] | None:
+    """Who wrote each message, and what, where all are texts: mostly so, and faster seen at once than one by one."""
+    names, turns = [], []
+    try:
+        for message in messages:
+            names.append(message[who])
+            turns.append(message[what])
     except (TypeError, LookupError):
-        plain = False
-    if not plain:
-        roles, turns = _roles_and_texts(listed)
-    roles = [_ROLES.get(role, role) for role in roles]
-    weights = [
-        message.get("weight", 1) if role == ASSISTANT else 0 for role, message in zip(roles, listed, strict=True)
-    ]
-    return Dialogue(turns, weights, roles)
+        return None
+    return (names, turns) if texts(names) and texts(turns) else None
+
+
+def _cast(roles: list[str], number: Number = int, *, any_case: bool = False) -> tuple[list[str], list[Any]]:
+    """The speakers of these roles, and the weights of their turns: 1 for the assistant's, else 0."""
+    look_up = _known_cast if len(roles) <= MAX_KNOWN else _known_cast.__wrapped__
+    speakers, weights = look_up(tuple(roles), number, any_case)
+    return [*speakers], [*weights]
+
+
+@lru_cache(maxsize=256)  # user, assistant, user, ...: in most dialogues the same
+def _known_cast(roles: tuple[str, ...], number: Number, any_case: bool) -> tuple[list[str], list[float]]:
+    names = [role.lower() for role in roles] if any_case else roles
+    speakers = [_ROLES.get(name, name) for name in names]
+    return speakers, [number(speaker == ASSISTANT) for speaker in speakers]
 
 
 def _roles_and_texts(messages: list[Any]) -> tuple[list[str], list[str]]:
@@ -139,17 +163,17 @@ def _text_of(content: Any, number: int) -> str:
 
 def sharegpt_of(content: Any, reading: Reading) -> Dialogue:
     """{"conversations": [{"from", "value"}]}: the assistant's turns are targets, whatever it is called."""
-    turns, roles = [], []
-    system = content.get("system") if type(content) is dict else None
+    listed = _listed(content, ("conversations", "conversation"))
+    found = _columns(listed, "from", "value")
+    if found is None:
+        number = next(number for number, message in enumerate(listed, 1) if not _columns([message], "from", "value"))
+        raise DialogueError(f'message {number} has no text under "from" and "value"')
+    names, turns = found
+    system = content.get("system")
     if type(system) is str and system.strip():
-        turns, roles = [system], [SYSTEM]
-    for number, message in enumerate(_listed(content, ("conversations", "conversation")), 1):
-        speaker, text = (message.get("from"), message.get("value")) if type(message) is dict else (None, None)
-        if type(speaker) is not str or type(text) is not str:
-            raise DialogueError(f'message {number} has no text under "from" and "value"')
-        turns.append(text)
-        roles.append(_ROLES.get(speaker.lower(), speaker.lower()))
-    return Dialogue(turns, [float(role == ASSISTANT) for role in roles], roles)
+        names, turns = [SYSTEM, *names], [system, *turns]
+    speakers, weights = _cast(names, float, any_case=True)
+    return Dialogue(turns, weights, speakers)
 
 
 def _listed(content: Any, names: Sequence[str]) -> list[Any]:
@@ -166,10 +190,20 @@ def _kind(name: str, what: str, of: Callable[[Any, Reading], Dialogue], fits: Ca
     def parse(line: bytes, reading: Reading) -> Dialogue:
         return of(json_of(line, quoted), reading)
 
-    by_line = line_reader(parse)
+    def parse_all(lines: list[bytes], reading: Reading) -> list[Dialogue] | None:
+        if max(map(bytes.count, lines, repeat(quoted))) > 1:
+            return None
+        try:
+            return [of(content, reading) for content in map(loads, lines)]
+        except (DialogueError, ValueError, RecursionError):
+            return None
 
-    def read(source: Source) -> Iterator[Dialogue]:
-        return told(source, _array(source, of)) if is_array(source) else by_line(source)
+    by_line = line_reader(parse, parse_all)
+
+    by_element = each(lambda source: told(source, _array(source, of)))
+
+    def read(source: Source) -> Iterator[list[Dialogue]]:
+        return by_element(source) if is_array(source) else by_line(source)
 
     return Kind(name, what, fits, read, parse)
 

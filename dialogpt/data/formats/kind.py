@@ -16,6 +16,8 @@ from dialogpt.data.source import Source
 from dialogpt.errors import DialogueError
 
 Parse = Callable[[bytes, Reading], Dialogue]  # a line alone to a dialogue; raises DialogueError, the reason
+ParseAll = Callable[[list[bytes], Reading], list[Dialogue] | None]  # None: one of them needs a closer look
+Read = Callable[[Source], Iterator[list[Dialogue]]]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Kind:
         name: what `--from` takes.
         what: what it is, for people, in a few words.
         fits: whether a file looks like it.
-        read: all dialogues of a source; what is left out goes to `source.problem`.
+        read: all dialogues of a source, those together between which nothing is left out; what is goes to
+            `source.problem`.
         parse: where every line is a dialogue: a line alone, so that several processes can share a file.
         weak: whether nearly any text looks like it, so that it counts only where no other kind fits.
     """
@@ -63,28 +66,48 @@ class Kind:
     name: str
     what: str
     fits: Callable[[Head], bool]
-    read: Callable[[Source], Iterator[Dialogue]]
+    read: Read
     parse: Parse | None = None
     weak: bool = False
 
 
-def line_reader(parse: Parse) -> Callable[[Source], Iterator[Dialogue]]:
-    """A reader of files whose every line is a dialogue; blank lines are none."""
+def line_reader(parse: Parse, parse_all: ParseAll | None = None) -> Read:
+    """A reader of files whose every line is a dialogue; blank lines are none.
 
-    def read(source: Source) -> Iterator[Dialogue]:
-        reading = source.reading
-        for number, line in source.lines():
+    Args:
+        parse: takes a line.
+        parse_all: takes many lines, to the same end in less time. Where it gives None, each of them goes through
+            `parse`, so that problems are told in the order of the file.
+    """
+
+    def read(source: Source) -> Iterator[list[Dialogue]]:
+        for first, lines in source.batches():
+            dialogues = parse_all(lines, source.reading) if parse_all is not None else None
+            if dialogues is None:
+                yield from one_by_one(first, lines, source)
+                continue
+            for number, dialogue in enumerate(dialogues, first):
+                dialogue.line = number
+            yield dialogues
+
+    def one_by_one(first: int, lines: list[bytes], source: Source) -> Iterator[list[Dialogue]]:
+        for number, line in enumerate(lines, first):
             if not line:
                 continue
             try:
-                dialogue = parse(line, reading)
+                dialogue = parse(line, source.reading)
             except DialogueError as error:
                 source.problem(number, str(error))
                 continue
             dialogue.line = number
-            yield dialogue
+            yield [dialogue]
 
     return read
+
+
+def each(read: Callable[[Source], Iterator[Dialogue]]) -> Read:
+    """A reader that gives one dialogue at a time."""
+    return lambda source: ([dialogue] for dialogue in read(source))
 
 
 def told(source: Source, dialogues: Iterator[Dialogue]) -> Iterator[Dialogue]:

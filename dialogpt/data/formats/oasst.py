@@ -13,7 +13,7 @@ from typing import Any
 
 from dialogpt.data.dialogue import Dialogue
 from dialogpt.data.formats.jsonl import ASSISTANT, json_of
-from dialogpt.data.formats.kind import Head, Kind
+from dialogpt.data.formats.kind import Head, Kind, each
 from dialogpt.data.source import Source
 from dialogpt.errors import DialogueError
 
@@ -170,4 +170,4 @@ def _fits(head: Head) -> bool:
     return head.has(1, "message_tree_id", "prompt") or head.has(1, "message_id", "parent_id", "text", "role")
 
 
-KINDS = (Kind("oasst", "OpenAssistant's trees, or its messages", _fits, read),)
+KINDS = (Kind("oasst", "OpenAssistant's trees, or its messages", _fits, each(read)),)

@@ -24,7 +24,7 @@ from typing import Any
 
 from dialogpt.data.dialogue import Dialogue, Message, grouped, texts
 from dialogpt.data.formats.jsonl import messages_of, sharegpt_of
-from dialogpt.data.formats.kind import Head, Kind, told
+from dialogpt.data.formats.kind import Head, Kind, each, told
 from dialogpt.data.formats.times import seconds_of_iso
 from dialogpt.data.settings import Reading
 from dialogpt.data.source import Source
@@ -334,17 +334,19 @@ def _is_table(head: Head) -> bool:
 
 
 KINDS = (
-    Kind("csv", "a table: the notebook's response, context, context/0, ..., or any", _is_table, read_csv, weak=True),
+    Kind(
+        "csv", "a table: the notebook's response, context, context/0, ..., or any", _is_table, each(read_csv), weak=True
+    ),
     Kind(
         "parquet",
         "Parquet, with columns as csv or cells as messages",
         lambda head: head.magic[:4] == b"PAR1",
-        read_parquet,
+        each(read_parquet),
     ),
     Kind(
         "datasets",
         "a folder that the datasets library saved",
         lambda head: bool({"dataset_dict.json", "dataset_info.json", "state.json"} & head.names),
-        read_datasets,
+        each(read_datasets),
     ),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dialogpt.data.dialogue import MAX_MESSAGES, Dialogue
-from dialogpt.data.formats.kind import Head, Kind
+from dialogpt.data.formats.kind import Head, Kind, each
 from dialogpt.data.source import Source
 
 
@@ -30,4 +30,4 @@ def _fits(head: Head) -> bool:
     return plain and (head.path.suffix.lower() == ".txt" or head.blank_between)
 
 
-KINDS = (Kind("text", "plain text: a turn a line, a blank line between dialogues", _fits, read, weak=True),)
+KINDS = (Kind("text", "plain text: a turn a line, a blank line between dialogues", _fits, each(read), weak=True),)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 
 from dialogpt.data.dialogue import Dialogue, Message, grouped
-from dialogpt.data.formats.kind import Head, Kind
+from dialogpt.data.formats.kind import Head, Kind, each
 from dialogpt.data.source import LINE_LIMIT, Source, lines_of
 
 _DATE = r"(\d{1,4})[./-](\d{1,2})[./-](\d{1,4})\.?"
@@ -145,4 +145,4 @@ def _fits(head: Head) -> bool:
     return any(_HEAD.fullmatch(line) for line in head.lines[:10])
 
 
-KINDS = (Kind("whatsapp", "WhatsApp's export of a chat, of iOS or Android", _fits, read),)
+KINDS = (Kind("whatsapp", "WhatsApp's export of a chat, of iOS or Android", _fits, each(read)),)

@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from fastapi import Request as HTTPRequest
 from fastapi.responses import HTMLResponse, Response
 
-from dialogpt.decoding.sequence import Stop
+from dialogpt.decoding.stop import Stop
 from dialogpt.errors import DialogueError
 from dialogpt.history import BOT
 from dialogpt.inspect import Inspection, inspect_reply, render_page

@@ -12,6 +12,7 @@ from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.cli.terminal import conversations as module
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations
+from dialogpt.cli.terminal.repl import Console
 from tests.helpers import WINDOWS, random_model, small_vocabulary
 
 CTRL_C, CTRL_D = KeyboardInterrupt(), EOFError()
@@ -28,14 +29,14 @@ def talk(chat: Chat, folder: Path, *lines: str | BaseException) -> str:
     """Chat, then hang up as a closed terminal window does, without input. Returns the notices."""
     waiting, notices = [*lines, CTRL_D], [""]
 
-    def read(_prompt: str, _prefill: str) -> str:
+    def read(_label: str, _initial: str) -> str:
         line = waiting.pop(0)
         if isinstance(line, BaseException):
             raise line
         return line
 
     kept = Conversations(folder)
-    Terminal(chat, read, lambda _: None, notices.append, conversations=kept).talk()
+    Terminal(chat, Console(read, lambda _: None, notices.append), kept).talk()
     kept.close()
     return "\n".join(notices)
 

@@ -14,7 +14,7 @@ from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
 from dialogpt.cli.terminal.editor import Editor
-from dialogpt.cli.terminal.repl import YOU, InterruptedTyping
+from dialogpt.cli.terminal.repl import YOU_LABEL, InterruptedTyping
 
 CTRL_C, CTRL_D, ENTER, UP = "\x03", "\x04", "\r", "\x1b[A"
 
@@ -25,9 +25,9 @@ def pressing(*earlier: str) -> Iterator[Callable[..., str]]:
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         editor = Editor(earlier)
 
-        def press(keys: str, prefill: str = "") -> str:
+        def press(keys: str, initial: str = "") -> str:
             pipe.send_text(keys)
-            return editor.read(YOU, prefill)
+            return editor.read(YOU_LABEL, initial)
 
         yield press
 
@@ -72,7 +72,7 @@ def test_commands_settings_and_files_are_completed(tmp_path: Path) -> None:
     (tmp_path / "letters.json").write_text("")
     with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
         editor = Editor([])
-    editor.usages = {"history": "", "help": "", "set": "NAME VALUE", "load": "FILE"}
+    editor.completer.usages = {"history": "", "help": "", "set": "NAME VALUE", "load": "FILE"}
 
     def completed(text: str) -> list[str]:
         document = Document(text)

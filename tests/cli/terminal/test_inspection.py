@@ -9,6 +9,7 @@ import pytest
 
 from dialogpt.chat import Chat
 from dialogpt.cli.terminal.commands import Terminal
+from dialogpt.cli.terminal.repl import Console
 from dialogpt.errors import DialogueError
 from tests.helpers import needs_posix
 
@@ -20,14 +21,14 @@ class Played:
         self.shown, self.notices = "", [""]
         answers = iter(lines)
 
-        def read(_prompt: str, _prefill: str) -> str:
+        def read(_label: str, _initial: str) -> str:
             try:
                 return next(answers)
             except StopIteration:
                 raise EOFError from None
 
         self.chat = Chat.load("tiny", seed=1)
-        self.terminal = Terminal(self.chat, read, self.write, self.notices.append)
+        self.terminal = Terminal(self.chat, Console(read, self.write, self.notices.append))
 
     def write(self, text: str) -> None:
         self.shown += text

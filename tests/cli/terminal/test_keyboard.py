@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt import Chat
-from dialogpt.cli.terminal import keyboard
+from dialogpt.cli.terminal import keyboard, typed_lines
 from tests.helpers import WAIT_SECONDS, environment, needs_posix
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child becomes another program at once
@@ -193,15 +193,15 @@ def test_a_history_file_that_cannot_be_is_a_notice(published: Path, state: Path)
 def test_a_history_of_any_library_is_read(tmp_path: Path, content: bytes, lines: list[str]) -> None:
     """Libedit refuses a file that is empty or GNU readline's: an error message at the first start on macOS."""
     (tmp_path / "history").write_bytes(content)
-    assert keyboard._read_history(tmp_path / "history") == lines
+    assert typed_lines.read_lines(tmp_path / "history") == lines
 
 
 def test_two_talks_lose_no_line_of_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second ends while the first has read the file and not written it yet."""
     path = tmp_path / "history"
     path.write_text("before\n")
-    honest = keyboard._read_history
-    other = threading.Thread(target=keyboard._write_history, args=(path, ["of the other", "", "a\x1bb"]))
+    honest = typed_lines.read_lines
+    other = threading.Thread(target=typed_lines.add_lines, args=(path, ["of the other", "", "a\x1bb"]))
 
     def read(path: Path) -> list[str]:
         lines = honest(path)
@@ -210,9 +210,9 @@ def test_two_talks_lose_no_line_of_each_other(tmp_path: Path, monkeypatch: pytes
             other.join(1)
         return lines
 
-    monkeypatch.setattr(keyboard, "_read_history", read)
-    monkeypatch.setattr(keyboard, "LOCK_SECONDS", WAIT_SECONDS)
-    keyboard._write_history(path, ["of one"])
+    monkeypatch.setattr(typed_lines, "read_lines", read)
+    monkeypatch.setattr(typed_lines, "LOCK_SECONDS", WAIT_SECONDS)
+    typed_lines.add_lines(path, ["of one"])
     other.join(WAIT_SECONDS)
     assert honest(path) == ["before", "of one", "of the other"]
 
@@ -222,16 +222,16 @@ def test_lines_of_earlier_talks_are_kept(tmp_path: Path, monkeypatch: pytest.Mon
     path = tmp_path / "history"
     lines = ["a\u3000b", "a\u00a0b", "a\tb"]
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    keyboard._write_history(path, ["c\u3000d", "two\nlines", "\ud800"])
-    assert keyboard._read_history(path) == [*lines, "c\u3000d"]
+    typed_lines.add_lines(path, ["c\u3000d", "two\nlines", "\ud800"])
+    assert typed_lines.read_lines(path) == [*lines, "c\u3000d"]
 
     def die(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Path, "replace", die)
     with pytest.raises(KeyboardInterrupt):
-        keyboard._write_history(path, ["more"])
-    assert keyboard._read_history(path) == [*lines, "c\u3000d"]
+        typed_lines.add_lines(path, ["more"])
+    assert typed_lines.read_lines(path) == [*lines, "c\u3000d"]
 
 
 def test_without_an_editor_edit_says_how(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -252,5 +252,5 @@ def test_a_talk_needs_no_line_editor(
     monkeypatch.setitem(sys.modules, "dialogpt.cli.terminal.editor", None)
     lines = iter(["Hi", "/exit"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert keyboard.talk(Chat.load("tiny", seed=1), "a title", remember=True) == 0
+    assert keyboard.open_terminal(Chat.load("tiny", seed=1), "a title", remember=True) == 0
     assert "bot> " in capsys.readouterr().out

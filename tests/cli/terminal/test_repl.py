@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from dialogpt import Chat, GenerationConfig, Tokenizer
-from dialogpt.cli.output import command_line, printable
+from dialogpt.cli.output import command_line
+from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import flagged
 from dialogpt.cli.terminal.commands import Terminal
-from dialogpt.cli.terminal.repl import InterruptedTyping
+from dialogpt.cli.terminal.repl import Console, InterruptedTyping
 from dialogpt.model import GPT2
 from tests.helpers import random_model, small_vocabulary
 
@@ -31,14 +32,14 @@ class Played:
         self.notices: list[str] = []
         waiting = [*lines, CTRL_D]
 
-        def read(prompt: str, prefill: str) -> str:
-            self.prompts.append((prompt, prefill))
+        def read(label: str, initial: str) -> str:
+            self.prompts.append((label, initial))
             line = waiting.pop(0)
             if isinstance(line, BaseException):
                 raise line
             return line
 
-        self.status = Terminal(chat, read, self.write, self.notices.append).talk()
+        self.status = Terminal(chat, Console(read, self.write, self.notices.append)).talk()
         self.unread = waiting
 
     def write(self, text: str) -> None:

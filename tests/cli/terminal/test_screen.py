@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dialogpt.cli.terminal.repl import BOT
+from dialogpt.cli.terminal.repl import BOT_LABEL
 from dialogpt.cli.terminal.screen import Screen, styled
 
 
@@ -49,9 +49,9 @@ def test_nothing_but_spaces_at_line_ends_changes(text: str, columns: int, cut: i
 def test_colours_are_not_forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    assert styled(BOT) == [("class:bot", BOT)]
+    assert styled(BOT_LABEL) == [("class:bot", BOT_LABEL)]
     monkeypatch.setenv("NO_COLOR", "1")
-    assert styled(BOT) == [("", BOT)]
+    assert styled(BOT_LABEL) == [("", BOT_LABEL)]
     monkeypatch.delenv("NO_COLOR")
     monkeypatch.setenv("TERM", "dumb")
-    assert styled(BOT) == [("", BOT)]
+    assert styled(BOT_LABEL) == [("", BOT_LABEL)]
