@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from dialogpt.train.trainer import Measured, Trainer
 
 
+SHOWN = 80  # characters of a sampled turn
+
+
 class Screen(Listener):
     """Prints what it hears on stderr."""
 
@@ -59,8 +62,8 @@ class Screen(Listener):
 
     def sampled(self, step: int, prompt: Sequence[str], replies: Sequence[str]) -> None:
         """Show a reply of now beside that before training; RUN/samples.md has all of them."""
-        before = f"; before training: {one_line(replies[0])!r}" if step else ""
-        self.say(f"step {step:,}: {one_line(prompt[-1])!r} is answered {one_line(replies[-1])!r}{before}")
+        before = f"; before training: {_shown(replies[0])}" if step else ""
+        self.say(f"step {step:,}: {_shown(prompt[-1])} is answered {_shown(replies[-1])}{before}")
 
     def began(self, trainer: Trainer) -> None:
         """Say what is trained, and from which step on."""
@@ -88,3 +91,9 @@ class Screen(Listener):
             f"step {trainer.progress.step:,}: validation loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.2f}"
             f"{', the best so far' if best else ''}"
         )
+
+
+def _shown(text: str) -> str:
+    """A turn in a line of the log, in quotes; of a long one the beginning."""
+    line = one_line(text)
+    return repr(line if len(line) <= SHOWN else f"{line[:SHOWN]}...")

@@ -38,6 +38,7 @@ from dialogpt.weights.checkpoint import Origin
 from dialogpt.weights.load import dtype_of, require_dtype
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 
+PASS_OTHERS = "pass others with --valid to get a validation loss"
 logger = logging.getLogger(__name__)
 
 
@@ -412,16 +413,20 @@ class _Data:
         request, share = self.request, self.request.config.split
         folder = self.run.folder / "data"
         if not _splits(request):
-            sets = (("train", request.data, ALL), ("valid", request.valid, ALL))
-            for name, paths, taken in sets:
+            for name, paths, taken in (("train", request.data, ALL), ("valid", request.valid, ALL)):
                 if paths:
                     self._make(name, paths, taken)
         elif not (folder / "train").exists():
             self._split(share)
         found = [("train", request.data), ("valid", request.valid)]
-        return {
+        sets = {
             name: self._open(name, paths) for name, paths in found if _are_prepared(paths) or (folder / name).exists()
         }
+        if _splits(request) and "valid" in sets and not sets["valid"].about.get("targets", 1):
+            del sets["valid"]  # such as one dialogue, whose reply is longer than the window
+            if self.processes.first:
+                logger.warning("nothing in the dialogues held out is a target; %s", PASS_OTHERS)
+        return sets
 
     def _split(self, share: float) -> None:
         """Hold out some dialogues, but none of very few: there all or none could fall into the share."""
@@ -433,7 +438,7 @@ class _Data:
             except NothingUsable:
                 if not (self.run.folder / "data" / "train").exists():
                     self._prepare("train", self.request.data, ALL)
-                logger.warning("too few dialogues to hold any out; pass others with --valid to get a validation loss")
+                logger.warning("too few dialogues to hold any out; %s", PASS_OTHERS)
 
         self.processes.on_rank_0(split)
 

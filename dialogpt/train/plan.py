@@ -69,6 +69,10 @@ def idle_settings(config: TrainConfig, steps: int, validates: bool) -> list[str]
         found.append(f"--patience {config.patience} never ends a run with {validations:,} validations")
     if config.patience is not None and not validates:
         found.append("nothing is held out, so --patience does nothing")
+    unset = TrainConfig()
+    for name in ("lora_target", "lora_alpha"):
+        if config.lora is None and getattr(config, name) != getattr(unset, name):
+            found.append(f"--{name.replace('_', '-')} does nothing without --lora, so that all weights are trained")
     if steps < 20:
         more = "--epochs" if config.steps is None else "--steps"
         found.append(f"a run of {counted(steps, 'step')} changes little; give more {more}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from dialogpt.errors import DialogueError
@@ -41,6 +43,12 @@ def test_settings_that_do_nothing_are_said() -> None:
     assert idle_settings(planned(TrainConfig(epochs=1), 1, 256), 1, True) == [
         "a run of 1 step changes little; give more --epochs"
     ]
+    adapted = TrainConfig(lora_target="c_fc", lora_alpha=2.0)
+    assert [sentence[:35] for sentence in idle_settings(planned(adapted, 24, 256), 144, True)] == [
+        "--lora-target does nothing without ",
+        "--lora-alpha does nothing without -",
+    ]
+    assert idle_settings(planned(replace(adapted, lora=1), 24, 256), 144, True) == []
     with pytest.raises(DialogueError, match="lora_target must be one or several of c_attn,c_proj,c_fc, got 'wte'"):
         TrainConfig(lora=1, lora_target="wte")
 

@@ -105,6 +105,8 @@ def run(options: argparse.Namespace) -> int:
     if options.adapter is not None and (options.preset or config.lora):
         other = "--preset" if options.preset else "--lora"  # whose adapters would name a base that nobody has
         raise wrong_usage(options, f"--adapter does not go with {other}; convert merges it into a checkpoint first")
+    if options.preset and config.lora:
+        raise wrong_usage(options, "--lora adapts a checkpoint, and --preset begins with none; omit one of the two")
     if options.check:
         return _check(options, config)
     if options.out is None:

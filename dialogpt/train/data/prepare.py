@@ -445,7 +445,8 @@ class _Reader:
             return
         lengths = np.diff(np.flatnonzero(ids == self.tokenizer.eos_id), prepend=-1)
         longest = int(lengths.max())
-        if longest >= self.form.window:
+        targets = lengths[self.form.fewest_turns - 1 :]  # a first turn that just fills the window loses nothing
+        if longest > self.form.window or self.form.window in targets:
             building.shortened += 1
             building.problems.append((line, _too_long(longest, self.form.window)))
         weights = np.array(dialogue.weights or [1.0] * len(dialogue.turns), np.float32)

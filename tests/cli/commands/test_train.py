@@ -14,6 +14,8 @@ import pytest
 
 from dialogpt.cli.commands import train as command
 from dialogpt.cli.main import main
+from dialogpt.data import Dialogue
+from dialogpt.data.read import share_of
 from dialogpt.model import PRESETS
 from tests.helpers import ROOT, WAIT_SECONDS, environment, needs_posix, started
 from tests.train.runs import a_request, write_dialogues
@@ -162,6 +164,10 @@ def test_mistakes_are_sentences_and_leave_no_run(
             "--warmup-steps must be positive with --schedule noam",
         ),
         (["a.jsonl", "--out", "x", "--preset", "tiny", "--model", "m"], "not allowed with"),
+        (
+            ["a.jsonl", "--out", "x", "--preset", "tiny", "--lora", "4"],
+            "--lora adapts a checkpoint, and --preset begins",
+        ),
     ],
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], arguments: list[str], sentence: str) -> None:
@@ -213,6 +219,30 @@ def test_what_followed_from_the_data_is_not_what_was_typed(files: Path, capsys: 
     error = capsys.readouterr().err
     for part in ("--epochs 3.0 and not --epochs 4.0", "no --lr and not --lr 0.1", "no --reverse and not --reverse"):
         assert part in error
+
+
+def test_a_held_out_part_without_a_target_ends_no_run(
+    files: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of three dialogues the one with a reply beyond the window was held out, and nothing was trained.
+
+    Its prompt was shown whole in the log, a page of it.
+    """
+    held_out, kept = [], []
+    for n in range(200):
+        long = Dialogue([f"question {n} " + "a the " * 100, "cat dog " * 100])
+        if share_of(long) < 0.05:
+            held_out.append(long.turns)
+        elif share_of(Dialogue([f"what {n}", "good dog"])) >= 0.05:
+            kept.append([f"what {n}", "good dog"])
+    lines = [json.dumps({"turns": turns}) + "\n" for turns in kept + held_out]
+    (files / "train.jsonl").write_text("".join(lines))
+    assert train(files, "--out", str(files / "run"), "--samples", "1") == 0
+    assert "nothing in the dialogues held out is a target; pass others with --valid" in caplog.text
+    printed = capsys.readouterr().err
+    assert "validation loss" not in printed
+    (sampled, *_) = [line for line in printed.splitlines() if line.startswith("step 0: ")]
+    assert len(sampled) < 200
 
 
 @needs_posix

@@ -159,6 +159,16 @@ def test_a_turn_that_fills_the_window_is_said_to_lose_its_first_token(tmp_path: 
         assert sum(map(sum, (turn.learned for turn in line.turns))) == batches[0].learned == learned
 
 
+def test_a_first_turn_that_fills_the_window_loses_nothing(tmp_path: Path) -> None:
+    """It is no target anyway, and was said to lose its first token."""
+    text = "x y" * 40
+    window = len(Tokenizer(VOCABULARY).encode(text)) + 1
+    path = write(tmp_path / "a.jsonl", {"turns": [text, "hi"]})
+    for fewest_turns, told in ((2, 0), (1, 1)):  # with --loss-on all it is one
+        data = prepare([path], tmp_path / str(told), VOCABULARY, Format(window=window, fewest_turns=fewest_turns))
+        assert data.about["shortened"] == told
+
+
 def test_preview_shows_the_first_turns_of_a_long_dialogue(tmp_path: Path) -> None:
     """A line of 4 MiB holds 800,000 turns, and took minutes."""
     path = write(tmp_path / "a.jsonl", {"turns": ["hi"] * (module.SHOWN_TURNS + 7)})
