@@ -91,6 +91,7 @@ def test_end_of_text_in_a_turn_is_text_or_its_end() -> None:
         ("12.03.2024 0151 2345678", "12.03.2024 __phone__"),
         ("example.com/x, www.x.de, t.me/abc (see https://x.org/a).", "__url__, __url__, __url__ (see __url__)."),
         ("Go to example.com. Or x.org/ then", "Go to __url__. Or __url__ then"),
+        ("call 555-1234 or 5551234", "call __phone__ or __phone__"),
     ],
 )
 def test_what_is_private_is_masked(text: str, masked: str) -> None:
@@ -107,6 +108,9 @@ def test_what_is_private_is_masked(text: str, masked: str) -> None:
         "1,234,567.89 or 1 234 567 kr or 12.345.678,90 €",
         "$1234567, 1234567 USD, 10.000.000, 3.1415926",
         "yes.it is, he/she, node.js, v1.2.3",
+        "2024.05.17, 2024.5.7 and 17.05.2024",
+        "1234567.5 or 1234567,89",
+        "ask @tiny.shop",
     ],
 )
 def test_dates_and_amounts_of_many_digits_are_no_phone_numbers(text: str) -> None:

@@ -535,6 +535,10 @@ ADAPTERS: dict[str, dict[str, Any]] = {
         "target_modules": ["c_attn", "c_fc"],
         "alpha_pattern": {r"h\.[0]\.attn\.c_attn": 5, ".*c_fc": 9, "c_attn": 3, "h.1.attn.c_attn": 11},
     },
+    "a pattern that is the end of a module's name, but no module": {
+        "target_modules": ["c_attn", "c_fc"],
+        "alpha_pattern": {"attn": 5, "fc": 9, "mlp.c_fc": 3},
+    },
     "positions": {"target_modules": ["wpe", "wte"]},
     "a tied head, of which peft keeps the base's own too": {"target_modules": ["lm_head", "c_attn"]},
 }

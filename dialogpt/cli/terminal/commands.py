@@ -175,10 +175,11 @@ class Terminal(Talk):
 
     def list_conversations(self, number: str) -> None:
         """List the kept conversations, or go on with one of them."""
+        conversations = self._kept()
         if number:
             self.open_conversation(_count("the conversation", number))
             return
-        kept = self._kept().listed()
+        kept = conversations.listed()
         for place, entry in enumerate(kept[:LISTED], 1):
             self.notice(f"  {place:>3}  {entry.changed:%Y-%m-%d %H:%M}  {entry.num_turns:>4} turns  {entry.title}")
         older = f"; {len(kept) - LISTED} are older" if len(kept) > LISTED else ""
