@@ -13,13 +13,12 @@ from __future__ import annotations
 import logging
 import time
 import weakref
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from dialogpt.checked import Checked
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.stop import Stop, Stopped
@@ -32,12 +31,12 @@ from dialogpt.networks import load_network
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
-from dialogpt.settings import POSITIVE, require_names
+from dialogpt.settings import POSITIVE, Checked, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 from dialogpt.weights import Source, open_checkpoint
-from dialogpt.whole_replies import reply_at_once
+from dialogpt.whole_replies import generate_replies
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,6 @@ class Chat:
         self.generators = Generators(model.device, seed)
         self.cache = KVCache.for_model(model)
         self._shown: Prompt | None = None
-        self._planned: tuple[tuple[object, ...], Plan] | None = None  # what was asked for, and its plan
         # Weak, so that Python closes a stream at once when nobody holds it any more, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
 
@@ -265,23 +263,18 @@ class Chat:
         return [*map(self._turn, texts, alternating(len(texts)))]
 
     def plan(self, num_replies: int = 1) -> Plan:
-        """Resolve the settings of the next replies, once for as long as they stay the same: it takes 0.1 ms.
+        """Resolve the settings of the next replies.
 
         Raises:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
-        asked, planned = (self.generation, self.num_candidates, num_replies), self._planned
-        # The reranker by identity: two that hold tensors have no equality that is true or false.
-        if planned is None or planned[0] != asked or planned[1].reranker is not self.reranker:
-            plan = Plan.of(
-                replace(self.generation, num_return_sequences=num_replies),
-                self.tokenizer.eos_id,
-                num_replies=num_replies,
-                reranker=self.reranker,
-                num_candidates=self.num_candidates,
-            )
-            self._planned = planned = asked, plan
-        return planned[1]  # its own, whatever another thread asks for meanwhile
+        return Plan.of(
+            replace(self.generation, num_return_sequences=num_replies),
+            self.tokenizer.eos_id,
+            num_replies=num_replies,
+            reranker=self.reranker,
+            num_candidates=self.num_candidates,
+        )
 
     def shown(self) -> Prompt | None:
         """Return what the network was shown last; None before the first turn."""
@@ -336,18 +329,7 @@ class Chat:
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
             text_stream = StreamDecoder(self.tokenizer, reply=True)
-            plan = self.plan()
-            generated = stream_reply if plan.streams else reply_at_once
-            for tokens in generated(
-                self.model,
-                self.tokenizer,
-                plan,
-                Dialogue(prompt, turns, self.generators),
-                self.cache,
-                on_token=count,
-                draft=self.draft,
-                stop=stop,
-            ):
+            for tokens in self._tokens(Dialogue(prompt, turns, self.generators), count, stop):
                 ids += tokens
                 if text := "".join(map(text_stream.feed, tokens)):
                     # Half a character is not kept, but in the first text: a reply must not be empty.
@@ -364,3 +346,25 @@ class Chat:
                 self.history.turns, self._shown = before, shown
             else:
                 self.history.turns = [*turns, Turn(yielded_ids, BOT, interrupted=not complete)]
+
+    def _tokens(self, dialogue: Dialogue, on_token: Callable[[], None], stop: Stop | None) -> Iterator[list[int]]:
+        """Generate the tokens of a reply, as soon as they may be shown: those of beams and candidates at its end."""
+        plan = self.plan()
+        if plan.streams:
+            yield from stream_reply(
+                self.model,
+                self.tokenizer,
+                plan,
+                dialogue,
+                self.cache,
+                on_token=on_token,
+                draft=self.draft,
+                stop=stop,
+            )
+            return
+        ((best, *_),) = generate_replies(
+            self.model, self.tokenizer, plan, [dialogue], cache=self.cache, draft=self.draft, stop=stop
+        )
+        for _ in best.ids:
+            on_token()
+        yield best.ids

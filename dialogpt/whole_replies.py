@@ -6,7 +6,7 @@ The plan, the samples and what a blank one means are those of `dialogpt.replies`
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 
 from dialogpt.decoding.loop import StepDecoder, decoder_for
 from dialogpt.decoding.prefill import prefill
@@ -18,24 +18,6 @@ from dialogpt.model import GPT2, KVCache
 from dialogpt.ranking.rerankers import ranked
 from dialogpt.replies import Dialogue, Plan, Sample, token_id
 from dialogpt.tokenizer import Tokenizer
-
-
-def reply_at_once(
-    model: GPT2,
-    tokenizer: Tokenizer,
-    plan: Plan,
-    dialogue: Dialogue,
-    cache: KVCache,
-    *,
-    on_token: Callable[[], None],
-    draft: Draft | None = None,
-    stop: Stop | None = None,
-) -> Iterator[list[int]]:
-    """Generate one reply, and yield all of its tokens at its end; arguments and errors are those of `stream_reply`."""
-    ((best, *_),) = generate_replies(model, tokenizer, plan, [dialogue], cache=cache, draft=draft, stop=stop)
-    for _ in best.ids:
-        on_token()
-    yield best.ids
 
 
 def generate_replies(
