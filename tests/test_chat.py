@@ -60,6 +60,12 @@ def test_every_change_of_settings_counts_for_the_next_reply(chat: Chat) -> None:
     assert chat.plan() == plain
 
 
+def test_tokens_of_a_reply_that_is_known_at_its_end_are_counted(chat: Chat) -> None:
+    chat.generation = replace(chat.generation, do_sample=False, num_beams=2)
+    chat.reply("Hello")
+    assert chat.statistics.new_tokens == len(chat.history.turns[-1]) > 0
+
+
 def test_a_conversation_is_pairs_of_turns(chat: Chat) -> None:
     first = chat.reply("Hello")
     second = chat.reply("And now?")

@@ -14,6 +14,7 @@ import pytest
 
 from dialogpt.cli.commands import train as command
 from dialogpt.cli.main import main
+from dialogpt.cli.training_progress import Screen
 from dialogpt.data import Dialogue
 from dialogpt.data.read import share_of
 from dialogpt.model import PRESETS
@@ -239,10 +240,16 @@ def test_a_held_out_part_without_a_target_ends_no_run(
     (files / "train.jsonl").write_text("".join(lines))
     assert train(files, "--out", str(files / "run"), "--samples", "1") == 0
     assert "nothing in the dialogues held out is a target; pass others with --valid" in caplog.text
-    printed = capsys.readouterr().err
-    assert "validation loss" not in printed
-    (sampled, *_) = [line for line in printed.splitlines() if line.startswith("step 0: ")]
-    assert len(sampled) < 200
+    assert "validation loss" not in capsys.readouterr().err
+
+
+def test_of_a_long_prompt_the_log_has_the_beginning(capsys: pytest.CaptureFixture[str]) -> None:
+    """A prompt of a whole window filled the terminal at every validation."""
+    Screen(lambda: False).sampled(3, ["Hi\n" + "word " * 500], ["no", "yes " * 500])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("step 3: 'Hi word word ")
+    assert line.endswith("...'; before training: 'no'")
+    assert len(line) < 250
 
 
 @needs_posix
