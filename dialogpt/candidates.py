@@ -8,7 +8,7 @@ from dialogpt.chat import Chat
 from dialogpt.decoding.stop import Stop
 from dialogpt.generation import Reply
 from dialogpt.history import History
-from dialogpt.replies import Dialogue, Generators
+from dialogpt.replies import Dialogue, Seeds
 from dialogpt.whole_replies import generate_replies
 
 
@@ -21,7 +21,7 @@ def candidates(chat: Chat, turns: Sequence[str], number: int) -> list[Reply]:
         number: how many replies; above 1 the settings must sample, or have as many beams. With a reranker they are
             the best of `num_candidates`, the best first.
     """
-    return _replies(chat, [turns], number, [chat.generators])[0]
+    return _replies(chat, [turns], number, [chat.seeds])[0]
 
 
 def candidates_for_all(
@@ -39,19 +39,19 @@ def candidates_for_all(
     Raises:
         Stopped: `stop` returned true.
     """
-    return _replies(chat, dialogues, number, [Generators(chat.model.device, seed) for seed in seeds], stop)
+    return _replies(chat, dialogues, number, [Seeds(chat.model.device, seed) for seed in seeds], stop)
 
 
 def _replies(
     chat: Chat,
     dialogues: Sequence[Sequence[str]],
     number: int,
-    generators: Sequence[Generators],
+    seeds: Sequence[Seeds],
     stop: Stop | None = None,
 ) -> list[list[Reply]]:
     plan = chat.plan(number)
     asked = []
-    for texts, own in zip(dialogues, generators, strict=True):
+    for texts, own in zip(dialogues, seeds, strict=True):
         history = History(chat.tokenizer.eos_id, chat.turns_from(texts), chat.tokenizer.turn_prefix)
         asked.append(Dialogue(chat.prompt(history), history.turns, own))
     cache = chat.cache if len(asked) == 1 else None

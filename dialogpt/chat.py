@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from dialogpt.checked import Checked
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.stop import Stop, Stopped
@@ -30,8 +31,8 @@ from dialogpt.model import GPT2, KVCache
 from dialogpt.networks import load_network
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
-from dialogpt.replies import Dialogue, Generators, Plan, Statistics, stream_reply
-from dialogpt.settings import POSITIVE, Checked, require_names
+from dialogpt.replies import Dialogue, Plan, Seeds, Statistics, stream_reply
+from dialogpt.settings import POSITIVE, require_names
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -53,8 +54,9 @@ class Chat:
         reranker: chooses each reply among candidates; None takes the only one.
         normalize: whether typed text is spelled as the training data were; see `dialogpt.text.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
+        last_prompt: what the network read last; None before the first turn.
         statistics: of the last reply.
-        generators: random generators, seeded once for the conversation.
+        seeds: of all samples; the random numbers go on from reply to reply.
         cache: what the network has computed of it.
         caller: lets one thread in.
     """
@@ -62,11 +64,13 @@ class Chat:
     # `Checked` makes an attribute of the function below it, which checks each value that is assigned.
     @Checked
     def generation(self, config: GenerationConfig) -> None:
-        """Refuse settings with unknown tokens, or without room for a prompt."""
-        check_tokens(config.with_end_token(self.tokenizer.eos_id), self.model.config.vocab_size)
+        """Refuse settings with unknown tokens, or without room for a prompt; resolve all others, once."""
+        resolved = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
+        check_tokens(resolved, self.model.config.vocab_size)
         if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
             expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
             raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
+        self._resolved = resolved
 
     history_tokens: Checked[int] = Checked.of_kind(POSITIVE)
     num_candidates: Checked[int] = Checked.of_kind(POSITIVE)
@@ -114,9 +118,9 @@ class Chat:
         self.reranker, self.num_candidates, self.normalize, self.draft = reranker, num_candidates, normalize, draft
         self.persona: Turn | None = None
         self.statistics = Statistics()
-        self.generators = Generators(model.device, seed)
+        self.seeds = Seeds(model.device, seed)
         self.cache = KVCache.for_model(model)
-        self._shown: Prompt | None = None
+        self.last_prompt: Prompt | None = None
         # Weak, so that Python closes a stream at once when nobody holds it any more, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
 
@@ -217,7 +221,7 @@ class Chat:
         """Begin a new conversation with the same settings; the random numbers go on."""
         self.close_stream()
         self.history.clear()
-        self._shown, self.statistics = None, Statistics()
+        self.last_prompt, self.statistics = None, Statistics()
 
     def close_stream(self) -> None:
         """Close the stream of an abandoned reply, as everything that changes the conversation does first.
@@ -237,7 +241,7 @@ class Chat:
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
         self.history = History(self.tokenizer.eos_id, turns, self.tokenizer.turn_prefix)
-        self._shown, self.statistics = None, Statistics()
+        self.last_prompt, self.statistics = None, Statistics()
 
     def set_persona(self, text: str) -> None:
         """Show the network this text as a first turn before every dialogue; an empty one shows none.
@@ -252,7 +256,7 @@ class Chat:
             raise DialogueError(
                 f"the persona has {len(persona)} tokens, and may fill half of the {room} that the network is shown"
             )
-        self.persona, self._shown = persona, None
+        self.persona, self.last_prompt = persona, None
 
     def turns_from(self, texts: Sequence[str]) -> list[Turn]:
         """Encode a dialogue as turns: the user speaks last.
@@ -269,16 +273,12 @@ class Chat:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
         return Plan.of(
-            replace(self.generation, num_return_sequences=num_replies),
+            self._resolved.with_replies(num_replies),
             self.tokenizer.eos_id,
             num_replies=num_replies,
             reranker=self.reranker,
             num_candidates=self.num_candidates,
         )
-
-    def shown(self) -> Prompt | None:
-        """Return what the network was shown last; None before the first turn."""
-        return self._shown
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
         # The prompt is of a history of its own: the conversation changes only when the stream is read.
@@ -314,7 +314,7 @@ class Chat:
 
     def _answer(self, turns: list[Turn], prompt: Prompt, stop: Stop | None) -> Generator[str, None, None]:
         """Stream the reply to `turns`; however that ends, the history holds complete exchanges."""
-        before, shown = self.history.turns, self._shown
+        before = self.history.turns, self.last_prompt
         yielded_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
         complete, start = False, time.perf_counter()
         self.caller.streams_here()
@@ -324,12 +324,12 @@ class Chat:
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
-            self.history.turns, self._shown = turns, prompt  # `finally` takes both back if this stops before a text
+            self.history.turns, self.last_prompt = turns, prompt  # `finally` takes both back if no text comes
             computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
             text_stream = StreamDecoder(self.tokenizer, reply=True)
-            for tokens in self._tokens(Dialogue(prompt, turns, self.generators), count, stop):
+            for tokens in self._tokens(Dialogue(prompt, turns, self.seeds), count, stop):
                 ids += tokens
                 if text := "".join(map(text_stream.feed, tokens)):
                     # Half a character is not kept, but in the first text: a reply must not be empty.
@@ -343,7 +343,7 @@ class Chat:
             return
         finally:
             if yielded_ids is None:
-                self.history.turns, self._shown = before, shown
+                self.history.turns, self.last_prompt = before
             else:
                 self.history.turns = [*turns, Turn(yielded_ids, BOT, interrupted=not complete)]
 

@@ -217,8 +217,14 @@ class GenerationConfig:
         return replace(defaults, **given)
 
     def with_end_token(self, token: int) -> GenerationConfig:
-        """Return these settings with one more token that ends a reply: the end of a turn, which no turn may hold."""
+        """Return these settings with one more token that ends a reply, the first: the end of a turn."""
+        if self.end_ids[:1] == (token,):
+            return self
         return replace(self, eos_token_id=tuple(dict.fromkeys((token, *self.end_ids))))
+
+    def with_replies(self, number: int) -> GenerationConfig:
+        """Return these settings for so many replies."""
+        return self if self.num_return_sequences == number else replace(self, num_return_sequences=number)
 
     def reply_limit(self, prompt_length: int) -> int:
         """Return the maximum length of a reply to a prompt of so many tokens."""

@@ -8,7 +8,7 @@ tokens to `dialogpt.decoding`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -80,7 +80,7 @@ class Plan:
         num_samples = num_replies if reranker is None else max(num_replies, num_candidates)
         config = config.with_end_token(eos_id)
         if reranker is not None or config.num_beams > 1:
-            config = replace(config, num_return_sequences=num_samples)
+            config = config.with_replies(num_samples)
         sampled = config.do_sample and config.num_beams == 1
         attempts = MAX_ATTEMPTS if resample and sampled else 1
         return cls(config, num_replies, num_samples, attempts, withholds_blank=resample, reranker=reranker)
@@ -91,7 +91,7 @@ class Plan:
         return self.reranker is None and self.config.num_beams == 1
 
 
-class Generators:
+class Seeds:
     """The generators of the samples of one dialogue: sample k has its own, seeded with seed + k.
 
     Each is used from reply to reply, so that a conversation is seeded once.
@@ -123,12 +123,12 @@ class Dialogue:
     Attributes:
         prompt: what the network is shown of it.
         turns: all of it, without end tokens, for a reranker.
-        generators: of its samples.
+        seeds: of its samples.
     """
 
     prompt: Prompt
     turns: Sequence[Sequence[int]]
-    generators: Generators
+    seeds: Seeds
 
 
 @dataclass
@@ -251,7 +251,7 @@ def stream_reply(
         DialogueError: see `Decoder.add` and `Decoder.step`.
     """
     decoder = decoder_for(model, tokenizer, 1, draft, screened=True)
-    (generator,) = dialogue.generators.take(1)
+    (generator,) = dialogue.seeds.take(1)
     sample = Sample(decoder, tokenizer, plan, dialogue.prompt, generator, token_id, cache)
     while sample.sequence.finish_reason is None:
         (step,) = decoder.step()

@@ -10,11 +10,10 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from dialogpt.errors import Problem, SettingsError, did_you_mean
 
-Value = TypeVar("Value")
 MAX_INTEGER = (1 << 63) - 1  # what torch takes
 
 
@@ -115,32 +114,6 @@ def require_names(names: Iterable[str], config: Any, *others: str) -> None:
         if name not in known:
             hint = did_you_mean(name, known) or f"; there are {', '.join(known)}"
             raise TypeError(f"there is no setting {name!r}{hint}")
-
-
-class Checked(Generic[Value]):
-    """An attribute that is checked whenever it is set: the decorator of a check, or `of_kind`."""
-
-    def __init__(self, check: Callable[[Any, Value], None]) -> None:
-        self._check = check
-        self.__doc__ = check.__doc__
-
-    @classmethod
-    def of_kind(cls, kind: Kind) -> Checked[Any]:
-        """Return an attribute that takes the values of a kind."""
-        # Its name is known later, when the class that holds it is made (`__set_name__`).
-        checked: Checked[Any] = Checked(lambda _, value: required(checked._name, value, kind))
-        return checked
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: Any, owner: type | None = None) -> Value:
-        value: Value = instance.__dict__[self._name]
-        return value
-
-    def __set__(self, instance: Any, value: Value) -> None:
-        self._check(instance, value)
-        instance.__dict__[self._name] = value
 
 
 # ---- kinds ----

@@ -60,6 +60,15 @@ def test_every_change_of_settings_counts_for_the_next_reply(chat: Chat) -> None:
     assert chat.plan() == plain
 
 
+def test_settings_are_resolved_when_they_are_set(chat: Chat) -> None:
+    """Each reply validated all settings anew, three times."""
+    chat.generation = replace(chat.generation, num_return_sequences=3, eos_token_id=(5, chat.tokenizer.eos_id))
+    resolved = chat.plan().config
+    chat.reply("Hello")
+    assert chat.plan().config is resolved
+    assert (resolved.num_return_sequences, resolved.eos_token_id) == (1, (chat.tokenizer.eos_id, 5))
+
+
 def test_tokens_of_a_reply_that_is_known_at_its_end_are_counted(chat: Chat) -> None:
     chat.generation = replace(chat.generation, do_sample=False, num_beams=2)
     chat.reply("Hello")
@@ -86,7 +95,7 @@ def test_a_turn_costs_its_own_tokens_and_at_most_two_more(
             own = len(tokenizer.encode(text)) + 1
             reads.clear()
             list(chat.stream(text))
-            shown = chat.shown()
+            shown = chat.last_prompt
             if shown is not None and shown.first_turn == 0:
                 assert reads[0] <= own + (2 if place else 0)
                 assert chat.statistics.computed_tokens == reads[0]
@@ -198,13 +207,13 @@ def test_looking_does_not_end_a_stream(chat: Chat) -> None:
     for piece in chat.stream("Hello"):
         pieces.append(piece)
         assert chat.texts()[0] == "Hello"
-        assert chat.shown() is not None
+        assert chat.last_prompt is not None
     assert chat.texts()[1] == "".join(pieces)
 
 
 def test_a_stop_before_the_first_word_takes_the_turn_back(chat: Chat) -> None:
     assert list(chat.stream("Hello", stop=lambda: True)) == []
-    assert (chat.texts(), chat.shown()) == ([], None)
+    assert (chat.texts(), chat.last_prompt) == ([], None)
     asked: list[int] = []
     pieces = list(chat.stream("Hello", stop=lambda: bool(asked.append(1)) or len(asked) > 3))
     assert chat.texts() == ["Hello", "".join(pieces)]

@@ -14,7 +14,7 @@ from dialogpt.cli.main import main
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
-from dialogpt.replies import Dialogue, Generators, Plan
+from dialogpt.replies import Dialogue, Plan, Seeds
 from dialogpt.serve.engine import End, Engine, Event, GenerationTask, Token
 from dialogpt.weights import CheckpointError, load
 from tests.helpers import WAIT_SECONDS, pair, random_model, seeded, small_vocabulary
@@ -114,7 +114,7 @@ def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2])
     prompts = [*PROMPTS, *([*prompt, 50, 51] for prompt in PROMPTS)]
     heard: list[Queue[Event]] = [Queue() for _ in prompts]
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
-        dialogue = Dialogue(Prompt(prompt, 0, 0), [], Generators(CUDA, seed))
+        dialogue = Dialogue(Prompt(prompt, 0, 0), [], Seeds(CUDA, seed))
         engine.submit(GenerationTask(dialogue, Plan(config), events.put, seconds=60, alternatives=2))
     for seed, (prompt, events) in enumerate(zip(prompts, heard, strict=True)):
         alone = generate(network, prompt, config, generator=fresh_generator(CUDA, seed))

@@ -24,7 +24,7 @@ from dialogpt.cli.options import generation_from, parse_setting
 from dialogpt.history import BOT, USER, Prompt, Turn, alternating
 from dialogpt.model import KVCache
 from dialogpt.ranking.mmi import MMI
-from dialogpt.replies import Dialogue, Generators, Plan, stream_reply
+from dialogpt.replies import Dialogue, Plan, Seeds, stream_reply
 from dialogpt.serve.app import create_app
 from dialogpt.serve.engine import Engine
 from dialogpt.serve.schemas import ChatRequest, Limits, plan_of
@@ -172,7 +172,7 @@ def test_the_history_carries_who_spoke() -> None:
     for text in ("Hi!", "And now?"):
         chat.reply(text)
     assert [turn.role for turn in chat.history.turns] == [USER, BOT, USER, BOT]
-    shown = chat.shown()
+    shown = chat.last_prompt
     assert shown is not None
     assert shown.own_turns == [chat.history.turns[1]]
 
@@ -338,7 +338,7 @@ def test_a_sample_that_is_generated_again_computes_one_token_of_its_prompt(
     for seed in range(6):
         reads.clear()
         count: list[int] = []
-        dialogue = Dialogue(prompt, [], Generators("cpu", seed))
+        dialogue = Dialogue(prompt, [], Seeds("cpu", seed))
         cache = KVCache.for_model(chat.model)
         for _ in stream_reply(chat.model, chat.tokenizer, plan, dialogue, cache, on_token=partial(count.append, 1)):
             pass

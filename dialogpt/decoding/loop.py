@@ -18,14 +18,16 @@ from dialogpt.decoding.batch import RunningBatch
 from dialogpt.decoding.prefill import prefill_sequence
 from dialogpt.decoding.prefill_batch import prefill_chunk, prefill_sequences
 from dialogpt.decoding.sampling import choose_tokens, process_logits, take_rows
+from dialogpt.decoding.screened import needed_logits
 from dialogpt.decoding.sequence import SequenceFactory, TokenSequence
 from dialogpt.decoding.speculative import Draft, SpeculativeDecoder
-from dialogpt.decoding.step import Step, all_logits, contending_logits
+from dialogpt.decoding.step import Step, all_logits
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation_config import GenerationConfig
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
+from dialogpt.model.precision.packed import screens
 from dialogpt.tokenizer import Tokenizer
 
 
@@ -54,11 +56,12 @@ class Decoder:
             prompt_tokens: how many tokens of prompts are prefilled per step, so that running sequences do not wait long
                 for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
-            screened: whether logits that cannot be chosen may be left out, where that is faster: with a large head that
-                is stored in float32 (`precision.packed.highest_logits`). Worth it only where hardly any `Step.logits`
-                are read, which are computed then.
+            screened: whether logits that cannot be chosen may be left out, if the network's head screens them: a large
+                one that is stored in float32. Worth it only where hardly any `Step.logits` are read, which are
+                computed then.
         """
-        self.model, self.stop, self.prompt_tokens, self.screened = model, stop, prompt_tokens, screened
+        self.model, self.stop, self.prompt_tokens = model, stop, prompt_tokens
+        self.screened = screened and screens(model)
         self.sequences: list[TokenSequence] = []
         self._factory = SequenceFactory(model, tokenizer, stops_in_prompt)
         self._batch = RunningBatch(model)
@@ -114,8 +117,8 @@ class Decoder:
         active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
-        contending = contending_logits(self.model, hidden, active) if self.screened else None
-        logits = all_logits(self.model, hidden, active) if contending is None else contending
+        needed = needed_logits(self.model, hidden, active) if self.screened else None
+        logits = all_logits(self.model, hidden, active) if needed is None else needed
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}
         # Finished sequences keep their row of a shared generator's noise, as in transformers.
@@ -124,7 +127,7 @@ class Decoder:
         for sequence, token in zip(active, tokens, strict=True):
             sequence.append(token)
         # Each step is given a function, as hardly anybody asks for its logits: a chat never does.
-        if contending is not None:
+        if needed is not None:
             return [Step(active[0], tokens[0], lambda: self.model.logits(hidden)[0].float())]
         return [
             Step(sequence, token, functools.partial(logits.__getitem__, row))

@@ -1,4 +1,4 @@
-"""One generated token, and the logits that it is chosen by: all of them, or the highest where that is faster."""
+"""One generated token, and the logits that it is chosen by."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from torch import Tensor
 
 from dialogpt.decoding.sampling import require_finite
 from dialogpt.decoding.sequence import TokenSequence
-from dialogpt.logits.contenders import count_contenders
 from dialogpt.model import GPT2
-from dialogpt.model.precision.packed import highest_logits
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,3 @@ def all_logits(model: GPT2, hidden: Tensor, active: Sequence[TokenSequence]) -> 
     logits = model.logits(hidden).float()
     require_finite(logits, active)
     return logits
-
-
-def contending_logits(model: GPT2, hidden: Tensor, active: Sequence[TokenSequence]) -> Tensor | None:
-    """Compute the logits that the next token can depend on, others are minus infinity: (1, C) -> (1, V).
-
-    None where all of them matter, or computing all is as fast: see `count_contenders` and `highest_logits`.
-    """
-    if len(active) > 1:
-        return None
-    count = count_contenders(active[0].config, active[0].seen)
-    return None if count is None else highest_logits(model, hidden, count)

@@ -13,7 +13,7 @@ from dialogpt.generation import Reply
 from dialogpt.history import BOT, History
 from dialogpt.inspect.data import Inspection, inspect_reply
 from dialogpt.inspect.search import Considered, RecordingDraft, ended_by_token, record_beams, stopped_by_text
-from dialogpt.replies import Generators
+from dialogpt.replies import Seeds
 
 
 def explain(
@@ -70,7 +70,7 @@ def explain_last(chat: Chat, *, name: str = "", stop: Stop | None = None) -> Ins
     if len(chat.history.turns) < 2:
         raise DialogueError("there is no exchange yet")
     *turns, reply = chat.history.turns
-    shown = chat.shown()
+    shown = chat.last_prompt
     limit = chat.generation.reply_limit(0 if shown is None else len(shown.ids))
     cut = reply.interrupted or len(reply) >= limit or stopped_by_text(chat.generation, chat.tokenizer, reply)
     return inspect_reply(
@@ -123,7 +123,7 @@ def _considered(
     if config.num_beams > 1:
         history = History(chat.tokenizer.eos_id, chat.turns_from(turns), chat.tokenizer.turn_prefix)
         prompt = history.prompt(chat.history_tokens, config.prompt_room(chat.model.config.n_positions))
-        (generator,) = Generators(chat.model.device, seed).take(1)
+        (generator,) = Seeds(chat.model.device, seed).take(1)
         branches, beams = record_beams(chat.model, chat.tokenizer, config, prompt, generator, stop)
         return Considered(candidates, branches, beams)
     rounds = [] if recorder is None else recorder.rounds

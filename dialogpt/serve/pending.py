@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from fastapi import Request as HTTPRequest
 
 from dialogpt.errors import DialogueError
-from dialogpt.replies import Dialogue, Generators, Plan
+from dialogpt.replies import Dialogue, Plan, Seeds
 from dialogpt.serve.access import Client
 from dialogpt.serve.engine import End, Event, GenerationTask, Token
 from dialogpt.serve.responses import Choice, ResponseFormat, VisibleText
@@ -43,7 +43,7 @@ class PendingResponse:
         # A long dialogue takes seconds to encode: in a thread, others are served meanwhile.
         prompt = await asyncio.to_thread(request.prompt, tokenizer, limits, window)
         turns = await asyncio.to_thread(request.turns, tokenizer, limits) if request.rerank else []
-        dialogue = Dialogue(prompt, turns, Generators(service.engine.model.device, request.seed))
+        dialogue = Dialogue(prompt, turns, Seeds(service.engine.model.device, request.seed))
         return cls(service, request, plan, dialogue, service.cache_owner(client, request.user))
 
     def __init__(

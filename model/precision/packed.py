@@ -137,9 +137,15 @@ class PackedEmbedding(TokenEmbedding):
             raise RuntimeError(INFERENCE_ONLY)
         return (self.kernel or self.packed())(hidden)
 
-    def highest_logits(self, hidden: Tensor, count: int) -> Tensor | None:
+    @property
+    def screens(self) -> bool:
+        """Whether it is a head for which a `ScreenedHead` pays."""
+        in_float32 = self.precision == "float32" and self.weight.dtype == torch.float32
+        return self.is_head and in_float32 and self.weight.numel() >= MIN_SIZE
+
+    def screened_logits(self, hidden: Tensor, count: int) -> Tensor | None:
         """See the function of this name."""
-        if not isinstance(self.kernel or self.packed(), Float32) or self.weight.numel() < MIN_SIZE:
+        if not self.screens or not isinstance(self.kernel or self.packed(), Float32):
             return None
         self.decoded += 1
         if self.decoded <= SCREEN_AFTER or not Float16.runs_here():
@@ -260,13 +266,19 @@ def bytes_per_step(model: GPT2) -> float:
     return count * (32 if kernel is None else kernel.bits) / 8
 
 
-def highest_logits(model: GPT2, hidden: Tensor, count: int) -> Tensor | None:
+def screens(model: GPT2) -> bool:
+    """Whether a network's head is one for which `screened_logits` pays: large, tied, and stored in float32."""
+    head = model.token_embedding
+    return isinstance(head, PackedEmbedding) and head.screens
+
+
+def screened_logits(model: GPT2, hidden: Tensor, count: int) -> Tensor | None:
     """Compute the logits of one hidden state that can be among the `count` highest: (1, C) -> (1, V).
 
-    Others are minus infinity. None where this is not faster than all of them; it is with a tied head in float32.
+    Others are minus infinity. None where this is not faster than all of them.
     """
     head = model.token_embedding
-    return head.highest_logits(hidden, count) if isinstance(head, PackedEmbedding) and head.is_head else None
+    return head.screened_logits(hidden, count) if isinstance(head, PackedEmbedding) else None
 
 
 @torch.inference_mode(False)

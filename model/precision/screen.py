@@ -2,7 +2,7 @@
 
 The head is the largest weight, and of its 50,257 logits greedy decoding needs the highest, and top-k sampling the k
 highest. Here each is computed with the weight rounded to float16, and a bound on the error decides for which tokens it
-is computed in float32, too. How many can matter is left to `dialogpt.logits.contenders`.
+is computed in float32, too. How many can matter is left to `dialogpt.decoding.screened`.
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from dialogpt import GenerationConfig
 from dialogpt.decoding.loop import Decoder
-from dialogpt.logits import contenders
-from dialogpt.logits.contenders import count_contenders
+from dialogpt.decoding.screened import RAISES, READS_ALL, count_needed
 from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2, GPT2Config
 from dialogpt.model.precision import packed, prepare, screen
@@ -123,7 +122,7 @@ def test_the_next_token_depends_on_the_contenders_only(given_settings: dict[str,
     config = GenerationConfig(eos_token_id=(5, 6), max_new_tokens=30, **given_settings)  # type: ignore[arg-type]
     ids = [draw.randrange(200) for _ in range(draw.randint(1, 40))]
     seen = Seen(ids, draw.randint(1, len(ids)), own_turns=[ids[1:4]])
-    count = count_contenders(config, seen)
+    count = count_needed(config, seen)
     if count is None or count > 200:
         return
     logits = torch.randn(1, 200, generator=seeded(seed)).mul(2).round(decimals=1)  # with ties
@@ -159,14 +158,14 @@ def test_replies_are_those_of_the_full_head(
     network: GPT2, config: GenerationConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int | None] = []
-    highest_logits = packed.highest_logits
+    screened_logits = packed.screened_logits
 
     def counted(model: GPT2, hidden: Tensor, count: int) -> Tensor | None:
-        found = highest_logits(model, hidden, count)
+        found = screened_logits(model, hidden, count)
         counts.append(None if found is None else int(found.isfinite().sum()))
         return found
 
-    monkeypatch.setattr("dialogpt.decoding.step.highest_logits", counted)
+    monkeypatch.setattr("dialogpt.decoding.screened.screened_logits", counted)
     monkeypatch.setattr(packed, "SCREEN_AFTER", 0)
     replies = []
     for screened in (False, True):
@@ -189,7 +188,7 @@ def test_it_begins_when_it_pays(network: GPT2) -> None:
     assert isinstance(fresh.token_embedding, packed.PackedEmbedding)
     fresh.token_embedding.screened, fresh.token_embedding.decoded = None, 0
     before = packed.SCREEN_AFTER + PARTS - 1  # one part is prepared a token, and at the last one it begins
-    found = [packed.highest_logits(fresh, hidden, 1) is not None for _ in range(before + 2)]
+    found = [packed.screened_logits(fresh, hidden, 1) is not None for _ in range(before + 2)]
     assert found == [False] * before + [True] * 2
 
 
@@ -219,15 +218,15 @@ def test_damaged_weights_are_refused_as_ever(network: GPT2, monkeypatch: pytest.
 
 def test_a_network_that_is_not_packed_has_no_screened_head() -> None:
     config = GPT2Config(vocab_size=100, n_embd=8, n_layer=1, n_head=2, n_positions=16)
-    assert packed.highest_logits(GPT2(config), torch.randn(1, 8), 1) is None
+    assert packed.screened_logits(GPT2(config), torch.randn(1, 8), 1) is None
 
 
 def test_settings_that_raise_scores_need_all_logits() -> None:
     seen = Seen([1, 2, 3, 2], 2)
-    for name in (*contenders.RAISES, *contenders.READS_ALL):
+    for name in (*RAISES, *READS_ALL):
         value = {"sequence_bias": (((3,), 2.0),), "exponential_decay_length_penalty": (1, 1.5), "top_h": 0.5}.get(name)
         value = value or (True if name in ("remove_invalid_values", "renormalize_logits") else 5)
-        assert count_contenders(GenerationConfig(eos_token_id=5, **{name: value}), seen) is None
-    assert count_contenders(GenerationConfig(), seen) == 1 + 3
-    assert count_contenders(GenerationConfig(do_sample=True, top_k=0), seen) is None
-    assert count_contenders(GenerationConfig(do_sample=True, top_k=7, eos_token_id=5), seen) == 7 + 3 + 1
+        assert count_needed(GenerationConfig(eos_token_id=5, **{name: value}), seen) is None
+    assert count_needed(GenerationConfig(), seen) == 1 + 3
+    assert count_needed(GenerationConfig(do_sample=True, top_k=0), seen) is None
+    assert count_needed(GenerationConfig(do_sample=True, top_k=7, eos_token_id=5), seen) == 7 + 3 + 1

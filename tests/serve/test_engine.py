@@ -18,7 +18,7 @@ from dialogpt.decoding import batch
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.history import Prompt
 from dialogpt.model import GPT2, KVCache
-from dialogpt.replies import Dialogue, Generators, Plan
+from dialogpt.replies import Dialogue, Plan, Seeds
 from dialogpt.serve.engine import (
     Busy,
     Closed,
@@ -65,7 +65,7 @@ class SubmittedTask:
         number = config.num_return_sequences
         tries, reranker = settings.pop("tries", 1), settings.pop("reranker", None)
         plan = Plan(config, number if reranker is None else 1, number, tries, tries > 1, reranker)
-        dialogue = Dialogue(Prompt(prompt, 0, 0), [], Generators("cpu", seed))
+        dialogue = Dialogue(Prompt(prompt, 0, 0), [], Seeds("cpu", seed))
         settings.setdefault("seconds", 60)
         self.task = GenerationTask(dialogue, plan, self.events.put, **settings)
 

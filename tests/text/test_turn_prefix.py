@@ -92,11 +92,11 @@ def test_a_conversation_keeps_prefixes_out_of_its_turns(speakers: Path, monkeypa
     reads = counted_reads(bot.model, monkeypatch)
     first = bot.reply("Hi!")
     read = sum(reads)
-    prompt = bot.shown()
+    prompt = bot.last_prompt
     assert prompt is not None
     assert prompt.ids == their_ids(speakers, ["Hi!"])
     bot.reply(TYPED)
-    again = bot.shown()
+    again = bot.last_prompt
     assert again is not None
     reply = [Turn(turn, turn.role) for turn in bot.history.turns][1]
     tokenizer = bot.tokenizer

@@ -103,7 +103,7 @@ def test_speaker_tokens_and_templates_come_along(tmp_path: Path) -> None:
     export_gguf(checkpoint, tmp_path / "out", dtype="float32")
     chat = Chat.load(checkpoint, generation=GREEDY)
     chat.reply("Hi, you!")
-    shown = chat.shown()
+    shown = chat.last_prompt
     assert shown is not None
     with llama(tmp_path / "out", 96) as ask:
         prompt = ask("/apply-template", {"messages": [{"role": "user", "content": "Hi, you!"}]})["prompt"]

@@ -75,8 +75,8 @@ class Terminal(Talk):
     def help(self, _: str) -> None:
         """List the commands."""
         for name, (_run, usage, purpose) in self.commands.items():
-            self.notice(f"  {f'/{name} {usage}':<20} {purpose}")
-        self.notice("  Ctrl-C stops a reply; at the prompt it clears the line, and a second one leaves")
+            self.console.notice(f"  {f'/{name} {usage}':<20} {purpose}")
+        self.console.notice("  Ctrl-C stops a reply; at the prompt it clears the line, and a second one leaves")
 
     def leave(self, _: str) -> None:
         """End the talk."""
@@ -85,7 +85,7 @@ class Terminal(Talk):
     def clear(self, _: str) -> None:
         """Forget the conversation."""
         self.chat.reset()
-        self.notice("a new conversation")
+        self.console.notice("a new conversation")
 
     def retry(self, _: str) -> None:
         """Say another reply to the last turn."""
@@ -95,7 +95,7 @@ class Terminal(Talk):
 
     def undo(self, _: str) -> None:
         """Take the last exchange back."""
-        self.notice(f"taken back: {printable(self.chat.undo())}")
+        self.console.notice(f"taken back: {printable(self.chat.undo())}")
 
     def edit(self, text: str) -> None:
         """Replace the last thing that the person said."""
@@ -110,21 +110,21 @@ class Terminal(Talk):
         """Show the conversation."""
         if not self.chat.history.turns:
             raise DialogueError("there is no exchange yet; type something first")
-        prompt = self.chat.shown()
+        prompt = self.chat.last_prompt
         if self.chat.persona is not None:
-            self.write(f"(persona) {printable(self.chat.tokenizer.decode(self.chat.persona))}\n")
+            self.console.write(f"(persona) {printable(self.chat.tokenizer.decode(self.chat.persona))}\n")
         for place, (turn, text) in enumerate(zip(self.chat.history.turns, self.chat.texts(), strict=True)):
             hidden = prompt is not None and place < prompt.first_turn
             speaker = YOU_LABEL if turn.role == USER else BOT_LABEL
             if hidden:
-                self.write("(not shown to the model) ")
-            self.label(speaker)
-            self.write(f"{printable(text)}\n")
+                self.console.write("(not shown to the model) ")
+            self.console.begin_line(speaker)
+            self.console.write(f"{printable(text)}\n")
 
     def save(self, name: str) -> None:
         """Write the conversation to a file."""
         transcripts.save(name, self.chat.history.turns, self.chat.tokenizer, self.chat.persona)
-        self.notice(f"{len(self.chat.history.turns)} turns written to {name}")
+        self.console.notice(f"{len(self.chat.history.turns)} turns written to {name}")
 
     def load(self, name: str) -> None:
         """Go on with a saved conversation."""
@@ -137,7 +137,7 @@ class Terminal(Talk):
         if not self.chat.history.turns:
             raise DialogueError("there is no exchange yet; type something first")
         transcripts.export(name, self.chat.history.turns, self.chat.tokenizer, self.chat.persona)
-        self.notice(f"written to {printable(name)}")
+        self.console.notice(f"written to {printable(name)}")
 
     def candidates(self, wanted: str) -> None:
         """Show several replies to the last turn, and take the one that is chosen."""
@@ -145,23 +145,23 @@ class Terminal(Talk):
         turns, texts = self.chat.history.turns, self.chat.texts()
         if not turns:
             raise DialogueError("there is no exchange yet; type something first")
-        with self.quiet():
+        with self.console.quiet():
             found = candidates(self.chat, texts[:-1], number)
         for place, reply in enumerate(found, 1):
-            self.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.reply_text(reply.ids)))}\n")
+            self.console.write(f"{place:>3}  {printable(one_line(self.chat.tokenizer.reply_text(reply.ids)))}\n")
         chosen = self._ask(f"1-{number}> ").strip()
         if not chosen:
-            self.notice("the reply stays as it was")
+            self.console.notice("the reply stays as it was")
         elif chosen.isdecimal() and len(chosen) < 5 and 1 <= int(chosen) <= len(found):
             self.chat.restore([*turns[:-1], Turn(found[int(chosen) - 1].ids, BOT)])
-            self.notice("taken")
+            self.console.notice("taken")
         else:
             raise DialogueError(f"{printable(chosen)!r} is none of them; the reply stays as it was")
 
     def persona(self, text: str) -> None:
         """Put a first turn before every conversation."""
         self.chat.set_persona(text)
-        self.notice("the model is shown this first" if text else "no persona")
+        self.console.notice("the model is shown this first" if text else "no persona")
 
     def open_conversation(self, number: int) -> None:
         """Go on with a kept conversation; 1 is the last."""
@@ -181,9 +181,11 @@ class Terminal(Talk):
             return
         kept = conversations.listed()
         for place, entry in enumerate(kept[:LISTED], 1):
-            self.notice(f"  {place:>3}  {entry.changed:%Y-%m-%d %H:%M}  {entry.num_turns:>4} turns  {entry.title}")
+            self.console.notice(
+                f"  {place:>3}  {entry.changed:%Y-%m-%d %H:%M}  {entry.num_turns:>4} turns  {entry.title}"
+            )
         older = f"; {len(kept) - LISTED} are older" if len(kept) > LISTED else ""
-        self.notice(f"/conversations N goes on with one of them{older}" if kept else "there are none yet")
+        self.console.notice(f"/conversations N goes on with one of them{older}" if kept else "there are none yet")
 
     def set(self, argument: str) -> None:
         """Change a setting."""
@@ -193,7 +195,7 @@ class Terminal(Talk):
             there = did_you_mean(name, SETTINGS) or f"; there are {', '.join(SETTINGS)}"
             raise DialogueError(f"there is no setting {name!r}{there.replace('_', '-')}")
         if not value:
-            self.notice(f"  {self._line(name)}")
+            self.console.notice(f"  {self._line(name)}")
             return
         if name == "history_tokens":
             self._set_history_tokens(_count(name, value))
@@ -202,8 +204,8 @@ class Terminal(Talk):
         if self.chat.generation.do_sample:
             self.sampling = self.chat.generation
         elif name in ("temperature", "top_k", "top_p", "do_sample"):
-            self.notice("  decoding is greedy; /set temperature to a number above 0 samples again")
-        self.notice(f"  {self._line(name)}")
+            self.console.notice("  decoding is greedy; /set temperature to a number above 0 samples again")
+        self.console.notice(f"  {self._line(name)}")
 
     def _set_history_tokens(self, number: int) -> None:
         room = self.chat.generation.prompt_room(self.chat.model.config.n_positions)
@@ -232,21 +234,25 @@ class Terminal(Talk):
         """Show settings, the window, and what the last reply cost."""
         changed = [name for name in SETTINGS if self._value(name) != self.begun[name]]
         if changed:
-            self.notice("  changed here:")
+            self.console.notice("  changed here:")
         for name in (*changed, *(name for name in SETTINGS if name not in changed)):
-            self.notice(f"  {self._line(name)}")
+            self.console.notice(f"  {self._line(name)}")
             if changed and name == changed[-1]:
-                self.notice("  as it began:")
-        prompt, last = self.chat.shown(), self.chat.statistics
+                self.console.notice("  as it began:")
+        prompt, last = self.chat.last_prompt, self.chat.statistics
         shown = 0 if prompt is None else len(prompt.ids)
-        self.notice(f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last")
+        self.console.notice(
+            f"  window: {shown} of {self.chat.model.config.n_positions} positions were shown to the model last"
+        )
         if last.new_tokens:
-            self.notice(
+            self.console.notice(
                 f"  last reply: {last.new_tokens} tokens in {last.seconds:.2f} s, the first after "
                 f"{last.first_seconds:.2f} s; {last.computed_tokens} of {last.prompt_tokens} prompt tokens computed"
             )
         if (draft := self.chat.draft) is not None and draft.proposed:
-            self.notice(f"  draft: {draft.accepted} of {draft.proposed} draft tokens were accepted, since the start")
+            self.console.notice(
+                f"  draft: {draft.accepted} of {draft.proposed} draft tokens were accepted, since the start"
+            )
 
     def explain(self, name: str) -> None:
         """Write the page of the last reply."""
@@ -254,7 +260,7 @@ class Terminal(Talk):
 
         with flagged() as interrupted:
             path = write_page(self.chat, name, interrupted)
-        self.notice(f"written to {printable(str(path))}; open {path.as_uri()} in a browser")
+        self.console.notice(f"written to {printable(str(path))}; open {path.as_uri()} in a browser")
 
     def why(self, wanted: str) -> None:
         """Show one token of the last reply from inside."""
@@ -262,7 +268,7 @@ class Terminal(Talk):
 
         with flagged() as interrupted:
             text = why(self.chat, wanted, interrupted)
-        self.write(f"{text}\n")
+        self.console.write(f"{text}\n")
 
     def multi(self, _: str) -> None:
         """Read several lines as one turn."""
@@ -271,7 +277,7 @@ class Terminal(Talk):
             while (line := self._ask(MORE)) != ".":
                 lines.append(line)
         except EOFError:
-            self.write("\n")
+            self.console.write("\n")
         if any(line.strip() for line in lines):
             text = "\n".join(lines)
             self.say(partial(self.chat.stream, text), text)

@@ -52,6 +52,10 @@ class Console:
     quiet: Quiet = nullcontext
     label: Write | None = None
 
+    def begin_line(self, speaker: str) -> None:
+        """Show who speaks."""
+        (self.label or self.write)(speaker)
+
 
 class Talk(ABC):
     """One person, one chat: lines that were typed, and replies.
@@ -67,9 +71,7 @@ class Talk(ABC):
             console: where lines come from, and where text goes.
             conversations: where each is kept as it grows; None keeps none.
         """
-        self.chat, self.conversations = chat, conversations
-        self.read, self.write, self.notice, self.quiet = console.read, console.write, console.notice, console.quiet
-        self.label = console.label or console.write
+        self.chat, self.console, self.conversations = chat, console, conversations
         self.script_noted = False  # whether a script that the vocabulary hardly knows was remarked on
         self.dropped = 0  # turns that the model is no longer shown
 
@@ -80,18 +82,18 @@ class Talk(ABC):
             try:
                 line = self._ask(YOU_LABEL)
             except EOFError:
-                self.write("\n")
+                self.console.write("\n")
                 return DONE
             except KeyboardInterrupt as pressed:
-                self.write("\n")
+                self.console.write("\n")
                 if interrupted and not isinstance(pressed, InterruptedTyping):
                     return INTERRUPTED
                 interrupted = True
                 kept = "dialogpt chat --continue brings this back" if self.conversations else "/save FILE keeps this"
-                self.notice(f"Ctrl-C again, or Ctrl-D, leaves ({kept})")
+                self.console.notice(f"Ctrl-C again, or Ctrl-D, leaves ({kept})")
                 continue
             except DialogueError as error:
-                self.notice(_worded(error))
+                self.console.notice(_worded(error))
                 continue
             interrupted = False
             try:
@@ -100,10 +102,10 @@ class Talk(ABC):
                 return DONE
             # Ctrl-C twice in a reply, or Ctrl-C or Ctrl-D where a command asks or computes something.
             except (KeyboardInterrupt, EOFError, Stopped):
-                self.write("\n")
-                self.notice("stopped")
+                self.console.write("\n")
+                self.console.notice("stopped")
             except DialogueError as error:
-                self.notice(_worded(error))
+                self.console.notice(_worded(error))
             finally:
                 if self.conversations is not None:
                     self.conversations.keep(self.chat)
@@ -115,7 +117,7 @@ class Talk(ABC):
             DialogueError: it is not UTF-8.
         """
         try:
-            return self.read(label, initial)
+            return self.console.read(label, initial)
         except UnicodeDecodeError:
             raise DialogueError("that line was not valid UTF-8; type it again") from None
 
@@ -139,25 +141,25 @@ class Talk(ABC):
         """
         self._note_script(typed)
         any_text = False
-        with self.quiet(), flagged() as was_interrupted:
+        with self.console.quiet(), flagged() as was_interrupted:
             stream = begin(was_interrupted)
             try:
                 for text in stream:
                     if not any_text:
-                        self.label(BOT_LABEL)
-                    self.write(printable(text))
+                        self.console.begin_line(BOT_LABEL)
+                    self.console.write(printable(text))
                     any_text = True
             finally:
                 stream.close()
                 if any_text:
-                    self.write("\n")
-        dropped = 0 if (prompt := self.chat.shown()) is None else prompt.first_turn
+                    self.console.write("\n")
+        dropped = 0 if (prompt := self.chat.last_prompt) is None else prompt.first_turn
         if dropped > self.dropped:
-            self.notice(f"  (the model is no longer shown the first {dropped} turns)")
+            self.console.notice(f"  (the model is no longer shown the first {dropped} turns)")
         self.dropped = dropped
         if was_interrupted():
             kept = "what was said is kept" if any_text else "your turn is taken back"
-            self.notice(f"stopped; {kept}")
+            self.console.notice(f"stopped; {kept}")
 
     def _note_script(self, typed: str) -> None:
         """Say once in a conversation that the vocabulary hardly knows the script that is typed."""
@@ -170,7 +172,7 @@ class Talk(ABC):
         num_tokens = len(self.chat.tokenizer.encode(typed))
         if num_tokens >= STRANGE_TOKENS_PER_LETTER * letters:
             self.script_noted = True
-            self.notice(
+            self.console.notice(
                 f"  (the vocabulary hardly knows this script: {num_tokens} tokens for {letters} letters; the model is "
                 f"not likely to understand it)"
             )

@@ -315,7 +315,7 @@ def test_a_candidate_that_is_chosen_is_taken(play: Play) -> None:
 
 def test_a_persona_is_shown_to_the_model_whatever_is_dropped(play: Play, tmp_path: Path) -> None:
     played = play("/set history-tokens 24", "/persona I am tall.", "Hello you", "Hello again", "And again", "/history")
-    chat, prompt = played.chat, played.chat.shown()
+    chat, prompt = played.chat, played.chat.last_prompt
     ids = [*chat.tokenizer.encode("I am tall."), chat.tokenizer.eos_id]
     assert prompt is not None
     assert prompt.ids[: len(ids)] == ids
