@@ -31,6 +31,7 @@ def kind_of(path: Path, reading: Reading) -> Kind:
     Raises:
         DialogueError: it is not known, it is not there, or several or none fit.
     """
+    _require_there(path)
     if reading.kind != AUTO:
         if reading.kind not in KINDS:
             raise DialogueError(f"there is no kind {reading.kind!r}; the kinds are {', '.join(KINDS)}")
@@ -55,6 +56,14 @@ def kind_of(path: Path, reading: Reading) -> Kind:
     )
 
 
+def _require_there(path: Path) -> None:
+    if path.is_file() or path.is_dir():
+        return
+    if path.name == "-" and not path.exists():
+        raise DialogueError("only import reads standard input; `dialogpt import - --out FILE` makes a file of it")
+    raise DialogueError(f"{path} is {'not a plain file' if path.exists() else 'not there'}; expected dialogues")
+
+
 def head_of(path: Path) -> Head:
     """Look at the beginning of a file, or into a folder.
 
@@ -65,8 +74,6 @@ def head_of(path: Path) -> Head:
         with suppress(OSError):
             return Head(path, names=frozenset(file.name for file in islice(path.iterdir(), 1000)))
         raise DialogueError(f"{path} cannot be read")
-    if not path.exists():
-        raise DialogueError(f"{path} is not there; expected a file of dialogues")
     with opened(path) as file:
         data = file.read(HEAD_BYTES)
     for magic, name in _PACKED.items():

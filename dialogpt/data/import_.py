@@ -145,7 +145,7 @@ def names_beside(out: Path) -> tuple[Path, Path]:
 def size_of(path: Path) -> int:
     """The bytes of a file, or of all files in a folder."""
     with suppress(OSError):
-        return sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else path.stat().st_size
+        return sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
     return 0
 
 

@@ -228,6 +228,24 @@ def test_parquet_and_a_folder_of_datasets(tmp_path: Path) -> None:
     assert found(folder)[0] == [["a", "b"], ["c", "d"]]
 
 
+@pytest.mark.parametrize("below", ["", "data", "default"])
+def test_a_data_set_as_it_is_cloned_from_the_hub(tmp_path: Path, below: str) -> None:
+    """Its Parquet files were each read by name only: the folder was none of the kinds."""
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    (tmp_path / below).mkdir(exist_ok=True)
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    for split, said in (("test", "c"), ("train", "a")):
+        path = tmp_path / below / f"{split}-00000-of-00001.parquet"
+        parquet.write_table(pyarrow.table({"dialog": [[said, "b"]]}), path)
+    assert kind(tmp_path) == "datasets"
+    assert found(tmp_path) == ([["c", "b"], ["a", "b"]], [])
+    path.write_bytes(b"PAR1 and no more")
+    with pytest.raises(DialogueError, match="train-00000-of-00001.parquet cannot be read"):
+        found(tmp_path)
+
+
 def test_dailydialog_is_tidied(tmp_path: Path) -> None:
     path = written(
         tmp_path,

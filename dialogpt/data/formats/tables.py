@@ -257,18 +257,20 @@ def read_csv(source: Source) -> Iterator[Dialogue]:
 
 def read_parquet(source: Source) -> Iterator[Dialogue]:
     """The dialogues of a Parquet file."""
-    parquet = _arrow(source.path, "parquet")
-    yield from _arrow_dialogues(source, partial(_batches_of_parquet, source, parquet))
+    yield from _arrow_dialogues(source, partial(_batches_of_parquet, source))
 
 
 def read_datasets(source: Source) -> Iterator[Dialogue]:
-    """The dialogues of what `datasets` saved with `save_to_disk`: all splits of a folder, one after the other."""
-    ipc = _arrow(source.path, "ipc")
-    files = sorted(source.path.rglob("*.arrow"))
-    if not files:
-        raise DialogueError(f"{source.path} holds no .arrow files; expected a folder that save_to_disk wrote")
-    for path in files:
-        yield from _arrow_dialogues(source.other(path), partial(_batches_of_arrow, source, ipc, path))
+    """The dialogues of a folder of the `datasets` library: all its splits, one after the other.
+
+    It is what `save_to_disk` wrote, or Parquet files as a data set on the hub has them.
+    """
+    for suffix, batches in (("arrow", _batches_of_arrow), ("parquet", _batches_of_parquet)):
+        if files := sorted(source.path.rglob(f"*.{suffix}")):
+            for own in map(source.other, files):
+                yield from _arrow_dialogues(own, partial(batches, own))
+            return
+    raise DialogueError(f"{source.path} holds no .arrow or .parquet files; expected those of the datasets library")
 
 
 def _arrow(path: Path, module: str) -> Any:
@@ -281,17 +283,17 @@ def _arrow(path: Path, module: str) -> Any:
     return getattr(pyarrow, module)
 
 
-def _batches_of_parquet(source: Source, parquet: Any) -> Iterator[Any]:
-    with parquet.ParquetFile(source.path) as file:
+def _batches_of_parquet(source: Source) -> Iterator[Any]:
+    with _arrow(source.path, "parquet").ParquetFile(source.path) as file:
         size, total = source.path.stat().st_size, max(1, file.metadata.num_rows)
         for batch in file.iter_batches(ROWS_AT_ONCE):
             source.on_bytes(size * batch.num_rows // total)
             yield batch
 
 
-def _batches_of_arrow(source: Source, ipc: Any, path: Path) -> Iterator[Any]:
-    with path.open("rb") as file:
-        for batch in ipc.open_stream(file):
+def _batches_of_arrow(source: Source) -> Iterator[Any]:
+    with source.path.open("rb") as file:
+        for batch in _arrow(source.path, "ipc").open_stream(file):
             source.on_bytes(batch.nbytes)
             for start in range(0, batch.num_rows, ROWS_AT_ONCE):
                 yield batch.slice(start, ROWS_AT_ONCE)
@@ -299,15 +301,14 @@ def _batches_of_arrow(source: Source, ipc: Any, path: Path) -> Iterator[Any]:
 
 def _arrow_dialogues(source: Source, batches: Callable[[], Iterator[Any]]) -> Iterator[Dialogue]:
     """The dialogues in batches of rows; a file that pyarrow does not understand is a sentence."""
-    from pyarrow.lib import ArrowException
-
+    not_understood = (_arrow(source.path, "lib").ArrowException, OSError, ValueError)
     try:
         found = batches()
         first = next(found, None)
         if first is None:
             return
         yield from told(source, dialogues_of(source, first.schema.names, _rows_in(first, found)))
-    except (ArrowException, OSError, ValueError) as error:
+    except not_understood as error:
         if isinstance(error, DialogueError):
             raise
         raise DialogueError(f"{source.path} cannot be read: {str(error).splitlines()[0][:200]}") from None
@@ -333,6 +334,12 @@ def _is_table(head: Head) -> bool:
     return named or (known and len(cells) > 1 and cells[0] > 0)
 
 
+def _is_datasets(head: Head) -> bool:
+    if {"dataset_dict.json", "dataset_info.json", "state.json"} & head.names:
+        return True
+    return head.path.is_dir() and any(any(head.path.glob(pattern)) for pattern in ("*.parquet", "*/*.parquet"))
+
+
 KINDS = (
     Kind(
         "csv", "a table: the notebook's response, context, context/0, ..., or any", _is_table, each(read_csv), weak=True
@@ -345,8 +352,8 @@ KINDS = (
     ),
     Kind(
         "datasets",
-        "a folder that the datasets library saved",
-        lambda head: bool({"dataset_dict.json", "dataset_info.json", "state.json"} & head.names),
+        "a folder of the datasets library: saved to disk, or Parquet files as on the hub",
+        _is_datasets,
         each(read_datasets),
     ),
 )

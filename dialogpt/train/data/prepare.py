@@ -321,8 +321,6 @@ def check_paths(paths: Iterable[str | Path], form: Format) -> None:
         DialogueError: a file does not exist, or its kind is unknown.
     """
     for path in map(Path, paths):
-        if not (path.is_file() or path.is_dir()):
-            raise DialogueError(f"{path} is {'not a plain file' if path.exists() else 'not there'}; expected dialogues")
         kind_of(path, form.reading)
 
 

@@ -226,6 +226,13 @@ def test_standard_input_is_named_once(capsys: pytest.CaptureFixture[str]) -> Non
     assert "- is standard input, which can be read once" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["train", "-", "--out", "RUN"], ["evaluate", "-"]])
+def test_other_commands_say_who_reads_standard_input(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """They said "- is not there"."""
+    assert main(arguments) == 1
+    assert "`dialogpt import - --out FILE` makes a file of it" in capsys.readouterr().err
+
+
 def test_looking_and_failing_need_no_torch(chat: Path, tmp_path: Path) -> None:
     """A second and a half of torch came before the first line was read, and before every mistake was told."""
     for arguments in (["--check"], ["--out", str(tmp_path / "x.jsonl"), "--bot", "Nobody"]):
