@@ -54,7 +54,9 @@ class PackedLinear(nn.Module):
     Its weight is packed lazily: packing 500 MB takes up to a second, and opening a checkpoint stays fast.
     """
 
-    def __init__(self, read: Read, read_bias: Read | None, precision: str, gelu: bool) -> None:
+    def __init__(
+        self, read: Read, read_bias: Read | None, precision: str, gelu: bool, *, is_head: bool = False
+    ) -> None:
         """Create the layer with an unpacked weight.
 
         Args:
@@ -62,12 +64,13 @@ class PackedLinear(nn.Module):
             read_bias: reads its bias (out,); None where it has none.
             precision: one of `CPU_PRECISIONS`.
             gelu: whether a GELU follows, which is then applied here: in float32 in the same pass.
+            is_head: whether results are logits.
         """
         super().__init__()
         self.read = _Reader(read)
         self.bias: Tensor | None
         self.register_buffer("bias", None if read_bias is None else read_bias().float())
-        self.precision, self.gelu = precision, gelu
+        self.precision, self.gelu, self.is_head = precision, gelu, is_head
         self.weight: Tensor | None = read()  # until it is packed
         self.kernel: Kernel | None = None
 
@@ -81,7 +84,7 @@ class PackedLinear(nn.Module):
         """Pack the weight; concurrent threads may each pack it, and one result is kept."""
         weight, bias = self.weight, self.bias
         if weight is not None:  # else another thread was faster
-            self.kernel = pack(weight, bias, self.precision, self.gelu)
+            self.kernel = pack(weight, bias, self.precision, self.gelu, is_head=self.is_head)
             self.weight = None
         assert self.kernel is not None
         return self.kernel
@@ -163,7 +166,7 @@ class PackedEmbedding(TokenEmbedding):
 
     def packed(self) -> Kernel:
         """Pack the weight and map it again; concurrent threads each do so, and one result is kept."""
-        self.kernel = kernel = pack(self.weight, None, self.precision, gelu=False)
+        self.kernel = kernel = pack(self.weight, None, self.precision, gelu=False, is_head=True)
         with suppress(ValueError):  # where the file is gone, what was read of it stays in memory
             self.weight = nn.Parameter(self.read(), requires_grad=False)
         return kernel
@@ -283,13 +286,13 @@ def screened_logits(model: GPT2, hidden: Tensor, count: int) -> Tensor | None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def pack(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool) -> Kernel:
+def pack(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool, *, is_head: bool = False) -> Kernel:
     """Pack a weight for a precision: rounded to it, in the kernel that this machine has for it."""
     if precision == "float32" and weight.dtype == torch.float16:
         precision = FLOAT32_OF_FLOAT16  # the same numbers in half the bytes
     elif precision == "bfloat16":
         weight = weight.bfloat16()
-    kernel = kernel_for(precision, weight.size(1))
+    kernel = kernel_for(precision, weight.size(1), for_logits=is_head)
     becomes_float16 = weight.dtype != torch.float16 and (precision == "float16" or kernel is Float16)
     if becomes_float16 and float(torch.stack(weight.aminmax()).abs().max()) > FLOAT16_MAX:
         warn_once(f"a weight is beyond float16, whose largest number is {FLOAT16_MAX:,}: its layer is kept in float32")

@@ -40,7 +40,7 @@ def prepare(model: GPT2, precision: str, weights: Mapping[str, Read]) -> set[str
         if isinstance(module, nn.Linear):
             read, read_bias = weights[f"{name}.weight"], weights.get(f"{name}.bias")  # an output head has no bias
             gelu = isinstance(parent, MLP) and own == "up" and model.config.activation_function in TANH_GELUS
-            setattr(parent, own, PackedLinear(read, read_bias, precision, gelu))
+            setattr(parent, own, PackedLinear(read, read_bias, precision, gelu, is_head=module is model.output_head))
             if gelu:
                 parent.activation = nn.Identity()
             placed |= {f"{name}.weight"} | (set() if read_bias is None else {f"{name}.bias"})

@@ -42,7 +42,7 @@ def test_each_kernel_computes_each_row_alone(kind: type[kernels.Kernel], rows: i
     loud = torch.cat([x, 30 * torch.randn(3, 64, generator=generator)])
     rounds = kind in (
         kernels.BFloat16,
-        kernels.BFloat16FourRows,
+        kernels.BFloat16SixRows,
         kernels.BFloat16Widened,
         kernels.Int8Weights,
         kernels.Int4,
@@ -183,6 +183,7 @@ def test_many_rows_of_bfloat16_are_multiplied_in_float32_and_few_are_not() -> No
         ("aarch64", "Linux", True, "ARM-BF16"),
         ("aarch64", "Linux", False, "ARM"),
         ("arm64", "Darwin", True, "Accelerate"),
+        ("x86_64", "Linux", False, torch.backends.cpu.get_cpu_capability()),
         ("x86_64", "Linux", True, torch.backends.cpu.get_cpu_capability()),
     ],
 )
@@ -192,6 +193,9 @@ def test_the_capability_of_a_processor(
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr("platform.system", lambda: system)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16)
+    if machine == "x86_64" and expected == "AVX512" and bfloat16:
+        expected = "AVX512-BF16"
     if machine == "x86_64" and expected not in TABLE:
         expected = "other"
     assert capability() == expected
