@@ -66,7 +66,7 @@ from dialogpt.weights.formats import StoredTensor, dtype_name, write_json, write
 from dialogpt.weights.names import to_published
 from dialogpt.weights.vocabulary import gpt2_vocabulary
 from scripts import small_talk
-from scripts.peers import installed, served, weight_bytes
+from scripts.peers import EXACT, Generated, installed, served, weight_bytes
 
 ROOT = Path(__file__).parents[1]
 NEW_TOKENS = 20
@@ -197,7 +197,7 @@ def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int)
     """
     prompt = torch.randint(0, 50256, (prompt_tokens,), generator=torch.Generator().manual_seed(0)).tolist()
     config = open_checkpoint(ours).config
-    times: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    times: dict[tuple[str, str], list[Generated]] = {}
     rooflines = []
     numbers = torch.ones(1 << 26)
     with ExitStack() as stack:
@@ -214,7 +214,7 @@ def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int)
     roofline = statistics.median(rooflines)
     rows = []
     for (name, precision), timings in times.items():
-        first, rest = (statistics.median(part) for part in zip(*timings, strict=True))
+        first, rest = (statistics.median(part) for part in zip(*(each[:2] for each in timings), strict=True))
         read = weight_bytes(config, precision) * DECODED / rest
         rows.append(
             {"peer": name, "precision": precision, "prefill_ms": round(first * 1e3, 1),
@@ -225,6 +225,7 @@ def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int)
             f"tokens/s: {read / 1e9:5.1f} GB/s, {read / roofline:4.0%} of the roofline"
         )
     print(f"roofline {roofline / 1e9:.1f} GB/s (a sum over {4 * len(numbers) >> 20} MiB, median)")
+    require_equal({each: timings[-1].ids for each, timings in times.items() if each[1] in EXACT})
     return {
         "runs": runs,
         "prompt": prompt_tokens,
@@ -232,6 +233,17 @@ def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int)
         "roofline_GB_per_s": round(roofline / 1e9, 1),
         "rows": rows,
     }
+
+
+def require_equal(generated: dict[tuple[str, str], list[int]]) -> None:
+    """Refuse figures of peers that compute in float32 and generate other tokens than transformers."""
+    expected = generated.get(("transformers", "float32"))
+    differing = [name for (name, _), ids in generated.items() if expected is not None and ids != expected]
+    if differing:
+        raise DialogueError(
+            f"{', '.join(differing)} generated other tokens in float32 than transformers; expected the same greedily, "
+            f"so these figures compare nothing; run its tests: python -m pytest tests/test_scripts.py"
+        )
 
 
 def held_out_small_talk() -> list[list[str]]:

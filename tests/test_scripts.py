@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from dialogpt.cli import verify
+from dialogpt.errors import DialogueError
 from dialogpt.model import GPT2
-from dialogpt.weights import convert
+from dialogpt.weights import convert, load
 from scripts import benchmark, compare_decoders, parity, peers
+from scripts.exported import ExportedStep
 from tests.helpers import ROOT
 
 
@@ -87,9 +89,56 @@ def test_a_peer_is_timed_in_a_process_of_its_own(published: Path, tmp_path: Path
     convert(published, tmp_path / "ours")
     shutil.copytree(published, tmp_path / "published")
     with peers.served(*name, tmp_path / "published", tmp_path / "ours") as run:
-        for first, rest in (run([1, 2, 3], 4), run([5], 2)):
+        for new, (first, rest, ids) in ((4, run([1, 2, 3], 4)), (2, run([5], 2))):
+            assert len(ids) == new + 1
             assert 0 < first < 60
             assert abs(rest) < 60  # of two whole replies the difference, which may be below 0 where both are short
+
+
+EXACT_PEERS = [  # by the package that it needs
+    ("ours", "float32", "dialogpt"), ("CTranslate2", "float32", "ctranslate2"), ("llama.cpp", "f32", "llama_cpp"),
+    ("ONNX Runtime", "float32", "onnxscript"), ("OpenVINO", "f32", "nncf"),
+]  # fmt: skip
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("name", "precision", "package"), EXACT_PEERS)
+def test_peers_in_float32_generate_the_tokens_of_transformers(
+    trained: Path, tmp_path: Path, name: str, precision: str, package: str
+) -> None:
+    """With trained weights, as fresh ones repeat a token. A second prompt follows, for caches that are not emptied.
+
+    Neither reply ends within eight tokens: two of the peers are kept from ending, and the others are not.
+    """
+    pytest.importorskip(package)
+    expected = peers.LOADERS["transformers"](trained, "float32")
+    published = Path(shutil.copytree(trained, tmp_path / "published"))
+    convert(published, tmp_path / "ours")
+    with peers.served(name, precision, published, tmp_path / "ours") as run:
+        for prompt in ([31, 99, 7, 250, 12, 5], [8, 400]):
+            ids = run(prompt, 7).ids
+            assert len(set(ids)) > 2
+            assert ids == expected(prompt, 7).ids
+
+
+def test_the_cache_of_an_exported_step_gives_the_logits_of_the_network(published: Path) -> None:
+    network = load(published, trainable=True)
+    step = ExportedStep(network)
+    ids = torch.randint(0, network.config.vocab_size, (1, 9), generator=torch.Generator().manual_seed(0))
+    past = [torch.zeros(1, network.config.n_head, 0, network.config.head_dim)] * (2 * network.config.n_layer)
+    with torch.no_grad():
+        expected = network(ids)
+        for start, end in ((0, 4), (4, 5), (5, 9)):
+            logits, *past = step(ids[:, start:end], torch.zeros(1, dtype=torch.int32), *past)
+            assert torch.allclose(logits, expected[:, end - 1], atol=1e-5)
+
+
+def test_figures_of_other_tokens_are_refused() -> None:
+    same = {("transformers", "float32"): [1, 2], ("llama.cpp", "f32"): [1, 2]}
+    benchmark.require_equal(same)
+    benchmark.require_equal({("ours", "float32"): [3]})  # transformers is not installed
+    with pytest.raises(DialogueError, match="^ONNX Runtime generated other tokens in float32 than transformers"):
+        benchmark.require_equal(same | {("ONNX Runtime", "float32"): [1, 3]})
 
 
 def test_a_peer_that_fails_says_how_to_see_why(tmp_path: Path) -> None:
