@@ -233,7 +233,8 @@ class Chat:
 
     def texts(self) -> list[str]:
         """Return the text of each turn."""
-        return [self.tokenizer.reply_text(turn) for turn in self.history.turns]
+        special = self.tokenizer.skip_special_tokens
+        return [self.tokenizer.turn_text(each, each.role, skip_special_tokens=special) for each in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
         """Continue from these turns, the last of them the bot's; errors are those of `History.add`."""
