@@ -247,7 +247,7 @@ class GenerationConfig:
 
     @property
     def tokens_to_keep(self) -> int:
-        """How many tokens every warper keeps; a beam needs one more than the end tokens, to continue."""
+        """How many tokens a warper keeps at least; a beam needs one more than the end tokens, to continue."""
         if self.num_beams == 1:
             return 1
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1
@@ -261,7 +261,7 @@ def several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 # The value of each processor's and warper's setting at which it changes nothing: the defaults, but for top_k, which is
-# 50 in transformers. With `do_sample` off this is greedy decoding. Settings that are no processor's are excluded.
+# 50 in transformers. With `do_sample` off this is greedy decoding, which keeps min_new_tokens: it is in `OFF` only.
 NEUTRAL: dict[str, Any] = {
     declared.name: declared.default
     for declared in fields(GenerationConfig)
@@ -275,4 +275,4 @@ NEUTRAL: dict[str, Any] = {
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
-OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers; greedy decoding keeps min_new_tokens
+OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers

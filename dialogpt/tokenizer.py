@@ -42,8 +42,8 @@ class Tokenizer:
         """Build the tokenizer.
 
         Raises:
-            CheckpointError: the merges are in an order that no training gives. Tiktoken joins any two pieces that spell
-                a token, transformers only the listed pair, so that the ids would differ.
+            CheckpointError: a merge cannot be reached, as one before it takes its parts. Tiktoken joins any two pieces
+                that spell a token, transformers only the listed pair, so that the ids would differ.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id
@@ -53,7 +53,7 @@ class Tokenizer:
         spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
         check_order(spelled, vocabulary, self._ranks)
-        # tiktoken is given ranks, which GPT-2's own ids equal; the end token's is for `encode_dialogue` alone.
+        # tiktoken works with ranks, which ids may differ from (not GPT-2's); the end token's is for `encode_dialogue`.
         self._encoding = tiktoken.Encoding(
             "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={END_OF_TEXT: len(tokens)}
         )

@@ -26,7 +26,7 @@ class AddedTokens:
         patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
         self._ids = vocabulary.added
         self._pattern = re.compile(f"({'|'.join(patterns)})") if patterns else None
-        self._dropped = sorted(vocabulary.without_row - vocabulary.special)
+        self._without_row = sorted(vocabulary.without_row - vocabulary.special)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -38,18 +38,18 @@ class AddedTokens:
         Raises:
             DialogueError: the text holds a token without an embedding row.
         """
-        for token in self._dropped:
+        for token in self._without_row:
             if token in text:
                 raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
         if self._pattern is None:
             yield text
             return
         for index, piece in enumerate(self._pattern.split(text)):  # text, added token, text, ..., text
-            yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece
+            yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece  # strip: see `_pattern_of`
 
 
 def _pattern_of(token: str, flags: frozenset[str]) -> str:
-    """Return how an added token is found in a text, with the white space that it takes in."""
+    """Return the pattern of an added token, with the white space that its flags lstrip and rstrip include."""
     pattern = re.escape(token)
     if "single_word" in flags:
         pattern = rf"(?<!\w){pattern}(?!\w)"

@@ -104,7 +104,7 @@ def _write(text: str) -> None:
 
 
 def _conversations() -> Conversations | None:
-    """The kept conversations; None where no home folder is known, which has been said of the history file."""
+    """The kept conversations; None where no home folder is known, as the notice about typed lines has said."""
     with suppress(RuntimeError):
         return Conversations(state_folder() / "conversations")
     return None

@@ -31,7 +31,7 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C where something had been typed and deleted: the first of two that leave, even after another Ctrl-C."""
+    """Ctrl-C at a prompt where something had been typed and deleted: it never leaves, even as the second in a row."""
 
 
 @dataclass(frozen=True)
