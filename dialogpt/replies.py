@@ -41,8 +41,8 @@ class Plan:
         num_replies: how many replies are returned.
         num_samples: how many candidates are generated; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
-        withholds_blank: whether white space that begins a streamed reply waits for what follows; a greedy reply's does
-            too, though it is never generated again.
+        withholds_blank: whether white space that begins a streamed reply waits for what follows: whoever reads it is
+            shown nothing of an attempt that is replaced, and no label before a greedy reply that stays blank.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 
@@ -109,7 +109,7 @@ class Seeds:
         self._seed = fresh_generator(device).initial_seed() if seed is None else seed
         self._made: list[torch.Generator] = []
 
-    def take(self, count: int) -> list[torch.Generator]:
+    def generators(self, count: int) -> list[torch.Generator]:
         """Return the generators of the first `count` samples."""
         for k in range(len(self._made), count):
             self._made.append(fresh_generator(self._device, (self._seed + k) % MAX_SEED))
@@ -251,7 +251,7 @@ def stream_reply(
         DialogueError: see `Decoder.add` and `Decoder.step`.
     """
     decoder = decoder_for(model, tokenizer, 1, draft, screened=True)
-    (generator,) = dialogue.seeds.take(1)
+    (generator,) = dialogue.seeds.generators(1)
     sample = Sample(decoder, tokenizer, plan, dialogue.prompt, generator, token_id, cache)
     while sample.sequence.finish_reason is None:
         (step,) = decoder.step()

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth per 64 tokens
 
 
-def ordinary(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Run outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 
@@ -54,7 +54,7 @@ class KVCache:
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
     @classmethod
-    @ordinary
+    @outside_inference_mode
     def for_model(cls, model: GPT2, rows: int = 1) -> KVCache:
         """An empty cache that fits `model`, with its dtype and on its device."""
         config = model.config
@@ -126,7 +126,7 @@ class KVCache:
 
     # ---- called by the decoder ----
 
-    @ordinary
+    @outside_inference_mode
     def make_room(self, length: int) -> None:
         """Grow the buffer, where it is smaller, so that every row can hold `length` tokens."""
         if length > self.capacity:

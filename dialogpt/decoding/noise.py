@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-NOISE_WITHOUT_ZEROS = ("cpu",)  # devices whose `exponential_` draws no exact zero
+DEVICES_WITHOUT_ZEROS = ("cpu",)  # whose `exponential_` draws no exact zero
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
@@ -62,12 +62,12 @@ def without_zeros(noise: Tensor) -> Tensor:
     MPS draws exact zeros (pytorch#192577), and a banned token's 0 / 0 is NaN, which argmax takes for the largest: about
     every 600th token was a banned one.
     """
-    return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
+    return noise if noise.device.type in DEVICES_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
 
 
 def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
-    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
+    if probabilities.device.type in DEVICES_WITHOUT_ZEROS:
         return torch.multinomial(probabilities, count, generator=generator)
     noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
     return probabilities.div(noise).topk(count).indices
