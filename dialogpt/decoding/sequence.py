@@ -17,7 +17,7 @@ import torch
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError, Problem, SettingsError
-from dialogpt.generation_config import GenerationConfig
+from dialogpt.generation_config import GenerationConfig, several
 from dialogpt.history import Prompt
 from dialogpt.logits.known_tokens import check_tokens
 from dialogpt.logits.processors import Seen
@@ -154,8 +154,7 @@ class SequenceFactory:
         """Return the tokens that end turns; the settings may name others that end a reply."""
         if self._tokenizer is not None:
             return [self._tokenizer.eos_id]
-        own = self._model.config.eos_token_id
-        return config.end_ids if own is None else [own] if isinstance(own, int) else own
+        return several(self._model.config.eos_token_id) or config.end_ids
 
     def _require_tokenizer(self, setting: str) -> Tokenizer:
         if self._tokenizer is None:
