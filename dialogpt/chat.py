@@ -58,13 +58,13 @@ class Chat:
         statistics: of the last reply.
         seeds: of all samples; the random numbers go on from reply to reply.
         cache: what the network has computed of it.
-        caller: lets one thread in.
+        caller: the lock of this conversation, and which thread reads its stream.
     """
 
-    # `Checked` makes an attribute of the function below it, which checks each value that is assigned.
+    # `Checked` makes an attribute of the function below it, which is called with each value that is assigned.
     @Checked
     def generation(self, config: GenerationConfig) -> None:
-        """Refuse settings with unknown tokens, or without room for a prompt; resolve all others, once."""
+        """Refuse settings with unknown tokens, or without room for a prompt; add the turn's end to the end tokens."""
         resolved = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
         check_tokens(resolved, self.model.config.vocab_size)
         if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
@@ -233,7 +233,8 @@ class Chat:
 
     def texts(self) -> list[str]:
         """Return the text of each turn."""
-        return [self.tokenizer.reply_text(turn) for turn in self.history.turns]
+        special = self.tokenizer.skip_special_tokens
+        return [self.tokenizer.turn_text(each, each.role, skip_special_tokens=special) for each in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
         """Continue from these turns, the last of them the bot's; errors are those of `History.add`."""
@@ -267,7 +268,7 @@ class Chat:
         return [*map(self._turn, texts, alternating(len(texts)))]
 
     def plan(self, num_replies: int = 1) -> Plan:
-        """Resolve the settings of the next replies.
+        """Plan the next replies from the settings.
 
         Raises:
             DialogueError: they cannot give so many replies, or so many candidates.
@@ -332,7 +333,7 @@ class Chat:
             for tokens in self._tokens(Dialogue(prompt, turns, self.seeds), count, stop):
                 ids += tokens
                 if text := "".join(map(text_stream.feed, tokens)):
-                    # Half a character is not kept, but in the first text: a reply must not be empty.
+                    # An interrupted reply ends with a whole character, but for its first text, so as not to be empty.
                     if yielded_ids is None or not text_stream.waiting:
                         yielded_ids = list(ids)
                     yield text

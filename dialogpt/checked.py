@@ -11,7 +11,7 @@ Value = TypeVar("Value")
 
 
 class Checked(Generic[Value]):
-    """An attribute that is checked whenever it is set: the decorator of a check, or `of_kind`."""
+    """A descriptor: an attribute that is checked whenever it is set; `@Checked` decorates its check."""
 
     def __init__(self, check: Callable[[Any, Value], None]) -> None:
         self._check = check
@@ -20,7 +20,7 @@ class Checked(Generic[Value]):
     @classmethod
     def of_kind(cls, kind: Kind) -> Checked[Any]:
         """Return an attribute that takes the values of a kind."""
-        # Its name is known later, when the class that holds it is made (`__set_name__`).
+        # Python calls `__set_name__` with the attribute's name later, when the class around it is complete.
         checked: Checked[Any] = Checked(lambda _, value: required(checked._name, value, kind))
         return checked
 

@@ -12,12 +12,12 @@ from typing import Any
 
 from dialogpt.errors import DialogueError, Problem, SettingsError
 from dialogpt.settings import (
+    ABOVE_0,
     BIASES,
-    COUNT,
     DECAY,
     EARLY_STOPPING,
     END_TOKENS,
-    FACTOR,
+    NON_NEGATIVE,
     NUMBER,
     POSITIVE,
     SEQUENCES,
@@ -53,15 +53,15 @@ class GenerationConfig:
         None, POSITIVE, f"maximum tokens of a reply (unset: {DEFAULT_NEW_TOKENS}; chat: 64)"
     )
     max_length: int | None = setting(None, POSITIVE, "maximum tokens of prompt and reply together")
-    min_new_tokens: int | None = setting(None, COUNT, "minimum tokens of a reply before it may end")
-    min_length: int = setting(0, COUNT, "minimum tokens of prompt and reply together before it may end")
+    min_new_tokens: int | None = setting(None, NON_NEGATIVE, "minimum tokens of a reply before it may end")
+    min_length: int = setting(0, NON_NEGATIVE, "minimum tokens of prompt and reply together before it may end")
     eos_token_id: int | tuple[int, ...] | None = setting(
         None, END_TOKENS, "the end token of a reply, or several: 3,17 (unset: the checkpoint's)"
     )
     stop_strings: tuple[str, ...] | None = setting(
         None, TEXTS, "a text that ends a reply and is part of it, or several"
     )
-    max_time: float | None = setting(None, FACTOR, "seconds after which no further token is generated")
+    max_time: float | None = setting(None, ABOVE_0, "seconds after which no further token is generated")
 
     # Decoding.
     do_sample: bool = setting(False, SWITCH, "sample the next token instead of taking the most probable one")
@@ -76,14 +76,14 @@ class GenerationConfig:
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = setting(
         None, BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
-    repetition_penalty: float = setting(1.0, FACTOR, "divide the logits of tokens in repetition_scope; 1 is off")
+    repetition_penalty: float = setting(1.0, ABOVE_0, "divide the logits of tokens in repetition_scope; 1 is off")
     presence_penalty: float = setting(0.0, _PENALTY, "subtract from the logits of generated tokens; 0 is off")
     frequency_penalty: float = setting(0.0, _PENALTY, "the same, for each time that a token was generated; 0 is off")
-    no_repeat_ngram_size: int = setting(0, COUNT, "never repeat n tokens in a row from repetition_scope; 0 is off")
+    no_repeat_ngram_size: int = setting(0, NON_NEGATIVE, "never repeat n tokens in a row of repetition_scope; 0 is off")
     bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
         None, SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
     )
-    forced_bos_token_id: int | None = setting(None, COUNT, "the token after a prompt of one token")
+    forced_bos_token_id: int | None = setting(None, NON_NEGATIVE, "the token after a prompt of one token")
     forced_eos_token_id: int | tuple[int, ...] | None = setting(
         None, END_TOKENS, "the last token of a reply of maximum length, unless it is banned"
     )
@@ -101,7 +101,7 @@ class GenerationConfig:
         "divides the logits: below 1 sharpens the distribution, above 1 flattens it",
     )
     top_h: float | None = setting(None, SHARE_ABOVE_0, "keep the top tokens that hold this share of the entropy")
-    top_k: int = setting(50, COUNT, "keep the k most probable tokens; 0 is off")
+    top_k: int = setting(50, NON_NEGATIVE, "keep the k most probable tokens; 0 is off")
     top_p: float = setting(1.0, SHARE, "keep the most probable tokens that hold this probability")
     min_p: float | None = setting(None, SHARE, "keep tokens at least this many times as probable as the most probable")
     typical_p: float = setting(1.0, SHARE_ABOVE_0, "keep the tokens of typical surprise that hold this probability")
@@ -247,7 +247,7 @@ class GenerationConfig:
 
     @property
     def tokens_to_keep(self) -> int:
-        """How many tokens every warper keeps; a beam needs one more than the end tokens, to continue."""
+        """How many tokens a warper keeps at least; a beam needs one more than the end tokens, to continue."""
         if self.num_beams == 1:
             return 1
         return 2 if self.eos_token_id is None else len(self.end_ids) + 1
@@ -261,7 +261,7 @@ def several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 # The value of each processor's and warper's setting at which it changes nothing: the defaults, but for top_k, which is
-# 50 in transformers. With `do_sample` off this is greedy decoding. Settings that are no processor's are excluded.
+# 50 in transformers. With `do_sample` off this is greedy decoding, which keeps min_new_tokens: it is in `OFF` only.
 NEUTRAL: dict[str, Any] = {
     declared.name: declared.default
     for declared in fields(GenerationConfig)
@@ -275,4 +275,4 @@ NEUTRAL: dict[str, Any] = {
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
-OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers; greedy decoding keeps min_new_tokens
+OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers

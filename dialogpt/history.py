@@ -105,11 +105,11 @@ class History:
         prefixes, reply_prefix = [self.prefix.of(turn.role) for turn in self.turns], self.prefix.of(BOT)
         prompt_room -= len(reply_prefix)
         if not self.turns or prompt_room < 1 + len(prefixes[-1]):
-            room = f"{len(self.turns)} and {max(0, prompt_room)} tokens"
-            raise DialogueError(f"a prompt needs a turn and room for it; there are {room}")
+            found = f"{len(self.turns)} turns and room for {max(0, prompt_room)} tokens"
+            raise DialogueError(f"a prompt needs a turn and room for it; there are {found}")
         lengths = [len(prefix) + len(turn) + 1 for prefix, turn in zip(prefixes, self.turns, strict=True)]
         first = first_shown(lengths, min(history_tokens, prompt_room))
-        cut = max(0, sum(lengths[first:]) - prompt_room)  # only of a lone last turn, whose prefix stays
+        cut = max(0, sum(lengths[first:]) - prompt_room)  # only a lone last turn can exceed it; its prefix stays
         shown = [turn[cut:] for turn in self.turns[first:]]
         ids = [n for prefix, turn in zip(prefixes[first:], shown, strict=True) for n in (*prefix, *turn, self.eos_id)]
         own_turns = [turn_ids for turn_ids, turn in zip(shown, self.turns[first:], strict=True) if turn.role == BOT]

@@ -32,7 +32,7 @@ class OneCaller:
         self._lock.release()
 
     def streams_here(self) -> None:
-        """Record this thread as the one that reads the stream of a reply, at every token: another may read on."""
+        """Record this thread as the stream's reader; called at every token, as another thread may read the next one."""
         self._streaming = threading.current_thread()
 
     def close(self, stream: Generator[str, None, None] | None) -> None:
@@ -50,9 +50,7 @@ class OneCaller:
                 if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not mine and self._streaming.is_alive():
                     raise DialogueError(BUSY)
                 stream.close()
-        except (
-            ValueError
-        ):  # the one above, or Python's "generator already executing": a callback of mine, if it is mine
+        except ValueError:  # BUSY above, as DialogueError is one; or Python's, if a callback closes the running stream
             raise DialogueError(GENERATING if mine else BUSY) from None
         finally:
             self._lock.release()

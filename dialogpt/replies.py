@@ -34,15 +34,15 @@ Kept = TypeVar("Kept")  # what is kept of a token
 
 @dataclass(frozen=True)
 class Plan:
-    """How the replies to a dialogue are made, with every setting resolved.
+    """How the replies to a dialogue are made: for example `num_replies` 2, the best of `num_samples` 16.
 
     Attributes:
         config: of each sample; with beams or a reranker, `num_return_sequences` is `num_samples`.
         num_replies: how many replies are returned.
-        num_samples: how many are generated; more than are returned where a reranker chooses.
+        num_samples: how many candidates are generated; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
-        withholds_blank: whether white space that begins a streamed reply waits for what follows; a greedy reply's does
-            too, though it is never generated again.
+        withholds_blank: whether white space that begins a streamed reply waits for what follows: whoever reads it is
+            shown nothing of an attempt that is replaced, and no label before a greedy reply that stays blank.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 
@@ -64,7 +64,7 @@ class Plan:
         num_candidates: int = DEFAULT_CANDIDATES,
         resample: bool = True,
     ) -> Plan:
-        """Resolve settings.
+        """Derive the plan from what was asked for.
 
         Args:
             config: what was asked for.
@@ -94,7 +94,7 @@ class Plan:
 class Seeds:
     """The generators of the samples of one dialogue: sample k has its own, seeded with seed + k.
 
-    Each is used from reply to reply, so that a conversation is seeded once.
+    Sample k of the next reply goes on with generator k, so that a conversation is seeded once.
     """
 
     def __init__(self, device: torch.device | str, seed: int | None = None) -> None:
@@ -109,7 +109,7 @@ class Seeds:
         self._seed = fresh_generator(device).initial_seed() if seed is None else seed
         self._made: list[torch.Generator] = []
 
-    def take(self, count: int) -> list[torch.Generator]:
+    def generators(self, count: int) -> list[torch.Generator]:
         """Return the generators of the first `count` samples."""
         for k in range(len(self._made), count):
             self._made.append(fresh_generator(self._device, (self._seed + k) % MAX_SEED))
@@ -251,7 +251,7 @@ def stream_reply(
         DialogueError: see `Decoder.add` and `Decoder.step`.
     """
     decoder = decoder_for(model, tokenizer, 1, draft, screened=True)
-    (generator,) = dialogue.seeds.take(1)
+    (generator,) = dialogue.seeds.generators(1)
     sample = Sample(decoder, tokenizer, plan, dialogue.prompt, generator, token_id, cache)
     while sample.sequence.finish_reason is None:
         (step,) = decoder.step()

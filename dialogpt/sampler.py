@@ -64,14 +64,14 @@ def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[S
     Arguments are those of `next_token_probabilities`; beam search passes log-probabilities as logits.
     """
     active = active_processors(config, seen)
-    scores = logits.to(torch.float32, copy=bool(active))
+    scores = logits.to(torch.float32, copy=bool(active))  # processors work in place
     for processor in active:
         scores = processor.apply(scores)
     return scores.log_softmax(dim=-1) if config.renormalize_logits else scores
 
 
 class ActiveProcessor(NamedTuple):
-    """A processor or warper that is on: a function of the scores, (B, V); `dialogpt.inspect` shows the rest."""
+    """A processor or warper that is on: a function of the scores, (B, V), and what `dialogpt.inspect` calls it."""
 
     name: str
     settings: tuple[str, ...]
@@ -119,7 +119,7 @@ def top_p(scores: Tensor, config: GenerationConfig) -> Tensor:
     ascending, order = scores.sort(dim=-1)  # (B, V)
     cut = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - config.top_p  # (B, V)
     cut[:, -config.tokens_to_keep :] = False
-    return scores.masked_fill_(cut.scatter(1, order, cut), -torch.inf)
+    return scores.masked_fill_(cut.scatter(1, order, cut), -torch.inf)  # back in the vocabulary's order
 
 
 WARPERS: tuple[tuple[Warper, str], ...] = (

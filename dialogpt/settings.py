@@ -194,7 +194,7 @@ def parse_switch(text: str) -> bool:
 
 SWITCH = Kind(lambda value: isinstance(value, bool), "true or false", parse_switch)
 POSITIVE = integer(1)
-COUNT = integer(0)
+NON_NEGATIVE = integer(0)
 
 
 def typed_count(maximum: int = 999_999_999) -> Kind:
@@ -228,7 +228,7 @@ def _is_bias(value: Any) -> bool:
 
 
 def _is_decay(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and is_integer(value[0]) and FACTOR.accepts(value[1])
+    return isinstance(value, tuple) and len(value) == 2 and is_integer(value[0]) and ABOVE_0.accepts(value[1])
 
 
 def _is_text(value: Any) -> bool:
@@ -246,7 +246,7 @@ def _tuple_of(accepts: Any, expected: str, parse: Any = json.loads, freeze: Any 
     )
 
 
-FACTOR = number(above=0)
+ABOVE_0 = number(above=0)
 NUMBER = number()
 SHARE = number(minimum=0, maximum=1)
 SHARE_ABOVE_0 = number(above=0, maximum=1)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dialogpt.history import BOT, USER
 from dialogpt.text.merges import Piece, check_order, explained
 from dialogpt.text.prefix_ids import read_prefix
-from dialogpt.text.text_splitting import LONG_GAP, AddedTokens, split_long_gaps
+from dialogpt.text.text_splitting import LONG_SPACE, AddedTokens, split_long_spaces
 from dialogpt.text.turn_prefix import strip_gap
 from dialogpt.text.valid_text import require_text
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
@@ -42,8 +42,8 @@ class Tokenizer:
         """Build the tokenizer.
 
         Raises:
-            CheckpointError: the merges are in an order that no training gives. Tiktoken joins any two pieces that spell
-                a token, transformers only the listed pair, so that the ids would differ.
+            CheckpointError: a merge cannot be reached, as one before it takes its parts. Tiktoken joins any two pieces
+                that spell a token, transformers only the listed pair, so that the ids would differ.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id
@@ -53,7 +53,7 @@ class Tokenizer:
         spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
         check_order(spelled, vocabulary, self._ranks)
-        # tiktoken is given ranks, which GPT-2's own ids equal; the end token's is for `encode_dialogue` alone.
+        # tiktoken works with ranks, which ids may differ from (not GPT-2's); the end token's is for `encode_dialogue`.
         self._encoding = tiktoken.Encoding(
             "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={END_OF_TEXT: len(tokens)}
         )
@@ -104,7 +104,7 @@ class Tokenizer:
         text = END_OF_TEXT.join([*turns, ""])
         typed = text.count(END_OF_TEXT) > len(turns)  # typed text never becomes the end token
         one_by_one = typed or self.vocabulary.add_prefix_space or self._added or self.turn_prefix.ids
-        if one_by_one or any(len(turn) > LONG_GAP for turn in turns):
+        if one_by_one or any(len(turn) > LONG_SPACE for turn in turns):
             whole = [self.whole_turn(turn, (USER, BOT)[place % 2]) for place, turn in enumerate(turns)]
             return np.array([n for turn in whole for n in turn], dtype=np.uint32)
         require_text(text)
@@ -118,7 +118,7 @@ class Tokenizer:
     def _encode(self, text: str) -> list[int]:
         if self.vocabulary.add_prefix_space and text and text[0] != " ":
             text = f" {text}"
-        return [self._ids[rank] for part in split_long_gaps(text) for rank in self._encoding.encode_ordinary(part)]
+        return [self._ids[rank] for part in split_long_spaces(text) for rank in self._encoding.encode_ordinary(part)]
 
     def bytes_of(self, token_id: int) -> bytes:
         """The bytes that an id stands for: a whole character, several, or a part of one."""

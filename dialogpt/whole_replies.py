@@ -59,7 +59,7 @@ def generate_replies(
             model,
             [dialogue.prompt for dialogue in dialogues],
             plan.config,
-            generator=[dialogue.seeds.take(1)[0] for dialogue in dialogues],
+            generator=[dialogue.seeds.generators(1)[0] for dialogue in dialogues],
             cache=cache,
             tokenizer=tokenizer,
             stop=stop,
@@ -78,7 +78,7 @@ def _sampled(
     samples = [
         Sample(decoder, tokenizer, plan, dialogue.prompt, generator, token_id, cache)
         for dialogue in dialogues
-        for generator in dialogue.seeds.take(plan.num_samples)
+        for generator in dialogue.seeds.generators(plan.num_samples)
     ]
     by_sequence = {sample.sequence: sample for sample in samples}
     scores: dict[tuple[TokenSequence, int], float] = defaultdict(float)  # and attempt

@@ -1,8 +1,8 @@
 """The key-value cache: what attention has computed for tokens that it has already read.
 
 One class for every loop that decodes. It knows which token ids it holds, and so its lengths; the network only appends
-to it. Rows that come, go and change places are left to `dialogpt.model.cache_rows`; whose rows these are, and when they
-are cut, to the decoder.
+to it. Adding, removing and reordering rows is left to `dialogpt.model.cache_rows`; which sequence a row belongs to, and
+when it is cropped, to the decoder.
 
 A row's slots are its positions: the token at position p has its key in slot p, and padding is never stored. Slots
 beyond a row's length are zero, but for those of a forward pass that failed before `advance`; the next pass overwrites
@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth per 64 tokens
 
 
-def ordinary(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Run outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 
@@ -42,19 +42,19 @@ class KVCache:
 
     Attributes:
         buffer: keys and values, (L, 2, B, H, capacity, D).
-        memory: what `buffer` is a view of; `dialogpt.model.cache_rows` may give it room for more rows.
+        memory: the allocation that `buffer` is a view of; larger only where `dialogpt.model.cache_rows` adds rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """
 
     def __init__(self, buffer: Tensor, max_length: int) -> None:
-        """Wrap an empty buffer; `for_model` makes it. `reserve` sets what `append` needs besides."""
+        """Wrap an empty buffer, as `for_model` makes it; `reserve` prepares each pass for `append`."""
         self.buffer = self.memory = buffer
         self.max_length = max_length
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
     @classmethod
-    @ordinary
+    @outside_inference_mode
     def for_model(cls, model: GPT2, rows: int = 1) -> KVCache:
         """An empty cache that fits `model`, with its dtype and on its device."""
         config = model.config
@@ -89,12 +89,12 @@ class KVCache:
                 )
         self.make_room(end)
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
-        stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # L times keys and values, (B, H, S, D) each
+        stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # 2L: keys, values of layer 0, ...; (B, H, S, D)
         self._stored = list(zip(stored[::2], stored[1::2], strict=True))
         self._aligned = len(set(lengths)) == 1 and len(set(num_new)) == 1
         if self._aligned:
             self._new = self.buffer[..., lengths[0] : end, :].unbind()  # L times (2, B, H, T, D)
-        else:  # the k-th new token of all rows together: its row, its step and its slot
+        else:  # of each new token: its row b, its index t among the row's new ones, its slot (lengths[b] + t)
             device = self.buffer.device
             self._rows = torch.tensor([b for b, n in enumerate(num_new) for _ in range(n)], device=device)
             self._steps = torch.tensor([t for n in num_new for t in range(n)], device=device)
@@ -111,7 +111,7 @@ class KVCache:
             Keys and values, (B, H, S, D), S the longest row after this pass. Attention masks the slots beyond a row's
             length; they are zero, as `crop` clears what it removes.
         """
-        keys_values = keys_values.detach()  # what is cached is read again, and never trained through
+        keys_values = keys_values.detach()  # no gradient flows into what is cached
         if self._aligned:
             new = self._new[layer]
             new.copy_(keys_values if keys_values.size(3) == new.size(3) else keys_values[:, :, :, : new.size(3)])
@@ -126,20 +126,20 @@ class KVCache:
 
     # ---- called by the decoder ----
 
-    @ordinary
+    @outside_inference_mode
     def make_room(self, length: int) -> None:
-        """Let every row be able to hold `length` tokens without growing."""
+        """Grow the buffer, where it is smaller, so that every row can hold `length` tokens."""
         if length > self.capacity:
             self.buffer = self.memory = widened(self.buffer, self.capacity_for(length))
 
     def capacity_for(self, length: int) -> int:
-        """How many a row of so many tokens is given: whole steps of growth, as far as the network has positions."""
+        """The capacity for rows of `length` tokens: rounded up to whole steps of growth, at most `max_length`."""
         return min(-(-length // SLOTS_PER_GROWTH) * SLOTS_PER_GROWTH, self.max_length)
 
     def crop(self, row: int, length: int) -> None:
         """Forget all but the first `length` tokens of a row.
 
-        Their slots become zero again, as they were: what is masked must at least be finite.
+        The slots of the others become zero: if they held NaN, no mask would keep it out, as 0 times NaN is NaN.
         """
         end = len(self.ids[row])
         if not 0 <= length <= end:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from dialogpt.model.cache import KVCache, ordinary, shared_prefix, widened
+from dialogpt.model.cache import KVCache, outside_inference_mode, shared_prefix, widened
 
 
-@ordinary
+@outside_inference_mode
 def joined(caches: Sequence[KVCache]) -> KVCache:
     """A new cache with copies of the rows of several, at least one, and no more slots than they need."""
     capacity = caches[0].capacity_for(max(len(row) for cache in caches for row in cache.ids))
@@ -24,7 +24,7 @@ def copied(cache: KVCache) -> KVCache:
     return joined([cache])
 
 
-@ordinary
+@outside_inference_mode
 def add_rows(cache: KVCache, other: KVCache) -> None:
     """Append copies of another cache's rows.
 
@@ -55,7 +55,7 @@ def part_of(cache: KVCache, start: int, stop: int) -> KVCache:
     return rows
 
 
-@ordinary
+@outside_inference_mode
 def select_rows(cache: KVCache, rows: Sequence[int]) -> None:
     """Keep these rows, in this order: reorders, drops, and (a row named twice) copies."""
     if list(rows) == list(range(len(cache.ids))):

@@ -23,8 +23,8 @@ from dialogpt.model.cache import CacheFull, KVCache
 from dialogpt.model.config import GPT2Config
 
 Table = TypeVar("Table", bound=nn.Embedding)
-# Every other `activation_function` is a spelling of the tanh GELU; "gelu", the exact one, differs from it by 4.7e-4.
-ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU}
+# All other names of `activation_function` mean the tanh GELU; the exact one, "gelu", differs from it by up to 4.7e-4.
+OTHER_ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU}
 
 
 class GPT2(nn.Module):
@@ -90,7 +90,7 @@ class GPT2(nn.Module):
             cache.reserve(num_new)
         positions = positions_of(num_cached, ids.size(1), ids.device)  # (B or 1, T)
         mask = attention_mask(num_cached, positions, S=max(map(sum, zip(num_cached, num_new, strict=True))))
-        positions = positions.clamp(max=self.config.n_positions - 1)  # only now: padding may run past the table
+        positions = positions.clamp(max=self.config.n_positions - 1)  # after the mask: padding may be past it
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)
@@ -105,7 +105,7 @@ class TokenEmbedding(nn.Embedding):
 
     @property
     def activation_dtype(self) -> torch.dtype:
-        """What the network computes in; packed weights are stored in another dtype."""
+        """What the network computes in; a subclass may store its weight in fewer bits (`dialogpt.model.precision`)."""
         return self.weight.dtype
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -161,7 +161,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.up = nn.Linear(config.n_embd, config.inner_dim)
-        self.activation = ACTIVATIONS.get(config.activation_function, lambda: nn.GELU(approximate="tanh"))()
+        self.activation = OTHER_ACTIVATIONS.get(config.activation_function, lambda: nn.GELU(approximate="tanh"))()
         self.down = nn.Linear(config.inner_dim, config.n_embd)
         self.dropout = nn.Dropout(config.resid_pdrop)
 
@@ -172,7 +172,7 @@ class MLP(nn.Module):
 
 
 def _uninitialized(kind: type[Table], rows: int, width: int) -> Table:
-    """An embedding of unsampled values: on the meta device (shapes, no memory) sampling imports a compiler, in 1 s."""
+    """An unsampled embedding: on the meta device (shapes, no memory) sampling takes 1 s, as it imports a compiler."""
     embedding: Table = kind.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
     return embedding
 
@@ -191,7 +191,7 @@ def new_lengths(ids: Tensor, lengths: Tensor | None, rows: int, n_positions: int
 
 
 def positions_of(num_cached: Sequence[int], T: int, device: torch.device) -> Tensor:
-    """Absolute positions of T new tokens: (B, T), or (1, T) where equally many are cached of all rows."""
+    """Absolute positions of T new tokens: (B, T), or (1, T) where all rows hold equally many."""
     starts = torch.tensor(num_cached[:1] if len(set(num_cached)) == 1 else num_cached, device=device)
     return starts[:, None] + torch.arange(T, device=device)  # (B or 1, T)
 

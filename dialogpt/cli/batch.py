@@ -30,7 +30,7 @@ from dialogpt.cli.output import described
 from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import reading_from
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.cli.standard_input import stdin_bytes
 from dialogpt.data import Dialogue, Problem
 from dialogpt.data.detect import kind_of
@@ -88,7 +88,7 @@ def answer_file(open_chat: Callable[[], Chat], options: argparse.Namespace, numb
             files.callback(earlier.begin())
         base = fresh_generator().initial_seed() if options.seed is None else options.seed
         counts = Counter[str]()
-        with flagged() as interrupted, ProgressLine() as progress:
+        with interrupts_flagged() as interrupted, ProgressLine() as progress:
             progress.count("answering", 0 if earlier is None else earlier.there, total, "lines")
 
             def stop() -> bool:

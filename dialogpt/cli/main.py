@@ -36,7 +36,7 @@ from dialogpt.cli.commands import (
 from dialogpt.cli.options import installed_version, wrong_usage
 from dialogpt.cli.parser import CommandParser
 from dialogpt.cli.printable import one_line, printable
-from dialogpt.cli.signals import leaving_at_once
+from dialogpt.cli.signals import interrupts_exiting
 from dialogpt.errors import CLOSED, FAILED, INTERRUPTED, USAGE, DialogueError, did_you_mean
 
 COMMANDS = (  # in the order of --help
@@ -98,7 +98,7 @@ def guarded(command: Callable[[], int]) -> int:
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     logging.basicConfig(format="dialogpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
     try:
-        with leaving_at_once():
+        with interrupts_exiting():
             status = command()
             sys.stdout.flush()
             return status

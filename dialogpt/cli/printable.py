@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-_TURNING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # change the order of reading; emoji joiners stay
+_BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # right to left and back; emoji joiners stay
 
 
 def printable(text: str) -> str:
@@ -19,4 +19,4 @@ def one_line(text: str) -> str:
 
 
 def _is_harmless(letter: str) -> bool:
-    return letter in "\n\t" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _TURNING)
+    return letter in "\n\t" or (unicodedata.category(letter) not in ("Cc", "Cs") and letter not in _BIDI_CONTROLS)

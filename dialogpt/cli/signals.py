@@ -20,7 +20,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 @contextmanager
-def leaving_at_once(number: int = signal.SIGINT, status: int = INTERRUPTED) -> Iterator[None]:
+def interrupts_exiting(number: int = signal.SIGINT, status: int = INTERRUPTED) -> Iterator[None]:
     """Let Ctrl-C end the process: for importing, loading, and replies to a pipe, which are flushed line by line.
 
     Args:
@@ -32,14 +32,14 @@ def leaving_at_once(number: int = signal.SIGINT, status: int = INTERRUPTED) -> I
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def interrupts_raised() -> Iterator[None]:
     """Let Ctrl-C raise KeyboardInterrupt, as Python does by itself: for a prompt that waits for a line."""
     with _handling(signal.default_int_handler):
         yield
 
 
 @contextmanager
-def flagged() -> Iterator[Callable[[], bool]]:
+def interrupts_flagged() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag, and a second one, for what takes too long, into KeyboardInterrupt.
 
     Yields:

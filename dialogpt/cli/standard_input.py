@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from dialogpt.cli.signals import raised
+from dialogpt.cli.signals import interrupts_raised
 from dialogpt.errors import DialogueError
 from dialogpt.files import json_input
 
@@ -63,7 +63,7 @@ def copied_stdin(limit: int | None = None, on_bytes: Callable[[int], None] = lam
         DialogueError: standard input is closed, or there is no room for the copy.
     """
     source = stdin_bytes()
-    with tempfile.TemporaryDirectory(prefix="dialogpt-") as folder, raised():
+    with tempfile.TemporaryDirectory(prefix="dialogpt-") as folder, interrupts_raised():
         path = StandardInputFile(folder, "standard-input")
         done = 0
         try:

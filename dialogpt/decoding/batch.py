@@ -29,7 +29,7 @@ class RunningBatch:
         self.sequences: list[TokenSequence] = []
         self.cache: KVCache | None = None
         self._model = model
-        self._borrowed = False  # others may hold the cache: no row may be added to it
+        self._borrowed = False  # see `Prefilled.borrowed`
 
     def retain(self, kept: Collection[TokenSequence]) -> None:
         """Evict all other sequences."""
@@ -49,7 +49,7 @@ class RunningBatch:
         """Compute the last token of every sequence: its hidden states, (B, C); None for an empty batch."""
         if self.cache is None:
             return None
-        # After a step that failed, the last token is in the cache already: it is read anew.
+        # Only after a step that failed does this crop anything: the last token is in the cache already then.
         for row, sequence in enumerate(self.sequences):
             self.cache.crop(row, len(sequence.ids) - 1)
         last = torch.tensor([sequence.ids[-1:] for sequence in self.sequences], device=self._model.device)  # (B, 1)

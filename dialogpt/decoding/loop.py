@@ -56,9 +56,9 @@ class Decoder:
             prompt_tokens: how many tokens of prompts are prefilled per step, so that running sequences do not wait long
                 for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
-            screened: whether logits that cannot be chosen may be left out, if the network's head screens them: a large
-                one that is stored in float32. Worth it only where hardly any `Step.logits` are read, which are
-                computed then.
+            screened: whether tokens whose logits are too low to be chosen may be excluded by cheap bounds, and only the
+                others' logits computed exactly; done for a large head in float32. `Step.logits` computes all, so
+                it pays where they are hardly ever read.
         """
         self.model, self.stop, self.prompt_tokens = model, stop, prompt_tokens
         self.screened = screened and screens(model)
@@ -75,7 +75,7 @@ class Decoder:
         generator: torch.Generator | None = None,
         cache: KVCache | None = None,
     ) -> TokenSequence:
-        """Add a sequence; its prompt is prefilled at the next step, equal prompts once.
+        """Add a sequence, whose prompt is prefilled at the next step, once for several with equal prompts.
 
         Args:
             prompt_ids: at least one token. A `Prompt` knows which turns are the bot's; in bare ids speakers alternate.
@@ -148,13 +148,13 @@ class Decoder:
         return active, all_logits(self.model, hidden, active)
 
     def next_hidden(self) -> tuple[list[TokenSequence], Tensor]:
-        """Compute the hidden states after every unfinished sequence, (B, C); see `next_logits`."""
+        """Compute the hidden state of each unfinished sequence's last token, (B, C); see `next_logits`."""
         if self.stop is not None and self.stop():
             raise Stopped
         active = [each for each in self.sequences if each.finish_reason is None]
         if self.prompt_tokens is not None:
             running = self._batch.sequences
-            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)
+            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)  # in budget
         if not active:
             return active, torch.empty(0, self.model.config.n_embd)
         self._batch.retain({*active})

@@ -1,7 +1,7 @@
 """Random generators, and the noise that tokens are sampled with, as `torch.multinomial` does.
 
 To sample from probabilities p, torch draws noise e from an exponential distribution and takes the token with the
-largest p / e: e / p is how long an event of rate p is waited for, and the first event is that of token i with
+largest p / e: e / p is the waiting time for an event of rate p, and the first event is that of token i with
 probability p_i. Drawing that noise here lets sequences of one batch have generators of their own.
 """
 
@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-NOISE_WITHOUT_ZEROS = ("cpu",)  # devices whose `exponential_` draws no exact zero
+DEVICES_WITHOUT_ZEROS = ("cpu",)  # whose `exponential_` draws no exact zero
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
@@ -38,7 +38,7 @@ def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], 
         like: (B, V), the dtype and device; B is the number of used rows.
     """
     on_cpu = like.device.type == "cpu"
-    from_uniform = on_cpu and _exponential_is_of_uniform()
+    from_uniform = on_cpu and _exponential_is_of_uniform()  # the same numbers, faster
     draw = Tensor.uniform_ if from_uniform else Tensor.exponential_
     noise = torch.empty_like(like, dtype=torch.float64 if from_uniform else None)
 
@@ -62,12 +62,12 @@ def without_zeros(noise: Tensor) -> Tensor:
     MPS draws exact zeros (pytorch#192577), and a banned token's 0 / 0 is NaN, which argmax takes for the largest: about
     every 600th token was a banned one.
     """
-    return noise if noise.device.type in NOISE_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
+    return noise if noise.device.type in DEVICES_WITHOUT_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
 
 
 def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
-    if probabilities.device.type in NOISE_WITHOUT_ZEROS:
+    if probabilities.device.type in DEVICES_WITHOUT_ZEROS:
         return torch.multinomial(probabilities, count, generator=generator)
     noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
     return probabilities.div(noise).topk(count).indices
@@ -76,10 +76,10 @@ def sample_without_replacement(probabilities: Tensor, count: int, generator: tor
 @functools.cache
 @torch.inference_mode(False)
 def _exponential_is_of_uniform() -> bool:
-    """Whether a CPU's `exponential_` is -log(1 - u) of the numbers u that `uniform_` draws in float64.
+    """Whether a CPU's `exponential_` equals -log(1 - u), to the bit, of the numbers u that `uniform_` draws in float64.
 
-    It is, to the bit, but with MKL's own generator on Intel's processors; in two steps, of which the second has several
-    numbers at a time and several threads, it takes 6 nanoseconds a number, and 19 in one.
+    Then these two steps replace it: the logarithm is vectorized and threaded, so that a number takes 6 ns and not 19.
+    Where torch uses MKL's generator, on Intel's processors, the numbers differ.
     """
     drawn = torch.empty(1000).exponential_(generator=fresh_generator(seed=0))
     uniform = torch.empty(1000, dtype=torch.float64).uniform_(generator=fresh_generator(seed=0))

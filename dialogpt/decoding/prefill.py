@@ -19,7 +19,7 @@ from dialogpt.model import GPT2, KVCache, shared_prefix
 def cached_tokens(cache: KVCache, ids: Sequence[int], num_scored: int = 1, row: int = 0) -> int:
     """Return how many tokens need not be computed: the shared prefix, but never the last `num_scored` tokens of `ids`.
 
-    Their hidden states are wanted; the next token is chosen by the last one's.
+    Their hidden states are needed: the last one's gives the logits of the next token.
     """
     return min(shared_prefix(cache.ids[row], ids), len(ids) - num_scored)
 
@@ -62,7 +62,7 @@ class Prefilled:
         sequences: in the order of the cache's rows.
         cache: of their prompts.
         hidden: the hidden state of each prompt's last token, (B, C).
-        borrowed: whether others may hold this very cache, so that no row may be added to it.
+        borrowed: whether others, such as a chat, may hold this very cache, so that no row may be added to it.
     """
 
     sequences: list[TokenSequence]

@@ -33,7 +33,7 @@ def process_logits(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor
         for config in configs:
             rows = [row for row, sequence in enumerate(sequences) if sequence.config is config]
             scores[rows] = next_token_scores(logits[rows], config, [sequences[row].seen for row in rows])
-    if scores is not logits and _has_nan(scores):  # logits alone were checked (`require_finite`)
+    if scores is not logits and _has_nan(scores):  # unprocessed ones were checked by `require_finite`
         raise GenerationError(NOT_A_NUMBER, _marked(sequences, scores.isnan().any(dim=-1)))
     return scores
 
@@ -44,7 +44,7 @@ def choose_tokens(scores: Tensor, active: Sequence[TokenSequence], sharing_noise
     Args:
         scores: (B, V), processed.
         active: the sequence of each row.
-        sharing_noise: these and finished ones, which keep their rows in the noise of a shared generator.
+        sharing_noise: these and finished ones: as in transformers, a generator draws noise for finished sequences too.
 
     Raises:
         GenerationError: every token of a sampled sequence is banned.
@@ -53,7 +53,8 @@ def choose_tokens(scores: Tensor, active: Sequence[TokenSequence], sharing_noise
     for sequence in sharing_noise:
         if sequence.config.do_sample and sequence.generator is not None:
             by_generator.setdefault(sequence.generator, []).append(sequence)
-    # Of each generator, how many rows its noise has and which of them are running; and where these are in `scores`.
+    # Example: a, b and c share the generator g, and b is finished. The group is (g, 3, [0, 2]): 3 rows of noise, and
+    # those of a and c are used. `rows` is [0, 1]: where a and c are in `scores`.
     groups, rows, row_of = [], [], {sequence: row for row, sequence in enumerate(active)}
     for generator, sharing in by_generator.items():
         if used := [index for index, sequence in enumerate(sharing) if sequence.finish_reason is None]:
@@ -85,7 +86,7 @@ def require_finite(logits: Tensor, sequences: Sequence[TokenSequence]) -> None:
 
 
 def _has_nan(tensor: Tensor) -> bool:
-    """A sum with NaN is NaN, and tells sooner: 0.1 ms for 64 rows of 50,257, where looking at each takes 2."""
+    """Sum first: a sum with NaN is NaN. It takes 0.1 ms for 64 rows of 50,257, and looking at each score 2 ms."""
     return math.isnan(float(tensor.sum())) and bool(torch.isnan(tensor).any())
 
 

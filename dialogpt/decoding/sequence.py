@@ -17,14 +17,14 @@ import torch
 from dialogpt.decoding.noise import fresh_generator
 from dialogpt.decoding.stop_strings import StopStrings
 from dialogpt.errors import DialogueError, Problem, SettingsError
-from dialogpt.generation_config import GenerationConfig
+from dialogpt.generation_config import GenerationConfig, several
 from dialogpt.history import Prompt
 from dialogpt.logits.known_tokens import check_tokens
 from dialogpt.logits.processors import Seen
 from dialogpt.model import GPT2
 from dialogpt.tokenizer import Tokenizer
 
-MAX_CACHED_SETTINGS = 256  # that are resolved
+MAX_CACHED_SETTINGS = 256  # resolved ones per decoder; a server's decoder never ends
 
 
 class Outcome(NamedTuple):
@@ -86,7 +86,7 @@ class TokenSequence:
         return Outcome("length" if full or time.monotonic() > self.deadline else None, False)
 
     def restart(self) -> None:
-        """Remove the generated tokens; the next ones are sampled from where the generator is."""
+        """Remove the generated tokens; the generator goes on, so that the next ones differ."""
         del self.ids[self.prompt_length :]
         self.finish_reason, self.has_end_token = None, False
 
@@ -106,9 +106,9 @@ class SequenceFactory:
         prompt = prompt_ids if isinstance(prompt_ids, Prompt) else Prompt(list(prompt_ids), 0, 0)
         ids = list(prompt.ids)
         self._check_prompt(ids, config)
-        # One object for equal settings, by which `process_logits` groups rows; only a server's decoder has many.
+        # Equal settings are resolved once, to one object: `process_logits` groups rows by its identity.
         resolved = self._resolved.get(config) or self._resolve(config)
-        if len(self._resolved) >= MAX_CACHED_SETTINGS:  # a server's decoder never ends
+        if len(self._resolved) >= MAX_CACHED_SETTINGS:
             self._resolved.clear()
         self._resolved[config] = resolved
         if generator is None and config.do_sample:
@@ -151,11 +151,10 @@ class SequenceFactory:
         return config
 
     def _turn_ends(self, config: GenerationConfig) -> Sequence[int]:
-        """Return the tokens that end turns, of all that may end a reply."""
+        """Return the tokens that end turns; the settings may name others that end a reply."""
         if self._tokenizer is not None:
             return [self._tokenizer.eos_id]
-        own = self._model.config.eos_token_id
-        return config.end_ids if own is None else [own] if isinstance(own, int) else own
+        return several(self._model.config.eos_token_id) or config.end_ids
 
     def _require_tokenizer(self, setting: str) -> Tokenizer:
         if self._tokenizer is None:
@@ -164,7 +163,7 @@ class SequenceFactory:
 
 
 def infer_own_turns(prompt: Sequence[int], end_ids: Sequence[int]) -> list[list[int]]:
-    """Return the bot's turns in a prompt of bare ids, assuming that speakers alternate and the user speaks last."""
+    """Return the bot's turns in bare ids: a and c of the turns a b c d, as speakers alternate and the user is last."""
     turns: list[list[int]] = [[]]
     for token in prompt:
         if token in end_ids:

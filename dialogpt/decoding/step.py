@@ -21,18 +21,18 @@ class Step:
     Attributes:
         sequence: the sequence that it was appended to.
         id: the token.
-        all_logits: returns `logits`.
+        compute_logits: returns `logits`, computed only if they are asked for.
     """
 
     sequence: TokenSequence
     id: int
-    all_logits: Callable[[], Tensor]
+    compute_logits: Callable[[], Tensor]
 
     @functools.cached_property
     @torch.inference_mode()
     def logits(self) -> Tensor:
         """(V,) in float32, before any processor."""
-        return self.all_logits()
+        return self.compute_logits()
 
     @property
     def log_probability(self) -> float:

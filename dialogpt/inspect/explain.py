@@ -123,7 +123,7 @@ def _considered(
     if config.num_beams > 1:
         history = History(chat.tokenizer.eos_id, chat.turns_from(turns), chat.tokenizer.turn_prefix)
         prompt = history.prompt(chat.history_tokens, config.prompt_room(chat.model.config.n_positions))
-        (generator,) = Seeds(chat.model.device, seed).take(1)
+        (generator,) = Seeds(chat.model.device, seed).generators(1)
         branches, beams = record_beams(chat.model, chat.tokenizer, config, prompt, generator, stop)
         return Considered(candidates, branches, beams)
     rounds = [] if recorder is None else recorder.rounds

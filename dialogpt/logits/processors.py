@@ -77,7 +77,7 @@ def no_repeat_ngram(scores: Tensor, config: GenerationConfig, seen: Sequence[See
 
 
 def minimum_length(scores: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
-    """Ban end tokens while the reply, or without `min_new_tokens` prompt and reply together, is too short."""
+    """Ban end tokens while the reply is below `min_new_tokens`; without it, prompt and reply below `min_length`."""
     for row, each in enumerate(seen):
         if config.min_new_tokens is None:
             too_short = len(each.ids) < config.min_length

@@ -367,7 +367,7 @@ class Engine:
 
     def _admit_task(self, task: GenerationTask) -> None:
         try:
-            prompt, generators = task.dialogue.prompt, task.dialogue.seeds.take(task.plan.num_samples)
+            prompt, generators = task.dialogue.prompt, task.dialogue.seeds.generators(task.plan.num_samples)
             cache = self._prefixes.take(prompt.ids, task.cache_owner)
             for choice, generator in enumerate(generators):
                 describe = partial(_token, choice, task.alternatives)

@@ -14,8 +14,8 @@ from dialogpt.weights import Vocabulary
 _WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what \s is in Rust
 # tiktoken's engine backtracks through a run of white space and panics on a long one (a million spaces, then a letter).
 # GPT-2's pattern splits a run before its last character where other text follows, so long ones are split there first.
-_GAP = re.compile(f"{_WHITE_SPACE}+")
-LONG_GAP = 1000
+_SPACES = re.compile(f"{_WHITE_SPACE}+")
+LONG_SPACE = 1000
 
 
 class AddedTokens:
@@ -26,7 +26,7 @@ class AddedTokens:
         patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
         self._ids = vocabulary.added
         self._pattern = re.compile(f"({'|'.join(patterns)})") if patterns else None
-        self._dropped = sorted(vocabulary.without_row - vocabulary.special)
+        self._without_row = sorted(vocabulary.without_row - vocabulary.special)
 
     def __bool__(self) -> bool:
         """Whether there are any."""
@@ -38,18 +38,18 @@ class AddedTokens:
         Raises:
             DialogueError: the text holds a token without an embedding row.
         """
-        for token in self._dropped:
+        for token in self._without_row:
             if token in text:
                 raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
         if self._pattern is None:
             yield text
             return
         for index, piece in enumerate(self._pattern.split(text)):  # text, added token, text, ..., text
-            yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece
+            yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece  # strip: see `_pattern_of`
 
 
 def _pattern_of(token: str, flags: frozenset[str]) -> str:
-    """Return how an added token is found in a text, with the white space that it takes in."""
+    """Return the pattern of an added token, with the white space that its flags lstrip and rstrip include."""
     pattern = re.escape(token)
     if "single_word" in flags:
         pattern = rf"(?<!\w){pattern}(?!\w)"
@@ -57,8 +57,8 @@ def _pattern_of(token: str, flags: frozenset[str]) -> str:
     return f"{before}{pattern}{after}"
 
 
-def split_long_gaps(text: str) -> list[str]:
+def split_long_spaces(text: str) -> list[str]:
     """Split a text before the last character of each long run of white space."""
-    gaps = [gap for gap in _GAP.finditer(text) if gap.end() - gap.start() > LONG_GAP and gap.end() < len(text)]
-    cuts = [gap.end() - 1 for gap in gaps]
+    runs = [run for run in _SPACES.finditer(text) if run.end() - run.start() > LONG_SPACE and run.end() < len(text)]
+    cuts = [run.end() - 1 for run in runs]
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -34,7 +34,7 @@ NO_PREFIX = TurnPrefix()
 
 
 def strip_gap(text: str, gap: str) -> tuple[str, str]:
-    """Take the white space after a prefix off the begin of a text; returns the rest, and what of it may still come."""
-    least = min(len(text), len(gap))
-    shared = next((n for n in range(least) if text[n] != gap[n]), least)
+    """Remove the gap from the start of a streamed text; return the rest, and the part of the gap yet to come."""
+    overlap = min(len(text), len(gap))
+    shared = next((n for n in range(overlap) if text[n] != gap[n]), overlap)
     return text[shared:], gap[shared:] if shared == len(text) else ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dialogpt.errors import DialogueError, Problem, SettingsError
-from dialogpt.settings import COUNT, SWITCH, Kind, choice, integer, kinds_of, number, problems_of, setting
+from dialogpt.settings import NON_NEGATIVE, SWITCH, Kind, choice, integer, kinds_of, number, problems_of, setting
 
 SCHEDULES = ("cosine", "linear", "noam")
 OPTIMIZERS = ("adamw", "muon")
@@ -102,7 +102,7 @@ class TrainConfig:
     valid_every: int | None = setting(None, _STEPS, "steps between validations (default: an epoch, at most 500)")
     save_every: int = setting(500, _STEPS, "steps between checkpoints")
     patience: int | None = setting(None, _STEPS, "stop after this many validations in a row without improvement")
-    seed: int = setting(1, COUNT, "seed of fresh weights, dropout and the order of batches")
+    seed: int = setting(1, NON_NEGATIVE, "seed of fresh weights, dropout and the order of batches")
 
     def __post_init__(self) -> None:
         problems = problems_of(self, kinds_of(self))

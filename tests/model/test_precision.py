@@ -164,6 +164,24 @@ def test_greedy_tokens_of_float32_are_those_of_float64(wide: Path) -> None:
     assert replies[0] == replies[1]
 
 
+@pytest.mark.parametrize("kernel", candidates("float32"), ids=lambda kernel: kernel.name)
+@torch.no_grad()
+def test_each_kernel_of_float32_decodes_near_float64(
+    tmp_path: Path, kernel: type[kernels.Kernel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token after token, as a dialogue is decoded: for one row a kernel may have another way."""
+    if not kernel.runs_here():
+        pytest.skip("it does not run here")
+    write_published(tmp_path / "wider", deviation=0.1, n_embd=256, n_head=4, n_layer=2, n_positions=64)
+    monkeypatch.setenv("DIALOGPT_KERNELS", f"float32={kernel.name}")
+    network, exact = load(tmp_path / "wider"), load(tmp_path / "wider", dtype="float64")
+    (ids,) = ids_of(20)
+    cache = KVCache.for_model(network)
+    steps = [network(torch.tensor([part]), cache)[0] for part in (ids[:9], *([each] for each in ids[9:]))]
+    assert difference(torch.cat(steps), exact(torch.tensor([ids]))[0]) < BOUNDS["float32"]
+    assert type(network.blocks[0].mlp.up.kernel) is kernel
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
 @torch.no_grad()
 def test_the_state_is_complete_and_the_files(wide: Path, dtype: str) -> None:

@@ -80,6 +80,13 @@ def test_prompts_and_replies_are_transformers(speakers: Path, prefix: tuple[str,
     assert expected != their_ids(speakers, DIALOGUE, ("", ""))  # the fault: prefixes forgotten
 
 
+def test_each_speakers_text_is_without_its_own_gap(speakers: Path) -> None:
+    """A user's turn came back with a space in front of it, as the gap of the bot's was taken off it."""
+    bot = chat(speakers, ("<speaker1> ", "<speaker2>"))
+    bot.reply(TYPED)
+    assert bot.texts()[0] == TYPED
+
+
 def test_a_joined_text_has_the_same_ids(speakers: Path) -> None:
     """Whoever trained on `<speaker1> hi` encoded that text whole."""
     tokenizer = GPT2Tokenizer.from_pretrained(speakers)

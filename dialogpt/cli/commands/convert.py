@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from dialogpt.cli.options import DTYPES, SOURCE, add_adapter, add_n_head, add_turn_prefix, wrong_usage
 from dialogpt.cli.output import ignored_rows, table
 from dialogpt.cli.progress import ProgressLine
-from dialogpt.cli.signals import flagged, raised
+from dialogpt.cli.signals import interrupts_flagged, interrupts_raised
 from dialogpt.errors import DONE, DialogueError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
         from dialogpt.tokenizer import Tokenizer
 
         Tokenizer.load(checkpoint)  # a prefix that cannot be used is refused before anything is written
-    with flagged() as interrupted, ProgressLine() as line:
+    with interrupts_flagged() as interrupted, ProgressLine() as line:
         show_progress = line.counter("converting", "tensors", interrupted)
         try:
             if options.to == "hf":
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.verify:
         return DONE
     try:
-        with raised():  # not at once: what is compared may lie in a temporary folder
+        with interrupts_raised():  # not at once: what is compared may lie in a temporary folder
             return _verify(options, checkpoint)
     except KeyboardInterrupt:
         print(f"dialogpt: {options.destination} is written, and not verified", file=sys.stderr)

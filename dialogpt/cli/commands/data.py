@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from dialogpt.cli.options import positive_number, wrong_usage
 from dialogpt.cli.printable import printable
 from dialogpt.cli.progress import IN_LOG, MEGABYTES, ProgressLine
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.errors import DONE, DialogueError
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def run_reddit(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace, job: Job) -> dict[str, Any]:
     workers = options.workers or os.cpu_count() or 1
-    with flagged() as interrupted, ProgressLine(log_seconds=IN_LOG) as line:
+    with interrupts_flagged() as interrupted, ProgressLine(log_seconds=IN_LOG) as line:
 
         def say(text: str) -> None:
             line.say(f"dialogpt: {text}")
@@ -234,7 +234,7 @@ def run_oasst(options: argparse.Namespace) -> int:
     wanted = oasst.Options(options.language, options.best, options.synthetic, options.train_prompter, options.max_turns)
     counts: Counter[str] = Counter()
     problems: list[str] = []
-    with flagged() as interrupted, new_files(options.out) as (file,):
+    with interrupts_flagged() as interrupted, new_files(options.out) as (file,):
         for path in options.files:
             for line in oasst.dialogues(path, wanted, counts, problems):
                 file.write(f"{json.dumps(line._asdict(), ensure_ascii=False)}\n".encode(errors="backslashreplace"))

@@ -17,7 +17,7 @@ from dialogpt.cli.options import SOURCE, add_model_flags, generation_from, posit
 from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import ProgressLine
 from dialogpt.cli.reading import add_files, reading_from
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError
 
 if TYPE_CHECKING:
@@ -158,7 +158,7 @@ def run(options: argparse.Namespace) -> int:
     from dialogpt.evaluate.run import Evaluation, write_results
 
     request = _request(options)
-    with flagged() as interrupted, ProgressLine() as line:
+    with interrupts_flagged() as interrupted, ProgressLine() as line:
 
         def stop() -> bool:
             line.refresh()

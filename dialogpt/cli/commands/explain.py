@@ -12,7 +12,7 @@ from pathlib import Path
 from dialogpt.cli.opening import open_chat
 from dialogpt.cli.options import add_model_flags, check_reply_count, generation_from, wrong_usage
 from dialogpt.cli.printable import printable
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.errors import DONE, DialogueError
 
 
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(inspection, ensure_ascii=False, allow_nan=False))
     elif options.text or (options.out is None and options.png is None):
         print(render_text(inspection, colours=has_true_colour(), width=shutil.get_terminal_size((80, 24)).columns))
-    with flagged():  # so that no half of a file is left
+    with interrupts_flagged():  # so that no half of a file is left
         if options.out is not None:
             write_atomically(options.out, render_page(inspection))
             print(f"written to {printable(str(options.out))}; open it in a browser", file=sys.stderr)

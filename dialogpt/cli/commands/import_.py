@@ -15,7 +15,7 @@ from dialogpt.cli.options import wrong_usage
 from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.progress import MEGABYTES, ProgressLine
 from dialogpt.cli.reading import add_kind, reading_from
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.cli.standard_input import copied_stdin
 from dialogpt.data.settings import Reading
 from dialogpt.errors import DONE, DialogueError
@@ -108,7 +108,7 @@ def _import(sources: Sequence[Path], reading: Reading, options: argparse.Namespa
     from dialogpt.data.report import described
 
     start = time.monotonic()
-    with flagged() as interrupted, ProgressLine() as progress:
+    with interrupts_flagged() as interrupted, ProgressLine() as progress:
         found = import_dialogues(
             sources,
             options.out,

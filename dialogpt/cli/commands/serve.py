@@ -30,7 +30,7 @@ from dialogpt.cli.options import (
     wrong_usage,
 )
 from dialogpt.cli.server_process import listen, run_workers, serve, urls
-from dialogpt.cli.signals import leaving_at_once
+from dialogpt.cli.signals import interrupts_exiting
 from dialogpt.errors import DONE, DialogueError, install_hint
 from dialogpt.generation_config import GenerationConfig
 
@@ -178,7 +178,7 @@ def run(options: argparse.Namespace) -> int:
     listener = listen(options.host, options.port)
     logs.configure(options.log_level, options.log_format)
     try:
-        with leaving_at_once(signal.SIGTERM, DONE):  # until the server handles signals itself
+        with interrupts_exiting(signal.SIGTERM, DONE):  # until the server handles signals itself
             return _run_loaded(options, listener)
     finally:
         listener.close()

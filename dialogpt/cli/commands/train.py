@@ -19,7 +19,7 @@ from dialogpt.cli.options import add_adapter, add_switch, flag_of, parser_of, wr
 from dialogpt.cli.output import command_line
 from dialogpt.cli.printable import one_line, printable
 from dialogpt.cli.reading import add_kind, reading_from
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.cli.training_progress import Screen
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, install_hint
 from dialogpt.settings import SWITCH
@@ -125,7 +125,7 @@ def _train(options: argparse.Namespace, config: TrainConfig, given: dict[str, An
     out = options.out.absolute()
     with ExitStack() as stack:
         processes = stack.enter_context(joined(options.device))
-        interrupted = stack.enter_context(flagged())
+        interrupted = stack.enter_context(interrupts_flagged())
         if options.resume:
             run = stack.enter_context(loop.resume(out, processes))
             _refuse_others(options, given, loop.TrainingRequest.from_dict(run.about))

@@ -15,7 +15,7 @@ from dialogpt.candidates import candidates
 from dialogpt.chat import Chat
 from dialogpt.cli.options import parse_setting
 from dialogpt.cli.printable import one_line, printable
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.cli.terminal import transcripts
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL, Console, Leave, Talk
@@ -91,7 +91,7 @@ class Terminal(Talk):
         """Say another reply to the last turn."""
         if not self.chat.generation.do_sample:
             raise DialogueError("greedy decoding would give the same reply; /set do-sample true samples another one")
-        self.say(self.chat.stream_retry)
+        self.show_reply(self.chat.stream_retry)
 
     def undo(self, _: str) -> None:
         """Take the last exchange back."""
@@ -104,7 +104,7 @@ class Terminal(Talk):
             raise DialogueError("there is no exchange yet; type something first")
         text = text or self._ask(YOU_LABEL, texts[-2])
         if text.strip():
-            self.say(partial(self.chat.stream_edit, text), text)
+            self.show_reply(partial(self.chat.stream_edit, text), text)
 
     def history(self, _: str) -> None:
         """Show the conversation."""
@@ -258,7 +258,7 @@ class Terminal(Talk):
         """Write the page of the last reply."""
         from dialogpt.cli.terminal.inspection import write_page
 
-        with flagged() as interrupted:
+        with interrupts_flagged() as interrupted:
             path = write_page(self.chat, name, interrupted)
         self.console.notice(f"written to {printable(str(path))}; open {path.as_uri()} in a browser")
 
@@ -266,7 +266,7 @@ class Terminal(Talk):
         """Show one token of the last reply from inside."""
         from dialogpt.cli.terminal.inspection import why
 
-        with flagged() as interrupted:
+        with interrupts_flagged() as interrupted:
             text = why(self.chat, wanted, interrupted)
         self.console.write(f"{text}\n")
 
@@ -280,7 +280,7 @@ class Terminal(Talk):
             self.console.write("\n")
         if any(line.strip() for line in lines):
             text = "\n".join(lines)
-            self.say(partial(self.chat.stream, text), text)
+            self.show_reply(partial(self.chat.stream, text), text)
 
 
 def _count(name: str, text: str, kind: Kind = TYPED_COUNT) -> int:

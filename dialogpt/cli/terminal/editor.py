@@ -45,7 +45,7 @@ class Editor:
         self._session.default_buffer.on_text_changed += self._note_typing
 
     def read(self, label: str, initial: str) -> str:
-        """Ask for a turn; one of several lines was pasted, or typed with Alt-Enter.
+        """Ask for a turn; it may have several lines, pasted or typed with Alt-Enter.
 
         Raises:
             EOFError: Ctrl-D on an empty prompt.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dialogpt.chat import Chat
 from dialogpt.cli.printable import printable
-from dialogpt.cli.signals import raised
+from dialogpt.cli.signals import interrupts_raised
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
 from dialogpt.cli.terminal.repl import Console
@@ -46,7 +46,7 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
     if go_on:
         terminal.open_conversation(1)
     try:
-        with raised():
+        with interrupts_raised():
             return terminal.talk()
     finally:
         if conversations is not None:
@@ -104,7 +104,7 @@ def _write(text: str) -> None:
 
 
 def _conversations() -> Conversations | None:
-    """The kept conversations; None where no home folder is known, which has been said of the history file."""
+    """The kept conversations; None where no home folder is known, as the notice about typed lines has said."""
     with suppress(RuntimeError):
         return Conversations(state_folder() / "conversations")
     return None

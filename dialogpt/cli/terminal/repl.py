@@ -14,7 +14,7 @@ from functools import partial
 
 from dialogpt.chat import Chat
 from dialogpt.cli.printable import printable
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DONE, INTERRUPTED, DialogueError, SettingsError
@@ -31,7 +31,7 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C where something had been typed and deleted: the first of two that leave, even after another Ctrl-C."""
+    """Ctrl-C at a prompt where something had been typed and deleted: it never leaves, even as the second in a row."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Talk(ABC):
                 continue
             interrupted = False
             try:
-                self.take(line)
+                self.handle(line)
             except Leave:
                 return DONE
             # Ctrl-C twice in a reply, or Ctrl-C or Ctrl-D where a command asks or computes something.
@@ -121,18 +121,18 @@ class Talk(ABC):
         except UnicodeDecodeError:
             raise DialogueError("that line was not valid UTF-8; type it again") from None
 
-    def take(self, line: str) -> None:
+    def handle(self, line: str) -> None:
         """Answer one line: a command, or something that was said."""
         if line.startswith("/"):
             self.command(line)
         elif line.strip():
-            self.say(partial(self.chat.stream, line), line)
+            self.show_reply(partial(self.chat.stream, line), line)
 
     @abstractmethod
     def command(self, line: str) -> None:
         """Do what a line that begins with a slash asks for."""
 
-    def say(self, begin: Callable[[Stop], Generator[str, None, None]], typed: str = "") -> None:
+    def show_reply(self, begin: Callable[[Stop], Generator[str, None, None]], typed: str = "") -> None:
         """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
 
         Args:
@@ -141,7 +141,7 @@ class Talk(ABC):
         """
         self._note_script(typed)
         any_text = False
-        with self.console.quiet(), flagged() as was_interrupted:
+        with self.console.quiet(), interrupts_flagged() as was_interrupted:
             stream = begin(was_interrupted)
             try:
                 for text in stream:

@@ -63,15 +63,15 @@ def test_an_interrupted_reply_has_no_end_token(saved: bool, tmp_path: Path) -> N
     stream.close()
     if saved:
         path = tmp_path / "talk.json"
-        played.terminal.take(f"/save {path}")
-        played.terminal.take("/clear")
-        played.terminal.take(f"/load {path}")
+        played.terminal.handle(f"/save {path}")
+        played.terminal.handle("/clear")
+        played.terminal.handle(f"/load {path}")
     played.shown = ""
-    played.terminal.take("/why")
+    played.terminal.handle("/why")
     assert played.shown.count(" bits") == len(played.chat.history.turns[-1])
     played.chat.reply("Hi!")
     played.shown = ""
-    played.terminal.take("/why")
+    played.terminal.handle("/why")
     assert played.shown.count(" bits") == len(played.chat.history.turns[-1]) + 1
 
 
@@ -79,7 +79,7 @@ def test_a_reply_that_a_stop_string_ended_has_no_end_token() -> None:
     played = Played()
     played.chat.generation = replace(played.chat.generation, stop_strings=("!",), do_sample=False)
     assert played.chat.reply("Hi!").endswith("!")
-    played.terminal.take("/why")
+    played.terminal.handle("/why")
     assert played.shown.count(" bits") == len(played.chat.history.turns[-1])
 
 
@@ -87,17 +87,17 @@ def test_why_lists_tokens_and_shows_one_by_number_or_by_text() -> None:
     played = Played("Hi! My name is Anna.")
     played.terminal.talk()
     played.shown = ""
-    played.terminal.take("/why")
+    played.terminal.handle("/why")
     assert "  1 " in played.shown
     assert "/why NUMBER or /why WORD" in played.shown
     word = played.chat.texts()[-1].split()[1].strip("!.,?")
     by_text = Played()
     by_text.chat.restore(played.chat.history.turns)
-    by_text.terminal.take(f"/why {word}")
+    by_text.terminal.handle(f"/why {word}")
     assert "could have come" in by_text.shown
     by_number = Played()
     by_number.chat.restore(played.chat.history.turns)
-    by_number.terminal.take("/why 1")
+    by_number.terminal.handle("/why 1")
     assert by_number.shown.count("could have come") == 1
 
 
@@ -105,10 +105,10 @@ def test_what_cannot_be_explained_is_a_sentence(tmp_path: Path) -> None:
     played = Played()
     for command in ("/explain", "/why", "/why 3"):
         with pytest.raises(DialogueError, match="there is no exchange yet"):
-            played.terminal.take(command)
-    played.terminal.take("Hi!")
+            played.terminal.handle(command)
+    played.terminal.handle("Hi!")
     with pytest.raises(DialogueError, match="the reply has no 'zebra'"):
-        played.terminal.take("/why zebra")
+        played.terminal.handle("/why zebra")
     with pytest.raises(DialogueError, match="cannot be written"):
-        played.terminal.take(f"/explain {tmp_path / 'none' / 'page.html'}")
+        played.terminal.handle(f"/explain {tmp_path / 'none' / 'page.html'}")
     assert len(played.chat.history.turns) == 2

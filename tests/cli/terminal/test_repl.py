@@ -12,7 +12,7 @@ import torch
 from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli.output import command_line
 from dialogpt.cli.printable import printable
-from dialogpt.cli.signals import flagged
+from dialogpt.cli.signals import interrupts_flagged
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.repl import Console, InterruptedTyping
 from dialogpt.model import GPT2
@@ -275,7 +275,7 @@ def test_a_second_ctrl_c_does_not_wait_for_the_first_word(
 
 def test_the_handler_of_ctrl_c_is_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with flagged() as pressed:
+    with interrupts_flagged() as pressed:
         assert not pressed()
         signal.raise_signal(signal.SIGINT)
         assert pressed()
