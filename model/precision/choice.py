@@ -37,8 +37,8 @@ Kernels = tuple[type[Kernel], ...]
 
 # For each capability, the kernels of a precision, the fastest first; the first one that runs here is used. A kernel
 # that computes wrong results counts as not running, so VNNI, which 8-bit products need, is no capability of its own. If
-# none runs, weights are rounded to the precision and multiplied by float32's kernel. AVX512 and AVX2 were measured
-# (docs/benchmarks.md); the other rows follow from which of torch's operators exist there.
+# none runs, weights are rounded to the precision and multiplied by float32's kernel. AVX512-BF16 and AVX2 were measured
+# (docs/benchmarks.md); the other rows follow from which instructions and operators exist there.
 _X86: dict[str, Kernels] = {
     "float32": (Float32, Plain),
     FLOAT32_OF_FLOAT16: (Float16, Float32, Plain),
@@ -77,7 +77,8 @@ def capability() -> str:
             return "Accelerate"
         return "ARM-BF16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "ARM"
     found: str = torch.backends.cpu.get_cpu_capability()
-    if found == "AVX512" and torch.cpu._is_avx512_bf16_supported():
+    # The check is private to torch: without it, `bool` says no.
+    if found == "AVX512" and getattr(torch.cpu, "_is_avx512_bf16_supported", bool)():
         return "AVX512-BF16"
     return found if found in TABLE else "other"
 
