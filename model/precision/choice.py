@@ -20,7 +20,7 @@ from dialogpt.model.precision.kernels import (
     BFloat16Widened,
     Float16,
     Float32,
-    Float32Bags,
+    Float32Blocks,
     Float32SixRows,
     Int4,
     Int8,
@@ -59,8 +59,8 @@ TABLE: Mapping[str, Mapping[str, Kernels]] = MappingProxyType(
         "AVX512-BF16": _AVX512 | {"bfloat16": (BFloat16SixRows, Float16, BFloat16Widened)},
         "AVX2": _X86
         | {
-            "float32": (Float32Bags, Float32, Plain),
-            FLOAT32_OF_FLOAT16: (Float16, Float32Bags, Float32, Plain),
+            "float32": (Float32Blocks, Float32, Plain),
+            FLOAT32_OF_FLOAT16: (Float16, Float32Blocks, Float32, Plain),
         },
         "ARM": _OTHER,
         "ARM-BF16": _OTHER | {"bfloat16": (BFloat16,)},

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dialogpt.model.cache import KVCache
 from dialogpt.model.gpt2 import GPT2, Block, TokenEmbedding
 from dialogpt.model.precision.choice import FLOAT32_OF_FLOAT16, kernel_for
-from dialogpt.model.precision.kernels import Float16, Float32, Kernel, packing_threads, quantized
+from dialogpt.model.precision.kernels import Float16, Kernel, Plain, packing_threads, quantized
 from dialogpt.model.precision.screen import MIN_SIZE, SCREEN_AFTER, ScreenedHead
 
 FLOAT16_MAX = 65504  # below 2^-14 float16's numbers are 2^-24 apart, so bfloat16's move by up to 2^-25
@@ -148,7 +148,7 @@ class PackedEmbedding(TokenEmbedding):
 
     def screened_logits(self, hidden: Tensor, count: int) -> Tensor | None:
         """See the function of this name."""
-        if not self.screens or not isinstance(self.kernel or self.packed(), Float32):
+        if not self.screens or isinstance(self.kernel or self.packed(), Plain):
             return None
         self.decoded += 1
         if self.decoded <= SCREEN_AFTER or not Float16.runs_here():

@@ -177,65 +177,33 @@ def test_many_rows_of_bfloat16_are_multiplied_in_float32_and_few_are_not() -> No
     assert kernel.weight.dtype == torch.bfloat16
 
 
-needs_bags = pytest.mark.skipif(
-    not (kernels.Float32.runs_here() and kernels.Float16.runs_here() and kernels._packed_address is not None),
-    reason="oneDNN or fbgemm does not run here",
-)
-
-
-@needs_bags
-@pytest.mark.parametrize(("outputs", "gelu", "biased"), [(64, True, True), (2304, False, True), (997, False, False)])
+@pytest.mark.parametrize("outputs", [3, 8, 64, 997, 2304])
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
 @torch.no_grad()
-def test_one_row_is_read_from_what_onednn_packed(
-    outputs: int, gelu: bool, biased: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It falls back to oneDNN's product where it must, which would be slow and silent: here it must not."""
+def test_blocks_give_the_product_for_any_number_of_outputs_and_rows(outputs: int, gelu: bool, biased: bool) -> None:
+    """Outputs beyond the last whole block, as GPT-2's 50,257 have one, are multiplied apart."""
     generator = torch.Generator().manual_seed(outputs)
-    weight, x = torch.randn(outputs, 768, generator=generator), torch.randn(3, 768, generator=generator)
+    weight, x = torch.randn(outputs, 768, generator=generator), torch.randn(6, 768, generator=generator)
     bias = torch.randn(outputs, generator=generator) if biased else None
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     exact = F.gelu(exact, approximate="tanh") if gelu else exact
-    assert kernels.Float32Bags.runs_here()
-    kernel = kernels.Float32Bags(weight, bias, gelu)
-    assert (kernel(x) - exact).abs().max() / exact.abs().max() < 2e-6
-    monkeypatch.setattr(kernel, "multiply", None)
-    for one in (x[:1], x[:1, None], x[0], x.T.contiguous().T[:1]):
-        found = kernel(one)
-        assert found.shape == (*one.shape[:-1], outputs)
-        assert (found.flatten() - exact[0]).abs().max() / exact.abs().max() < 2e-6
-    with pytest.raises(TypeError):
-        kernel(x)  # several rows are oneDNN's
+    kernel = kernels.Float32Blocks(weight, bias, gelu)
+    for rows, expected in ((x, exact), (x.view(2, 3, 768), exact.view(2, 3, -1)), (x[:1], exact[:1]), (x[0], exact[0])):
+        found = kernel(rows)
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() / exact.abs().max() < 2e-6
+    assert kernel(x[:0]).shape == (0, outputs)
+    assert kernel(x.T.contiguous().T[:1]).shape == (1, outputs)
 
 
-@needs_bags
-@pytest.mark.parametrize("outputs", [30, 192, 200])
-@pytest.mark.parametrize("order", ["as it is", "plain", "like it in the first block"])
 @torch.no_grad()
-def test_a_weight_that_onednn_packs_otherwise_is_multiplied_by_onednn(
-    outputs: int, order: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The order in memory is oneDNN's own business, and another release or processor may have another."""
-    weight, x = torch.randn(outputs, 40), torch.randn(1, 40)
-    other = torch.zeros(4, 40, 64)  # 40 inputs are none of oneDNN's sixteens, so it packs 48
-    other[0, :, : min(64, outputs)] = weight[:64].T
-    if order != "as it is":
-        memory = F.pad(weight, (0, 0, 0, 256 - outputs)).contiguous() if order == "plain" else other
-        monkeypatch.setattr(kernels, "_packed_bytes", lambda _: 4 * 40 * -(-outputs // 64) * 64)
-        monkeypatch.setattr(kernels, "_packed_address", lambda _: memory.data_ptr())
-    kernel = kernels.Float32Bags(weight, None, gelu=False)
-    assert kernel.rows is None
-    exact = F.linear(x.double(), weight.double())
-    assert (kernel(x) - exact).abs().max() / exact.abs().max() < 1e-6
-
-
-def test_without_the_address_of_packed_weights_bags_do_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operator that tells it is private to torch."""
-    monkeypatch.setattr(kernels, "_packed_address", None)
-    kernels.Kernel.runs_here.__func__.cache_clear()  # type: ignore[attr-defined]
-    try:
-        assert not kernels.Float32Bags.runs_here()
-    finally:
-        kernels.Kernel.runs_here.__func__.cache_clear()  # type: ignore[attr-defined]
+def test_blocks_are_the_memory_of_the_weight_itself() -> None:
+    """A weight in float32 stays mapped from its file: packing would hold it twice."""
+    weight = torch.randn(100, 64)
+    kernel = kernels.Float32Blocks(weight, None, gelu=False)
+    assert kernel.weight.data_ptr() == weight.data_ptr()
+    assert kernel.rest.data_ptr() == weight[96:].data_ptr()
 
 
 @pytest.mark.parametrize(
