@@ -1,6 +1,6 @@
 """Measure what users wait for (replies, tokens, start-up, conversion, training steps, data preparation) and memory.
 
-    python scripts/benchmark.py decode [--size small] [--runs 5] [--prompt 64] [--picture FILE]
+    python scripts/benchmark.py decode [--size small] [--runs 5] [--prompt 64] [--peers ours,llama.cpp] [--picture FILE]
     python scripts/benchmark.py quality [--model tiny] [--held-out small-talk] [--precision int8]
     python scripts/benchmark.py start  [--size small] [--runs 5]
     python scripts/benchmark.py turn   [--size small] [--runs 5]
@@ -73,6 +73,7 @@ NEW_TOKENS = 20
 BATCH_TOKENS = 40
 HISTORY, TURN = 900, 8  # tokens
 PROMPT, DECODED = 64, 64
+PAUSE = 0.5  # seconds before each measurement, as the threads of the last peer may spin for a while after theirs
 
 THEIR_START = f"""
 import sys, os
@@ -140,12 +141,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--prompt", type=int, default=PROMPT, help=f"decode: tokens that are prefilled (default: {PROMPT})"
     )
+    parser.add_argument(
+        "--peers", default="", help="decode: names, or names with a precision, between commas: ours,llama.cpp f16"
+    )
     parser.add_argument("--model", default="tiny", help="quality: a trained checkpoint (default: tiny)")
     parser.add_argument("--held-out", choices=HELD_OUT, default="small-talk", help="quality: what is read")
     parser.add_argument("--precision", choices=CPU_PRECISIONS, help="quality: its kernels alone (default: all)")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="decode: draw its table, too")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # train, lora: this rival alone, for its memory
     options = parser.parse_args(argv)
+    contenders = chosen_peers(options.peers)
     chosen = MEASUREMENTS if options.what == "all" else (options.what,)
     if {"memory", "convert", "train", "lora", "prepare"} & {*chosen}:
         require_proc()
@@ -161,15 +166,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({**about, **found}), flush=True)
             continue
         with tempfile.TemporaryDirectory() as temporary:
-            result = measure(what, size, options, Path(temporary))
+            result = measure(what, size, options, Path(temporary), contenders)
         if options.picture is not None and what == "decode":
             draw_decoding(result, f"{size}'s shape", options.picture)
         print(json.dumps({**about, "size": size, **result}), flush=True)
     return 0
 
 
-def measure(what: str, size: str, options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    """Take one measurement in an empty folder."""
+def measure(
+    what: str, size: str, options: argparse.Namespace, folder: Path, contenders: Sequence[tuple[str, str]]
+) -> dict[str, object]:
+    """Take one measurement in an empty folder; `contenders` are the peers of `decode`."""
     runs, only = options.runs, options.only
     if what == "train":
         return measure_training(what, training_rivals(size, folder), size, runs, only)
@@ -183,13 +190,31 @@ def measure(what: str, size: str, options: argparse.Namespace, folder: Path) -> 
     write_random(published, size)
     convert(published, ours)
     if what == "decode":
-        return measure_decoding(published, ours, runs, options.prompt)
+        return measure_decoding(published, ours, runs, options.prompt, contenders)
     if what == "memory":
         return measure_memory(published, ours)
     return alternate(RIVALS[what](published, ours), runs)
 
 
-def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int) -> dict[str, object]:
+def chosen_peers(names: str) -> list[tuple[str, str]]:
+    """Return the installed peers that are named, each as its name or as name and precision; all for no name.
+
+    Raises:
+        DialogueError: a name is none of them.
+    """
+    here = installed()
+    wanted = {name.strip() for name in names.split(",")} - {""}
+    known = {each[0] for each in here} | {" ".join(each) for each in here}
+    if unknown := sorted(wanted - known):
+        raise DialogueError(
+            f"{', '.join(unknown)} is no peer that is installed here; there are {', '.join(sorted(known))}"
+        )
+    return [each for each in here if not wanted or {each[0], " ".join(each)} & wanted]
+
+
+def measure_decoding(
+    published: Path, ours: Path, runs: int, prompt_tokens: int, contenders: Sequence[tuple[str, str]]
+) -> dict[str, object]:
     """Prefill a prompt and generate 64 tokens, greedily, in every precision; peers alternate, medians are reported.
 
     A decoding step reads every weight once. The bytes per second of that, divided by those of a plain sum in the same
@@ -201,9 +226,10 @@ def measure_decoding(published: Path, ours: Path, runs: int, prompt_tokens: int)
     rooflines = []
     numbers = torch.ones(1 << 26)
     with ExitStack() as stack:
-        loaded = {each: stack.enter_context(served(*each, published, ours)) for each in installed()}
+        loaded = {each: stack.enter_context(served(*each, published, ours)) for each in contenders}
         for run in range(runs + 1):
             for each, peer in loaded.items():
+                time.sleep(PAUSE)
                 timing = peer(prompt, DECODED)
                 if run:
                     times.setdefault(each, []).append(timing)

@@ -3,7 +3,8 @@
 `scripts/benchmark.py decode` times them, each in a process of its own, as threads of one that spin while idle
 slow down the next. A peer that is not installed is skipped: transformers and CTranslate2 come with the test
 install; for llama.cpp, `pip install llama-cpp-python gguf`, which compiles for about five minutes; for ONNX Runtime,
-`pip install onnxruntime onnxscript`; for OpenVINO, `pip install openvino nncf`.
+`pip install onnxruntime onnxscript`; for OpenVINO, `pip install openvino nncf`; for MLX, `pip install mlx-lm` on a Mac,
+where it runs on the GPU, and `pip install mlx-lm "mlx[cpu]"` on Linux.
 
     python -m scripts.peers ours int8 PUBLISHED OURS   # stdin: a line of JSON per request, the prompt's ids and a count
 """
@@ -23,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 
 from dialogpt import Draft, GenerationConfig, generate
 from dialogpt.model import GPT2Config, KVCache
@@ -65,6 +67,8 @@ def installed() -> list[tuple[str, str]]:
         names += [("ONNX Runtime", dtype) for dtype in ("float32", "int8")]
     if importlib.util.find_spec("openvino") and importlib.util.find_spec("nncf"):
         names += [("OpenVINO", kind) for kind in ("f32", "bf16", "int8")]
+    if importlib.util.find_spec("mlx_lm"):
+        names.append(("MLX", "float32"))
     return names
 
 
@@ -263,6 +267,30 @@ def _openvino(folder: Path, kind: str) -> Peer:
     return lambda prompt, new: _by_steps(step, request.reset_state, prompt, new)
 
 
+def _mlx(folder: Path, _: str) -> Peer:
+    """Run MLX by its own GPT-2, which knows the names of a network without its head, and a config's older field."""
+    import mlx.core
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import load_model
+
+    target = folder.parent / "mlx"
+    target.mkdir()
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.removeprefix("transformer."): each for name, each in tensors.items()}, target / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (target / "config.json").write_text(json.dumps(config | {"n_ctx": config["n_positions"]}), encoding="utf-8")
+    network, _config = load_model(target)
+    cache: list[Any] = []
+
+    def reset() -> None:
+        cache[:] = make_prompt_cache(network)
+
+    def step(ids: list[int]) -> int:
+        return int(network(mlx.core.array([ids]), cache=cache)[0, -1].argmax().item())
+
+    return lambda prompt, new: _by_steps(step, reset, prompt, new)
+
+
 def _by_steps(step: Callable[[list[int]], int], reset: Callable[[], object], prompt: list[int], new: int) -> Generated:
     """Generate with a peer that reads new ids and returns the token that follows."""
     reset()
@@ -276,7 +304,7 @@ def _by_steps(step: Callable[[list[int]], int], reset: Callable[[], object], pro
 
 LOADERS: dict[str, Callable[[Path, str], Peer]] = {
     "ours": _ours, "transformers": _transformers, "CTranslate2": _ctranslate2, "llama.cpp": _llama,
-    "ONNX Runtime": _onnxruntime, "OpenVINO": _openvino,
+    "ONNX Runtime": _onnxruntime, "OpenVINO": _openvino, "MLX": _mlx,
 }  # fmt: skip
 
 

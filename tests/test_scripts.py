@@ -98,6 +98,7 @@ def test_a_peer_is_timed_in_a_process_of_its_own(published: Path, tmp_path: Path
 EXACT_PEERS = [  # by the package that it needs
     ("ours", "float32", "dialogpt"), ("CTranslate2", "float32", "ctranslate2"), ("llama.cpp", "f32", "llama_cpp"),
     ("ONNX Runtime", "float32", "onnxscript"), ("OpenVINO", "f32", "nncf"),
+    ("MLX", "float32", "mlx_lm"),
 ]  # fmt: skip
 
 
@@ -131,6 +132,17 @@ def test_the_cache_of_an_exported_step_gives_the_logits_of_the_network(published
         for start, end in ((0, 4), (4, 5), (5, 9)):
             logits, *past = step(ids[:, start:end], torch.zeros(1, dtype=torch.int32), *past)
             assert torch.allclose(logits, expected[:, end - 1], atol=1e-5)
+
+
+def test_peers_are_chosen_by_name_or_with_a_precision() -> None:
+    ours = [each for each in peers.installed() if each[0] == "ours"]
+    assert benchmark.chosen_peers("") == peers.installed()
+    assert benchmark.chosen_peers("ours") == ours
+    assert benchmark.chosen_peers("transformers float32, ours int8") == [("ours", "int8"), ("transformers", "float32")]
+    with pytest.raises(
+        DialogueError, match="^float16, theirs is no peer that is installed here; there are CTranslate2"
+    ):
+        benchmark.chosen_peers("theirs,float16,ours")
 
 
 def test_figures_of_other_tokens_are_refused() -> None:

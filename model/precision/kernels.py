@@ -144,7 +144,7 @@ class Float32SixRows(Float32):
 class Float32Blocks(Kernel):
     """float32 as the checkpoint has it, in blocks of outputs that torch multiplies as a batch of matrices.
 
-    For one row `F.linear` uses one thread, a batch several: 24 GB/s, where oneDNN's product reaches 18 to 20 (AMD Zen 3,
+    For one row `F.linear` uses one thread, a batch several: 23 GB/s, where oneDNN's product reaches 20 (AMD Zen 3,
     two cores). From eight rows on both are level; for two to seven this takes 1.2 of the time. Nothing is packed, so
     the weight stays mapped from its file. A GELU follows by itself: in oneDNN's product with AVX2 it makes 64 rows take
     1.4 of the time.
