@@ -53,7 +53,8 @@ class Tokenizer:
         spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
         check_order(spelled, vocabulary, self._ranks)
-        # tiktoken works with ranks, which ids may differ from (not GPT-2's); the end token's is for `encode_dialogue`.
+        # tiktoken works with ranks. GPT-2's ids are its ranks, those of other vocabularies may differ. The end token,
+        # which no text becomes, has a rank for `encode_dialogue` alone.
         self._encoding = tiktoken.Encoding(
             "vocabulary", pat_str=PATTERN, mergeable_ranks=self._ranks, special_tokens={END_OF_TEXT: len(tokens)}
         )
@@ -96,18 +97,19 @@ class Tokenizer:
         return self.encode(self.turn_prefix.gap(role) + text)
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
-        """The ids of whole turns, each with prefix and end token: what `encode` gives, in one call where possible.
+        """The ids of whole turns, user and bot in turn: what `whole_turn` gives of each, in one call where possible.
 
         Raises:
             DialogueError: as `encode`.
         """
+        for turn in turns:
+            require_text(turn)
         text = END_OF_TEXT.join([*turns, ""])
         typed = text.count(END_OF_TEXT) > len(turns)  # typed text never becomes the end token
         one_by_one = typed or self.vocabulary.add_prefix_space or self._added or self.turn_prefix.ids
         if one_by_one or any(len(turn) > LONG_SPACE for turn in turns):
             whole = [self.whole_turn(turn, (USER, BOT)[place % 2]) for place, turn in enumerate(turns)]
             return np.array([n for turn in whole for n in turn], dtype=np.uint32)
-        require_text(text)
         ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT})
         return self._ids_or_end[ranks]
 

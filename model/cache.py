@@ -5,8 +5,7 @@ to it. Adding, removing and reordering rows is left to `dialogpt.model.cache_row
 when it is cropped, to the decoder.
 
 A row's slots are its positions: the token at position p has its key in slot p, and padding is never stored. Slots
-beyond a row's length are zero, but for those of a forward pass that failed before `advance`; the next pass overwrites
-them.
+beyond a row's length are zero; those of a forward pass that failed before `advance` become so when the next one begins.
 """
 
 from __future__ import annotations
@@ -42,14 +41,16 @@ class KVCache:
 
     Attributes:
         buffer: keys and values, (L, 2, B, H, capacity, D).
-        memory: the allocation that `buffer` is a view of; larger only where `dialogpt.model.cache_rows` adds rows.
+        memory: the allocation that `buffer` is a view of; larger where `dialogpt.model.cache_rows` has added or
+            dropped rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """
 
     def __init__(self, buffer: Tensor, max_length: int) -> None:
-        """Wrap an empty buffer, as `for_model` makes it; `reserve` prepares each pass for `append`."""
+        """Wrap a buffer: an empty one, or one whose `ids` are set next; `reserve` prepares each pass for `append`."""
         self.buffer = self.memory = buffer
+        self._in_pass = False  # between `reserve` and `advance`; there still at the next `reserve` if the pass failed
         self.max_length = max_length
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
@@ -87,6 +88,10 @@ class KVCache:
                     f"the cache is full: row {row} holds {length} tokens and {n} more were asked for, but the network "
                     f"has {self.max_length} positions; drop the oldest turns or generate fewer tokens"
                 )
+        if self._in_pass:
+            for row, length in enumerate(lengths):
+                self.buffer[:, :, row, :, length:] = 0
+        self._in_pass = True
         self.make_room(end)
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
         stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # 2L: keys, values of layer 0, ...; (B, H, S, D)
@@ -123,6 +128,7 @@ class KVCache:
     def advance(self, ids: Sequence[Sequence[int]]) -> None:
         """Record the ids that were read, one list a row: from here on the cache holds them."""
         self.ids = [row + list(new_ids) for row, new_ids in zip(self.ids, ids, strict=True)]
+        self._in_pass = False
 
     # ---- called by the decoder ----
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,14 @@ def test_the_end_of_a_turn_is_the_checkpoints_own(
     assert GPT2Tokenizer.from_pretrained(back).eos_token_id == 557
     assert main(["info", str(ours)]) == 0
     assert re.search("end of a turn +<eos>, token 557", capsys.readouterr().out)
+
+
+def test_whole_dialogues_refuse_what_single_turns_refuse() -> None:
+    """Where every added token lacked an embedding row, `encode_dialogue` took such a token for plain text."""
+    tokenizer = Tokenizer(replace(small_vocabulary(), without_row=frozenset({"<x>"})))
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_dialogue(["Hi", text])):
+        with pytest.raises(DialogueError, match="the token '<x>' has no embedding row here"):
+            encode("an <x>")
+    tokenizer = Tokenizer(small_vocabulary())
+    with pytest.raises(DialogueError, match=r"^character 3 \(U\+D800\)"):  # counted in its own turn
+        tokenizer.encode_dialogue(["Hi there", "ab\ud800"])

@@ -22,7 +22,7 @@ def removed_by_short_sort(scores: Tensor, config: GenerationConfig) -> Tensor | 
     equals 1 - p up to rounding, or a removed score equals a kept one.
     """
     num_left = int((scores > -torch.inf).sum(dim=-1).max())
-    if not config.tokens_to_keep < num_left <= MAX_SHORT_SORT:
+    if not 0 < num_left <= MAX_SHORT_SORT:
         return None
     ascending = scores.topk(num_left).values.flip(-1)  # (B, num_left)
     total = ascending.softmax(dim=-1).cumsum(dim=-1)

@@ -12,8 +12,9 @@ from dialogpt.errors import DialogueError
 from dialogpt.weights import Vocabulary
 
 _WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what \s is in Rust
-# tiktoken's engine backtracks through a run of white space and panics on a long one (a million spaces, then a letter).
-# GPT-2's pattern splits a run before its last character where other text follows, so long ones are split there first.
+# GPT-2's pattern splits a run of white space before its last character where other text follows. tiktoken's engine
+# backtracks to find that place, and panics on a long run (a million spaces, then a letter). So long ones are split
+# there before, as it takes a run at the end of a text whole.
 _SPACES = re.compile(f"{_WHITE_SPACE}+")
 LONG_SPACE = 1000
 
@@ -25,12 +26,12 @@ class AddedTokens:
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
         patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
         self._ids = vocabulary.added
-        self._pattern = re.compile(f"({'|'.join(patterns)})") if patterns else None
+        self._pattern = re.compile(f"({'|'.join(patterns) or '(?!)'})")  # (?!) matches nothing
         self._without_row = sorted(vocabulary.without_row - vocabulary.special)
 
     def __bool__(self) -> bool:
-        """Whether there are any."""
-        return self._pattern is not None
+        """Whether `split` does anything."""
+        return bool(self._ids or self._without_row)
 
     def split(self, text: str) -> Iterator[str | int]:
         """Yield the text between added tokens, and the ids of these tokens.
@@ -41,9 +42,6 @@ class AddedTokens:
         for token in self._without_row:
             if token in text:
                 raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
-        if self._pattern is None:
-            yield text
-            return
         for index, piece in enumerate(self._pattern.split(text)):  # text, added token, text, ..., text
             yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece  # strip: see `_pattern_of`
 

@@ -31,7 +31,10 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C at a prompt where something had been typed and deleted: it never leaves, even as the second in a row."""
+    """Ctrl-C at an empty prompt where something had been typed: it never leaves, even as the second in a row.
+
+    With text at the prompt, the first Ctrl-C clears it, the second is this one and says how to leave, the third leaves.
+    """
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,8 @@ class Talk(ABC):
             self.console.notice(f"  (the model is no longer shown the first {dropped} turns)")
         self.dropped = dropped
         if was_interrupted():
-            kept = "what was said is kept" if any_text else "your turn is taken back"
+            before = "your turn is taken back" if typed else "all is as it was"  # a line, or /retry and /edit
+            kept = "what was said is kept" if any_text else before
             self.console.notice(f"stopped; {kept}")
 
     def _note_script(self, typed: str) -> None:

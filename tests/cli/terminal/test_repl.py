@@ -222,6 +222,20 @@ def test_ctrl_c_before_the_first_word_takes_the_turn_back(
     assert played.status == 0  # one Ctrl-C at the prompt after it clears a line, and does not leave
 
 
+def test_ctrl_c_before_the_first_word_of_another_reply_keeps_the_old_one(
+    play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It said that the turn was taken back, which is true of a new turn only."""
+    played = play("/set max-new-tokens 3", "Hello")
+    before = played.chat.texts()
+    press_ctrl_c(network, monkeypatch, (1,))
+    terminal = Terminal(played.chat, Console(lambda *_: "", played.write, played.notices.append))
+    terminal.handle("/retry")
+    assert played.notices[-1] == "stopped; all is as it was"
+    assert played.chat.texts() == before
+    assert len(before) == 2
+
+
 def test_a_line_that_is_not_utf8_is_a_sentence(play: Play) -> None:
     played = play(UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid"), "Hello")
     assert "not valid UTF-8" in played.said
