@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dialogpt.chat import Chat
 from dialogpt.decoding.stop import Stop
 from dialogpt.generation import Reply
-from dialogpt.history import History
 from dialogpt.replies import Dialogue, Seeds
 from dialogpt.whole_replies import generate_replies
 
@@ -52,8 +51,8 @@ def _replies(
     plan = chat.plan(number)
     asked = []
     for texts, own in zip(dialogues, seeds, strict=True):
-        history = History(chat.tokenizer.eos_id, chat.turns_from(texts), chat.tokenizer.turn_prefix)
-        asked.append(Dialogue(chat.prompt(history), history.turns, own))
+        turns = chat.turns_from(texts)
+        asked.append(Dialogue(chat.prompt(turns), turns, own))
     cache = chat.cache if len(asked) == 1 else None
     with chat.caller:
         chat.close_stream()

@@ -15,11 +15,10 @@ import time
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from dialogpt.checked import Checked
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.stop import Stop, Stopped
@@ -32,7 +31,7 @@ from dialogpt.networks import load_network
 from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Plan, Seeds, Statistics, stream_reply
-from dialogpt.settings import POSITIVE, require_names
+from dialogpt.settings import POSITIVE, require_names, required
 from dialogpt.text.normalize import normalize
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
@@ -46,7 +45,7 @@ class Chat:
     """One conversation with one network; the network itself may serve many.
 
     Attributes:
-        generation: settings of the next reply; checked when set, like the three after it.
+        generation: settings of the next reply, as they were given; checked when set, like the three after it.
         history_tokens: how many tokens of dialogue the network is shown.
         num_candidates: how many candidates the reranker chooses among.
         draft: drafts tokens of a single reply without beams, which makes it faster and changes no token.
@@ -54,32 +53,12 @@ class Chat:
         reranker: chooses each reply among candidates; None takes the only one.
         normalize: whether typed text is spelled as the training data were; see `dialogpt.text.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
-        last_prompt: what the network read last; None before the first turn.
+        last_prompt: what the network was shown for the last reply; None without one, or where its turns were replaced.
         statistics: of the last reply.
         seeds: of all samples; the random numbers go on from reply to reply.
         cache: what the network has computed of it.
         caller: the lock of this conversation, and which thread reads its stream.
     """
-
-    # `Checked` makes an attribute of the function below it, which is called with each value that is assigned.
-    @Checked
-    def generation(self, config: GenerationConfig) -> None:
-        """Refuse settings with unknown tokens, or without room for a prompt; add the turn's end to the end tokens."""
-        resolved = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
-        check_tokens(resolved, self.model.config.vocab_size)
-        if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
-            expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
-            raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
-        self._resolved = resolved
-
-    history_tokens: Checked[int] = Checked.of_kind(POSITIVE)
-    num_candidates: Checked[int] = Checked.of_kind(POSITIVE)
-
-    @Checked
-    def draft(self, draft: Draft | None) -> None:
-        """Refuse a draft for another network."""
-        if draft is not None:
-            draft.require_fits(self.model)
 
     def __init__(
         self,
@@ -94,7 +73,7 @@ class Chat:
         draft: Draft | None = None,
         normalize: bool = False,
     ) -> None:
-        """Begin an empty conversation; arguments that are not named here are attributes.
+        """Begin an empty conversation.
 
         Args:
             model: a loaded network.
@@ -111,7 +90,7 @@ class Chat:
             DialogueError: a setting is out of range, or the draft does not fit the network.
         """
         self.caller = OneCaller()
-        self.model, self.tokenizer = model, tokenizer
+        self.model, self.tokenizer = model, tokenizer  # first, as settings are checked against them
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
         self.history = History(tokenizer.eos_id, prefix=tokenizer.turn_prefix)
         self.history_tokens = DEFAULT_HISTORY_TOKENS if history_tokens is None else history_tokens
@@ -123,6 +102,33 @@ class Chat:
         self.last_prompt: Prompt | None = None
         # Weak, so that Python closes a stream at once when nobody holds it any more, and not at the next call.
         self._current: weakref.ref[Generator[str, None, None]] | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; settings are checked first.
+
+        Raises:
+            DialogueError: a value is out of range, names unknown tokens or leaves no room for a prompt;
+                or a draft is for another network.
+        """
+        if name == "generation":
+            self._resolved = self._resolve(value)
+        elif name in ("history_tokens", "num_candidates"):
+            required(name, value, POSITIVE)
+        elif name == "draft" and value is not None:
+            value.require_fits(self.model)
+        super().__setattr__(name, value)
+
+    def _resolve(self, config: GenerationConfig) -> GenerationConfig:
+        """Return settings for one reply, which the end of a turn ends; refuse those that cannot give one."""
+        resolved = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
+        check_tokens(resolved, self.model.config.vocab_size)
+        if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
+            expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
+            raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
+        return resolved
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Chat holds a network and cannot be pickled; keep its history.turns, and restore() them")
 
     def __repr__(self) -> str:
         config, turns = self.model.config, len(self.history.turns)
@@ -170,7 +176,7 @@ class Chat:
 
         Args:
             text: the user's turn.
-            stop: asked after every token; true ends the reply before that token is yielded.
+            stop: true ends the reply before its last token is yielded; see `Stop` for when it is asked.
 
         Raises:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
@@ -282,8 +288,8 @@ class Chat:
         )
 
     def _begin(self, turns: list[Turn], stop: Stop | None) -> Generator[str, None, None]:
-        # The prompt is of a history of its own: the conversation changes only when the stream is read.
-        prompt = self.prompt(History(self.history.eos_id, turns, self.history.prefix))
+        # The conversation changes only when the stream is read.
+        prompt = self.prompt(turns)
         stream = self._answer(turns, prompt, stop)
         self.caller.streams_here()
         self._current = weakref.ref(stream)
@@ -298,8 +304,9 @@ class Chat:
         text = (normalize(text) if self.normalize else text) or text
         return Turn(self.tokenizer.encode_turn(text, role), role)
 
-    def prompt(self, history: History) -> Prompt:
+    def prompt(self, turns: Sequence[Turn]) -> Prompt:
         """Return what the network is shown of a dialogue; a truncated turn is logged."""
+        history = History(self.history.eos_id, turns, self.history.prefix)
         prompt_room = self.generation.prompt_room(self.model.config.n_positions)
         persona = [] if self.persona is None else [*self.persona, history.eos_id]
         room = min(self.history_tokens, prompt_room)

@@ -45,7 +45,7 @@ class GenerationConfig:
     """The settings of one generation; the defaults are transformers'. A setting of None takes its default.
 
     Raises:
-        SettingsError: values are out of range or contradict each other; all problems are named.
+        SettingsError: values are out of range, or else contradict each other; all problems of that sort are named.
     """
 
     # Length. max_new_tokens overrides max_length, and min_new_tokens, even 0, overrides min_length.
@@ -72,7 +72,7 @@ class GenerationConfig:
     )
     num_return_sequences: int = setting(1, POSITIVE, "replies per prompt")
 
-    # Logits processors, in transformers' order.
+    # Logits processors, in transformers' order; presence_penalty and frequency_penalty are OpenAI's.
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = setting(
         None, BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
@@ -109,7 +109,7 @@ class GenerationConfig:
     eta_cutoff: float = setting(0.0, SHARE_BELOW_1, "the same, with a lower bound where the entropy is high")
     renormalize_logits: bool = setting(False, SWITCH, "normalize the processed logits to log-probabilities")
 
-    # For dialogue; transformers has none of these.
+    # For dialogue; not in transformers either.
     repetition_scope: str = setting(
         "all",
         choice("all", "own", "reply"),
@@ -182,7 +182,10 @@ class GenerationConfig:
         return preset.merged(own or {})
 
     def fitted(self, n_positions: int) -> GenerationConfig:
-        """Return these settings with at most half of a small network's positions for the reply."""
+        """Return these settings with lengths that fit a small network: `max_new_tokens` at most half of its positions.
+
+        Where only `max_length` is set, that is at most all of them, as it counts the prompt too.
+        """
         if self.max_new_tokens is None:
             assert self.max_length is not None
             return replace(self, max_length=min(self.max_length, n_positions))
@@ -261,7 +264,7 @@ def several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
 
 
 # The value of each processor's and warper's setting at which it changes nothing: the defaults, but for top_k, which is
-# 50 in transformers. With `do_sample` off this is greedy decoding, which keeps min_new_tokens: it is in `OFF` only.
+# 50 in transformers. `min_new_tokens` is in `OFF` only: greedy decoding keeps it, so that a chat's reply is not empty.
 NEUTRAL: dict[str, Any] = {
     declared.name: declared.default
     for declared in fields(GenerationConfig)

@@ -1,6 +1,6 @@
 """A dialogue as the model sees it: turns of token ids, each with its end token; only whole turns are dropped.
 
-DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); the prompt
+DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); its prompt
 names no speakers. Who spoke is kept with the ids, for settings about the bot's own turns. Encoding text is left to
 `dialogpt.tokenizer`, replying to `dialogpt.chat`.
 """
@@ -32,7 +32,10 @@ class Turn(list[int]):
 
 
 def alternating(count: int) -> list[str]:
-    """The speakers of a dialogue that names none: the user speaks last, and is answered; turns alternate."""
+    """The speakers of a dialogue that names none and is to be answered: turns alternate, and the user speaks last.
+
+    Where nothing is answered, as in training data, the user speaks first: `History.add`, `Tokenizer.encode_dialogue`.
+    """
     return [USER if (count - place) % 2 else BOT for place in range(count)]
 
 
@@ -41,7 +44,8 @@ class Prompt:
     """What the model is shown of a dialogue.
 
     Attributes:
-        ids: the shown turns, each with its end token.
+        ids: the shown turns, each with its end token; in some fine-tunes with prefixes, of which the bot's is the last.
+            A chat with a persona has it in front, which the other attributes do not count.
         first_turn: index of the first shown turn; those before it are kept but not shown.
         cut: how many tokens were truncated from the front of the last turn.
         own_turns: the bot's turns among those shown, without end tokens; None where nobody knows who spoke.

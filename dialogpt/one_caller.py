@@ -6,7 +6,6 @@ import inspect
 import threading
 from collections.abc import Generator
 from types import TracebackType
-from typing import NoReturn
 
 from dialogpt.errors import DialogueError
 
@@ -44,16 +43,13 @@ class OneCaller:
         """
         if not self._lock.acquire(blocking=False):
             raise DialogueError(BUSY)
-        mine = self._streaming is threading.current_thread()
         try:
-            if stream is not None:
-                if inspect.getgeneratorstate(stream) != inspect.GEN_CLOSED and not mine and self._streaming.is_alive():
-                    raise DialogueError(BUSY)
-                stream.close()
-        except ValueError:  # BUSY above, as DialogueError is one; or Python's, if a callback closes the running stream
-            raise DialogueError(GENERATING if mine else BUSY) from None
+            if stream is None or (state := inspect.getgeneratorstate(stream)) == inspect.GEN_CLOSED:
+                return
+            if self._streaming is not threading.current_thread() and self._streaming.is_alive():
+                raise DialogueError(BUSY)
+            if state == inspect.GEN_RUNNING:
+                raise DialogueError(GENERATING)
+            stream.close()
         finally:
             self._lock.release()
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a Chat holds a network and cannot be pickled; keep its history.turns, and restore() them")

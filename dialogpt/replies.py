@@ -26,7 +26,7 @@ from dialogpt.settings import Kind, required
 from dialogpt.text.stream_decoder import StreamDecoder
 from dialogpt.tokenizer import Tokenizer
 
-MAX_ATTEMPTS = 5  # samples of one reply before a blank one is accepted
+MAX_ATTEMPTS = 5  # at one sample before a blank one is accepted
 MAX_SEED = 1 << 64
 SEED = Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer", int)
 Kept = TypeVar("Kept")  # what is kept of a token
@@ -41,8 +41,8 @@ class Plan:
         num_replies: how many replies are returned.
         num_samples: how many candidates are generated; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
-        withholds_blank: whether white space that begins a streamed reply waits for what follows: whoever reads it is
-            shown nothing of an attempt that is replaced, and no label before a greedy reply that stays blank.
+        withholds_blank: whether white space that begins a streamed reply is withheld until other text follows, or until
+            the reply ends blank and is accepted. So nothing is shown of an attempt that is replaced.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 
@@ -138,7 +138,7 @@ class Statistics:
     Attributes:
         prompt_tokens: the length of the prompt.
         computed_tokens: how many of them were not cached.
-        new_tokens: how many were generated, with those of blank samples, without end tokens; of candidates, the best's.
+        new_tokens: how many were generated, without end tokens: of all attempts, but of the best candidate only.
         first_seconds: from the start to the first token.
         seconds: from the start to the last token.
     """
@@ -242,9 +242,9 @@ def stream_reply(
         plan: for one reply, whose tokens are known as they are generated (`streams`).
         dialogue: what is answered.
         cache: one row; what the prompt shares with it is not computed again.
-        on_token: called for every token but an end token, those of blank samples included.
+        on_token: called for every token but an end token, those of replaced attempts included.
         draft: drafts tokens, which makes one sample faster and changes none.
-        stop: asked after every token; true ends the reply before that token is yielded.
+        stop: asked after every token but an end token; true ends the reply before that token is yielded.
 
     Raises:
         Stopped: `stop` returned true.

@@ -48,7 +48,9 @@ PROCESSORS: tuple[tuple[Processor, tuple[str, ...]], ...] = (
 
 
 def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
-    """Return the distribution that the next token is sampled from: (B, V) -> (B, V), in float32.
+    """Return the distribution that the next token is sampled from: (B, V) -> (B, V), in float32; for readers and tests.
+
+    `dialogpt.decoding.sampling` takes the scores, of which greedy decoding needs no distribution.
 
     Args:
         logits: the network's output at the last position of each sequence.

@@ -53,7 +53,9 @@ def generate_replies(
     beams = plan.config.num_beams
     sequences = len(dialogues) * max(plan.num_samples, beams)
     if cache is not None and sequences > 1:  # they are decoded in copies; one alone is decoded in the cache itself
-        prefill(model, dialogues[0].prompt.ids[:-1], cache)  # but for the last: each copy needs its logits
+        prefill(
+            model, dialogues[0].prompt.ids[:-1], cache, num_scored=0
+        )  # but for the last: each copy needs its logits
     if beams > 1:
         found = generate_batch(
             model,

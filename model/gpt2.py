@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from dialogpt.model.cache import CacheFull, KVCache
 from dialogpt.model.config import GPT2Config
 
-Table = TypeVar("Table", bound=nn.Embedding)
 # All other names of `activation_function` mean the tanh GELU; the exact one, "gelu", differs from it by up to 4.7e-4.
 OTHER_ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU}
 
@@ -33,8 +31,10 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        self.token_embedding = _uninitialized(TokenEmbedding, V, C)
-        self.position_embedding = _uninitialized(nn.Embedding, config.n_positions, C)
+        # Given a weight, an embedding samples none: on the meta device (shapes, no memory) its `normal_` imports a
+        # compiler for 1 s, and a linear layer's `uniform_` does not.
+        self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
+        self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(C, eps=config.layer_norm_epsilon)
@@ -169,12 +169,6 @@ class MLP(nn.Module):
         """(B, T, C) -> (B, T, C)."""
         out: Tensor = self.down(self.activation(self.up(x)))
         return self.dropout(out) if self.training else out
-
-
-def _uninitialized(kind: type[Table], rows: int, width: int) -> Table:
-    """An unsampled embedding: on the meta device (shapes, no memory) sampling takes 1 s, as it imports a compiler."""
-    embedding: Table = kind.from_pretrained(torch.empty(rows, width), freeze=False)  # type: ignore[no-untyped-call]
-    return embedding
 
 
 def new_lengths(ids: Tensor, lengths: Tensor | None, rows: int, n_positions: int) -> list[int]:

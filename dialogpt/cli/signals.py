@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from dialogpt.errors import INTERRUPTED
@@ -19,23 +19,19 @@ from dialogpt.errors import INTERRUPTED
 Handler = Callable[[int, FrameType | None], None]
 
 
-@contextmanager
-def interrupts_exiting(number: int = signal.SIGINT, status: int = INTERRUPTED) -> Iterator[None]:
+def interrupts_exiting(number: int = signal.SIGINT, status: int = INTERRUPTED) -> AbstractContextManager[None]:
     """Let Ctrl-C end the process: for importing, loading, and replies to a pipe, which are flushed line by line.
 
     Args:
-        number: another signal that is to do the same.
+        number: the signal; SIGINT is Ctrl-C.
         status: what the process leaves with.
     """
-    with _handling(lambda _signal, _frame: os._exit(status), number):
-        yield
+    return _handling(lambda _signal, _frame: os._exit(status), number)
 
 
-@contextmanager
-def interrupts_raised() -> Iterator[None]:
+def interrupts_raised() -> AbstractContextManager[None]:
     """Let Ctrl-C raise KeyboardInterrupt, as Python does by itself: for a prompt that waits for a line."""
-    with _handling(signal.default_int_handler):
-        yield
+    return _handling(signal.default_int_handler)
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The decoding loop: sequences that prefill a prompt and generate one token a step, each with its own settings.
 
 `replies.stream_reply` runs it for a chat, `whole_replies` for replies that are known at their end, the server for those
-that come and go, `generation` for Python callers; speculative decoding alone has a loop of its own. It knows token ids
-only: `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` holds the cache.
+that come and go, `generation` for Python callers; beam search and speculative decoding have loops of their own.
+Prompts are token ids here; `dialogpt.sampler` processes logits, `dialogpt.decoding.batch` holds the cache.
 """
 
 from __future__ import annotations
@@ -126,11 +126,10 @@ class Decoder:
         tokens = choose_tokens(scores, active, sharing_noise)
         for sequence, token in zip(active, tokens, strict=True):
             sequence.append(token)
-        # Each step is given a function, as hardly anybody asks for its logits: a chat never does.
-        if needed is not None:
-            return [Step(active[0], tokens[0], lambda: self.model.logits(hidden)[0].float())]
+        # Where few logits were needed, all are computed if somebody asks for them: a chat never does.
+        of_row = logits.__getitem__ if needed is None else lambda row: self.model.logits(hidden)[row].float()
         return [
-            Step(sequence, token, functools.partial(logits.__getitem__, row))
+            Step(sequence, token, functools.partial(of_row, row))
             for row, (sequence, token) in enumerate(zip(active, tokens, strict=True))
         ]
 

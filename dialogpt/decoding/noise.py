@@ -30,7 +30,7 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
 
 
 def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
-    """Draw exponential noise for the rows of a batch: (B, V), without zeros.
+    """Draw exponential noise for the rows of a batch: (B, V), without zeros (but for one number in 2^53 on a CPU).
 
     Args:
         groups: of each generator, how many rows share it, and the indices among them whose noise is used. Noise is
@@ -74,7 +74,6 @@ def sample_without_replacement(probabilities: Tensor, count: int, generator: tor
 
 
 @functools.cache
-@torch.inference_mode(False)
 def _exponential_is_of_uniform() -> bool:
     """Whether a CPU's `exponential_` equals -log(1 - u), to the bit, of the numbers u that `uniform_` draws in float64.
 

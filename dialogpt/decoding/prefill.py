@@ -31,14 +31,14 @@ def crop_to_prefix(cache: KVCache, ids: Sequence[int], num_scored: int = 1, row:
 
 
 @torch.inference_mode()
-def prefill(model: GPT2, ids: Sequence[int], cache: KVCache, num_scored: int = 0) -> Tensor:
+def prefill(model: GPT2, ids: Sequence[int], cache: KVCache, num_scored: int) -> Tensor:
     """Make a cache of one row hold `ids`, computing what is missing.
 
     Args:
         model: the network.
         ids: what the cache holds afterwards.
         cache: of one row.
-        num_scored: how many of the last tokens are computed in any case.
+        num_scored: how many of the last tokens are computed in any case, as their hidden states are needed.
 
     Returns:
         The hidden states of the computed tokens, (1, T, C); T is 0 if none was missing.
@@ -73,6 +73,6 @@ class Prefilled:
 
 def prefill_sequence(model: GPT2, sequence: TokenSequence, cache: KVCache | None) -> Prefilled:
     """Prefill the prompt of one sequence in a cache, which may hold a prefix of it; None is a new one."""
-    own = KVCache.for_model(model) if cache is None else cache
-    hidden = prefill(model, sequence.ids, own, num_scored=1)[:, -1]  # (1, C)
-    return Prefilled([sequence], own, hidden, borrowed=cache is not None)
+    filled = KVCache.for_model(model) if cache is None else cache
+    hidden = prefill(model, sequence.ids, filled, num_scored=1)[:, -1]  # (1, C)
+    return Prefilled([sequence], filled, hidden, borrowed=cache is not None)

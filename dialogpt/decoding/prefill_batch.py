@@ -76,7 +76,7 @@ def prefill_chunk(
         cached = 0 if cache is None else cached_tokens(cache, ids)
         if budget and len(ids) - cached > budget:
             cache = caches.setdefault(sequence, KVCache.for_model(model))
-            prefill(model, ids[: cached + budget], cache)
+            prefill(model, ids[: cached + budget], cache, num_scored=0)
             budget = 0
         elif budget:
             scheduled.append(sequence)

@@ -33,7 +33,7 @@ def process_logits(logits: Tensor, sequences: Sequence[TokenSequence]) -> Tensor
         for config in configs:
             rows = [row for row, sequence in enumerate(sequences) if sequence.config is config]
             scores[rows] = next_token_scores(logits[rows], config, [sequences[row].seen for row in rows])
-    if scores is not logits and _has_nan(scores):  # unprocessed ones were checked by `require_finite`
+    if scores is not logits and _has_nan(scores):  # unprocessed ones were checked when computed
         raise GenerationError(NOT_A_NUMBER, _marked(sequences, scores.isnan().any(dim=-1)))
     return scores
 

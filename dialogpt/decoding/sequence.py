@@ -106,11 +106,12 @@ class SequenceFactory:
         prompt = prompt_ids if isinstance(prompt_ids, Prompt) else Prompt(list(prompt_ids), 0, 0)
         ids = list(prompt.ids)
         self._check_prompt(ids, config)
-        # Equal settings are resolved once, to one object: `process_logits` groups rows by its identity.
-        resolved = self._resolved.get(config) or self._resolve(config)
-        if len(self._resolved) >= MAX_CACHED_SETTINGS:
-            self._resolved.clear()
-        self._resolved[config] = resolved
+        # Equal settings are resolved once, to one object: `process_logits` is faster for rows that share it.
+        resolved = self._resolved.get(config)
+        if resolved is None:
+            if len(self._resolved) >= MAX_CACHED_SETTINGS:
+                self._resolved.clear()
+            resolved = self._resolved[config] = self._resolve(config)
         if generator is None and config.do_sample:
             generator = fresh_generator(self._model.device)
         sequence = TokenSequence(ids, len(ids), resolved, generator)

@@ -21,7 +21,8 @@ class Step:
     Attributes:
         sequence: the sequence that it was appended to.
         id: the token.
-        compute_logits: returns `logits`, computed only if they are asked for.
+        compute_logits: returns `logits`. Where only those that matter were computed (`dialogpt.decoding.screened`), it
+            computes all; else they are there.
     """
 
     sequence: TokenSequence

@@ -1,7 +1,8 @@
 """Logits processors that look at repetition and at the length of a reply, exactly as transformers computes them.
 
-Each function follows its class in transformers' generation/logits_process.py. Their order is in `dialogpt.sampler`, the
-others are in `dialogpt.logits.rare_processors`. All take scores, (B, V), which they may change in place.
+Each function but `no_repeat_reply` follows its class in transformers' generation/logits_process.py, which has the scope
+"all" only. Their order is in `dialogpt.sampler`, the others are in `dialogpt.logits.rare_processors`. All take scores,
+(B, V), which they may change in place.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Seen:
 
     @property
     def generated(self) -> Sequence[int]:
-        """The reply so far."""
+        """The reply so far; without an end token, as with one nothing is chosen any more."""
         return self.ids[self.prompt_length :]
 
     def in_scope(self, scope: str) -> list[Sequence[int]]:

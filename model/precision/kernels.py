@@ -160,16 +160,16 @@ class Float32Blocks(Kernel):
         bias = torch.zeros(outputs) if bias is None else bias.float()
         self.weight, self.rest = weight[:whole].view(BLOCKS, size, inputs).mT, weight[whole:]
         self.bias, self.rest_bias = bias[:whole].view(BLOCKS, 1, size), bias[whole:]
-        self.outputs, self.whole, self.gelu = outputs, whole, gelu
+        self.whole, self.gelu = whole, gelu
 
     def __call__(self, x: Tensor) -> Tensor:
         """See `Kernel`."""
-        rows = x.reshape(-1, x.size(-1))  # (rows, in)
-        blocks = torch.baddbmm(self.bias, rows.expand(BLOCKS, *rows.shape), self.weight)  # (BLOCKS, rows, out / BLOCKS)
-        y = blocks.transpose(0, 1).reshape(len(rows), self.whole)  # (rows, out)
-        if self.whole < self.outputs:
-            y = torch.cat((y, F.linear(rows, self.rest, self.rest_bias)), dim=-1)
-        return _activated(y.view(*x.shape[:-1], self.outputs), self.gelu)
+        rows = x.reshape(1, -1, x.size(-1)).expand(BLOCKS, -1, -1)  # (BLOCKS, rows, in)
+        blocks = torch.baddbmm(self.bias, rows, self.weight)  # (BLOCKS, rows, out / BLOCKS)
+        y = blocks.transpose(0, 1).reshape(*x.shape[:-1], self.whole)  # (..., out)
+        if len(self.rest):
+            y = torch.cat((y, F.linear(x, self.rest, self.rest_bias)), dim=-1)
+        return _activated(y, self.gelu)
 
 
 class BFloat16SixRows(OneDNN):

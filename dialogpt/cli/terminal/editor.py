@@ -1,4 +1,4 @@
-"""The line editor of a chat: history search, turns of several lines, and Ctrl-C at the prompt.
+"""The line editor of a chat: search in typed lines, turns of several lines, and Ctrl-C at the prompt.
 
 Imported only where prompt_toolkit is installed and both stdin and stdout are a terminal.
 """

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 from dialogpt.chat import Chat
 from dialogpt.cli.printable import printable
@@ -15,10 +14,7 @@ from dialogpt.cli.signals import interrupts_raised
 from dialogpt.cli.terminal.commands import Terminal
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
 from dialogpt.cli.terminal.repl import Console
-from dialogpt.cli.terminal.typed_lines import add_lines, read_lines, typed_lines_file, without_history_on_error
-
-if TYPE_CHECKING:
-    from dialogpt.cli.terminal.editor import Editor
+from dialogpt.cli.terminal.typed_lines import add_lines, read_lines, typed_lines_file, unremembered_on_error
 
 
 def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False) -> int:
@@ -38,7 +34,7 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
     remembered = typed_lines_file() if remember else None
     lines: list[str] = []
     if remembered is not None:
-        with without_history_on_error():
+        with unremembered_on_error():
             lines = read_lines(remembered)
     typed: list[str] = []
     conversations = _conversations() if remember else None
@@ -52,38 +48,29 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
         if conversations is not None:
             conversations.close()
         if remembered is not None and typed:
-            with without_history_on_error():
+            with unremembered_on_error():
                 add_lines(remembered, typed)
 
 
 def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> Terminal:
     """A chat at this keyboard and screen; what is typed is added to `typed`."""
-    editor = _editor(lines)
-    if editor is None:
+    try:
+        from dialogpt.cli.terminal.editor import Editor
+        from dialogpt.cli.terminal.screen import Screen
+    except ModuleNotFoundError:  # prompt_toolkit is not installed
         return Terminal(chat, Console(_read_plainly, _write, _notice), conversations)
-
-    from dialogpt.cli.terminal.screen import Screen
+    editor, screen = Editor(lines), Screen()
 
     def read(label: str, initial: str) -> str:
         line = editor.read(label, initial)
         typed.append(line)
         return line
 
-    screen = Screen()
     console = Console(read, screen.write, _notice, editor.suppress_echo, screen.label)
     terminal = Terminal(chat, console, conversations)
     # Only now, as the terminal needs the editor to read.
     editor.completer.usages = {name: usage for name, (_run, usage, _purpose) in terminal.commands.items()}
     return terminal
-
-
-def _editor(lines: list[str]) -> Editor | None:
-    """The line editor; None where prompt_toolkit is not installed."""
-    try:
-        from dialogpt.cli.terminal.editor import Editor
-    except ModuleNotFoundError:
-        return None
-    return Editor(lines)
 
 
 def _read_plainly(label: str, initial: str) -> str:

@@ -25,7 +25,7 @@ _ESCAPED = re.compile(r"\\([0-7]{3})")  # how libedit writes a space: \040
 
 def typed_lines_file() -> Path | None:
     """Where typed lines are remembered, readable by their owner only; None where that cannot be."""
-    with without_history_on_error():
+    with unremembered_on_error():
         path = state_folder() / "history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
@@ -62,7 +62,7 @@ def _is_kept(line: str) -> bool:
 
 
 @contextmanager
-def without_history_on_error() -> Iterator[None]:
+def unremembered_on_error() -> Iterator[None]:
     """Remembering lines is a comfort: what goes wrong with it is a notice, and the talk goes on."""
     try:
         yield
