@@ -111,21 +111,21 @@ class Chat:
                 or a draft is for another network.
         """
         if name == "generation":
-            self._resolved = self._resolve(value)
+            self._for_one_reply = self._require_reply(value)
         elif name in ("history_tokens", "num_candidates"):
             required(name, value, POSITIVE)
         elif name == "draft" and value is not None:
             value.require_fits(self.model)
         super().__setattr__(name, value)
 
-    def _resolve(self, config: GenerationConfig) -> GenerationConfig:
-        """Return settings for one reply, which the end of a turn ends; refuse those that cannot give one."""
-        resolved = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
-        check_tokens(resolved, self.model.config.vocab_size)
+    def _require_reply(self, config: GenerationConfig) -> GenerationConfig:
+        """Return settings for one reply, ended by the end of a turn; refuse at once what cannot give one."""
+        for_one = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
+        check_tokens(for_one, self.model.config.vocab_size)
         if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
             expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
             raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
-        return resolved
+        return for_one
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Chat holds a network and cannot be pickled; keep its history.turns, and restore() them")
@@ -171,12 +171,12 @@ class Chat:
         """Stream the reply to a text while it is generated.
 
         A stream that is abandoned (stopped, closed, deleted, or overtaken by the next call) counts as an interruption:
-        what was yielded is kept as the reply; if nothing was, the user's turn is removed too. A stream that is never
-        read generates nothing.
+        what was yielded is kept as the reply, up to a whole character; if nothing was, the user's turn is removed too.
+        A stream that is never read generates nothing.
 
         Args:
             text: the user's turn.
-            stop: true ends the reply before its last token is yielded; see `Stop` for when it is asked.
+            stop: true ends the reply before the token just generated is yielded; see `Stop` for when it is asked.
 
         Raises:
             DialogueError: the text is not valid, or the settings leave no room for it; the history is as it was.
@@ -220,13 +220,14 @@ class Chat:
         """
         self.close_stream()
         self._require_exchange()
-        self.history.pop()
-        return self.tokenizer.turn_text(self.history.pop(), USER)
+        self.last_prompt, self.statistics = None, Statistics()
+        self.history.turns.pop()
+        return self.tokenizer.turn_text(self.history.turns.pop(), USER)
 
     def reset(self) -> None:
         """Begin a new conversation with the same settings; the random numbers go on."""
         self.close_stream()
-        self.history.clear()
+        self.history.turns.clear()
         self.last_prompt, self.statistics = None, Statistics()
 
     def close_stream(self) -> None:
@@ -280,7 +281,7 @@ class Chat:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
         return Plan.of(
-            self._resolved.with_replies(num_replies),
+            self._for_one_reply.with_replies(num_replies),
             self.tokenizer.eos_id,
             num_replies=num_replies,
             reranker=self.reranker,
@@ -332,7 +333,10 @@ class Chat:
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
-            self.history.turns, self.last_prompt = turns, prompt  # `finally` takes both back if no text comes
+            self.history.turns, self.last_prompt = (
+                turns,
+                prompt,
+            )  # `finally` takes both back if interrupted before any text
             computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []
@@ -340,7 +344,8 @@ class Chat:
             for tokens in self._tokens(Dialogue(prompt, turns, self.seeds), count, stop):
                 ids += tokens
                 if text := "".join(map(text_stream.feed, tokens)):
-                    # An interrupted reply ends with a whole character, but for its first text, so as not to be empty.
+                    # While half a character waits, only the tokens before it are kept; but the first text is kept with
+                    # it: of " " and half an emoji in one token, something was shown.
                     if yielded_ids is None or not text_stream.waiting:
                         yielded_ids = list(ids)
                     yield text

@@ -1,7 +1,8 @@
 """The settings of generation: transformers' `GenerationConfig`, with its names and meanings, and a few for dialogue.
 
-The settings that transformers does not have are off by default. `dialogpt.sampler` and `dialogpt.decoding.beam_search`
-apply them. This file imports no torch, as the command line builds its flags from it.
+The settings that transformers does not have are off by default. `dialogpt.sampler` applies those that change scores,
+`dialogpt.decoding.sequence` those that end a reply, and `dialogpt.decoding.beam_search` those of beams. This file
+imports no torch, as the command line builds its flags from it.
 """
 
 from __future__ import annotations
@@ -123,6 +124,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for declared in fields(self):
             value = getattr(self, declared.name)
+            # Lists of JSON become tuples: equal settings have one hash.
             value = declared.default if value is None else declared.metadata["kind"].freeze(value)
             object.__setattr__(self, declared.name, value)
         if self.max_new_tokens is None and self.max_length is None:
@@ -134,7 +136,7 @@ class GenerationConfig:
     __repr__ = changed_fields
 
     def _contradictions(self) -> list[Problem]:
-        """Return the problems between values that are valid alone."""
+        """Return the problems between values that are valid alone; each front end words the settings in braces."""
         problems, replies = [], self.num_return_sequences
         if self.max_new_tokens is not None and (self.min_new_tokens or 0) > self.max_new_tokens:
             limit = f"at most {{max_new_tokens}}, {self.max_new_tokens}"
@@ -182,10 +184,7 @@ class GenerationConfig:
         return preset.merged(own or {})
 
     def fitted(self, n_positions: int) -> GenerationConfig:
-        """Return these settings with lengths that fit a small network: `max_new_tokens` at most half of its positions.
-
-        Where only `max_length` is set, that is at most all of them, as it counts the prompt too.
-        """
+        """Return these settings for a small network: `max_new_tokens` at most half its positions, `max_length` all."""
         if self.max_new_tokens is None:
             assert self.max_length is not None
             return replace(self, max_length=min(self.max_length, n_positions))
@@ -277,5 +276,5 @@ NEUTRAL: dict[str, Any] = {
 
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
-RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
+RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in (*BANS, "repetition_scope")}
 OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers

@@ -87,14 +87,6 @@ class History:
             turn = Turn(turn, BOT if self.turns and self.turns[-1].role == USER else USER)
         self.turns.append(turn)
 
-    def pop(self) -> Turn:
-        """Remove and return the last turn."""
-        return self.turns.pop()
-
-    def clear(self) -> None:
-        """Remove all turns."""
-        self.turns.clear()
-
     def prompt(self, history_tokens: int, prompt_room: int) -> Prompt:
         """Return what the model is shown before it replies to the last turn.
 

@@ -16,7 +16,12 @@ GENERATING = (
 
 
 class OneCaller:
-    """The lock of a conversation; `with` waits for it, and one thread may enter it again."""
+    """Keeps other threads away from a conversation that is answering.
+
+    `with` holds its lock for a whole reply; other threads wait, and the same one may enter again. A stream cannot hold
+    it, as it may be abandoned, or read on by another thread. So the thread that read its last token is recorded, and
+    while that one lives, and the stream is not at its end, others are refused.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

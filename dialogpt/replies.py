@@ -39,7 +39,7 @@ class Plan:
     Attributes:
         config: of each sample; with beams or a reranker, `num_return_sequences` is `num_samples`.
         num_replies: how many replies are returned.
-        num_samples: how many candidates are generated; more than are returned where a reranker chooses.
+        num_samples: how many are generated, each a candidate; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
         withholds_blank: whether white space that begins a streamed reply is withheld until other text follows, or until
             the reply ends blank and is accepted. So nothing is shown of an attempt that is replaced.
@@ -80,7 +80,9 @@ class Plan:
         num_samples = num_replies if reranker is None else max(num_replies, num_candidates)
         config = config.with_end_token(eos_id)
         if reranker is not None or config.num_beams > 1:
-            config = config.with_replies(num_samples)
+            config = config.with_replies(
+                num_samples
+            )  # beams return so many; candidates that would be equal are refused
         sampled = config.do_sample and config.num_beams == 1
         attempts = MAX_ATTEMPTS if resample and sampled else 1
         return cls(config, num_replies, num_samples, attempts, withholds_blank=resample, reranker=reranker)

@@ -54,7 +54,7 @@ def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Seq
 
     Args:
         logits: the network's output at the last position of each sequence.
-        config: with end tokens filled in, as `SequenceFactory` does; without any, nothing is done to end tokens.
+        config: with end tokens filled in and bad words as ids, as `SequenceFactory` does; else both have no effect.
         seen: the tokens of each sequence.
     """
     return torch.softmax(next_token_scores(logits, config, seen), dim=-1)  # (B, V)
@@ -63,7 +63,8 @@ def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Seq
 def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Return the processed logits, whose largest is the greedy choice: (B, V) -> (B, V), in float32.
 
-    Arguments are those of `next_token_probabilities`; beam search passes log-probabilities as logits.
+    They are `logits` itself where nothing is on and those are in float32, and else a copy. Arguments are those of
+    `next_token_probabilities`; beam search passes log-probabilities as logits.
     """
     active = active_processors(config, seen)
     scores = logits.to(torch.float32, copy=bool(active))  # processors work in place

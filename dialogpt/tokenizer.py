@@ -23,7 +23,7 @@ from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoin
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
 # GPT-2 splits text before it merges: English contractions; then words, numbers and other signs, each with one space
-# before it; then white space, whose last character belongs to the word that follows.
+# before it; then white space, whose last character, if it is a space, belongs to the word that follows.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -42,8 +42,9 @@ class Tokenizer:
         """Build the tokenizer.
 
         Raises:
-            CheckpointError: a merge cannot be reached, as one before it takes its parts. Tiktoken joins any two pieces
-                that spell a token, transformers only the listed pair, so that the ids would differ.
+            CheckpointError: a merge cannot be reached, as one before it takes its parts: "a bc" after "a b".
+                Transformers never makes its token abc then; tiktoken, which joins any two pieces that spell a token,
+                makes it of ab and c, so that the ids would differ.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id

@@ -31,8 +31,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        # Given a weight, an embedding samples none: on the meta device (shapes, no memory) its `normal_` imports a
-        # compiler for 1 s, and a linear layer's `uniform_` does not.
+        # An embedding that is given its weight does not initialize one, which on the meta device (shapes, no memory;
+        # see below) would import a compiler for 1 s. A linear layer's initialization does not.
         self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
         self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)

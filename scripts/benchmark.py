@@ -14,8 +14,8 @@
 
 Weights are random. The contenders alternate within a run, as machines are shared and noisy: quote medians, their ratio,
 and the processor, which the last line (JSON) names. transformers takes part if it is installed. On a processor with
-AVX-512, ``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2`` runs the kernels of one with
-AVX2 alone, for tests: which of them is fastest differs there (docs/benchmarks.md).
+AVX-512, ``ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 FBGEMM_ENABLE_INSTRUCTIONS=AVX2`` runs the kernels of one
+with AVX2 alone, for tests: which of them is fastest differs there (docs/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -128,6 +128,16 @@ def test_undo_retry_and_edit_read_only_what_is_new(chat: Chat, network: GPT2, mo
     assert reads[0] <= len(chat.tokenizer.encode("three")) + 1 + 2
 
 
+def test_undo_forgets_what_the_removed_reply_was_shown(chat: Chat) -> None:
+    """`/history` marked turns by the prompt of a reply that was gone."""
+    chat.reply("Hello")
+    assert chat.last_prompt is not None
+    assert chat.statistics.new_tokens > 0
+    chat.undo()
+    assert chat.last_prompt is None
+    assert chat.statistics.new_tokens == 0
+
+
 def test_retry_draws_again_and_undo_takes_back(chat: Chat) -> None:
     first = chat.reply("Hello")
     replies = {first} | {chat.retry() for _ in range(4)}

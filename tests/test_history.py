@@ -45,7 +45,7 @@ def test_the_cut_depends_on_the_turns_alone(turns: list[list[int]], budget: int)
         grown.prompt(budget, 50)
     grown.add([1, 2, 3])
     grown.prompt(budget, 50)
-    grown.pop()
+    grown.turns.pop()
     assert grown.prompt(budget, 50) == History(END, turns).prompt(budget, 50)
 
 

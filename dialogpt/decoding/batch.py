@@ -38,11 +38,11 @@ class RunningBatch:
         rows = fill_gaps([sequence in kept for sequence in self.sequences])
         self.sequences = [self.sequences[row] for row in rows]
         if not rows:
-            self.cache = None  # a borrowed one lives on with its caller, and holds the reply
+            self.cache = None  # a borrowed one, which has one row, lives on with its caller, and holds the reply
             return
         select_rows(self.cache, rows)
         longest = max(len(sequence.ids) for sequence in self.sequences)
-        if not self._borrowed and self.cache.capacity > 2 * (longest + SLOTS_PER_GROWTH):
+        if self.cache.capacity > 2 * (longest + SLOTS_PER_GROWTH):
             self.cache = copied(self.cache)  # shrinks it, as a far longer sequence was evicted
 
     def last_hidden(self) -> Tensor | None:

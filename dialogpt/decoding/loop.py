@@ -152,8 +152,9 @@ class Decoder:
             raise Stopped
         active = [each for each in self.sequences if each.finish_reason is None]
         if self.prompt_tokens is not None:
+            # Those whose prompts are within the budget; of one other a chunk is prefilled.
             running = self._batch.sequences
-            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)  # in budget
+            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)
         if not active:
             return active, torch.empty(0, self.model.config.n_embd)
         self._batch.retain({*active})

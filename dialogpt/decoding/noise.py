@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-DEVICES_WITHOUT_ZEROS = ("cpu",)  # whose `exponential_` draws no exact zero
+DEVICES_WITHOUT_ZEROS = ("cpu",)  # whose `exponential_` draws no exact zero, or one in 2^53 numbers
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
@@ -30,7 +30,7 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
 
 
 def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
-    """Draw exponential noise for the rows of a batch: (B, V), without zeros (but for one number in 2^53 on a CPU).
+    """Draw exponential noise for the rows of a batch: (B, V), without zeros; see `DEVICES_WITHOUT_ZEROS`.
 
     Args:
         groups: of each generator, how many rows share it, and the indices among them whose noise is used. Noise is
@@ -57,7 +57,7 @@ def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], 
 
 
 def without_zeros(noise: Tensor) -> Tensor:
-    """Replace exact zeros in exponential noise, in place; the CPU draws none and is left unchanged.
+    """Replace exact zeros in exponential noise, in place, but on `DEVICES_WITHOUT_ZEROS`.
 
     MPS draws exact zeros (pytorch#192577), and a banned token's 0 / 0 is NaN, which argmax takes for the largest: about
     every 600th token was a banned one.

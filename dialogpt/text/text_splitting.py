@@ -13,8 +13,8 @@ from dialogpt.weights import Vocabulary
 
 _WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # what \s is in Rust
 # GPT-2's pattern splits a run of white space before its last character where other text follows. tiktoken's engine
-# backtracks to find that place, and panics on a long run (a million spaces, then a letter). So long ones are split
-# there before, as it takes a run at the end of a text whole.
+# backtracks to find that place, and panics on a long run (a million spaces, then a letter). `split_long_spaces` cuts
+# there first: the run then ends its part of the text, and the pattern's `\s++$` matches it without backtracking.
 _SPACES = re.compile(f"{_WHITE_SPACE}+")
 LONG_SPACE = 1000
 

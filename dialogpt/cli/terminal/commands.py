@@ -1,6 +1,6 @@
 """The commands of a chat in a terminal: what is typed with a slash before it.
 
-A command is an entry in `Terminal.commands` and a method. The prompt and the replies are left to
+A command is an entry in `CommandTalk.commands` and a method. The prompt and the replies are left to
 `dialogpt.cli.terminal.repl`.
 """
 
@@ -31,7 +31,7 @@ MORE = "...> "
 SETTINGS = (*(setting.name for setting in fields(GenerationConfig) if setting.name not in ONE_REPLY), "history_tokens")
 
 
-class Terminal(Talk):
+class CommandTalk(Talk):
     """One person, one chat, and the commands."""
 
     def __init__(self, chat: Chat, console: Console, conversations: Conversations | None = None) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dialogpt.chat import Chat
 from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import interrupts_raised
-from dialogpt.cli.terminal.commands import Terminal
+from dialogpt.cli.terminal.commands import CommandTalk
 from dialogpt.cli.terminal.conversations import Conversations, state_folder
 from dialogpt.cli.terminal.repl import Console
 from dialogpt.cli.terminal.typed_lines import add_lines, read_lines, typed_lines_file, unremembered_on_error
@@ -52,13 +52,13 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
                 add_lines(remembered, typed)
 
 
-def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> Terminal:
+def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> CommandTalk:
     """A chat at this keyboard and screen; what is typed is added to `typed`."""
     try:
         from dialogpt.cli.terminal.editor import Editor
         from dialogpt.cli.terminal.screen import Screen
     except ModuleNotFoundError:  # prompt_toolkit is not installed
-        return Terminal(chat, Console(_read_plainly, _write, _notice), conversations)
+        return CommandTalk(chat, Console(_read_plainly, _write, _notice), conversations)
     editor, screen = Editor(lines), Screen()
 
     def read(label: str, initial: str) -> str:
@@ -67,7 +67,7 @@ def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Con
         return line
 
     console = Console(read, screen.write, _notice, editor.suppress_echo, screen.label)
-    terminal = Terminal(chat, console, conversations)
+    terminal = CommandTalk(chat, console, conversations)
     # Only now, as the terminal needs the editor to read.
     editor.completer.usages = {name: usage for name, (_run, usage, _purpose) in terminal.commands.items()}
     return terminal

@@ -1,7 +1,7 @@
 """Talking in a terminal: a prompt, and replies that are shown as they come.
 
 Reading and writing are passed in, so that a test can play the person. What is said is left to `dialogpt.chat`; commands
-that begin with a slash to `dialogpt.cli.terminal.commands`; pipes and flags to `dialogpt.cli.main`.
+that begin with a slash to `dialogpt.cli.terminal.commands`; flags and pipes to `dialogpt.cli.commands.chat`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C at an empty prompt where something had been typed: it never leaves, even as the second in a row.
+    """Ctrl-C at an empty prompt where something had been typed: it does not leave, even as the second in a row.
 
-    With text at the prompt, the first Ctrl-C clears it, the second is this one and says how to leave, the third leaves.
+    Only the line editor raises it, which clears a line at Ctrl-C without telling anyone: the next press is this one and
+    says how to leave, the one after it leaves.
     """
 
 
@@ -139,7 +140,7 @@ class Talk(ABC):
         """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
 
         Args:
-            begin: starts the reply; it is given a function that it asks after every token whether to stop.
+            begin: starts the reply; it is given a function that it asks whether to stop, as `Stop` says when.
             typed: what it answers, if that is new.
         """
         self._note_script(typed)

@@ -10,7 +10,7 @@ import pytest
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.cli.terminal import conversations as module
-from dialogpt.cli.terminal.commands import Terminal
+from dialogpt.cli.terminal.commands import CommandTalk
 from dialogpt.cli.terminal.conversations import Conversations
 from dialogpt.cli.terminal.repl import Console
 from tests.helpers import WINDOWS, random_model, small_vocabulary
@@ -36,7 +36,7 @@ def talk(chat: Chat, folder: Path, *lines: str | BaseException) -> str:
         return line
 
     kept = Conversations(folder)
-    Terminal(chat, Console(read, lambda _: None, notices.append), kept).talk()
+    CommandTalk(chat, Console(read, lambda _: None, notices.append), kept).talk()
     kept.close()
     return "\n".join(notices)
 

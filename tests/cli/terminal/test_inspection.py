@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dialogpt.chat import Chat
-from dialogpt.cli.terminal.commands import Terminal
+from dialogpt.cli.terminal.commands import CommandTalk
 from dialogpt.cli.terminal.repl import Console
 from dialogpt.errors import DialogueError
 from tests.helpers import needs_posix
@@ -28,7 +28,7 @@ class Played:
                 raise EOFError from None
 
         self.chat = Chat.load("tiny", seed=1)
-        self.terminal = Terminal(self.chat, Console(read, self.write, self.notices.append))
+        self.terminal = CommandTalk(self.chat, Console(read, self.write, self.notices.append))
 
     def write(self, text: str) -> None:
         self.shown += text

@@ -13,7 +13,7 @@ from dialogpt import Chat, GenerationConfig, Tokenizer
 from dialogpt.cli.output import command_line
 from dialogpt.cli.printable import printable
 from dialogpt.cli.signals import interrupts_flagged
-from dialogpt.cli.terminal.commands import Terminal
+from dialogpt.cli.terminal.commands import CommandTalk
 from dialogpt.cli.terminal.repl import Console, InterruptedTyping
 from dialogpt.model import GPT2
 from tests.helpers import random_model, small_vocabulary
@@ -39,7 +39,7 @@ class Played:
                 raise line
             return line
 
-        self.status = Terminal(chat, Console(read, self.write, self.notices.append)).talk()
+        self.status = CommandTalk(chat, Console(read, self.write, self.notices.append)).talk()
         self.unread = waiting
 
     def write(self, text: str) -> None:
@@ -229,7 +229,7 @@ def test_ctrl_c_before_the_first_word_of_another_reply_keeps_the_old_one(
     played = play("/set max-new-tokens 3", "Hello")
     before = played.chat.texts()
     press_ctrl_c(network, monkeypatch, (1,))
-    terminal = Terminal(played.chat, Console(lambda *_: "", played.write, played.notices.append))
+    terminal = CommandTalk(played.chat, Console(lambda *_: "", played.write, played.notices.append))
     terminal.handle("/retry")
     assert played.notices[-1] == "stopped; all is as it was"
     assert played.chat.texts() == before
