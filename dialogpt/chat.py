@@ -123,6 +123,8 @@ class Chat:
         for_one = config.with_end_token(self.tokenizer.eos_id).with_replies(1)
         check_tokens(for_one, self.model.config.vocab_size)
         if config.prompt_room(n_positions := self.model.config.n_positions) < 1:
+            if config.max_new_tokens is None:
+                raise SettingsError([Problem("max_length", config.max_length, "above 1, the shortest prompt")])
             expected = f"below the network's {n_positions} positions, so that there is room for a prompt"
             raise SettingsError([Problem("max_new_tokens", config.max_new_tokens, expected)])
         return for_one
@@ -292,7 +294,7 @@ class Chat:
         # The conversation changes only when the stream is read.
         prompt = self.prompt(turns)
         stream = self._answer(turns, prompt, stop)
-        self.caller.streams_here()
+        self.caller.record_reader()
         self._current = weakref.ref(stream)
         return stream
 
@@ -326,10 +328,10 @@ class Chat:
         before = self.history.turns, self.last_prompt
         yielded_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
         complete, start = False, time.perf_counter()
-        self.caller.streams_here()
+        self.caller.record_reader()
 
         def count() -> None:
-            self.caller.streams_here()
+            self.caller.record_reader()
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
@@ -344,8 +346,8 @@ class Chat:
             for tokens in self._tokens(Dialogue(prompt, turns, self.seeds), count, stop):
                 ids += tokens
                 if text := "".join(map(text_stream.feed, tokens)):
-                    # While half a character waits, only the tokens before it are kept; but the first text is kept with
-                    # it: of " " and half an emoji in one token, something was shown.
+                    # Whole tokens are kept: not one that ends with half a character, unless it shows the first text, as
+                    # " " and half an emoji would. With nothing kept, that text would be taken back.
                     if yielded_ids is None or not text_stream.waiting:
                         yielded_ids = list(ids)
                     yield text

@@ -95,7 +95,7 @@ class GenerationConfig:
     suppress_tokens: tuple[int, ...] | None = setting(None, TOKENS, "tokens that are never generated: 3,17")
     begin_suppress_tokens: tuple[int, ...] | None = setting(None, TOKENS, "tokens that no reply begins with: 3,17")
 
-    # Logits warpers, with do_sample only, in transformers' order.
+    # Logits warpers, with do_sample only, in transformers' order; renormalize_logits follows in any case.
     temperature: float = setting(
         1.0,
         number(above=0, note=" (for greedy decoding, do_sample off)"),
@@ -219,7 +219,7 @@ class GenerationConfig:
         return replace(defaults, **given)
 
     def with_end_token(self, token: int) -> GenerationConfig:
-        """Return these settings with one more token that ends a reply, the first: the end of a turn."""
+        """Return these settings with the end of a turn in front of the tokens that end a reply."""
         if self.end_ids[:1] == (token,):
             return self
         return replace(self, eos_token_id=tuple(dict.fromkeys((token, *self.end_ids))))

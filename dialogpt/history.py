@@ -92,7 +92,7 @@ class History:
 
         Args:
             history_tokens: how many tokens of dialogue to show; the last turn is shown even if it is longer.
-            prompt_room: how many tokens fit the network together with its reply. A longer last turn is truncated at its
+            prompt_room: how long a prompt may be that leaves room for the reply. A longer last turn is truncated at its
                 front; `history_tokens` never truncates it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""One conversation and several threads: whole replies wait for each other, all else is refused with a sentence."""
+"""One conversation and several threads: whole replies wait for each other, other changes are refused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class OneCaller:
     """Keeps other threads away from a conversation that is answering.
 
     `with` holds its lock for a whole reply; other threads wait, and the same one may enter again. A stream cannot hold
-    it, as it may be abandoned, or read on by another thread. So the thread that read its last token is recorded, and
-    while that one lives, and the stream is not at its end, others are refused.
+    it, as it may be abandoned, or read on by another thread. So the thread that asked for its latest token is recorded,
+    and while that one lives, and the stream is not at its end, nobody else may close it to change the conversation.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class OneCaller:
     ) -> None:
         self._lock.release()
 
-    def streams_here(self) -> None:
+    def record_reader(self) -> None:
         """Record this thread as the stream's reader; called at every token, as another thread may read the next one."""
         self._streaming = threading.current_thread()
 

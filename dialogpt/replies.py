@@ -42,7 +42,8 @@ class Plan:
         num_samples: how many are generated, each a candidate; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
         withholds_blank: whether white space that begins a streamed reply is withheld until other text follows, or until
-            the reply ends blank and is accepted. So nothing is shown of an attempt that is replaced.
+            the reply ends blank and is accepted: so that nothing is shown of an attempt that is replaced, and no label
+            without text before a greedy reply that begins with white space.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 

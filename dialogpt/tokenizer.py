@@ -42,9 +42,9 @@ class Tokenizer:
         """Build the tokenizer.
 
         Raises:
-            CheckpointError: a merge cannot be reached, as one before it takes its parts: "a bc" after "a b".
-                Transformers never makes its token abc then; tiktoken, which joins any two pieces that spell a token,
-                makes it of ab and c, so that the ids would differ.
+            CheckpointError: a merge cannot be reached, as one before it takes its parts: "a bc" after "a b". tiktoken
+                joins any two pieces that spell a token, so that abc becomes a, b, c -> ab, c -> abc; transformers joins
+                the listed pair a, bc only, and stays at ab, c. The ids would differ.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id

@@ -31,8 +31,8 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        # An embedding that is given its weight does not initialize one, which on the meta device (shapes, no memory;
-        # see below) would import a compiler for 1 s. A linear layer's initialization does not.
+        # `_weight` skips nn.Embedding's own initialization: on the meta device (shapes, no memory; see below) its
+        # `normal_` imports a compiler for 1 s.
         self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
         self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)
@@ -90,7 +90,7 @@ class GPT2(nn.Module):
             cache.reserve(num_new)
         positions = positions_of(num_cached, ids.size(1), ids.device)  # (B or 1, T)
         mask = attention_mask(num_cached, positions, S=max(map(sum, zip(num_cached, num_new, strict=True))))
-        positions = positions.clamp(max=self.config.n_positions - 1)  # after the mask: padding may be past it
+        positions = positions.clamp(max=self.config.n_positions - 1)  # padding may lie beyond the last
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
         for layer, block in enumerate(self.blocks):
             x = block(x, mask, cache, layer)

@@ -107,7 +107,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
-        """Generate one token for every unfinished sequence whose prompt is prefilled.
+        """Generate one token for every unfinished sequence, prefilling prompts first, within `prompt_tokens`.
 
         Raises:
             GenerationError: logits are not finite, or every token of a sampled sequence is banned (a greedy one
@@ -152,7 +152,7 @@ class Decoder:
             raise Stopped
         active = [each for each in self.sequences if each.finish_reason is None]
         if self.prompt_tokens is not None:
-            # Those whose prompts are within the budget; of one other a chunk is prefilled.
+            # Running ones, and waiting ones while the budget lasts; of the next waiting one a chunk is prefilled.
             running = self._batch.sequences
             active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)
         if not active:

@@ -45,7 +45,7 @@ def all_logits(model: GPT2, hidden: Tensor, active: Sequence[TokenSequence]) -> 
     """Compute the logits of sequences from their hidden states: (B, C) -> (B, V), in float32.
 
     Raises:
-        NotFinite: there are NaN or infinity among them.
+        NotFinite: there are NaN or infinity among them, in a sequence without `remove_invalid_values`.
     """
     logits = model.logits(hidden).float()
     require_finite(logits, active)

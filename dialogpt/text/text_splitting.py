@@ -27,6 +27,7 @@ class AddedTokens:
         patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
         self._ids = vocabulary.added
         self._pattern = re.compile(f"({'|'.join(patterns) or '(?!)'})")  # (?!) matches nothing
+        # Tokens whose ids are beyond the network's embedding; of special ones, typed text is only text.
         self._without_row = sorted(vocabulary.without_row - vocabulary.special)
 
     def __bool__(self) -> bool:

@@ -344,7 +344,7 @@ def test_off_the_cpu_a_zero_among_the_noise_draws_no_banned_token(
         honest(tensor, **options)[:, 3] = 0
         return tensor
 
-    monkeypatch.setattr(noise, "DEVICES_WITHOUT_ZEROS", devices)
+    monkeypatch.setattr(noise, "DEVICES_UNCLAMPED", devices)
     monkeypatch.setattr(torch.Tensor, "exponential_", with_a_zero)
     monkeypatch.setattr(noise, "_exponential_is_of_uniform", lambda: False)
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
@@ -362,7 +362,7 @@ def test_without_zeros_the_draws_are_those_of_multinomial(monkeypatch: pytest.Mo
     expected = [torch.multinomial(probabilities, 3, generator=seeded(n)) for n in range(20)]
     drawn = torch.empty(4, 600).exponential_(generator=seeded(1))
     assert torch.equal(noise.without_zeros(drawn.clone()), drawn)
-    monkeypatch.setattr(noise, "DEVICES_WITHOUT_ZEROS", ())
+    monkeypatch.setattr(noise, "DEVICES_UNCLAMPED", ())
     assert torch.equal(noise.without_zeros(drawn.clone()), drawn)
     found = [noise.sample_without_replacement(probabilities, 3, seeded(n)) for n in range(20)]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

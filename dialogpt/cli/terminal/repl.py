@@ -31,10 +31,10 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C at an empty prompt where something had been typed: it does not leave, even as the second in a row.
+    """Ctrl-C at a prompt that was cleared: it does not leave, even as the second in a row.
 
-    Only the line editor raises it, which clears a line at Ctrl-C without telling anyone: the next press is this one and
-    says how to leave, the one after it leaves.
+    Of three presses after something was typed, the first clears the line in the editor, silently; the second raises
+    this, and says how to leave; the third, a plain KeyboardInterrupt, leaves.
     """
 
 
@@ -162,8 +162,7 @@ class Talk(ABC):
             self.console.notice(f"  (the model is no longer shown the first {dropped} turns)")
         self.dropped = dropped
         if was_interrupted():
-            before = "your turn is taken back" if typed else "all is as it was"  # a line, or /retry and /edit
-            kept = "what was said is kept" if any_text else before
+            kept = "what was said is kept" if any_text else "the conversation is as it was"
             self.console.notice(f"stopped; {kept}")
 
     def _note_script(self, typed: str) -> None:

@@ -217,7 +217,7 @@ def test_ctrl_c_before_the_first_word_takes_the_turn_back(
 ) -> None:
     press_ctrl_c(network, monkeypatch, (1,))
     played = play("Hello", CTRL_C, "/history")
-    assert "stopped; your turn is taken back" in played.said
+    assert "stopped; the conversation is as it was" in played.said
     assert played.chat.texts() == []
     assert played.status == 0  # one Ctrl-C at the prompt after it clears a line, and does not leave
 
@@ -231,7 +231,7 @@ def test_ctrl_c_before_the_first_word_of_another_reply_keeps_the_old_one(
     press_ctrl_c(network, monkeypatch, (1,))
     terminal = CommandTalk(played.chat, Console(lambda *_: "", played.write, played.notices.append))
     terminal.handle("/retry")
-    assert played.notices[-1] == "stopped; all is as it was"
+    assert played.notices[-1] == "stopped; the conversation is as it was"
     assert played.chat.texts() == before
     assert len(before) == 2
 
