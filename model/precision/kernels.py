@@ -145,9 +145,9 @@ class Float32Blocks(Kernel):
     """float32 as the checkpoint has it, in blocks of outputs that torch multiplies as a batch of matrices.
 
     For one row `F.linear` uses one thread, a batch several: 23 GB/s, where oneDNN's product reaches 20 (AMD Zen 3,
-    two cores). From eight rows on both are level; for two to seven this takes 1.2 of the time. Nothing is packed, so
-    the weight stays mapped from its file. A GELU follows by itself: in oneDNN's product with AVX2 it makes 64 rows take
-    1.4 of the time.
+    two cores). For the products of a block both are level from eight rows on; for two to seven this takes 1.2 of the
+    time. The weight is copied, as a file may be overwritten, or hold it at an address that changes the last bits. A GELU
+    follows by itself: in oneDNN's product with AVX2 it makes 64 rows take 1.3 of the time.
     """
 
     name = "blocks"
@@ -156,7 +156,7 @@ class Float32Blocks(Kernel):
         outputs, inputs = weight.shape
         size = outputs // BLOCKS
         whole = BLOCKS * size
-        weight = weight.float().contiguous()
+        weight = weight.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         bias = torch.zeros(outputs) if bias is None else bias.float()
         self.weight, self.rest = weight[:whole].view(BLOCKS, size, inputs).mT, weight[whole:]
         self.bias, self.rest_bias = bias[:whole].view(BLOCKS, 1, size), bias[whole:]
