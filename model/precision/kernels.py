@@ -146,8 +146,8 @@ class Float32Blocks(Kernel):
 
     For one row `F.linear` uses one thread, a batch several: 23 GB/s, where oneDNN's product reaches 20 (AMD Zen 3,
     two cores). For the products of a block both are level from eight rows on; for two to seven this takes 1.2 of the
-    time. The weight is copied, as a file may be overwritten, or hold it at an address that changes the last bits. A GELU
-    follows by itself: in oneDNN's product with AVX2 it makes 64 rows take 1.3 of the time.
+    time. The weight is copied, as a file may be overwritten, or hold it at an address that changes the last bits. A
+    GELU follows by itself: in oneDNN's product with AVX2 it makes 64 rows take 1.3 of the time.
     """
 
     name = "blocks"
