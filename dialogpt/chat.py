@@ -53,7 +53,7 @@ class Chat:
         reranker: chooses each reply among candidates; None takes the only one.
         normalize: whether typed text is spelled as the training data were; see `dialogpt.text.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
-        last_prompt: what the network was shown for the last reply; None without one, or where its turns were replaced.
+        last_prompt: what the network is shown for the last reply; None without one, or where the turns were replaced.
         statistics: of the last reply.
         seeds: of all samples; the random numbers go on from reply to reply.
         cache: what the network has computed of it.
@@ -222,9 +222,10 @@ class Chat:
         """
         self.close_stream()
         self._require_exchange()
-        self.last_prompt, self.statistics = None, Statistics()
-        self.history.turns.pop()
-        return self.tokenizer.turn_text(self.history.turns.pop(), USER)
+        *turns, removed, _reply = self.history.turns
+        self.last_prompt = self.prompt(turns[:-1]) if turns else None
+        self.history.turns = turns
+        return self.tokenizer.turn_text(removed, USER)
 
     def reset(self) -> None:
         """Begin a new conversation with the same settings; the random numbers go on."""
@@ -335,10 +336,7 @@ class Chat:
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
-            self.history.turns, self.last_prompt = (
-                turns,
-                prompt,
-            )  # `finally` takes both back if interrupted before any text
+            self.history.turns, self.last_prompt = turns, prompt  # `finally` may take both back
             computed = len(prompt.ids) - cached_tokens(self.cache, prompt.ids)
             self.statistics = Statistics(len(prompt.ids), computed)
             ids: list[int] = []

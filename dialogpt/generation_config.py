@@ -193,7 +193,7 @@ class GenerationConfig:
         return replace(self, max_new_tokens=maximum, min_new_tokens=minimum)
 
     def greedy(self) -> GenerationConfig:
-        """Return these settings for greedy decoding: every processor neutral but `BANS` and `min_new_tokens`."""
+        """Return these settings for greedy decoding: `BANS` and `min_new_tokens` stay, all else is neutral."""
         return replace(self, do_sample=False, num_beams=1, num_return_sequences=1, **RESET_BY_GREEDY)
 
     def merged(self, given: Mapping[str, Any]) -> GenerationConfig:
@@ -276,5 +276,5 @@ NEUTRAL: dict[str, Any] = {
 
 # What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
-RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in (*BANS, "repetition_scope")}
+RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
 OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers

@@ -49,12 +49,14 @@ class OneCaller:
         if not self._lock.acquire(blocking=False):
             raise DialogueError(BUSY)
         try:
-            if stream is None or (state := inspect.getgeneratorstate(stream)) == inspect.GEN_CLOSED:
+            if stream is None or inspect.getgeneratorstate(stream) == inspect.GEN_CLOSED:
                 return
-            if self._streaming is not threading.current_thread() and self._streaming.is_alive():
+            mine = self._streaming is threading.current_thread()
+            if not mine and self._streaming.is_alive():
                 raise DialogueError(BUSY)
-            if state == inspect.GEN_RUNNING:
-                raise DialogueError(GENERATING)
-            stream.close()
+            try:
+                stream.close()
+            except ValueError:  # Python's: it is running, for a callback or, since a moment, in another thread
+                raise DialogueError(GENERATING if mine else BUSY) from None
         finally:
             self._lock.release()

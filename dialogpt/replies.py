@@ -214,7 +214,7 @@ class Sample(Generic[Kept]):
         if self.sequence.finish_reason is None:
             return [] if self._blank and self._plan.withholds_blank else self.release()
         self._blank = self._blank and not self._text.finish().strip()
-        if self._blank and self.attempt < self._plan.max_attempts:
+        if self._blank and self.attempt < self._plan.max_attempts and not self.sequence.is_late:
             self.sequence.restart()
             self._begin()
             return []

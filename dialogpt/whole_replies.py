@@ -53,9 +53,8 @@ def generate_replies(
     beams = plan.config.num_beams
     sequences = len(dialogues) * max(plan.num_samples, beams)
     if cache is not None and sequences > 1:  # they are decoded in copies; one alone is decoded in the cache itself
-        prefill(
-            model, dialogues[0].prompt.ids[:-1], cache, num_scored=0
-        )  # but for the last: each copy needs its logits
+        prompt = dialogues[0].prompt.ids[:-1]  # but for the last token: each copy needs its logits
+        prefill(model, prompt, cache, num_scored=0)
     if beams > 1:
         found = generate_batch(
             model,

@@ -5,7 +5,7 @@ to it. Adding, removing and reordering rows is left to `dialogpt.model.cache_row
 when it is cropped, to the decoder.
 
 A row's slots are its positions: the token at position p has its key in slot p, and padding is never stored. Slots
-beyond a row's length are zero; those of a forward pass that failed before `advance` become so when the next one begins.
+beyond a row's length are zero, but for those of a forward pass that has not reached `advance`.
 """
 
 from __future__ import annotations
@@ -41,8 +41,7 @@ class KVCache:
 
     Attributes:
         buffer: keys and values, (L, 2, B, H, capacity, D).
-        memory: the allocation that `buffer` is a view of; larger where `dialogpt.model.cache_rows` has added or
-            dropped rows.
+        memory: the allocation that `buffer` is a view of; larger once `cache_rows` has added or dropped rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """
@@ -50,7 +49,6 @@ class KVCache:
     def __init__(self, buffer: Tensor, max_length: int) -> None:
         """Wrap a buffer: an empty one, or one whose `ids` are set next; `reserve` prepares each pass for `append`."""
         self.buffer = self.memory = buffer
-        self._in_pass = False  # between `reserve` and `advance`; there still at the next `reserve` if the pass failed
         self.max_length = max_length
         self.ids: list[list[int]] = [[] for _ in range(buffer.size(2))]
 
@@ -88,10 +86,6 @@ class KVCache:
                     f"the cache is full: row {row} holds {length} tokens and {n} more were asked for, but the network "
                     f"has {self.max_length} positions; drop the oldest turns or generate fewer tokens"
                 )
-        if self._in_pass:
-            for row, length in enumerate(lengths):
-                self.buffer[:, :, row, :, length:] = 0
-        self._in_pass = True
         self.make_room(end)
         # Views are made once for all layers: keys and values that each layer holds, and the slots of the new ones.
         stored = self.buffer[..., :end, :].flatten(0, 1).unbind()  # 2L: keys, values of layer 0, ...; (B, H, S, D)
@@ -128,7 +122,11 @@ class KVCache:
     def advance(self, ids: Sequence[Sequence[int]]) -> None:
         """Record the ids that were read, one list a row: from here on the cache holds them."""
         self.ids = [row + list(new_ids) for row, new_ids in zip(self.ids, ids, strict=True)]
-        self._in_pass = False
+
+    def clear_unread(self) -> None:
+        """Zero the slots beyond each row's length: a pass that failed may have written some."""
+        for row, ids in enumerate(self.ids):
+            self.buffer[:, :, row, :, len(ids) :] = 0
 
     # ---- called by the decoder ----
 

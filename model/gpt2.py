@@ -31,8 +31,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        # `_weight` skips nn.Embedding's own initialization: on the meta device (shapes, no memory; see below) its
-        # `normal_` imports a compiler for 1 s.
+        # `_weight`, as an embedding's own initialization on the meta device (see below) imports a compiler, for 1 s.
         self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
         self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)
@@ -92,8 +91,13 @@ class GPT2(nn.Module):
         mask = attention_mask(num_cached, positions, S=max(map(sum, zip(num_cached, num_new, strict=True))))
         positions = positions.clamp(max=self.config.n_positions - 1)  # padding may lie beyond the last
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))  # (B, T, C)
-        for layer, block in enumerate(self.blocks):
-            x = block(x, mask, cache, layer)
+        try:
+            for layer, block in enumerate(self.blocks):
+                x = block(x, mask, cache, layer)
+        except BaseException:  # Ctrl-C, too
+            if cache is not None:
+                cache.clear_unread()
+            raise
         if cache is not None:
             cache.advance([row[:n] for row, n in zip(ids.tolist(), num_new, strict=True)])
         normed: Tensor = self.final_norm(x)

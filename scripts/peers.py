@@ -67,7 +67,7 @@ def installed() -> list[tuple[str, str]]:
         names += [("ONNX Runtime", dtype) for dtype in ("float32", "int8")]
     if importlib.util.find_spec("openvino") and importlib.util.find_spec("nncf"):
         names += [("OpenVINO", kind) for kind in ("f32", "bf16", "int8")]
-    if importlib.util.find_spec("mlx_lm"):
+    if importlib.util.find_spec("mlx") and importlib.util.find_spec("mlx_lm"):  # on Linux mlx-lm installs no mlx
         names.append(("MLX", "float32"))
     return names
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from dialogpt import Chat, DialogueError, GenerationConfig, Tokenizer
 from dialogpt.candidates import candidates
+from dialogpt.errors import SettingsError
 from dialogpt.model import GPT2
 from dialogpt.replies import MAX_ATTEMPTS
 from dialogpt.weights import load
@@ -128,14 +129,29 @@ def test_undo_retry_and_edit_read_only_what_is_new(chat: Chat, network: GPT2, mo
     assert reads[0] <= len(chat.tokenizer.encode("three")) + 1 + 2
 
 
-def test_undo_forgets_what_the_removed_reply_was_shown(chat: Chat) -> None:
+def test_undo_goes_back_to_what_the_reply_before_was_shown(chat: Chat) -> None:
     """`/history` marked turns by the prompt of a reply that was gone."""
-    chat.reply("Hello")
-    assert chat.last_prompt is not None
-    assert chat.statistics.new_tokens > 0
-    chat.undo()
+    chat.history_tokens, shown = 12, []
+    for text in ("Hello", "Who are you?", "Hello again, you!", "Hi"):
+        chat.reply(text)
+        shown.append(chat.last_prompt)
+    assert shown[-1] != shown[-2]
+    while chat.history.turns:
+        assert chat.last_prompt == shown.pop()
+        chat.undo()
     assert chat.last_prompt is None
-    assert chat.statistics.new_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"), [({"max_length": 1}, "max_length"), ({"max_new_tokens": 600}, "max_new_")]
+)
+def test_settings_without_room_for_a_prompt_are_refused_by_their_name(
+    chat: Chat, settings: dict[str, int], name: str
+) -> None:
+    before = chat.generation
+    with pytest.raises(SettingsError, match=f"^{name}"):
+        chat.generation = GenerationConfig(**settings)
+    assert chat.generation is before
 
 
 def test_retry_draws_again_and_undo_takes_back(chat: Chat) -> None:

@@ -110,7 +110,6 @@ def test_settings_are_changed_as_a_person_types_them() -> None:
     assert parse_setting(chat, "top-k", "7").top_k == 7
     assert parse_setting(chat, "do_sample", "off").do_sample is False
     assert parse_setting(chat, "temperature", "0") == chat.greedy()
-    assert chat.greedy().repetition_scope == chat.repetition_scope == "own"  # for a penalty that is set afterwards
     assert parse_setting(chat, "eos-token-id", "3,4").eos_token_id == (3, 4)
     with pytest.raises(DialogueError, match="there is no setting 'topk'"):
         parse_setting(chat, "topk", "7")

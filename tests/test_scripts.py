@@ -143,12 +143,17 @@ def test_peers_are_chosen_by_name_or_with_a_precision() -> None:
         DialogueError, match="^float16, theirs is no peer that is installed here; there are CTranslate2"
     ):
         benchmark.chosen_peers("theirs,float16,ours")
+    with pytest.raises(SystemExit):
+        benchmark.main(["start", "--peers", "ours"])
 
 
 def test_figures_of_other_tokens_are_refused() -> None:
     same = {("transformers", "float32"): [1, 2], ("llama.cpp", "f32"): [1, 2]}
     benchmark.require_equal(same)
-    benchmark.require_equal({("ours", "float32"): [3]})  # transformers is not installed
+    benchmark.require_equal({("ours", "float32"): [3]})  # alone
+    benchmark.require_equal({})
+    with pytest.raises(DialogueError, match=r"^llama\.cpp generated other tokens in float32 than ours"):
+        benchmark.require_equal({("ours", "float32"): [1], ("llama.cpp", "f32"): [2]})
     with pytest.raises(DialogueError, match="^ONNX Runtime generated other tokens in float32 than transformers"):
         benchmark.require_equal(same | {("ONNX Runtime", "float32"): [1, 3]})
 

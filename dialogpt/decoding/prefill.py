@@ -62,7 +62,7 @@ class Prefilled:
         sequences: in the order of the cache's rows.
         cache: of their prompts.
         hidden: the hidden state of each prompt's last token, (B, C).
-        borrowed: whether others, such as a chat, hold this very cache, of one row, so that no row may be added to it.
+        borrowed: whether others, such as a chat, may hold this very cache, so that no row is added; it has one then.
     """
 
     sequences: list[TokenSequence]

@@ -83,7 +83,12 @@ class TokenSequence:
         if self.stop_strings is not None and self.stop_strings.end(ids):
             return Outcome("stop", False)
         full = len(ids) - self.prompt_length >= self.config.reply_limit(self.prompt_length)
-        return Outcome("length" if full or time.monotonic() > self.deadline else None, False)
+        return Outcome("length" if full or self.is_late else None, False)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed."""
+        return time.monotonic() > self.deadline
 
     def restart(self) -> None:
         """Remove the generated tokens; the generator goes on, so that the next ones differ."""

@@ -9,6 +9,8 @@ from dialogpt.generation_config import GenerationConfig, several
 def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
     """Refuse settings that name tokens outside the vocabulary, or need an end token where there is none.
 
+    Tokens that are only banned, or end a reply, may be unknown: they never come.
+
     Raises:
         DialogueError: there are some; a `SettingsError` for tokens outside the vocabulary.
     """
@@ -18,7 +20,7 @@ def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
         "bad_words_ids": [token for ids in config.bad_words_ids or () for token in ids],
         "forced_bos_token_id": () if forced_bos is None else (forced_bos,),
         "forced_eos_token_id": several(forced_eos),
-        "eos_token_id": config.end_ids if config.exponential_decay_length_penalty else (),  # others ignore unknown ids
+        "eos_token_id": config.end_ids if config.exponential_decay_length_penalty else (),  # its logit is raised
     }
     problems = [
         Problem(name, next(token for token in tokens if token >= vocab_size), f"below {vocab_size:,}, the vocabulary")

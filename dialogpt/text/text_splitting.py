@@ -26,7 +26,7 @@ class AddedTokens:
         longest_first = sorted(vocabulary.added, key=len, reverse=True)
         patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
         self._ids = vocabulary.added
-        self._pattern = re.compile(f"({'|'.join(patterns) or '(?!)'})")  # (?!) matches nothing
+        self._pattern = re.compile(f"({'|'.join(patterns)})") if patterns else None
         # Tokens whose ids are beyond the network's embedding; of special ones, typed text is only text.
         self._without_row = sorted(vocabulary.without_row - vocabulary.special)
 
@@ -43,6 +43,9 @@ class AddedTokens:
         for token in self._without_row:
             if token in text:
                 raise DialogueError(f"the token {token!r} has no embedding row here; spell it in another way")
+        if self._pattern is None:
+            yield text
+            return
         for index, piece in enumerate(self._pattern.split(text)):  # text, added token, text, ..., text
             yield (self._ids.get(piece) or self._ids[piece.strip()]) if index % 2 else piece  # strip: see `_pattern_of`
 

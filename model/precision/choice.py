@@ -89,7 +89,7 @@ def kernel_for(precision: str, inputs: int, *, for_logits: bool = False) -> type
     Args:
         precision: one of `CPU_PRECISIONS`, or `FLOAT32_OF_FLOAT16`; for float32 there is always one.
         inputs: a kernel may need a multiple of some number.
-        for_logits: whether results are logits: kernels that round them come after all others.
+        for_logits: whether results are logits: kernels that do not suit an output head come after all others.
 
     Raises:
         ValueError: there is no such precision, or `DIALOGPT_KERNELS` asks for what cannot be.
@@ -100,7 +100,7 @@ def kernel_for(precision: str, inputs: int, *, for_logits: bool = False) -> type
     chosen = overrides(os.environ.get(VARIABLE, "")).get(precision)
     ordered = row[precision] if chosen is None else (chosen, *row[precision])
     if for_logits:
-        ordered = tuple(sorted(ordered, key=lambda each: each.rounds_results))
+        ordered = tuple(sorted(ordered, key=lambda each: not each.suits_head))
     return next((each for each in ordered if inputs % each.group == 0 and each.runs_here()), None)
 
 

@@ -37,14 +37,15 @@ class Kernel:
         max_error: the largest error of a product of the probe's numbers, relative to the largest result.
         group: the number of inputs is a multiple of it.
         bits: what it reads of a weight; 32 where it is no faster than float32.
-        rounds_results: whether results are rounded to bfloat16, in which logits of -100 would be half a nat apart.
+        suits_head: whether it is good for logits. Not if results are rounded to bfloat16, in which logits of -100 would
+            be half a nat apart, or if another one is faster for a head's many outputs.
     """
 
     name: ClassVar[str]
     bits: ClassVar[float] = 32
     max_error: ClassVar[float] = 1e-5
     group: ClassVar[int] = 1
-    rounds_results: ClassVar[bool] = False
+    suits_head: ClassVar[bool] = True
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         """Pack a weight (out, in) with its bias (out,); `gelu` says whether a GELU follows."""
@@ -146,11 +147,13 @@ class Float32Blocks(Kernel):
 
     For one row `F.linear` uses one thread, a batch several: 23 GB/s, where oneDNN's product reaches 20 (AMD Zen 3,
     two cores). For the products of a block both are level from eight rows on; for two to seven this takes 1.2 of the
-    time. The weight is copied, as a file may be overwritten, or hold it at an address that changes the last bits. A
-    GELU follows by itself: in oneDNN's product with AVX2 it makes 64 rows take 1.3 of the time.
+    time, and several rows of a head 1.6 to 2.4. The weight is copied, as a file may be overwritten, or hold it at an
+    address that changes the last bits. A GELU follows by itself: in oneDNN's product with AVX2 it makes 64 rows take
+    1.3 of the time.
     """
 
     name = "blocks"
+    suits_head = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         outputs, inputs = weight.shape
@@ -181,7 +184,7 @@ class BFloat16SixRows(OneDNN):
     name = "onednn-bfloat16"
     bits = 16
     max_error = 2e-2
-    rounds_results = True
+    suits_head = False
     min_rows = 6
     dtype = torch.bfloat16
 
@@ -222,7 +225,7 @@ class BFloat16(Kernel):
     name = "bfloat16"
     bits = 16
     max_error = 2e-2
-    rounds_results = True
+    suits_head = False
 
     def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool) -> None:
         self.weight, self.gelu = weight.bfloat16().contiguous(), gelu

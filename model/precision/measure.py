@@ -54,7 +54,14 @@ def measure_kernels(config: GPT2Config, rounds: int = 9) -> Iterator[list[Timing
         chosen = kernel_for(precision, C)
         runnable = [kernel for kernel in candidates(precision) if kernel.runs_here() and not C % kernel.group]
         rounded = [weight.half() if precision == FLOAT32_OF_FLOAT16 else weight for weight in weights]
-        products = {kernel: [kernel(weight, None, gelu=False) for weight in rounded] for kernel in runnable}
+        of_head = kernel_for(precision, C, for_logits=True)
+        products = {
+            kernel: [
+                *(kernel(weight, None, gelu=False) for weight in rounded[:-1]),
+                (kernel if kernel.suits_head or of_head is None else of_head)(rounded[-1], None, gelu=False),
+            ]
+            for kernel in runnable
+        }
         one, many = (_medians(products, weights, rows, rounds) for rows in (1, MANY_ROWS))
         yield [
             Timing(precision, kernel.name, kernel is chosen, one.get(kernel), many.get(kernel))

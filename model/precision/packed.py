@@ -69,7 +69,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.read = _Reader(read)
         self.bias: Tensor | None
-        self.register_buffer("bias", None if read_bias is None else read_bias().float())
+        self.register_buffer("bias", None if read_bias is None else read_bias().to(torch.float32, copy=True))
         self.precision, self.gelu, self.is_head = precision, gelu, is_head
         self.weight: Tensor | None = read()  # until it is packed
         self.kernel: Kernel | None = None
@@ -296,9 +296,9 @@ def pack(weight: Tensor, bias: Tensor | None, precision: str, gelu: bool, *, is_
     becomes_float16 = weight.dtype != torch.float16 and (precision == "float16" or kernel is Float16)
     if becomes_float16 and float(torch.stack(weight.aminmax()).abs().max()) > FLOAT16_MAX:
         warn_once(f"a weight is beyond float16, whose largest number is {FLOAT16_MAX:,}: its layer is kept in float32")
-        precision, kernel = "float32", kernel_for("float32", weight.size(1))
+        precision, kernel = "float32", kernel_for("float32", weight.size(1), for_logits=is_head)
     if kernel is None:
-        weight, kernel = rounded(weight, precision), kernel_for("float32", weight.size(1))
+        weight, kernel = rounded(weight, precision), kernel_for("float32", weight.size(1), for_logits=is_head)
     assert kernel is not None  # float32 has one everywhere
     return kernel(weight, bias, gelu)
 
