@@ -129,6 +129,17 @@ def test_undo_retry_and_edit_read_only_what_is_new(chat: Chat, network: GPT2, mo
     assert reads[0] <= len(chat.tokenizer.encode("three")) + 1 + 2
 
 
+def test_a_blank_attempt_that_ran_out_of_time_is_the_last(chat: Chat) -> None:
+    """Each of the four further ones generated a token after `max_time`."""
+    (space,) = chat.tokenizer.encode(" ")
+    chat.generation = replace(chat.generation, min_new_tokens=None, sequence_bias=(((space,), 1000.0),))
+    chat.reply("Hello")
+    assert chat.statistics.new_tokens == MAX_ATTEMPTS * 8
+    chat.generation = replace(chat.generation, max_time=1e-9)
+    chat.reply("Hello")
+    assert chat.statistics.new_tokens == 1
+
+
 def test_undo_goes_back_to_what_the_reply_before_was_shown(chat: Chat) -> None:
     """`/history` marked turns by the prompt of a reply that was gone."""
     chat.history_tokens, shown = 12, []

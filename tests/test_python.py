@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import dialogpt
 from dialogpt import Chat, Draft, GenerationConfig, History, Tokenizer
 from dialogpt.candidates import candidates
 from dialogpt.errors import DialogueError, SettingsError
+from dialogpt.one_caller import OneCaller
 from dialogpt.weights import load
 from tests.helpers import environment, pair
 
@@ -148,6 +150,34 @@ def test_an_unread_stream_is_not_ended_by_another_thread(chat: Chat) -> None:
         left = pool.submit(lambda: [stream := chat.stream("Bye!"), next(stream)][0]).result()
     chat.reply("Hello?")  # the reader's thread is gone
     assert list(left) == []
+
+
+def test_a_stream_that_another_thread_reads_on_is_not_a_callback() -> None:
+    """The thread that read the last token has ended, and a third one is inside of the stream."""
+    caller, inside, leave = OneCaller(), threading.Event(), threading.Event()
+
+    def answer() -> Generator[str, None, None]:
+        yield "a"
+        inside.set()
+        leave.wait()
+        yield "b"
+
+    def begin() -> None:
+        caller.record_reader()
+        next(stream)
+
+    stream = answer()
+    first, second = threading.Thread(target=begin), threading.Thread(target=lambda: next(stream))
+    first.start()
+    first.join()
+    second.start()
+    inside.wait()
+    with pytest.raises(DialogueError, match="answering in another thread"):
+        caller.close(stream)
+    leave.set()
+    second.join()
+    caller.close(stream)
+    assert list(stream) == []
 
 
 def test_a_callback_that_changes_the_conversation_is_told_so(chat: Chat) -> None:

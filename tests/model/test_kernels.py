@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from dialogpt.cli.main import main
 from dialogpt.cli.opening import warn_of_slow_draft
 from dialogpt.model import GPT2Config
-from dialogpt.model.precision import bytes_per_step, kernels
+from dialogpt.model.precision import bytes_per_step, choice, kernels
 from dialogpt.model.precision.choice import CPU_PRECISIONS, TABLE, candidates, capability, kernel_for, overrides
 from dialogpt.model.precision.measure import Timing, contradictions, measure_kernels
 from dialogpt.weights import CheckpointError, load
@@ -75,7 +75,7 @@ def test_a_product_that_is_missing_or_wrong_does_not_run(operator: Any, monkeypa
 
 PROGRAM = """
 from dialogpt.model.precision.choice import kernel_for
-from dialogpt.model.precision import bytes_per_step, kernels
+from dialogpt.model.precision import kernels
 print(kernels.Int8.runs_here(), kernel_for("int8", 64).name)
 """
 
@@ -196,6 +196,14 @@ def test_blocks_give_the_product_for_any_number_of_outputs_and_rows(outputs: int
     assert kernel(x[:0]).shape == (0, outputs)
     strided = x.T.contiguous().T
     assert (kernel(strided) - exact).abs().max() / exact.abs().max() < 2e-6
+
+
+def test_a_head_on_avx2_is_not_multiplied_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its many outputs are copied twice for several rows, and take twice the time of oneDNN's."""
+    monkeypatch.setattr(choice, "capability", lambda: "AVX2")
+    monkeypatch.delenv(choice.VARIABLE, raising=False)
+    assert choice.kernel_for("float32", 64) is kernels.Float32Blocks
+    assert choice.kernel_for("float32", 64, for_logits=True) in (kernels.Float32, kernels.Plain)
 
 
 @torch.no_grad()
