@@ -54,6 +54,6 @@ def _replies(
         turns = chat.turns_from(texts)
         asked.append(Dialogue(chat.prompt(turns), turns, own))
     cache = chat.cache if len(asked) == 1 else None
-    with chat.caller:
+    with chat.lock:
         chat.close_stream()
         return generate_replies(chat.model, chat.tokenizer, plan, asked, cache=cache, draft=chat.draft, stop=stop)

@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from dialogpt.conversation_lock import ConversationLock
 from dialogpt.decoding.prefill import cached_tokens
 from dialogpt.decoding.speculative import Draft
 from dialogpt.decoding.stop import Stop, Stopped
@@ -28,7 +29,6 @@ from dialogpt.history import BOT, DEFAULT_HISTORY_TOKENS, SYSTEM, USER, History,
 from dialogpt.logits.known_tokens import check_tokens
 from dialogpt.model import GPT2, KVCache
 from dialogpt.networks import load_network
-from dialogpt.one_caller import OneCaller
 from dialogpt.ranking.rerankers import Reranker
 from dialogpt.replies import Dialogue, Plan, Seeds, Statistics, stream_reply
 from dialogpt.settings import POSITIVE, require_names, required
@@ -57,7 +57,7 @@ class Chat:
         statistics: of the last reply.
         seeds: of all samples; the random numbers go on from reply to reply.
         cache: what the network has computed of it.
-        caller: the lock of this conversation, and which thread reads its stream.
+        lock: lets one thread at a time change this conversation.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Chat:
         Raises:
             DialogueError: a setting is out of range, or the draft does not fit the network.
         """
-        self.caller = OneCaller()
+        self.lock = ConversationLock()
         self.model, self.tokenizer = model, tokenizer  # first, as settings are checked against them
         self.generation = generation or GenerationConfig.chat().fitted(model.config.n_positions)
         self.history = History(tokenizer.eos_id, prefix=tokenizer.turn_prefix)
@@ -166,7 +166,7 @@ class Chat:
 
     def reply(self, text: str) -> str:
         """Return the whole reply to a text; errors are those of `stream`."""
-        with self.caller:
+        with self.lock:
             return "".join(self.stream(text))
 
     def stream(self, text: str, stop: Stop | None = None) -> Generator[str, None, None]:
@@ -211,7 +211,7 @@ class Chat:
 
     def retry(self) -> str:
         """Return the whole reply of `stream_retry`."""
-        with self.caller:
+        with self.lock:
             return "".join(self.stream_retry())
 
     def undo(self) -> str:
@@ -239,7 +239,7 @@ class Chat:
         Raises:
             DialogueError: it is another thread's, or generating.
         """
-        self.caller.close(self._current() if self._current is not None else None)
+        self.lock.close(self._current() if self._current is not None else None)
 
     def texts(self) -> list[str]:
         """Return the text of each turn."""
@@ -295,7 +295,7 @@ class Chat:
         # The conversation changes only when the stream is read.
         prompt = self.prompt(turns)
         stream = self._answer(turns, prompt, stop)
-        self.caller.record_reader()
+        self.lock.record_reader()
         self._current = weakref.ref(stream)
         return stream
 
@@ -329,10 +329,10 @@ class Chat:
         before = self.history.turns, self.last_prompt
         yielded_ids: list[int] | None = None  # ids whose text was yielded; None while there is none
         complete, start = False, time.perf_counter()
-        self.caller.record_reader()
+        self.lock.record_reader()
 
         def count() -> None:
-            self.caller.record_reader()
+            self.lock.record_reader()
             self.statistics.count_token(time.perf_counter() - start)
 
         try:

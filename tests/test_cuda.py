@@ -109,7 +109,7 @@ def test_a_draft_on_the_gpu_changes_nothing() -> None:
 def test_many_requests_at_once_are_each_as_if_alone(networks: tuple[GPT2, GPT2]) -> None:
     """The server's engine in its thread; the second turns go on from caches that were kept."""
     _, network = networks
-    engine = Engine(network, Tokenizer(small_vocabulary()), max_sequences=3, prompt_tokens=8)
+    engine = Engine(network, Tokenizer(small_vocabulary()), max_sequences=3, prefill_budget=8)
     config = GenerationConfig(do_sample=True, top_k=20, temperature=2.0, max_new_tokens=12)
     prompts = [*PROMPTS, *([*prompt, 50, 51] for prompt in PROMPTS)]
     heard: list[Queue[Event]] = [Queue() for _ in prompts]

@@ -17,8 +17,8 @@ import pytest
 import dialogpt
 from dialogpt import Chat, Draft, GenerationConfig, History, Tokenizer
 from dialogpt.candidates import candidates
+from dialogpt.conversation_lock import ConversationLock
 from dialogpt.errors import DialogueError, SettingsError
-from dialogpt.one_caller import OneCaller
 from dialogpt.weights import load
 from tests.helpers import environment, pair
 
@@ -154,7 +154,7 @@ def test_an_unread_stream_is_not_ended_by_another_thread(chat: Chat) -> None:
 
 def test_a_stream_that_another_thread_reads_on_is_not_a_callback() -> None:
     """The thread that read the last token has ended, and a third one is inside of the stream."""
-    caller, inside, leave = OneCaller(), threading.Event(), threading.Event()
+    caller, inside, leave = ConversationLock(), threading.Event(), threading.Event()
 
     def answer() -> Generator[str, None, None]:
         yield "a"
@@ -206,7 +206,7 @@ def test_a_turn_that_is_no_text_is_a_sentence(chat: Chat, text: object) -> None:
 
 
 def test_a_reply_in_another_thread_refuses_all_but_replies(chat: Chat) -> None:
-    with chat.caller:
+    with chat.lock:
         refused: list[Exception] = []
 
         def ask() -> None:

@@ -43,7 +43,7 @@ class Decoder:
         model: GPT2,
         tokenizer: Tokenizer | None = None,
         stop: Stop | None = None,
-        prompt_tokens: int | None = None,
+        prefill_budget: int | None = None,
         stops_in_prompt: bool = True,
         screened: bool = False,
     ) -> None:
@@ -53,14 +53,14 @@ class Decoder:
             model: the network.
             tokenizer: of the same checkpoint, for settings that hold texts (`stop_strings`, `bad_words`).
             stop: asked before every step; true cancels decoding with `Stopped`.
-            prompt_tokens: how many tokens of prompts are prefilled per step, so that running sequences do not wait long
-                for a new one; None prefills whole prompts at once.
+            prefill_budget: the most tokens of prompts that are prefilled per step, so that running sequences do not
+                wait long for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
             screened: whether tokens whose logits are too low to be chosen may be excluded by cheap bounds, and only the
                 others' logits computed exactly; done for a large head in float32. `Step.logits` computes all, so
                 it pays where they are hardly ever read.
         """
-        self.model, self.stop, self.prompt_tokens = model, stop, prompt_tokens
+        self.model, self.stop, self.prefill_budget = model, stop, prefill_budget
         self.screened = screened and screens(model)
         self.sequences: list[TokenSequence] = []
         self._factory = SequenceFactory(model, tokenizer, stops_in_prompt)
@@ -107,7 +107,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Step]:
-        """Generate one token for every unfinished sequence, prefilling prompts first, within `prompt_tokens`.
+        """Generate one token for every unfinished sequence, prefilling prompts first, within `prefill_budget`.
 
         Raises:
             GenerationError: logits are not finite, or every token of a sampled sequence is banned (a greedy one
@@ -151,10 +151,10 @@ class Decoder:
         if self.stop is not None and self.stop():
             raise Stopped
         active = [each for each in self.sequences if each.finish_reason is None]
-        if self.prompt_tokens is not None:
+        if self.prefill_budget is not None:
             # Running ones, and waiting ones while the budget lasts; of the next waiting one a chunk is prefilled.
             running = self._batch.sequences
-            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prompt_tokens)
+            active = prefill_chunk(self.model, active, running, self._waiting_caches, self.prefill_budget)
         if not active:
             return active, torch.empty(0, self.model.config.n_embd)
         self._batch.retain({*active})

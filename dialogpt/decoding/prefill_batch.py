@@ -53,7 +53,7 @@ def prefill_chunk(
     unfinished: Sequence[TokenSequence],
     running: Collection[TokenSequence],
     caches: dict[TokenSequence, KVCache],
-    prompt_tokens: int,
+    prefill_budget: int,
 ) -> list[TokenSequence]:
     """Return the sequences that take part in a step which computes at most so many tokens of prompts.
 
@@ -64,9 +64,9 @@ def prefill_chunk(
         unfinished: all sequences, the longest waiting first.
         running: those whose prompt is prefilled.
         caches: of waiting sequences; a chunk is prefilled into them.
-        prompt_tokens: the budget of this step.
+        prefill_budget: the budget of this step.
     """
-    scheduled, prompts, budget = [], set(), prompt_tokens
+    scheduled, prompts, budget = [], set(), prefill_budget
     for sequence in unfinished:
         ids = tuple(sequence.ids)
         if sequence in running or ids in prompts:

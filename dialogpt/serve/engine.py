@@ -32,7 +32,7 @@ from dialogpt.whole_replies import generate_replies
 
 MAX_SEQUENCES = 32  # sequences decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
 MAX_WAITING = 64  # requests
-PROMPT_TOKENS = 256  # of prompts prefilled in a step, while other sequences are decoded: 0.3 s for small in float32
+PREFILL_BUDGET = 256  # of prompts prefilled in a step, while other sequences are decoded: 0.3 s for small in float32
 PREFIX_CACHE_BYTES = 512 << 20  # of finished replies, for the next turn of their conversation
 SCORING_CHUNK = 64  # positions of a scored prompt; of GPT-2's vocabulary they take 13 MB
 MIN_SHARED_TOKENS = 16  # tokens that a prompt shares with a kept cache of another conversation
@@ -138,7 +138,7 @@ class Engine:
         *,
         max_sequences: int = MAX_SEQUENCES,
         max_waiting: int = MAX_WAITING,
-        prompt_tokens: int = PROMPT_TOKENS,
+        prefill_budget: int = PREFILL_BUDGET,
         prefix_cache_bytes: int = PREFIX_CACHE_BYTES,
     ) -> None:
         """Start the decoding thread.
@@ -148,12 +148,12 @@ class Engine:
             tokenizer: the tokenizer of the same checkpoint.
             max_sequences: maximum sequences that are decoded together.
             max_waiting: maximum requests in the queue.
-            prompt_tokens: maximum prompt tokens that are prefilled per step.
+            prefill_budget: maximum prompt tokens that are prefilled per step.
             prefix_cache_bytes: maximum memory for the caches of finished replies.
         """
         self.model, self.tokenizer = model, tokenizer
         self.max_sequences, self.max_waiting = max_sequences, max_waiting
-        self._prompt_tokens = prompt_tokens
+        self._prefill_budget = prefill_budget
         self._decoder = self._new_decoder()
         self._prefixes = PrefixCache(prefix_cache_bytes)
         self._running: dict[int, RunningReply] = {}  # by the identity of the sequence
@@ -317,7 +317,7 @@ class Engine:
 
     def _new_decoder(self) -> Decoder:
         # As in OpenAI's interface, a stop string in the prompt ends nothing.
-        return Decoder(self.model, self.tokenizer, prompt_tokens=self._prompt_tokens, stops_in_prompt=False)
+        return Decoder(self.model, self.tokenizer, prefill_budget=self._prefill_budget, stops_in_prompt=False)
 
     def _run(self) -> None:
         open_for_work = True

@@ -141,7 +141,7 @@ def test_prompts_read_in_pieces_change_no_token(network: GPT2, read: list[int], 
     """Rows join while others run, and leave; no step reads more of prompts than it may."""
     batch = prompts([5, 40, 17, 3, 9, 44])
     alone = [[step.id for step in generate(network, p, SAMPLED, generator=seeded(k))] for k, p in enumerate(batch)]
-    decoder, rows = Decoder(network, prompt_tokens=budget), []
+    decoder, rows = Decoder(network, prefill_budget=budget), []
     waiting = list(enumerate(batch))
     while waiting or any(row.finish_reason is None for row in decoder.sequences):
         if waiting and len(decoder.sequences) < 3:
@@ -157,7 +157,7 @@ def test_prompts_read_in_pieces_change_no_token(network: GPT2, read: list[int], 
 
 
 def test_rows_with_one_prompt_read_it_once_in_pieces_too(network: GPT2, read: list[int]) -> None:
-    decoder = Decoder(network, prompt_tokens=8)
+    decoder = Decoder(network, prefill_budget=8)
     config = GenerationConfig(do_sample=True, max_new_tokens=2, eos_token_id=99)
     rows = [decoder.add(list(range(20)), config, generator=seeded(k)) for k in range(3)]
     assert [len(decoder.step()) for _ in range(4)] == [0, 0, 3, 3]

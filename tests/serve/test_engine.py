@@ -52,7 +52,7 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def engine(network: GPT2, tokenizer: Tokenizer) -> Iterator[Engine]:
-    engine = Engine(network, tokenizer, max_sequences=4, max_waiting=40, prompt_tokens=16)
+    engine = Engine(network, tokenizer, max_sequences=4, max_waiting=40, prefill_budget=16)
     yield engine
     engine.close(0)
 
@@ -122,7 +122,7 @@ def test_in_float32_what_differs_is_a_tie() -> None:
     config = GenerationConfig(max_new_tokens=24)
     prompts = [[*tokenizer.encode(text), tokenizer.eos_id] for text in ("Hi!", "How are you?", "I like tea.", "Why?")]
     prompts = [[token for turn in order for token in turn] for order in permutations(prompts, 3)]
-    engine = Engine(network, tokenizer, max_sequences=8, prompt_tokens=16)
+    engine = Engine(network, tokenizer, max_sequences=8, prefill_budget=16)
     heard = [SubmittedTask(prompt, config) for prompt in prompts]
     for each in heard:
         engine.submit(each.task)

@@ -38,12 +38,12 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
             lines = read_lines(remembered)
     typed: list[str] = []
     conversations = _conversations() if remember else None
-    terminal = _terminal(chat, lines, typed, conversations)
+    talk = _talk(chat, lines, typed, conversations)
     if go_on:
-        terminal.open_conversation(1)
+        talk.open_conversation(1)
     try:
         with interrupts_raised():
-            return terminal.talk()
+            return talk.talk()
     finally:
         if conversations is not None:
             conversations.close()
@@ -52,7 +52,7 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
                 add_lines(remembered, typed)
 
 
-def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> CommandTalk:
+def _talk(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> CommandTalk:
     """A chat at this keyboard and screen; what is typed is added to `typed`."""
     try:
         from dialogpt.cli.terminal.editor import Editor
@@ -67,10 +67,10 @@ def _terminal(chat: Chat, lines: list[str], typed: list[str], conversations: Con
         return line
 
     console = Console(read, screen.write, _notice, editor.suppress_echo, screen.label)
-    terminal = CommandTalk(chat, console, conversations)
-    # Only now, as the terminal needs the editor to read.
-    editor.completer.usages = {name: usage for name, (_run, usage, _purpose) in terminal.commands.items()}
-    return terminal
+    talk = CommandTalk(chat, console, conversations)
+    # Only now, as the talk needs the editor to read.
+    editor.completer.usages = {name: usage for name, (_run, usage, _purpose) in talk.commands.items()}
+    return talk
 
 
 def _read_plainly(label: str, initial: str) -> str:

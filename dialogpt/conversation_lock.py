@@ -15,7 +15,7 @@ GENERATING = (
 )
 
 
-class OneCaller:
+class ConversationLock:
     """Keeps other threads away from a conversation that is answering.
 
     `with` holds its lock for a whole reply; other threads wait, and the same one may enter again. A stream cannot hold
@@ -25,7 +25,7 @@ class OneCaller:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._streaming = threading.current_thread()
+        self._reader = threading.current_thread()
 
     def __enter__(self) -> None:
         self._lock.acquire()
@@ -37,7 +37,7 @@ class OneCaller:
 
     def record_reader(self) -> None:
         """Record this thread as the stream's reader; called at every token, as another thread may read the next one."""
-        self._streaming = threading.current_thread()
+        self._reader = threading.current_thread()
 
     def close(self, stream: Generator[str, None, None] | None) -> None:
         """Close the stream of an abandoned reply.
@@ -51,8 +51,8 @@ class OneCaller:
         try:
             if stream is None or inspect.getgeneratorstate(stream) == inspect.GEN_CLOSED:
                 return
-            mine = self._streaming is threading.current_thread()
-            if not mine and self._streaming.is_alive():
+            mine = self._reader is threading.current_thread()
+            if not mine and self._reader.is_alive():
                 raise DialogueError(BUSY)
             try:
                 stream.close()
