@@ -53,7 +53,7 @@ class Chat:
         reranker: chooses each reply among candidates; None takes the only one.
         normalize: whether typed text is spelled as the training data were; see `dialogpt.text.normalize`.
         persona: a first turn that precedes every dialogue, whatever else is dropped; None for none.
-        last_prompt: what the network is shown for the last reply; None without one, or where the turns were replaced.
+        last_prompt: what the network is shown for the last reply; None without one, and after `restore`, `set_persona`.
         statistics: of the last reply.
         seeds: of all samples; the random numbers go on from reply to reply.
         cache: what the network has computed of it.
@@ -151,8 +151,8 @@ class Chat:
     ) -> Chat:
         """Begin a conversation with a checkpoint.
 
-        Arguments are those of `dialogpt.weights.load` and of the constructor, and settings on top of `generation`:
-        `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one. Set a reranker or a draft afterwards.
+        Arguments are as for `weights.load` and the constructor, whose others are attributes to be set afterwards;
+        settings go on top of `generation`: `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one.
         Errors are those of `open_checkpoint`, and a TypeError for a setting that does not exist.
         """
         require_names(settings, GenerationConfig, "dtype", "device", "generation", "seed", "history_tokens")
@@ -173,7 +173,8 @@ class Chat:
         """Stream the reply to a text while it is generated.
 
         A stream that is abandoned (stopped, closed, deleted, or overtaken by the next call) counts as an interruption:
-        what was yielded is kept as the reply, up to a whole character; if nothing was, the user's turn is removed too.
+        what was yielded is kept as the reply, up to a token that ends with a whole character; if nothing was, the
+        user's turn is removed too.
         A stream that is never read generates nothing.
 
         Args:
@@ -247,7 +248,7 @@ class Chat:
         return [self.tokenizer.turn_text(each, each.role, skip_special_tokens=special) for each in self.history.turns]
 
     def restore(self, turns: Sequence[Sequence[int]]) -> None:
-        """Continue from these turns, the last of them the bot's; errors are those of `History.add`."""
+        """Continue from these turns, each with its reply; errors are those of `History.add`, and for an odd number."""
         self.close_stream()
         if len(turns) % 2:
             raise DialogueError(f"{len(turns)} turns were given; expected pairs: a turn and its reply")
@@ -284,7 +285,7 @@ class Chat:
             DialogueError: they cannot give so many replies, or so many candidates.
         """
         return Plan.of(
-            self._for_one_reply.with_replies(num_replies),
+            self._for_one_reply.with_replies(num_replies),  # refuses replies that would be equal
             self.tokenizer.eos_id,
             num_replies=num_replies,
             reranker=self.reranker,
@@ -313,7 +314,7 @@ class Chat:
         history = History(self.history.eos_id, turns, self.history.prefix)
         prompt_room = self.generation.prompt_room(self.model.config.n_positions)
         persona = [] if self.persona is None else [*self.persona, history.eos_id]
-        room = min(self.history_tokens, prompt_room)
+        room = min(self.history_tokens, prompt_room)  # which may be less than when the persona was set
         if persona and len(persona) >= room:
             raise DialogueError(f"the persona takes {len(persona)} of {room} tokens; expected a shorter one")
         prompt = history.prompt(self.history_tokens - len(persona), prompt_room - len(persona))
@@ -332,7 +333,6 @@ class Chat:
         self.lock.record_reader()
 
         def count() -> None:
-            self.lock.record_reader()
             self.statistics.count_token(time.perf_counter() - start)
 
         try:
@@ -344,11 +344,12 @@ class Chat:
             for tokens in self._tokens(Dialogue(prompt, turns, self.seeds), count, stop):
                 ids += tokens
                 if text := "".join(map(text_stream.feed, tokens)):
-                    # Whole tokens are kept: not one that ends with half a character, unless it shows the first text, as
-                    # " " and half an emoji would. With nothing kept, that text would be taken back.
+                    # A token that ends within a character is kept only with the rest of it, unless it shows the first
+                    # text: with nothing kept, the turn would be removed although something was shown.
                     if yielded_ids is None or not text_stream.waiting:
                         yielded_ids = list(ids)
                     yield text
+                    self.lock.record_reader()
             yielded_ids, complete = ids, True
             if text := text_stream.finish():
                 yield text

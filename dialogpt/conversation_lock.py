@@ -1,4 +1,4 @@
-"""One conversation and several threads: whole replies wait for each other, other changes are refused."""
+"""One conversation and several threads: a whole reply waits for another; else a thread is refused while one answers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ GENERATING = (
 class ConversationLock:
     """Keeps other threads away from a conversation that is answering.
 
-    `with` holds its lock for a whole reply; other threads wait, and the same one may enter again. A stream cannot hold
-    it, as it may be abandoned, or read on by another thread. So the thread that asked for its latest token is recorded,
-    and while that one lives, and the stream is not at its end, nobody else may close it to change the conversation.
+    A whole reply holds the lock, by `with`: those of other threads wait, and anything else there is refused.
+    A stream holds no lock, as it may be abandoned, or read on by another thread. Its reader is recorded, the thread
+    that asked for the latest text: while that one lives, no other may close the stream to change the conversation.
     """
 
     def __init__(self) -> None:
@@ -36,7 +36,7 @@ class ConversationLock:
         self._lock.release()
 
     def record_reader(self) -> None:
-        """Record this thread as the stream's reader; called at every token, as another thread may read the next one."""
+        """Record this thread as the stream's reader; called for every text, as another thread may ask for the next."""
         self._reader = threading.current_thread()
 
     def close(self, stream: Generator[str, None, None] | None) -> None:
@@ -56,7 +56,7 @@ class ConversationLock:
                 raise DialogueError(BUSY)
             try:
                 stream.close()
-            except ValueError:  # Python's: it is running, for a callback or, since a moment, in another thread
+            except ValueError:  # Python's: it is running, for a callback, or in a thread that has just begun to read it
                 raise DialogueError(GENERATING if mine else BUSY) from None
         finally:
             self._lock.release()

@@ -46,7 +46,7 @@ class GenerationConfig:
     """The settings of one generation; the defaults are transformers'. A setting of None takes its default.
 
     Raises:
-        SettingsError: values are out of range, or else contradict each other; all problems of that sort are named.
+        SettingsError: values are out of range or, where none is, contradict each other; all of them are named.
     """
 
     # Length. max_new_tokens overrides max_length, and min_new_tokens, even 0, overrides min_length.
@@ -77,10 +77,10 @@ class GenerationConfig:
     sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = setting(
         None, BIASES, "add to the logits of token sequences: [[[3], 2.5], [[17, 4], -1.0]]"
     )
-    repetition_penalty: float = setting(1.0, ABOVE_0, "divide the logits of tokens in repetition_scope; 1 is off")
+    repetition_penalty: float = setting(1.0, ABOVE_0, "above 1, makes tokens in repetition_scope less likely; 1 is off")
     presence_penalty: float = setting(0.0, _PENALTY, "subtract from the logits of generated tokens; 0 is off")
     frequency_penalty: float = setting(0.0, _PENALTY, "the same, for each time that a token was generated; 0 is off")
-    no_repeat_ngram_size: int = setting(0, NON_NEGATIVE, "never repeat n tokens in a row of repetition_scope; 0 is off")
+    no_repeat_ngram_size: int = setting(0, NON_NEGATIVE, "never repeat a run of n tokens of repetition_scope; 0 is off")
     bad_words_ids: tuple[tuple[int, ...], ...] | None = setting(
         None, SEQUENCES, "token sequences that are never generated: [[3], [17, 4]]"
     )
@@ -136,7 +136,7 @@ class GenerationConfig:
     __repr__ = changed_fields
 
     def _contradictions(self) -> list[Problem]:
-        """Return the problems between values that are valid alone; each front end words the settings in braces."""
+        """Return the problems between values that are valid alone; `Problem.worded` replaces the names in braces."""
         problems, replies = [], self.num_return_sequences
         if self.max_new_tokens is not None and (self.min_new_tokens or 0) > self.max_new_tokens:
             limit = f"at most {{max_new_tokens}}, {self.max_new_tokens}"
@@ -157,8 +157,8 @@ class GenerationConfig:
         """Return the preset for a conversation.
 
         It samples, because greedy replies loop; it cuts the tail of the distribution, because one improbable token
-        derails a short reply; and the bot does not repeat four tokens in a row, or a whole turn, of its own (15 % of
-        the first tiny's replies in long dialogues did). Three tokens would ban a second "I don't". A checkpoint may
+        derails a short reply; and the bot repeats no run of four tokens, and no whole turn, of its own (15 % of the
+        first tiny's replies in long dialogues did). Three tokens would ban a second "I don't". A checkpoint may
         set otherwise, as today's tiny does: temperature 0.2, and repeats allowed.
 
         Args:
@@ -193,18 +193,18 @@ class GenerationConfig:
         return replace(self, max_new_tokens=maximum, min_new_tokens=minimum)
 
     def greedy(self) -> GenerationConfig:
-        """Return these settings for greedy decoding: `BANS` and `min_new_tokens` stay, all else is neutral."""
+        """Return these settings for greedy decoding: `BANS`, and what ends a reply or sets its length, stay."""
         return replace(self, do_sample=False, num_beams=1, num_return_sequences=1, **RESET_BY_GREEDY)
 
     def merged(self, given: Mapping[str, Any]) -> GenerationConfig:
         """Apply what a user gave on top of these defaults.
 
-        Flags, ``/set``, request bodies and Python callers share this one rule. A temperature of 0 is greedy decoding; a
-        temperature above 0 samples, unless `do_sample` is given too. `max_length` counts unless `max_new_tokens` is
-        given too. None resets a setting to transformers' default.
+        Flags, ``/set``, request bodies and Python callers share this one rule. A temperature of 0 is greedy decoding
+        without penalties (`greedy`); `do_sample` off keeps them; a temperature above 0 samples, unless `do_sample` is
+        given too. `max_length` counts unless `max_new_tokens` is given. None resets a setting to transformers' default.
 
         Raises:
-            DialogueError: values are out of range or contradict each other; all problems are named.
+            DialogueError: values are out of range or contradict each other.
         """
         defaults, given = self, dict(given)
         if given.get("temperature") == 0:
@@ -219,10 +219,8 @@ class GenerationConfig:
         return replace(defaults, **given)
 
     def with_end_token(self, token: int) -> GenerationConfig:
-        """Return these settings with the end of a turn in front of the tokens that end a reply."""
-        if self.end_ids[:1] == (token,):
-            return self
-        return replace(self, eos_token_id=tuple(dict.fromkeys((token, *self.end_ids))))
+        """Add the end of a dialogue's turns to the end tokens; where none were set, it replaces the network's."""
+        return self if token in self.end_ids else replace(self, eos_token_id=(token, *self.end_ids))
 
     def with_replies(self, number: int) -> GenerationConfig:
         """Return these settings for so many replies."""
@@ -262,19 +260,19 @@ def several(ids: int | tuple[int, ...] | None) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, int) else ids
 
 
-# The value of each processor's and warper's setting at which it changes nothing: the defaults, but for top_k, which is
-# 50 in transformers. `min_new_tokens` is in `OFF` only: greedy decoding keeps it, so that a chat's reply is not empty.
+# All settings of how a token is chosen, at the value that changes nothing: the default, but for top_k. Excluded by
+# name: what ends a reply and how long it is, beams, how many replies there are, and sampling itself.
 NEUTRAL: dict[str, Any] = {
     declared.name: declared.default
     for declared in fields(GenerationConfig)
     if declared.name
     not in (
-        "max_new_tokens", "max_length", "min_new_tokens", "eos_token_id", "stop_strings", "max_time", "do_sample",
-        "num_beams", "length_penalty", "early_stopping", "num_return_sequences",
+        "max_new_tokens", "max_length", "min_new_tokens", "min_length", "eos_token_id", "stop_strings", "max_time",
+        "do_sample", "num_beams", "length_penalty", "early_stopping", "num_return_sequences",
     )
 } | {"top_k": 0}  # fmt: skip
 
-# What the operator of a chat or a server bans or biases. Greedy decoding keeps it, and a client cannot remove it.
+# What the operator of a chat or a server bans or biases: a server's client cannot remove it (`dialogpt.serve.schemas`).
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
-OFF = NEUTRAL | {"min_new_tokens": None}  # of all processors and warpers
+OFF = NEUTRAL | {"min_length": 0, "min_new_tokens": None}  # the same for all that changes scores

@@ -1,4 +1,4 @@
-"""A dialogue as the model sees it: turns of token ids, each with its end token; only whole turns are dropped.
+"""A dialogue as the model sees it: turns of token ids, each with its end token; old ones are dropped whole.
 
 DialoGPT was trained on whole dialogues joined in this way (Zhang et al., "DialoGPT", 2020, section 3.1); its prompt
 names no speakers. Who spoke is kept with the ids, for settings about the bot's own turns. Encoding text is left to
@@ -76,7 +76,7 @@ class History:
         return f"<History: {len(self.turns)} turns, {sum(map(len, self.turns))} tokens>"
 
     def add(self, turn: Sequence[int]) -> None:
-        """Append a turn; one without a speaker is the user's first, and then alternates.
+        """Append a turn; one without a speaker is the bot's after a turn of the user, else the user's.
 
         Raises:
             DialogueError: it holds the end token, which would make two turns of it.

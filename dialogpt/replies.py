@@ -29,7 +29,7 @@ from dialogpt.tokenizer import Tokenizer
 MAX_ATTEMPTS = 5  # at one sample before a blank one is accepted
 MAX_SEED = 1 << 64
 SEED = Kind(lambda value: isinstance(value, int) and not isinstance(value, bool), "an integer", int)
-Kept = TypeVar("Kept")  # what is kept of a token
+Kept = TypeVar("Kept")  # what a caller wants of each token: its id in a chat, an event in the server
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Plan:
         num_samples: how many are generated, each a candidate; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
         withholds_blank: whether white space that begins a streamed reply is withheld until other text follows, or until
-            the reply ends blank and is accepted: so that nothing is shown of an attempt that is replaced, and no label
-            without text before a greedy reply that begins with white space.
+            the reply ends. So nothing is shown of a blank attempt that is replaced, and the bot's label never stands
+            alone.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 
@@ -81,9 +81,8 @@ class Plan:
         num_samples = num_replies if reranker is None else max(num_replies, num_candidates)
         config = config.with_end_token(eos_id)
         if reranker is not None or config.num_beams > 1:
-            config = config.with_replies(
-                num_samples
-            )  # beams return so many; candidates that would be equal are refused
+            # Beams return so many, and candidates that would be equal are refused. Equal replies a server may return.
+            config = config.with_replies(num_samples)
         sampled = config.do_sample and config.num_beams == 1
         attempts = MAX_ATTEMPTS if resample and sampled else 1
         return cls(config, num_replies, num_samples, attempts, withholds_blank=resample, reranker=reranker)
@@ -141,7 +140,7 @@ class Statistics:
     Attributes:
         prompt_tokens: the length of the prompt.
         computed_tokens: how many of them were not cached.
-        new_tokens: how many were generated, without end tokens: of all attempts, but of the best candidate only.
+        new_tokens: how many were generated, without end tokens, those of blank attempts too; of candidates, the best's.
         first_seconds: from the start to the first token.
         seconds: from the start to the last token.
     """
@@ -186,7 +185,7 @@ class Sample(Generic[Kept]):
             plan: its settings, and the number of attempts.
             prompt: what is answered.
             generator: what its tokens are sampled from, attempt after attempt.
-            keep: what is kept of each token until it may be shown: its id in a chat, an event in the server.
+            keep: returns what the caller wants of each token, which is withheld until it may be shown.
             cache: see `Decoder.add`.
 
         Raises:

@@ -50,7 +50,7 @@ PROCESSORS: tuple[tuple[Processor, tuple[str, ...]], ...] = (
 def next_token_probabilities(logits: Tensor, config: GenerationConfig, seen: Sequence[Seen]) -> Tensor:
     """Return the distribution that the next token is sampled from: (B, V) -> (B, V), in float32; for readers and tests.
 
-    `dialogpt.decoding.sampling` takes the scores, of which greedy decoding needs no distribution.
+    `dialogpt.decoding.sampling` calls `next_token_scores`, as greedy decoding needs no softmax.
 
     Args:
         logits: the network's output at the last position of each sequence.
@@ -74,7 +74,7 @@ def next_token_scores(logits: Tensor, config: GenerationConfig, seen: Sequence[S
 
 
 class ActiveProcessor(NamedTuple):
-    """A processor or warper that is on: a function of the scores, (B, V), and what `dialogpt.inspect` calls it."""
+    """A processor or warper that is on: its name and settings, for people, and a function of the scores, (B, V)."""
 
     name: str
     settings: tuple[str, ...]

@@ -22,8 +22,8 @@ from dialogpt.text.valid_text import require_text
 from dialogpt.weights import CheckpointError, Source, Vocabulary, open_checkpoint
 from dialogpt.weights.vocabulary import END_OF_TEXT, byte_letters
 
-# GPT-2 splits text before it merges: English contractions; then words, numbers and other signs, each with one space
-# before it; then white space, whose last character, if it is a space, belongs to the word that follows.
+# GPT-2 splits text before it merges: English contractions; then words, numbers and other signs, each with the space
+# before it, if any; then white space, whose last character, if it is a space, belongs to the word that follows.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -42,9 +42,9 @@ class Tokenizer:
         """Build the tokenizer.
 
         Raises:
-            CheckpointError: a merge cannot be reached, as one before it takes its parts: "a bc" after "a b". tiktoken
-                joins any two pieces that spell a token, so that abc becomes a, b, c -> ab, c -> abc; transformers joins
-                the listed pair a, bc only, and stays at ab, c. The ids would differ.
+            CheckpointError: a merge cannot be reached, or is too long to be checked, so that ids might differ. With the
+                merges "a b", then "a bc", transformers joins a, b, c to ab, c and no further; tiktoken, which joins any
+                two pieces that spell a token, goes on to abc.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id
@@ -93,8 +93,8 @@ class Tokenizer:
         return ids
 
     def encode_turn(self, text: str, role: str) -> list[int]:
-        """The ids of what a speaker said, without prefix and end token; errors are those of `encode`."""
-        require_text(text)  # before the gap is put in front of it, as the error counts from the text's own start
+        """The ids of what a speaker said, with its gap, without prefix and end token; errors are those of `encode`."""
+        require_text(text)  # first, as the error counts from the text's own start
         return self.encode(self.turn_prefix.gap(role) + text)
 
     def encode_dialogue(self, turns: Sequence[str]) -> NDArray[np.uint32]:
@@ -156,8 +156,8 @@ class Tokenizer:
     def explain(self, text: str) -> list[Piece]:
         """Show how a text becomes ids: split into pieces, spelled in letters, merged step by step.
 
-        The slow and obvious version of `encode`, for readers. Added tokens are not looked for, and the splits come from
-        Python's regex package, whose Unicode tables may know letters that tiktoken's do not know yet.
+        The slow and obvious version of `encode`, for readers. It adds no space in front and looks for no added tokens.
+        The splits come from Python's regex package, whose Unicode tables may know letters that tiktoken's do not yet.
         """
         import regex  # tiktoken installs it
 

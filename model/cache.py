@@ -25,7 +25,7 @@ SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth
 
 
 def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run outside inference mode: tensors made in that mode cannot be changed in place outside, as a cache may be."""
+    """Run outside inference mode: tensors made in that mode cannot be written outside it, as those of a cache are."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 
 
@@ -70,7 +70,7 @@ class KVCache:
         """Tokens held by each row: (B,), on the CPU."""
         return torch.tensor([len(row) for row in self.ids])
 
-    # ---- called by the network, in this order, once per forward pass ----
+    # ---- called by the network in a pass: `reserve`, `append` for each layer, `advance` (or `clear_unread`) ----
 
     def reserve(self, num_new: Sequence[int]) -> None:
         """Make room for so many new tokens per row and plan their slots.
@@ -128,7 +128,7 @@ class KVCache:
         for row, ids in enumerate(self.ids):
             self.buffer[:, :, row, :, len(ids) :] = 0
 
-    # ---- called by the decoder ----
+    # ---- called between passes; the first two by `reserve`, too ----
 
     @outside_inference_mode
     def make_room(self, length: int) -> None:

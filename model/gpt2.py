@@ -1,9 +1,9 @@
 """GPT-2, written to be read from top to bottom.
 
-A decoder-only transformer with pre-norm blocks, learned absolute positions, a tanh GELU, and the token embedding as its
-output head, but for a few fine-tunes (Radford et al., "Language Models are Unsupervised Multitask Learners", 2019). It
-equals `GPT2LMHeadModel` of transformers (models/gpt2/modeling_gpt2.py). It knows tensors only: text, sampling and files
-are left to the other packages, and earlier tokens are in the cache that the caller passes in.
+A decoder-only transformer with pre-norm blocks, learned absolute positions, a tanh GELU, and, but for a few
+fine-tunes, the token embedding as its output head (Radford et al., "Language Models are Unsupervised Multitask
+Learners", 2019). It equals `GPT2LMHeadModel` of transformers (models/gpt2/modeling_gpt2.py). It knows tensors only:
+text, sampling and files are left to the other packages, and earlier tokens are in the cache that the caller passes in.
 
 Shape letters, here and everywhere: B rows, T new tokens, S cached + new tokens, C width, H heads, D head width,
 V vocabulary, L layers.
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dialogpt.model.cache import CacheFull, KVCache
 from dialogpt.model.config import GPT2Config
 
-# All other names of `activation_function` mean the tanh GELU; the exact one, "gelu", differs from it by up to 4.7e-4.
+# All other names that `config.py` accepts mean the tanh GELU; the exact one, "gelu", differs from it by up to 4.7e-4.
 OTHER_ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU}
 
 
@@ -31,14 +31,16 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        # `_weight`, as an embedding's own initialization on the meta device (see below) imports a compiler, for 1 s.
+        # `_weight` skips an embedding's own initialization, which imports a compiler on the meta device, for a second.
         self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
         self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(C, eps=config.layer_norm_epsilon)
         self.output_head = None if config.tie_word_embeddings else nn.Linear(C, V, bias=False)
-        if not self.token_embedding.weight.is_meta:  # `weights.load` builds it without memory, to fill it from a file
+        if (
+            not self.token_embedding.weight.is_meta
+        ):  # without memory, as `weights.load` builds it to fill it from a file
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,7 +107,7 @@ class GPT2(nn.Module):
 
 
 class TokenEmbedding(nn.Embedding):
-    """What each token is, and mostly the output head."""
+    """What each token is, and also the output head, unless the checkpoint has another."""
 
     @property
     def activation_dtype(self) -> torch.dtype:

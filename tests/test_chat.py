@@ -67,7 +67,7 @@ def test_settings_are_resolved_when_they_are_set(chat: Chat) -> None:
     resolved = chat.plan().config
     chat.reply("Hello")
     assert chat.plan().config is resolved
-    assert (resolved.num_return_sequences, resolved.eos_token_id) == (1, (chat.tokenizer.eos_id, 5))
+    assert (resolved.num_return_sequences, {*resolved.end_ids}) == (1, {chat.tokenizer.eos_id, 5})
 
 
 def test_tokens_of_a_reply_that_is_known_at_its_end_are_counted(chat: Chat) -> None:

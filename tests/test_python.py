@@ -154,7 +154,7 @@ def test_an_unread_stream_is_not_ended_by_another_thread(chat: Chat) -> None:
 
 def test_a_stream_that_another_thread_reads_on_is_not_a_callback() -> None:
     """The thread that read the last token has ended, and a third one is inside of the stream."""
-    caller, inside, leave = ConversationLock(), threading.Event(), threading.Event()
+    lock, inside, leave = ConversationLock(), threading.Event(), threading.Event()
 
     def answer() -> Generator[str, None, None]:
         yield "a"
@@ -163,7 +163,7 @@ def test_a_stream_that_another_thread_reads_on_is_not_a_callback() -> None:
         yield "b"
 
     def begin() -> None:
-        caller.record_reader()
+        lock.record_reader()
         next(stream)
 
     stream = answer()
@@ -173,10 +173,10 @@ def test_a_stream_that_another_thread_reads_on_is_not_a_callback() -> None:
     second.start()
     inside.wait()
     with pytest.raises(DialogueError, match="answering in another thread"):
-        caller.close(stream)
+        lock.close(stream)
     leave.set()
     second.join()
-    caller.close(stream)
+    lock.close(stream)
     assert list(stream) == []
 
 

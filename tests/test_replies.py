@@ -69,6 +69,14 @@ def test_greedy_decoding_keeps_what_is_banned() -> None:
         assert (config.do_sample, config.repetition_penalty, config.top_k) == (False, 1.0, 0), name
 
 
+def test_greedy_decoding_keeps_the_minimum_length() -> None:
+    """It kept `min_new_tokens` and reset `min_length`."""
+    sampled = GenerationConfig(do_sample=True, min_length=30)
+    assert parse_setting(sampled, "temperature", "0").min_length == 30
+    assert generation_from(flags("--min-length", "30", "--temperature", "0")).min_length == 30
+    assert body_settings(sampled, temperature=0).min_length == 30
+
+
 def test_a_client_adds_to_what_the_operator_bans_and_removes_nothing() -> None:
     operator = GenerationConfig.chat().merged(BANS)
     asked = {"bad_words": ["heck"], "suppress_tokens": [8, 1], "bad_words_ids": [[2]], "begin_suppress_tokens": [2]}

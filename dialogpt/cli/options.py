@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import dialogpt
 from dialogpt.cli.printable import one_line, printable
 from dialogpt.errors import USAGE, DialogueError, SettingsError
-from dialogpt.generation_config import DEFAULT_CANDIDATES, NEUTRAL, GenerationConfig
+from dialogpt.generation_config import DEFAULT_CANDIDATES, OFF, GenerationConfig
 from dialogpt.published_settings import published_settings
 from dialogpt.settings import SWITCH, TYPED_COUNT, Kind, kinds_of, parsed
 
@@ -98,7 +98,7 @@ def add_network_flags(parser: argparse.ArgumentParser) -> argparse._ArgumentGrou
 def add_generation_flags(parser: argparse.ArgumentParser) -> None:
     """The fields of `GenerationConfig`."""
     group = parser.add_argument_group("generation", "on top of the chat preset: " + _preset())
-    group.add_argument("--greedy", action="store_true", help="always the likeliest token; no processor")
+    group.add_argument("--greedy", action="store_true", help="always the likeliest token, without penalties")
     group.add_argument("--transformers-defaults", action="store_true", help="start from transformers' own settings")
     for setting in fields(GenerationConfig):
         if setting.name == "num_return_sequences":  # --num-replies, where a command has several
@@ -169,7 +169,7 @@ def _preset() -> str:
     """The chat preset, for people; underscores, as argparse breaks lines at hyphens."""
     chat = GenerationConfig.chat()
     shown = {setting.name: getattr(chat, setting.name) for setting in fields(chat)}
-    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, NEUTRAL.get(name)))
+    return ", ".join(f"{name} {value}" for name, value in shown.items() if value not in (None, OFF.get(name)))
 
 
 def flag_of(name: str) -> str:

@@ -14,7 +14,7 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks of any kind: each becomes a space."""
+    """Text without line breaks of any kind: each becomes a space, but for one at the end, which is removed."""
     return " ".join(text.splitlines())
 
 

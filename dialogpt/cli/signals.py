@@ -1,9 +1,9 @@
 """Ctrl-C: when it may end the process at once, and when it must wait until nothing is half done.
 
 A KeyboardInterrupt can surface anywhere, also inside a library's callback, which may make another error of it or print
-a traceback. So where nothing can be lost the process ends without one, and elsewhere a flag is set that is read where
-stopping is safe; at a prompt, where nothing runs, it is raised. A chat nests the three: at once while a model is
-loaded, raised while a line is asked for, flagged during a reply.
+a traceback. So where nothing can be lost, the process ends at once instead; where something runs, a flag is set that is
+read where stopping is safe; and KeyboardInterrupt is raised where a person is waited for. A chat nests the three: it
+ends at once while a model is loaded, flags during a reply, and raises in all the rest of a talk.
 """
 
 from __future__ import annotations

@@ -49,8 +49,8 @@ class RunningBatch:
         """Compute the last token of every sequence: its hidden states, (B, C); None for an empty batch."""
         if self.cache is None:
             return None
-        # This crops after a step that failed, when the last token is in the cache already, and after
-        # `TokenSequence.restart`, when the tokens of a blank attempt are.
+        # Usually a row holds all but the last token. One that holds more has it already, after a step that failed, or
+        # has tokens of a blank attempt, after `TokenSequence.restart`.
         for row, sequence in enumerate(self.sequences):
             self.cache.crop(row, len(sequence.ids) - 1)
         last = torch.tensor([sequence.ids[-1:] for sequence in self.sequences], device=self._model.device)  # (B, 1)

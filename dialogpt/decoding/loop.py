@@ -56,9 +56,8 @@ class Decoder:
             prefill_budget: the most tokens of prompts that are prefilled per step, so that running sequences do not
                 wait long for a new one; None prefills whole prompts at once.
             stops_in_prompt: whether a stop string may begin in the prompt, as in transformers.
-            screened: whether tokens whose logits are too low to be chosen may be excluded by cheap bounds, and only the
-                others' logits computed exactly; done for a large head in float32. `Step.logits` computes all, so
-                it pays where they are hardly ever read.
+            screened: whether a large head in float32 may compute, for a single sequence, only the logits that matter
+                (`dialogpt.decoding.screened`). It pays where `Step.logits`, which computes all, is hardly ever read.
         """
         self.model, self.stop, self.prefill_budget = model, stop, prefill_budget
         self.screened = screened and screens(model)
@@ -97,7 +96,7 @@ class Decoder:
         return sequence
 
     def drop(self, sequence: TokenSequence) -> None:
-        """Remove a sequence, finished or not; its cache row is freed at the next step."""
+        """Remove a sequence, finished or not; its cache row is freed at the next step of others."""
         self.sequences.remove(sequence)
         self._waiting_caches.pop(sequence, None)
 
@@ -117,7 +116,7 @@ class Decoder:
         active, hidden = self.next_hidden()  # (B, C)
         if not active:
             return []
-        needed = needed_logits(self.model, hidden, active) if self.screened else None
+        needed = needed_logits(self.model, hidden, active) if self.screened else None  # (1, V), -inf where not needed
         logits = all_logits(self.model, hidden, active) if needed is None else needed
         scores = process_logits(logits, active)  # (B, V)
         stepping = {*active}

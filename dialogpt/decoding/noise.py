@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-DEVICES_UNCLAMPED = ("cpu",)  # whose `exponential_` draws an exact zero for one number in 2^53; MPS does often
+DEVICES_UNCLAMPED = ("cpu",)  # `exponential_` draws an exact zero for one number in 2^53 there; on MPS, often
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
@@ -30,7 +30,7 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
 
 
 def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
-    """Draw exponential noise for the rows of a batch: (B, V), without zeros; see `DEVICES_UNCLAMPED`.
+    """Draw exponential noise for the rows of a batch: (B, V), without zeros but for rare ones (`DEVICES_UNCLAMPED`).
 
     Args:
         groups: of each generator, how many rows share it, and the indices among them whose noise is used. Noise is
@@ -38,7 +38,7 @@ def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], 
         like: (B, V), the dtype and device; B is the number of used rows.
     """
     on_cpu = like.device.type == "cpu"
-    from_uniform = on_cpu and _exponential_is_of_uniform()  # the same numbers, faster
+    from_uniform = on_cpu and _uniform_gives_exponential()  # as -log(1 - u), and faster
     draw = Tensor.uniform_ if from_uniform else Tensor.exponential_
     noise = torch.empty_like(like, dtype=torch.float64 if from_uniform else None)
 
@@ -74,7 +74,7 @@ def sample_without_replacement(probabilities: Tensor, count: int, generator: tor
 
 
 @functools.cache
-def _exponential_is_of_uniform() -> bool:
+def _uniform_gives_exponential() -> bool:
     """Whether a CPU's `exponential_` equals -log(1 - u), to the bit, of the numbers u that `uniform_` draws in float64.
 
     Then these two steps replace it: the logarithm is vectorized and threaded, so that a number takes 6 ns and not 19.

@@ -62,7 +62,7 @@ class Prefilled:
         sequences: in the order of the cache's rows.
         cache: of their prompts.
         hidden: the hidden state of each prompt's last token, (B, C).
-        borrowed: whether others, such as a chat, may hold this very cache, so that no row is added; it has one then.
+        borrowed: whether others, such as a chat, may hold this very cache; then it has one row, and none is added.
     """
 
     sequences: list[TokenSequence]

@@ -55,7 +55,7 @@ def prefill_chunk(
     caches: dict[TokenSequence, KVCache],
     prefill_budget: int,
 ) -> list[TokenSequence]:
-    """Return the sequences that take part in a step which computes at most so many tokens of prompts.
+    """Return the sequences that take part in a step which computes at most `prefill_budget` tokens of prompts.
 
     The first sequence whose prompt needs more than is left prefills a chunk of it, and waits for the next step.
 
@@ -64,7 +64,7 @@ def prefill_chunk(
         unfinished: all sequences, the longest waiting first.
         running: those whose prompt is prefilled.
         caches: of waiting sequences; a chunk is prefilled into them.
-        prefill_budget: the budget of this step.
+        prefill_budget: of this step, in tokens.
     """
     scheduled, prompts, budget = [], set(), prefill_budget
     for sequence in unfinished:

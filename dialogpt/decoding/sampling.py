@@ -44,7 +44,7 @@ def choose_tokens(scores: Tensor, active: Sequence[TokenSequence], sharing_noise
     Args:
         scores: (B, V), processed.
         active: the sequence of each row.
-        sharing_noise: these and finished ones: as in transformers, a generator draws noise for finished sequences too.
+        sharing_noise: these, and finished ones that the decoder still holds, for which transformers draws noise, too.
 
     Raises:
         GenerationError: every token of a sampled sequence is banned.

@@ -20,7 +20,7 @@ READS_ALL = ("remove_invalid_values", "renormalize_logits", "top_h")  # before t
 
 
 def needed_logits(model: GPT2, hidden: Tensor, active: Sequence[TokenSequence]) -> Tensor | None:
-    """Compute the logits that the next token can depend on, others are minus infinity: (1, C) -> (1, V).
+    """Compute the logits that the next token can depend on, all finite; others are minus infinity: (1, C) -> (1, V).
 
     None where all of them matter, or computing all is as fast: see `count_needed` and `screened_logits`.
     """

@@ -34,7 +34,7 @@ class Outcome(NamedTuple):
     has_end_token: bool
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # sequences are keys: each equals only itself
 class TokenSequence:
     """A prompt and the reply that is generated after it.
 
@@ -100,7 +100,7 @@ class SequenceFactory:
     """Makes sequences for one network: checks prompts and resolves settings."""
 
     def __init__(self, model: GPT2, tokenizer: Tokenizer | None = None, stops_in_prompt: bool = True) -> None:
-        """Prepare for a network; arguments are those of `Decoder`."""
+        """Prepare for a network; with `stops_in_prompt`, a stop string may begin in the prompt, as in transformers."""
         self._model, self._tokenizer, self._stops_in_prompt = model, tokenizer, stops_in_prompt
         self._resolved: dict[GenerationConfig, GenerationConfig] = {}
 

@@ -16,7 +16,7 @@ from dialogpt.model import GPT2
 
 @dataclass(frozen=True)
 class Step:
-    """One generated token.
+    """One generated token of one sequence; a step of the decoder returns one for each that takes part.
 
     Attributes:
         sequence: the sequence that it was appended to.

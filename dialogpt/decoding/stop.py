@@ -1,4 +1,4 @@
-"""How a caller cancels decoding."""
+"""How a caller cancels decoding; with `stop_strings` and the finish reason "stop" a reply ends by itself."""
 
 from __future__ import annotations
 

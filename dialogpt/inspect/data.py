@@ -21,7 +21,7 @@ from dialogpt.decoding.sequence import TokenSequence
 from dialogpt.decoding.stop import Stop, Stopped
 from dialogpt.errors import DialogueError
 from dialogpt.generation import Reply
-from dialogpt.generation_config import NEUTRAL, GenerationConfig
+from dialogpt.generation_config import OFF, GenerationConfig
 from dialogpt.history import BOT, History, Prompt, Turn
 from dialogpt.inspect.ablation import ablate
 from dialogpt.inspect.attention import attention_weights, summed_by_turn
@@ -496,7 +496,7 @@ def _acting_settings(config: GenerationConfig, seen: Seen) -> dict[str, Any]:
     acting = [name for processor in active_processors(config, [seen]) for name in processor.settings]
     named = [name for name, speaks in ABOUT_REPLIES.items() if speaks(config)] + acting
     values = {name: getattr(config, name) for name in named}
-    return {name: value for name, value in values.items() if value is not None and value != NEUTRAL.get(name)}
+    return {name: value for name, value in values.items() if value is not None and value != OFF.get(name)}
 
 
 def _turns_data(

@@ -7,12 +7,13 @@ from dialogpt.generation_config import GenerationConfig, several
 
 
 def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
-    """Refuse settings that name tokens outside the vocabulary, or need an end token where there is none.
+    """Refuse tokens outside the vocabulary in biases, bad words, forced tokens, and end tokens that a penalty raises.
 
-    Tokens that are only banned, or end a reply, may be unknown: they never come.
+    Other end tokens, and `suppress_tokens`, may be unknown: they never come.
 
     Raises:
-        DialogueError: there are some; a `SettingsError` for tokens outside the vocabulary.
+        SettingsError: there are some.
+        DialogueError: there is no end token to raise.
     """
     forced_bos, forced_eos = config.forced_bos_token_id, config.forced_eos_token_id
     named = {

@@ -32,7 +32,7 @@ class Seen:
 
     @property
     def generated(self) -> Sequence[int]:
-        """The reply so far; without an end token, as with one nothing is chosen any more."""
+        """The reply so far; it holds no end token, as nothing is chosen after one."""
         return self.ids[self.prompt_length :]
 
     def in_scope(self, scope: str) -> list[Sequence[int]]:

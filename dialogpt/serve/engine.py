@@ -32,7 +32,7 @@ from dialogpt.whole_replies import generate_replies
 
 MAX_SEQUENCES = 32  # sequences decoded together; a step of small in float32 takes 25 ms for one row and 130 ms for 32
 MAX_WAITING = 64  # requests
-PREFILL_BUDGET = 256  # of prompts prefilled in a step, while other sequences are decoded: 0.3 s for small in float32
+PREFILL_BUDGET = 256  # tokens of prompts prefilled in a step, while others are decoded: 0.3 s for small in float32
 PREFIX_CACHE_BYTES = 512 << 20  # of finished replies, for the next turn of their conversation
 SCORING_CHUNK = 64  # positions of a scored prompt; of GPT-2's vocabulary they take 13 MB
 MIN_SHARED_TOKENS = 16  # tokens that a prompt shares with a kept cache of another conversation

@@ -27,7 +27,7 @@ class AddedTokens:
         patterns = [_pattern_of(token, vocabulary.flags.get(token, frozenset())) for token in longest_first]
         self._ids = vocabulary.added
         self._pattern = re.compile(f"({'|'.join(patterns)})") if patterns else None
-        # Tokens whose ids are beyond the network's embedding; of special ones, typed text is only text.
+        # Tokens whose ids are beyond the network's embedding, except special ones, which are ordinary text when typed.
         self._without_row = sorted(vocabulary.without_row - vocabulary.special)
 
     def __bool__(self) -> bool:
@@ -60,7 +60,7 @@ def _pattern_of(token: str, flags: frozenset[str]) -> str:
 
 
 def split_long_spaces(text: str) -> list[str]:
-    """Split a text before the last character of each long run of white space."""
+    """Split a text before the last character of each long run of white space that other text follows."""
     runs = [run for run in _SPACES.finditer(text) if run.end() - run.start() > LONG_SPACE and run.end() < len(text)]
     cuts = [run.end() - 1 for run in runs]
     return [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]

@@ -346,7 +346,7 @@ def test_off_the_cpu_a_zero_among_the_noise_draws_no_banned_token(
 
     monkeypatch.setattr(noise, "DEVICES_UNCLAMPED", devices)
     monkeypatch.setattr(torch.Tensor, "exponential_", with_a_zero)
-    monkeypatch.setattr(noise, "_exponential_is_of_uniform", lambda: False)
+    monkeypatch.setattr(noise, "_uniform_gives_exponential", lambda: False)
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
     row = TokenSequence([1], 1, GenerationConfig(do_sample=True, eos_token_id=3), seeded())
     drawn = {sampling.choose_tokens(scores, [row], [row])[0] for _ in range(50)}

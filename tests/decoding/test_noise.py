@@ -17,7 +17,7 @@ from dialogpt.weights import load
 def test_noise_is_that_of_exponential(from_uniform: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """A seed gives the replies of transformers, which draws by `exponential_`: its numbers, and as many of them."""
     if from_uniform is not None:
-        monkeypatch.setattr(noise, "_exponential_is_of_uniform", lambda: from_uniform)
+        monkeypatch.setattr(noise, "_uniform_gives_exponential", lambda: from_uniform)
     generators = [fresh_generator(seed=seed) for seed in (1, 2)]
     groups = [(generators[0], 3, [0, 2]), (generators[1], 1, [0])]
     for _ in range(2):

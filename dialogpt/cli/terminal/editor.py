@@ -64,7 +64,7 @@ class Editor:
             import termios
 
             from prompt_toolkit.input.vt100 import raw_mode
-        except (ImportError, AssertionError):  # what it raises on Windows
+        except (ImportError, AssertionError):  # no termios on Windows; and what vt100 asserts there
             yield
             return
 

@@ -23,7 +23,7 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
     Args:
         chat: an open chat.
         title: what to show first.
-        remember: keep typed lines in a file, for the arrow keys of the next talk, and every conversation.
+        remember: keep every conversation, and typed lines, which the arrow keys bring back in the next talk.
         go_on: begin with the conversation that was kept last.
 
     Raises:

@@ -31,10 +31,10 @@ class Leave(Exception):
 
 
 class InterruptedTyping(KeyboardInterrupt):
-    """Ctrl-C at a prompt that was cleared: it does not leave, even as the second in a row.
+    """Ctrl-C at a prompt that is empty again, after something was typed and cleared: it never leaves.
 
     Of three presses after something was typed, the first clears the line in the editor, silently; the second raises
-    this, and says how to leave; the third, a plain KeyboardInterrupt, leaves.
+    this; the third, a plain KeyboardInterrupt, leaves.
     """
 
 
@@ -140,7 +140,7 @@ class Talk(ABC):
         """Show a reply as it is made. Ctrl-C stops it at the next token; a second one at once.
 
         Args:
-            begin: starts the reply; it is given a function that it asks whether to stop, as `Stop` says when.
+            begin: starts the reply; it is given a function to ask whether to stop (see `Stop`).
             typed: what it answers, if that is new.
         """
         self._note_script(typed)

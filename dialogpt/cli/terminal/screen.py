@@ -75,7 +75,7 @@ class Screen:
             return
         width = TAB - self.column % TAB if space == "\t" else max(1, get_cwidth(space))
         if self.column + width >= shutil.get_terminal_size().columns:
-            sys.stdout.write("\n")  # the space at the end of a line is the line's end
+            sys.stdout.write("\n")  # in place of a space that would reach the last column
             self.column = 0
         else:
             sys.stdout.write(space)

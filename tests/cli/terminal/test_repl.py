@@ -262,14 +262,14 @@ def test_settings_that_make_no_sense_here_are_refused(play: Play) -> None:
 
 def test_greedy_decoding_puts_the_sampling_settings_aside(play: Play) -> None:
     """Temperature 0 once reset top-k and top-p for good, and a temperature after it did nothing."""
-    aside = ("/set top-k 7", "/set top-p 0.8", "/set max-new-tokens 9", "/set temperature 0")
+    aside = ("/set top-k 7", "/set top-p 0.8", "/set max-new-tokens 9", "/set min-length 3", "/set temperature 0")
     played = play(*aside)
     assert "decoding is greedy" in played.said
     assert (played.chat.generation.do_sample, played.chat.generation.top_k) == (False, 0)
     play("/set do-sample true")
     config = play(*aside, "/set temperature 0.7").chat.generation
     assert (config.do_sample, config.temperature, config.top_k, config.top_p) == (True, 0.7, 7, 0.8)
-    assert config.max_new_tokens == 9
+    assert (config.max_new_tokens, config.min_length) == (9, 3)
     assert play("/set temperature 0", "/set do-sample true").chat.generation == config
     assert play("/set do-sample false").chat.generation.do_sample is False
 
