@@ -180,6 +180,28 @@ def test_a_stream_that_another_thread_reads_on_is_not_a_callback() -> None:
     assert list(stream) == []
 
 
+def test_a_thread_whose_stream_another_one_reads_on_is_told_of_that_one(chat: Chat) -> None:
+    """Until that thread had its first text, the other one was told that it called from a callback."""
+    chat.generation = GenerationConfig(do_sample=True, max_new_tokens=64, min_new_tokens=64)
+    inside, leave, first = threading.Event(), threading.Event(), threading.current_thread()
+
+    def stop() -> bool:
+        if threading.current_thread() is not first:
+            inside.set()
+            leave.wait()
+        return False
+
+    stream = chat.stream("Hi!", stop=stop)
+    next(stream)
+    second = threading.Thread(target=lambda: next(stream))
+    second.start()
+    inside.wait()
+    with pytest.raises(DialogueError, match="answering in another thread"):
+        chat.undo()
+    leave.set()
+    second.join()
+
+
 def test_a_callback_that_changes_the_conversation_is_told_so(chat: Chat) -> None:
     """It was told of another thread."""
     told: list[str] = []
