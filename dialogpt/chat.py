@@ -56,7 +56,7 @@ class Chat:
         last_prompt: what the network is shown for the last reply; None without one, and after `restore`, `set_persona`.
         statistics: of the last reply.
         seeds: of all samples; the random numbers go on from reply to reply.
-        cache: what the network has computed of it.
+        cache: what the network has computed of the conversation.
         lock: lets one thread at a time change this conversation.
     """
 
@@ -151,8 +151,8 @@ class Chat:
     ) -> Chat:
         """Begin a conversation with a checkpoint.
 
-        Arguments are as for `weights.load` and the constructor, whose others are attributes to be set afterwards;
-        settings go on top of `generation`: `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one.
+        Arguments are as for `weights.load` and the constructor; a reranker, a draft and `normalize` are set afterwards.
+        Settings go on top of `generation`: `temperature=0.7`. `history_tokens` is the checkpoint's own if it has one.
         Errors are those of `open_checkpoint`, and a TypeError for a setting that does not exist.
         """
         require_names(settings, GenerationConfig, "dtype", "device", "generation", "seed", "history_tokens")
@@ -173,8 +173,8 @@ class Chat:
         """Stream the reply to a text while it is generated.
 
         A stream that is abandoned (stopped, closed, deleted, or overtaken by the next call) counts as an interruption:
-        what was yielded is kept as the reply, up to a token that ends with a whole character; if nothing was, the
-        user's turn is removed too.
+        what was yielded is kept as the reply, the first text and then whole characters; if nothing was, the user's turn
+        is removed too.
         A stream that is never read generates nothing.
 
         Args:

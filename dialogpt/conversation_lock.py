@@ -1,4 +1,4 @@
-"""One conversation and several threads: a whole reply waits for another; else a thread is refused while one answers."""
+"""One conversation and several threads: whole replies wait for each other; whatever else meets a reply is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GENERATING = (
 class ConversationLock:
     """Keeps other threads away from a conversation that is answering.
 
-    A whole reply holds the lock, by `with`: those of other threads wait, and anything else there is refused.
+    A whole reply holds the lock, by `with`: those of other threads wait, and their other calls are refused.
     A stream holds no lock, as it may be abandoned, or read on by another thread. Its reader is recorded, the thread
     that asked for the latest text: while that one lives, no other may close the stream to change the conversation.
     """

@@ -157,8 +157,8 @@ class GenerationConfig:
         """Return the preset for a conversation.
 
         It samples, because greedy replies loop; it cuts the tail of the distribution, because one improbable token
-        derails a short reply; and the bot repeats no run of four tokens, and no whole turn, of its own (15 % of the
-        first tiny's replies in long dialogues did). Three tokens would ban a second "I don't". A checkpoint may
+        derails a short reply; and the bot repeats no run of four tokens of its own, nor its last turn (the first
+        tiny did in 15 % of its replies in long dialogues). Three tokens would ban a second "I don't". A checkpoint may
         set otherwise, as today's tiny does: temperature 0.2, and repeats allowed.
 
         Args:
@@ -219,7 +219,7 @@ class GenerationConfig:
         return replace(defaults, **given)
 
     def with_end_token(self, token: int) -> GenerationConfig:
-        """Add the end of a dialogue's turns to the end tokens; where none were set, it replaces the network's."""
+        """Add the end of a dialogue's turns to `eos_token_id`; where that is None, it alone ends a reply."""
         return self if token in self.end_ids else replace(self, eos_token_id=(token, *self.end_ids))
 
     def with_replies(self, number: int) -> GenerationConfig:
@@ -275,4 +275,4 @@ NEUTRAL: dict[str, Any] = {
 # What the operator of a chat or a server bans or biases: a server's client cannot remove it (`dialogpt.serve.schemas`).
 BANS = ("sequence_bias", "bad_words_ids", "bad_words", "suppress_tokens", "begin_suppress_tokens")
 RESET_BY_GREEDY = {name: value for name, value in NEUTRAL.items() if name not in BANS}
-OFF = NEUTRAL | {"min_length": 0, "min_new_tokens": None}  # the same for all that changes scores
+OFF = NEUTRAL | {"min_length": 0, "min_new_tokens": None}  # with the minimum lengths, which change scores, too

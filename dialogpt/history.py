@@ -45,7 +45,7 @@ class Prompt:
 
     Attributes:
         ids: the shown turns, each with its end token; in some fine-tunes with prefixes, of which the bot's is the last.
-            A chat with a persona has it in front, which the other attributes do not count.
+            In a chat with a persona, that text comes first; the other attributes do not count it.
         first_turn: index of the first shown turn; those before it are kept but not shown.
         cut: how many tokens were truncated from the front of the last turn.
         own_turns: the bot's turns among those shown, without end tokens; None where nobody knows who spoke.

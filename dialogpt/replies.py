@@ -42,8 +42,7 @@ class Plan:
         num_samples: how many are generated, each a candidate; more than are returned where a reranker chooses.
         max_attempts: how often a sample that is blank (white space only) is generated before it is accepted.
         withholds_blank: whether white space that begins a streamed reply is withheld until other text follows, or until
-            the reply ends. So nothing is shown of a blank attempt that is replaced, and the bot's label never stands
-            alone.
+            the reply ends. So nothing was shown of a blank attempt that is replaced.
         reranker: puts the best sample first; None keeps the order of their seeds.
     """
 
@@ -73,7 +72,7 @@ class Plan:
             num_replies: how many are wanted.
             reranker: chooses them among `num_candidates`.
             num_candidates: how many samples a reranker chooses among.
-            resample: whether a blank reply is no answer; false for text that is continued.
+            resample: whether a blank reply is sampled again; false for text that is continued.
 
         Raises:
             DialogueError: without sampling all candidates would be the same, or there are fewer beams than candidates.
@@ -81,7 +80,7 @@ class Plan:
         num_samples = num_replies if reranker is None else max(num_replies, num_candidates)
         config = config.with_end_token(eos_id)
         if reranker is not None or config.num_beams > 1:
-            # Beams return so many, and candidates that would be equal are refused. Equal replies a server may return.
+            # Beams return this many. It refuses equal candidates; equal replies it does not, as a server may give them.
             config = config.with_replies(num_samples)
         sampled = config.do_sample and config.num_beams == 1
         attempts = MAX_ATTEMPTS if resample and sampled else 1

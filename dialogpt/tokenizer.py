@@ -43,13 +43,13 @@ class Tokenizer:
 
         Raises:
             CheckpointError: a merge cannot be reached, or is too long to be checked, so that ids might differ. With the
-                merges "a b", then "a bc", transformers joins a, b, c to ab, c and no further; tiktoken, which joins any
-                two pieces that spell a token, goes on to abc.
+                merges "a b", "b c", "a bc" transformers joins a, b, c to ab, c and stops; tiktoken, which joins any two
+                pieces that spell a token, goes on to abc.
         """
         self.vocabulary = vocabulary
         self.eos_id = vocabulary.eos_id
         letters, ids = byte_letters(), vocabulary.ids
-        byte_of = {ord(letter): byte for byte, letter in letters.items()}  # GPT-2 spells bytes as letters
+        byte_of = {ord(letter): byte for byte, letter in letters.items()}  # GPT-2 spells each byte as a letter
         tokens = [*letters.values(), *(merge.replace(" ", "") for merge in vocabulary.merges)]
         spelled = [token.translate(byte_of).encode("latin-1") for token in tokens]
         self._ranks = {token: rank for rank, token in enumerate(spelled)}
@@ -93,7 +93,7 @@ class Tokenizer:
         return ids
 
     def encode_turn(self, text: str, role: str) -> list[int]:
-        """The ids of what a speaker said, with its gap, without prefix and end token; errors are those of `encode`."""
+        """The ids of what a speaker said, and of the white space after a prefix; errors are those of `encode`."""
         require_text(text)  # first, as the error counts from the text's own start
         return self.encode(self.turn_prefix.gap(role) + text)
 

@@ -41,7 +41,7 @@ class KVCache:
 
     Attributes:
         buffer: keys and values, (L, 2, B, H, capacity, D).
-        memory: the allocation that `buffer` is a view of; larger once `cache_rows` has added or dropped rows.
+        memory: the allocation that `buffer` is a view of; it may be larger once `cache_rows` has added or dropped rows.
         ids: the token ids held, row by row.
         max_length: the most tokens a row can hold, the network's `n_positions`.
     """

@@ -31,16 +31,14 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        # `_weight` skips an embedding's own initialization, which imports a compiler on the meta device, for a second.
+        # `_weight` skips an embedding's own initialization, which would import a compiler on the meta device: 1 s.
         self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
         self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(C, eps=config.layer_norm_epsilon)
         self.output_head = None if config.tie_word_embeddings else nn.Linear(C, V, bias=False)
-        if (
-            not self.token_embedding.weight.is_meta
-        ):  # without memory, as `weights.load` builds it to fill it from a file
+        if not self.token_embedding.weight.is_meta:  # there it has no memory, and is filled from a file
             self.reset_parameters()
 
     def reset_parameters(self) -> None:

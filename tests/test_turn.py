@@ -20,7 +20,7 @@ from tests.helpers import ROOT, random_model, small_vocabulary
 
 READMES = ("README.md", "dialogpt/README.md", "model/README.md")
 KEYBOARD = tuple(f"dialogpt/cli/terminal/{name}.py" for name in ("keyboard", "editor", "screen"))
-MAX_TURN_LINES = 3753  # to be lowered with every file that leaves the turn
+MAX_TURN_LINES = 3750  # to be lowered with every file that leaves the turn
 
 
 def files_of_a_turn() -> set[str]:

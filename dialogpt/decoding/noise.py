@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-DEVICES_UNCLAMPED = ("cpu",)  # `exponential_` draws an exact zero for one number in 2^53 there; on MPS, often
+DEVICES_WITH_RARE_ZEROS = ("cpu",)  # of `exponential_`: one in 2^53; MPS draws them often
 
 
 def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None) -> torch.Generator:
@@ -30,7 +30,7 @@ def fresh_generator(device: torch.device | str = "cpu", seed: int | None = None)
 
 
 def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], like: Tensor) -> Tensor:
-    """Draw exponential noise for the rows of a batch: (B, V), without zeros but for rare ones (`DEVICES_UNCLAMPED`).
+    """Draw exponential noise for the rows of a batch: (B, V), with no zeros, or rare ones (`DEVICES_WITH_RARE_ZEROS`).
 
     Args:
         groups: of each generator, how many rows share it, and the indices among them whose noise is used. Noise is
@@ -57,17 +57,17 @@ def exponential_noise(groups: Sequence[tuple[torch.Generator, int, list[int]]], 
 
 
 def without_zeros(noise: Tensor) -> Tensor:
-    """Replace exact zeros in exponential noise, in place, but on `DEVICES_UNCLAMPED`.
+    """Replace exact zeros in exponential noise, in place, but on `DEVICES_WITH_RARE_ZEROS`.
 
     MPS draws exact zeros (pytorch#192577), and a banned token's 0 / 0 is NaN, which argmax takes for the largest: about
     every 600th token was a banned one.
     """
-    return noise if noise.device.type in DEVICES_UNCLAMPED else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
+    return noise if noise.device.type in DEVICES_WITH_RARE_ZEROS else noise.clamp_(min=torch.finfo(noise.dtype).tiny)
 
 
 def sample_without_replacement(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Sample indices as `torch.multinomial` does: (B, N) -> (B, count)."""
-    if probabilities.device.type in DEVICES_UNCLAMPED:
+    if probabilities.device.type in DEVICES_WITH_RARE_ZEROS:
         return torch.multinomial(probabilities, count, generator=generator)
     noise = without_zeros(torch.empty_like(probabilities).exponential_(generator=generator))  # (B, N)
     return probabilities.div(noise).topk(count).indices

@@ -7,13 +7,13 @@ from dialogpt.generation_config import GenerationConfig, several
 
 
 def check_tokens(config: GenerationConfig, vocab_size: int) -> None:
-    """Refuse tokens outside the vocabulary in biases, bad words, forced tokens, and end tokens that a penalty raises.
+    """Refuse tokens outside the vocabulary in biases, bad words, forced tokens, and end tokens whose logit is raised.
 
     Other end tokens, and `suppress_tokens`, may be unknown: they never come.
 
     Raises:
         SettingsError: there are some.
-        DialogueError: there is no end token to raise.
+        DialogueError: `exponential_decay_length_penalty` has no end token to raise.
     """
     forced_bos, forced_eos = config.forced_bos_token_id, config.forced_eos_token_id
     named = {

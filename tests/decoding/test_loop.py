@@ -216,6 +216,9 @@ def test_a_prompt_may_fill_the_window_to_the_last_position(network: GPT2) -> Non
     assert len(list(generate(network, [1] * 54, config))) == 10
     with pytest.raises(DialogueError, match="the network's 64 positions: a prompt of 55 tokens and 10 new"):
         generate(network, [1] * 55, config)
+    # It blamed max_new_tokens.
+    with pytest.raises(DialogueError, match=r"^max_length must be smaller .* 55 tokens and 10 new"):
+        generate(network, [1] * 55, GenerationConfig(max_length=65))
 
 
 def test_rows_that_run_together_leave_their_callers_caches_alone(network: GPT2, read: list[int]) -> None:
@@ -344,7 +347,7 @@ def test_off_the_cpu_a_zero_among_the_noise_draws_no_banned_token(
         honest(tensor, **options)[:, 3] = 0
         return tensor
 
-    monkeypatch.setattr(noise, "DEVICES_UNCLAMPED", devices)
+    monkeypatch.setattr(noise, "DEVICES_WITH_RARE_ZEROS", devices)
     monkeypatch.setattr(torch.Tensor, "exponential_", with_a_zero)
     monkeypatch.setattr(noise, "_uniform_gives_exponential", lambda: False)
     scores = torch.tensor([[0.0, 1.0, 2.0, -torch.inf]])
@@ -362,7 +365,7 @@ def test_without_zeros_the_draws_are_those_of_multinomial(monkeypatch: pytest.Mo
     expected = [torch.multinomial(probabilities, 3, generator=seeded(n)) for n in range(20)]
     drawn = torch.empty(4, 600).exponential_(generator=seeded(1))
     assert torch.equal(noise.without_zeros(drawn.clone()), drawn)
-    monkeypatch.setattr(noise, "DEVICES_UNCLAMPED", ())
+    monkeypatch.setattr(noise, "DEVICES_WITH_RARE_ZEROS", ())
     assert torch.equal(noise.without_zeros(drawn.clone()), drawn)
     found = [noise.sample_without_replacement(probabilities, 3, seeded(n)) for n in range(20)]
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

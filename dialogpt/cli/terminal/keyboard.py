@@ -30,7 +30,7 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
         DialogueError: there is none to go on with, or it cannot be read.
     """
     print(title)
-    print("/help lists the commands, Ctrl-D leaves." if sys.platform != "win32" else "/help lists them, /exit leaves.")
+    print(f"/help lists the commands, {'Ctrl-D' if sys.platform != 'win32' else '/exit'} leaves.")
     remembered = typed_lines_file() if remember else None
     lines: list[str] = []
     if remembered is not None:
