@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 # One thread, here and in the programs that tests start: with two, and another program on the machine, the threads of
@@ -74,6 +76,16 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def package_logger() -> Iterator[None]:
+    """Put the package's logger back: `serve` in a test's own process configures it, with a stderr that is closed later."""
+    logger = logging.getLogger("dialogpt")
+    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="session")

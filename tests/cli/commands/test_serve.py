@@ -257,16 +257,11 @@ def test_workers_that_cannot_start_end_the_server() -> None:
 
 def test_a_log_is_lines_or_json(capsys: pytest.CaptureFixture[str]) -> None:
     logger = logging.getLogger("dialogpt")
-    kept = logger.handlers, logger.propagate, logger.level
-    try:
-        logs.configure("info", "json")
-        logging.getLogger("dialogpt.serve.access").info("a %s", "line", extra={"fields": {"status": 200}})
-        logs.configure("warning", "text")
-        logger.info("unseen")
-        logger.warning("seen")
-    finally:
-        logger.handlers, logger.propagate, _ = kept
-        logger.setLevel(kept[2])
+    logs.configure("info", "json")
+    logging.getLogger("dialogpt.serve.access").info("a %s", "line", extra={"fields": {"status": 200}})
+    logs.configure("warning", "text")
+    logger.info("unseen")
+    logger.warning("seen")
     first, second = capsys.readouterr().err.splitlines()
     content = json.loads(first)
     assert (content["message"], content["status"], content["level"]) == ("a line", 200, "info")
