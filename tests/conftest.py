@@ -80,7 +80,7 @@ def seeds() -> None:
 
 @pytest.fixture(autouse=True)
 def package_logger() -> Iterator[None]:
-    """Put the package's logger back: `serve` in a test's own process configures it, with a stderr that is closed later."""
+    """Put the package's logger back: `serve` in a test's own process sets it up, for a stderr that is closed later."""
     logger = logging.getLogger("dialogpt")
     handlers, propagate, level = logger.handlers, logger.propagate, logger.level
     yield
