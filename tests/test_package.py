@@ -148,7 +148,7 @@ def test_its_command_is_named_like_it(distributions: tuple[Path, Path]) -> None:
     """That is what `pipx run` and `uvx` look for in a wheel."""
     with zipfile.ZipFile(distributions[1]) as archive:
         commands = archive.read("dialogpt-0.1.0.dist-info/entry_points.txt").decode()
-    assert commands == "[console_scripts]\ndialogpt = dialogpt.cli.main:console\n"
+    assert commands == "[console_scripts]\ndialogpt = dialogpt.__main__:console\n"
 
 
 @pytest.mark.parametrize("how", ["script", "-c", "-m", "console"])

@@ -10,12 +10,10 @@ import errno
 import io
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
 from dialogpt.cli.commands import (
     bench,
@@ -55,20 +53,6 @@ COMMANDS = (  # in the order of --help
     push,
     completion,
 )
-
-
-def console() -> NoReturn:
-    """The installed command: `main`, and then the end of the process.
-
-    Python's own way out takes torch apart module by module, half a second in which a Ctrl-C makes noise. Nothing is
-    left to do there: what was printed is flushed, and files are closed by those who opened them.
-    """
-    signal.signal(signal.SIGINT, lambda _signal, _frame: os._exit(INTERRUPTED))
-    status = main()
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
-    os._exit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -301,6 +301,27 @@ def test_an_error_never_goes_to_standard_output(published: Path) -> None:
         assert done.stdout == b""
 
 
+PRESSED_WHILE_IMPORTING = """
+import importlib.abc, os, signal, sys
+
+class Presser(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "dialogpt.cli.commands":
+            os.kill(os.getpid(), signal.SIGINT)
+
+sys.meta_path.insert(0, Presser())
+from dialogpt.__main__ import console
+console()
+"""
+
+
+@needs_posix
+def test_ctrl_c_while_the_command_line_is_imported_is_silent() -> None:
+    """It was a traceback for the first tenths of a second."""
+    done = subprocess.run([sys.executable, "-c", PRESSED_WHILE_IMPORTING], capture_output=True, env=environment())
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
 @needs_proc
 def test_two_signals_at_once_are_one_interruption(published: Path) -> None:
     """`timeout` sends a signal to the child and to its group; the second came while the first was being handled."""

@@ -22,6 +22,7 @@ from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL, Console, Leave, Tal
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT, USER, Turn
+from dialogpt.replies import Statistics
 from dialogpt.settings import TYPED_COUNT, Kind, parsed, required, typed_count
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
@@ -39,6 +40,7 @@ class CommandTalk(Talk):
         super().__init__(chat, console, conversations)
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.begun = {name: self._value(name) for name in SETTINGS}  # settings as the talk began
+        self.set_after: Statistics | None = None  # of the last reply when a setting was changed
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
             "help": (self.help, "", "this list"),
             "exit": (self.leave, "", "leave (so does Ctrl-D)"),
@@ -89,7 +91,8 @@ class CommandTalk(Talk):
 
     def retry(self, _: str) -> None:
         """Say another reply to the last turn."""
-        if not self.chat.generation.do_sample:
+        as_it_was = self.chat.last_prompt is not None and self.set_after is not self.chat.statistics
+        if as_it_was and not self.chat.generation.do_sample:
             raise DialogueError("greedy decoding would give the same reply; /set do-sample true samples another one")
         self.show_reply(self.chat.stream_retry)
 
@@ -201,6 +204,7 @@ class CommandTalk(Talk):
             self._set_history_tokens(_count(name, value))
         else:
             self.chat.generation = self._changed(name, value)
+            self.set_after = self.chat.statistics
         if self.chat.generation.do_sample:
             self.sampling = self.chat.generation
         elif name in ("temperature", "top_k", "top_p", "do_sample"):
@@ -219,9 +223,14 @@ class CommandTalk(Talk):
     def _changed(self, name: str, value: str) -> GenerationConfig:
         """The settings with one changed; what greedy decoding had put aside comes back with a temperature."""
         before = self.chat.generation
-        if name in ("temperature", "do_sample") and not before.do_sample:
+        if before.do_sample:
+            return parse_setting(before, name, value)
+        if name in ("temperature", "do_sample"):
             before = replace(before, do_sample=True, **{key: getattr(self.sampling, key) for key in RESET_BY_GREEDY})
-        return parse_setting(before, name, value)
+            return parse_setting(before, name, value)
+        changed = parse_setting(before, name, value)
+        self.sampling = replace(self.sampling, **{name: getattr(changed, name)})  # so that it comes back, too
+        return changed
 
     def _line(self, name: str) -> str:
         return f"{name.replace('_', '-'):<32} {self._value(name)}"

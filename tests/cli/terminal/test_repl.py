@@ -124,7 +124,7 @@ def test_clear_undo_and_retry(play: Play) -> None:
 
 
 def test_retry_under_greedy_says_that_it_cannot_differ(play: Play) -> None:
-    played = play("Hello", "/set do-sample off", "/retry")
+    played = play("/set do-sample off", "Hello", "/retry")
     assert "greedy decoding would give the same reply" in played.said
     assert len(played.chat.texts()) == 2
 
@@ -272,6 +272,20 @@ def test_greedy_decoding_puts_the_sampling_settings_aside(play: Play) -> None:
     assert (config.max_new_tokens, config.min_length) == (9, 3)
     assert play("/set temperature 0", "/set do-sample true").chat.generation == config
     assert play("/set do-sample false").chat.generation.do_sample is False
+
+
+def test_what_is_set_while_decoding_is_greedy_stays(play: Play) -> None:
+    """It was lost when sampling came back, and nothing said so."""
+    greedy = ("/set top-p 0.7", "/set temperature 0", "/set top-k 5", "/set repetition-penalty 1.3")
+    config = play(*greedy, "/set temperature 0.6").chat.generation
+    assert (config.temperature, config.top_p, config.top_k, config.repetition_penalty) == (0.6, 0.7, 5, 1.3)
+
+
+def test_a_greedy_retry_is_refused_only_if_it_would_change_nothing(play: Play) -> None:
+    """After `/set temperature 0` it was refused for a reply that had been sampled."""
+    played = play("Hello", "/set temperature 0", "/retry", "/retry")
+    assert played.said.count("greedy decoding would give the same reply") == 1
+    assert "there is no exchange yet" in play("/clear", "/retry").said
 
 
 def test_an_empty_history_says_so(play: Play) -> None:
