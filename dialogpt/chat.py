@@ -1,9 +1,9 @@
 """A conversation: one history, one cache, one seed.
 
 Typed text becomes a turn; the reply is streamed as text and becomes the next turn. The cache holds the last prompt and
-reply, and the decoder crops it to what the next prompt shares with them, so a turn costs its own tokens. Replies are
-made in `dialogpt.replies`, several to one dialogue in `dialogpt.candidates`; the keyboard and the screen are left to
-`dialogpt.cli.terminal`.
+mostly its reply, and the decoder crops it to what the next prompt shares with them, so a turn costs its own tokens.
+Replies are made in `dialogpt.replies`, several to one dialogue in `dialogpt.candidates`; the keyboard and the screen
+are left to `dialogpt.cli.terminal`.
 
 docs/architecture.md, "One turn", has the calls of a turn in their order.
 """

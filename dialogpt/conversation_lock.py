@@ -18,7 +18,7 @@ GENERATING = (
 class ConversationLock:
     """Keeps other threads away from a conversation that is answering.
 
-    A whole reply holds the lock, by `with`: those of other threads wait, and their other calls are refused.
+    A whole reply holds the lock (`with chat.lock`): replies of other threads wait, and their other calls are refused.
     A stream holds no lock, as it may be abandoned, or read on by another thread. Its reader is recorded, the thread
     that asked for the latest text: while that one lives, no other may close the stream to change the conversation.
     """

@@ -116,7 +116,7 @@ class GenerationConfig:
         choice("all", "own", "reply"),
         "where repetition counts: all (prompt too, as in transformers), own (the bot's turns), reply (this one)",
     )
-    no_repeat_reply: bool = setting(False, SWITCH, "never repeat the bot's last turn exactly")
+    no_repeat_reply: bool = setting(False, SWITCH, "do not end a reply where it equals the bot's last turn")
     bad_words: tuple[str, ...] | None = setting(
         None, TEXTS, 'a word that is never generated, capitalized or not, or several: ["a", "b"]'
     )

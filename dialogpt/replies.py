@@ -80,7 +80,7 @@ class Plan:
         num_samples = num_replies if reranker is None else max(num_replies, num_candidates)
         config = config.with_end_token(eos_id)
         if reranker is not None or config.num_beams > 1:
-            # Beams return this many. It refuses equal candidates; equal replies it does not, as a server may give them.
+            # Beams return this many, and equal candidates are refused. Without either, a server may give equal replies.
             config = config.with_replies(num_samples)
         sampled = config.do_sample and config.num_beams == 1
         attempts = MAX_ATTEMPTS if resample and sampled else 1
@@ -138,7 +138,7 @@ class Statistics:
 
     Attributes:
         prompt_tokens: the length of the prompt.
-        computed_tokens: how many of them were not cached.
+        computed_tokens: how many of them were not cached; the last one never is.
         new_tokens: how many were generated, without end tokens, those of blank attempts too; of candidates, the best's.
         first_seconds: from the start to the first token.
         seconds: from the start to the last token.

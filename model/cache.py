@@ -25,7 +25,7 @@ SLOTS_PER_GROWTH = 64  # 4.7 MB a row for GPT-2 small in float32, and one growth
 
 
 def outside_inference_mode(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Run outside inference mode: tensors made in that mode cannot be written outside it, as those of a cache are."""
+    """Run outside inference mode: a tensor made in that mode cannot be written outside it, and a cache is."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 
 

@@ -31,7 +31,7 @@ class GPT2(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         self.config, C, V = config, config.n_embd, config.vocab_size
-        # `_weight` skips an embedding's own initialization, which would import a compiler on the meta device: 1 s.
+        # `_weight` skips an embedding's own initialization, which imports torch's compiler on the meta device: 1 s.
         self.token_embedding = TokenEmbedding(V, C, _weight=torch.empty(V, C))
         self.position_embedding = nn.Embedding(config.n_positions, C, _weight=torch.empty(config.n_positions, C))
         self.dropout = nn.Dropout(config.embd_pdrop)

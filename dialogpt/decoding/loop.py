@@ -133,7 +133,7 @@ class Decoder:
         ]
 
     def next_logits(self) -> tuple[list[TokenSequence], Tensor]:
-        """Compute the logits after every unfinished sequence, prefilling prompts first.
+        """Compute the logits after every sequence that takes part in this step, prefilling prompts first.
 
         Returns:
             These sequences, and their logits, (B, V) in float32.
@@ -146,7 +146,7 @@ class Decoder:
         return active, all_logits(self.model, hidden, active)
 
     def next_hidden(self) -> tuple[list[TokenSequence], Tensor]:
-        """Compute the hidden state of each unfinished sequence's last token, (B, C); see `next_logits`."""
+        """Compute the hidden state of the last token of each such sequence, (B, C); see `next_logits`."""
         if self.stop is not None and self.stop():
             raise Stopped
         active = [each for each in self.sequences if each.finish_reason is None]

@@ -30,6 +30,6 @@ def removed_by_short_sort(scores: Tensor, config: GenerationConfig) -> Tensor | 
     cut[:, -config.tokens_to_keep :] = False
     kept = ascending.masked_fill(cut, torch.inf).amin(dim=-1, keepdim=True)  # (B, 1), the smallest kept score
     removed = ascending.masked_fill(~cut, -torch.inf).amax(dim=-1, keepdim=True)  # (B, 1), the largest removed one
-    # A row with fewer tokens left than others, and than `tokens_to_keep`, keeps one -inf and removes another: fine.
+    # A row with fewer tokens left than others, and than `tokens_to_keep`, keeps and removes -inf: no difference.
     doubtful = ((total - (1 - config.top_p)).abs() < 1e-5).any() or ((removed == kept) & (kept > -torch.inf)).any()
     return None if doubtful else scores < kept

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dialogpt.errors import DialogueError
 from dialogpt.weights import Vocabulary
 
-_WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # \s in Rust, theirs and tiktoken's
+_WHITE_SPACE = "[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"  # \s in Rust, of both tokenizers
 # GPT-2's pattern splits a run of white space before its last character where other text follows. tiktoken's engine
 # backtracks to find that place, and panics on a long run (a million spaces, then a letter). `split_long_spaces` cuts
 # there first: the run then ends its part of the text, and the pattern's `\s++$` matches it without backtracking.

@@ -53,7 +53,7 @@ def open_terminal(chat: Chat, title: str, *, remember: bool, go_on: bool = False
 
 
 def _talk(chat: Chat, lines: list[str], typed: list[str], conversations: Conversations | None) -> CommandTalk:
-    """A chat at this keyboard and screen; what is typed is added to `typed`."""
+    """A chat at this keyboard and screen; with prompt_toolkit, what is typed is added to `typed`."""
     try:
         from dialogpt.cli.terminal.editor import Editor
         from dialogpt.cli.terminal.screen import Screen
@@ -91,7 +91,7 @@ def _write(text: str) -> None:
 
 
 def _conversations() -> Conversations | None:
-    """The kept conversations; None where no home folder is known, as the notice about typed lines has said."""
+    """The kept conversations; None where no home folder is known: a notice about typed lines has named it."""
     with suppress(RuntimeError):
         return Conversations(state_folder() / "conversations")
     return None
