@@ -22,7 +22,6 @@ from dialogpt.cli.terminal.repl import BOT_LABEL, YOU_LABEL, Console, Leave, Tal
 from dialogpt.errors import DialogueError, did_you_mean
 from dialogpt.generation_config import RESET_BY_GREEDY, GenerationConfig
 from dialogpt.history import BOT, USER, Turn
-from dialogpt.replies import Statistics
 from dialogpt.settings import TYPED_COUNT, Kind, parsed, required, typed_count
 
 ONE_REPLY = ("num_return_sequences", "eos_token_id", "max_length")  # settings that have no use in a conversation
@@ -40,7 +39,6 @@ class CommandTalk(Talk):
         super().__init__(chat, console, conversations)
         self.sampling = chat.generation if chat.generation.do_sample else GenerationConfig.chat()  # to come back to
         self.begun = {name: self._value(name) for name in SETTINGS}  # settings as the talk began
-        self.set_after: Statistics | None = None  # of the last reply when a setting was changed
         self.commands: dict[str, tuple[Callable[[str], None], str, str]] = {
             "help": (self.help, "", "this list"),
             "exit": (self.leave, "", "leave (so does Ctrl-D)"),
@@ -91,10 +89,11 @@ class CommandTalk(Talk):
 
     def retry(self, _: str) -> None:
         """Say another reply to the last turn."""
-        as_it_was = self.chat.last_prompt is not None and self.set_after is not self.chat.statistics
-        if as_it_was and not self.chat.generation.do_sample:
-            raise DialogueError("greedy decoding would give the same reply; /set do-sample true samples another one")
+        before = self.chat.history.turns[-1:]
         self.show_reply(self.chat.stream_retry)
+        (old,), (new,) = before, self.chat.history.turns[-1:]
+        if not self.chat.generation.do_sample and new == old and new is not old:  # it is, if that was stopped at once
+            self.console.notice("greedy decoding gives the same reply; /set do-sample true samples another one")
 
     def undo(self, _: str) -> None:
         """Take the last exchange back."""
@@ -204,7 +203,6 @@ class CommandTalk(Talk):
             self._set_history_tokens(_count(name, value))
         else:
             self.chat.generation = self._changed(name, value)
-            self.set_after = self.chat.statistics
         if self.chat.generation.do_sample:
             self.sampling = self.chat.generation
         elif name in ("temperature", "top_k", "top_p", "do_sample"):

@@ -125,7 +125,7 @@ def test_clear_undo_and_retry(play: Play) -> None:
 
 def test_retry_under_greedy_says_that_it_cannot_differ(play: Play) -> None:
     played = play("/set do-sample off", "Hello", "/retry")
-    assert "greedy decoding would give the same reply" in played.said
+    assert "greedy decoding gives the same reply" in played.said
     assert len(played.chat.texts()) == 2
 
 
@@ -281,10 +281,24 @@ def test_what_is_set_while_decoding_is_greedy_stays(play: Play) -> None:
     assert (config.temperature, config.top_p, config.top_k, config.repetition_penalty) == (0.6, 0.7, 5, 1.3)
 
 
-def test_a_greedy_retry_is_refused_only_if_it_would_change_nothing(play: Play) -> None:
-    """After `/set temperature 0` it was refused for a reply that had been sampled."""
+def test_a_greedy_retry_that_is_stopped_says_nothing_of_the_reply(
+    play: Play, network: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    play("/set temperature 0", "Hello")
+    press_ctrl_c(network, monkeypatch, (1,))
+    played = play("/retry")
+    assert "stopped; the conversation is as it was" in played.said
+    assert "gives the same reply" not in played.said
+
+
+def test_a_greedy_retry_of_a_sampled_reply_is_another_one(play: Play) -> None:
+    """It was refused, as the same reply; after `/undo`, too, where the reply before had been sampled."""
     played = play("Hello", "/set temperature 0", "/retry", "/retry")
-    assert played.said.count("greedy decoding would give the same reply") == 1
+    assert played.said.count("greedy decoding gives the same reply") == 1
+    play("/set temperature 1", "/clear", "Hello")
+    played = play("/set temperature 0", "Well", "/undo", "/retry")
+    assert "gives the same reply" not in played.said
+    assert len(played.chat.texts()) == 2
     assert "there is no exchange yet" in play("/clear", "/retry").said
 
 
