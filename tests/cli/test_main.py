@@ -306,7 +306,7 @@ import importlib.abc, os, signal, sys
 
 class Presser(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name == "dialogpt.cli.commands":
+        if name in ("dialogpt.errors", "dialogpt.cli.commands"):
             os.kill(os.getpid(), signal.SIGINT)
 
 sys.meta_path.insert(0, Presser())
